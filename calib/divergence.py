@@ -1,0 +1,38 @@
+"""How far a changed network's outputs are from the original's: KL divergence, and top-1 where labels exist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import log_softmax, rel_entr
+
+__all__ = ["kl_divergence", "log_probabilities", "top1"]
+
+
+def log_probabilities(outputs: np.ndarray) -> np.ndarray:
+    """Log class probabilities (N, K), float64, of logits or of probabilities (a network that ends in Softmax).
+
+    Outputs that are non-negative and sum to 1 are probabilities: their logarithm is taken.
+    """
+    flat = outputs.reshape(len(outputs), -1).astype(np.float64)
+    if (flat >= 0).all() and np.allclose(flat.sum(1), 1, atol=1e-3):
+        return np.asarray(np.log(np.maximum(flat, 1e-30)))
+    return np.asarray(log_softmax(flat, axis=1))
+
+
+def kl_divergence(reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
+    """Mean KL(reference ‖ outputs) over all images, in nats; both as lists of batches of network outputs."""
+    total, count = 0.0, 0
+    for a, b in zip(reference, outputs, strict=True):
+        log_p, log_q = log_probabilities(a), log_probabilities(b)
+        # rel_entr is p log(p / q), and 0 where p is 0
+        total += float(rel_entr(np.exp(log_p), np.exp(log_q)).sum())
+        count += len(a)
+    return max(total / count, 0.0)
+
+
+def top1(outputs: Sequence[np.ndarray], labels: np.ndarray) -> float:
+    """Share of images whose largest output is at the label."""
+    predictions = np.concatenate([o.reshape(len(o), -1).argmax(1) for o in outputs])
+    return float((predictions == labels).mean())

@@ -1,0 +1,103 @@
+"""onnxruntime sessions: provider choice, and one place that runs a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from passes.errors import ModelError, SettingsError
+from passes.model import first_line
+
+__all__ = ["Session", "providers"]
+
+ort.set_default_logger_severity(4)  # its errors reach the user as exceptions
+
+_PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+}
+
+
+def providers(choice: str) -> list[str]:
+    """onnxruntime's provider list for "auto", "cpu", "cuda" or "tensorrt".
+
+    "auto" is CUDA where a CUDA session can really be built, else the CPU.
+
+    Raises:
+        SettingsError: the choice is unknown, or its provider does not work on this machine.
+    """
+    if choice == "auto":
+        return _PROVIDERS["cuda" if _works("CUDAExecutionProvider") else "cpu"]
+    if choice not in _PROVIDERS:
+        raise SettingsError(f"unknown provider '{choice}': use auto, cpu, cuda or tensorrt")
+    wanted = _PROVIDERS[choice]
+    if not _works(wanted[0]):
+        raise SettingsError(
+            f"provider '{choice}' does not work on this machine (onnxruntime {ort.__version__} cannot start "
+            f"{wanted[0]}): install onnxruntime-gpu with its CUDA libraries on a machine with a GPU, or use cpu"
+        )
+    return wanted
+
+
+@cache
+def _works(provider: str) -> bool:
+    """Whether a session on the provider can be built: onnxruntime lists providers whose libraries are absent."""
+    if provider == "CPUExecutionProvider":
+        return True
+    if provider not in ort.get_available_providers():
+        return False
+    with redirect_stdout(StringIO()):  # it prints what it does not find
+        ort.preload_dlls()  # CUDA libraries from the nvidia-* wheels, where those are installed
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+        "probe",
+        [value("x", onnx.TensorProto.FLOAT, [1])],
+        [value("y", onnx.TensorProto.FLOAT, [1])],
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=[provider, "CPUExecutionProvider"])
+    return provider in session.get_providers()
+
+
+class Session:
+    """An onnxruntime session on a model held in memory.
+
+    Args:
+        proto: the model.
+        provider: as for `providers`.
+        threads: intra-op threads; 0 leaves onnxruntime its default.
+
+    Raises:
+        ModelError: onnxruntime cannot load the model.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, provider: str = "cpu", threads: int = 0) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        try:
+            self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=providers(provider))
+        except Exception as e:  # onnxruntime's exceptions share no base but Exception
+            raise ModelError(f"onnxruntime cannot load the model: {first_line(e)}") from e
+        self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
+        """The named outputs (all by default) for one batch.
+
+        Raises:
+            ModelError: onnxruntime fails on these inputs.
+        """
+        try:
+            return list(self._session.run(None if outputs is None else list(outputs), dict(feeds)))
+        except Exception as e:
+            raise ModelError(f"onnxruntime cannot run the model: {first_line(e)}") from e

@@ -1,0 +1,97 @@
+"""A graph run piece by piece over all calibration images, in its own order, holding only what is still needed.
+
+`advance` computes some tensors from those already held, so that a walk to every layer in turn costs about one
+forward pass in all, and each tensor is dropped when the last node that reads it has run. What is held at any
+moment is a cut of the graph: `tail` makes a model of all that lies behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+import numpy as np
+
+from calib.sessions import Session
+from passes.model import Model
+from passes.subgraph import node_inputs, nodes_between, submodel
+
+__all__ = ["Walk"]
+
+Chunk = dict[str, np.ndarray]
+
+
+class Walk:
+    """The walk over one graph.
+
+    Args:
+        model: the graph. Nodes that have not run yet may be changed or replaced between two `advance`s.
+        chunks: the calibration images, as one feed of the model's inputs a chunk.
+        provider: as for `Session`.
+    """
+
+    def __init__(self, model: Model, chunks: Iterable[Mapping[str, np.ndarray]], provider: str = "cpu") -> None:
+        self.model = model
+        self.provider = provider
+        self.chunks: list[Chunk] = [dict(chunk) for chunk in chunks]
+        self._done: set[str] = set()
+
+    def advance(self, wanted: Collection[str]) -> None:
+        """Compute the wanted tensors; drop what no node that is still to run reads (but the wanted)."""
+        graph = self.model.graph
+        held = set(self.chunks[0])
+        nodes = nodes_between(graph, held, wanted)
+        if nodes:
+            self._done.update(t.name for node in nodes for t in node.outputs)
+            ahead = self._read_ahead()
+            made = [t.name for node in nodes for t in node.outputs if t.name]
+            keep = [name for name in made if name in ahead or name in wanted]
+            reads = {t.name for node in nodes for t in node_inputs(node)} & held
+            proto = submodel(self.model, nodes, {n: self.chunks[0][n].dtype for n in sorted(reads)}, keep)
+            session = Session(proto, self.provider)
+            for chunk in self.chunks:
+                results = session.run({n: chunk[n] for n in reads}, keep)
+                chunk.update(zip(keep, results, strict=True))
+        ahead = self._read_ahead()
+        for chunk in self.chunks:
+            for name in [n for n in chunk if n not in ahead and n not in wanted]:
+                del chunk[name]
+
+    def _read_ahead(self) -> set[str]:
+        """Tensors that some node which has not run reads, or that are outputs of the graph."""
+        graph = self.model.graph
+        waiting = (n for n in graph.nodes if not all(t.name in self._done for t in n.outputs))
+        return {t.name for n in waiting for t in node_inputs(n)} | {t.name for t in graph.outputs}
+
+    def holds(self, name: str) -> bool:
+        """Whether a tensor is at hand."""
+        return name in self.chunks[0]
+
+    def values(self, name: str) -> Iterator[np.ndarray]:
+        """A held tensor, chunk by chunk."""
+        return (chunk[name] for chunk in self.chunks)
+
+    def tail(self, replaceable: Collection[str]) -> Tail:
+        """All that lies between the cut and the outputs, with some initializers replaceable."""
+        return Tail(self, replaceable)
+
+
+class Tail:
+    """A session on what lies behind a walk's cut. Valid until the walk goes on."""
+
+    def __init__(self, walk: Walk, replaceable: Collection[str]) -> None:
+        model, self._chunks = walk.model, walk.chunks
+        outputs = [t.name for t in model.graph.outputs]
+        held = set(walk.chunks[0])
+        nodes = nodes_between(model.graph, held, outputs)
+        self._reads = sorted({t.name for node in nodes for t in node_inputs(node)} & held)
+        dtypes = {n: walk.chunks[0][n].dtype for n in self._reads}
+        self._output = outputs[0]
+        proto = submodel(model, nodes, dtypes, [self._output], replaceable)
+        self._session = Session(proto, walk.provider)
+
+    def outputs(self, weights: Mapping[str, np.ndarray], chunks: int | None = None) -> list[np.ndarray]:
+        """The graph's first output for the first chunks, with some initializers replaced."""
+        return [
+            self._session.run({n: chunk[n] for n in self._reads} | dict(weights), [self._output])[0]
+            for chunk in self._chunks[:chunks]
+        ]

@@ -1,0 +1,188 @@
+"""A plan carried out: channels removed, layers decomposed, and every layer repaired in closed form on the way.
+
+The original and the compressed network are walked side by side. At each layer its response is regressed, by
+least squares over the calibration images, from what the *compressed* network feeds it on what the *original*
+one answered there, so a repair also absorbs what the layers before have lost. Where the layer is the last to
+enter a residual sum, it is asked for the original sum less what the compressed shortcut brings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from calib.data import CalibrationData
+from calib.moments import Moments, sample_positions, sampled_outputs, sampled_patches
+from calib.walk import Walk
+from hmc_onnx.plan import Plan
+from hmc_onnx.profile import KEEP
+from passes.channels import Channels, trace
+from passes.decompose import DECOMPOSITIONS, compose
+from passes.errors import PlanError
+from passes.layers import Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
+from passes.model import Model
+from passes.shapes import Shapes, infer_shapes
+
+__all__ = ["apply"]
+
+# Ridge towards the layer's own weights, as a share of the mean eigenvalue of its patches' second moment.
+RIDGE = 1e-3
+
+
+def apply(
+    model: Model, plan: Plan, data: CalibrationData, progress: Callable[[str, int, int], None] = lambda *_: None
+) -> Model:
+    """The compressed model.
+
+    Args:
+        model: normalised, the one the plan was made from; not changed.
+        plan: see `hmc_onnx.plan`.
+        data: calibration images.
+        progress: called with (what, done, of).
+
+    Raises:
+        PlanError: the plan is for another model, or asks for what the model does not have.
+    """
+    if plan.model != model.digest():
+        raise PlanError("the plan was made for another model: plan again, or give the model it was made for")
+    inputs = {name: (1, *array.shape[1:]) for name, array in data.feeds.items()}
+    compressed = model.copy()
+    kept = _prune(compressed, plan, inputs)
+    shapes = infer_shapes(compressed, inputs)
+    chunks = [feeds for feeds, _ in data.head(plan.settings.samples).chunks(plan.settings.batch)]
+    walks = _Walks(
+        Walk(model, chunks, plan.settings.provider), Walk(compressed, chunks, plan.settings.provider), kept, plan
+    )
+    nodes = [n for n in compressed.graph.nodes if n.op in ("Conv", "Gemm") and n.name in plan.layers]
+    missing = set(plan.layers) - {n.name for n in nodes}
+    if missing:
+        raise PlanError(f"the plan names a layer that the model does not have: '{min(missing)}'")
+    changed = False
+    for done, node in enumerate(nodes):
+        progress("repair", done, len(nodes))
+        if why_not_a_layer(node, shapes):
+            raise PlanError(f"the plan names a layer that cannot be changed: '{node.name}'")
+        step = plan.layers[node.name]
+        pruned = node.name in kept.touched
+        changed = changed or pruned or step.method != KEEP
+        if changed:
+            _repair(compressed, node, shapes, walks, step.method, step.rank)
+    compressed.forget_shapes()
+    compressed.graph.cleanup().toposort()
+    return compressed
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is left of each layer's outputs: masks over the original's channels; and the layers pruned."""
+
+    outputs: dict[str, np.ndarray]
+    touched: set[str]
+
+
+def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kept:
+    channels: Channels = trace(model, inputs)
+    known = {g.name: g for g in channels.groups}
+    removed = {}
+    for name, group in plan.groups.items():
+        if name not in known or known[name].size != group.size:
+            raise PlanError(f"the plan names a channel group that the model does not have: '{name}'")
+        if any(not 0 <= c < group.size for c in group.removed):
+            raise PlanError(f"the plan removes channels of '{name}' that it does not have: it has {group.size}")
+        if group.removed:
+            removed[name] = np.array(group.removed)
+    outputs: dict[str, np.ndarray] = {}
+    touched = set()
+    for group_ in channels.groups:
+        for slot, classes in zip(group_.slots, group_.classes, strict=True):
+            gone = np.isin(classes, removed.get(group_.name, np.zeros(0, int)))
+            if slot.role == "produces":
+                outputs[slot.node.name] = outputs.get(slot.node.name, True) & ~gone
+            if gone.any():
+                touched.add(slot.node.name)
+    channels.remove(removed)
+    return _Kept(outputs, touched)
+
+
+@dataclass
+class _Walks:
+    original: Walk
+    compressed: Walk
+    kept: _Kept
+    plan: Plan
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.plan.settings.seed)
+        self.nodes = {n.name: n for n in self.original.model.graph.nodes}
+
+
+def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: str, rank: int) -> None:
+    """Solve a layer anew on the compressed network's input, and decompose it."""
+    layer = layer_of(node, shapes)
+    moments = _paired_moments(layer, node, shapes, walks)
+    weight = _solve(layer, moments)
+    if method == KEEP:
+        kernel = weight
+        bias = _bias(kernel, moments)
+        write_layer(node, kernel, bias)
+        return
+    decomposition = DECOMPOSITIONS.get(method)
+    if decomposition is None:
+        raise PlanError(f"layer '{node.name}': unknown method '{method}', use keep or {', '.join(DECOMPOSITIONS)}")
+    reason = decomposition.why_not(layer.geometry)
+    if reason or not 1 <= rank <= decomposition.max_rank(layer.geometry):
+        most = decomposition.max_rank(layer.geometry) if reason is None else 0
+        raise PlanError(f"layer '{node.name}': {method} of rank {rank} does not apply: {reason or f'1 to {most} do'}")
+    factors = decomposition.factors(layer.geometry, weight, moments.second, rank)
+    links = decomposition.links(layer.geometry, rank)
+    bias = _bias(compose(links, factors), moments)
+    replace_by_chain(model.graph, node, list(zip(links, factors, strict=True)), bias)
+
+
+def _paired_moments(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) -> Moments:
+    """Moments of the compressed network's patches and the original's responses at the same places."""
+    settings = walks.plan.settings
+    keep = walks.kept.outputs[layer.name]
+    shortcut = _shortcut(node, walks)
+    walks.compressed.advance([layer.input, *([shortcut] if shortcut else [])])
+    walks.original.advance([walks.nodes[layer.name].outputs[0].name, *([shortcut] if shortcut else [])])
+    size = tuple(d for d in shapes[layer.input][2:] if d is not None)
+    positions = sample_positions(layer.geometry, size, settings.positions, walks.rng)
+    moments = Moments()
+    held = walks.compressed.chunks
+    answers = walks.original.chunks
+    for mine, theirs in zip(held, answers, strict=True):
+        target = sampled_outputs(theirs[layer.output], positions)[:, keep]
+        if shortcut:
+            target = target + sampled_outputs(theirs[shortcut], positions)[:, keep]
+            target = target - sampled_outputs(mine[shortcut], positions)
+        moments.update(sampled_patches(mine[layer.input], layer.geometry, positions), target)
+    return moments
+
+
+def _shortcut(node: gs.Node, walks: _Walks) -> str | None:
+    """The other term of the sum that a layer's output enters, if both networks have computed it already."""
+    readers = node.outputs[0].outputs
+    if len(readers) != 1 or readers[0].op != "Add":
+        return None
+    other = next((t for t in readers[0].inputs if t is not node.outputs[0]), None)
+    if other is None or not (walks.compressed.holds(other.name) and walks.original.holds(other.name)):
+        return None
+    return str(other.name)
+
+
+def _solve(layer: Layer, moments: Moments) -> np.ndarray:
+    """argmin_B E‖t - B x‖² + λ‖B - W‖²: least squares, held to the layer's weights where the data say nothing."""
+    second, cross = moments.second, moments.cross
+    n = len(second)
+    ridge = RIDGE * max(np.trace(second) / n, np.finfo(float).tiny)
+    own = layer.weight.reshape(len(layer.weight), -1)
+    solved = np.linalg.solve(second + ridge * np.eye(n), (cross + ridge * own).T).T
+    return np.asarray(solved.reshape(layer.weight.shape))
+
+
+def _bias(kernel: np.ndarray, moments: Moments) -> np.ndarray:
+    return moments.target_mean - kernel.reshape(len(kernel), -1) @ moments.mean

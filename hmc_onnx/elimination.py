@@ -1,0 +1,132 @@
+"""Which channels to remove: backward elimination by the least-squares error of the layers that read them.
+
+For consumers y = B x with second moments M, P = M⁻¹, the error that removing the features F of a channel adds,
+after B has been solved again for the features that stay, is tr(B_F (P_FF)⁻¹ B_Fᵀ); then
+P ← P - P_:F (P_FF)⁻¹ P_F: and B ← B - B_F (P_FF)⁻¹ P_F:. (Hassibi & Stork's optimal brain surgeon, NIPS 1992,
+for a block of inputs of a linear layer.) A channel that several layers read is charged to all of them, each
+error taken as a share of its layer's own response.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Consumer", "Elimination", "eliminate"]
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A layer that reads the channels.
+
+    Attributes:
+        weight: (O, I, *kernel) float64.
+        moment: (n, n) second moment of its patches.
+        classes: (I,) the class of each input channel, -1 for channels that are not up for removal.
+    """
+
+    weight: np.ndarray
+    moment: np.ndarray
+    classes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """Classes in the order of removal, and each consumer's repaired weight at the counts asked for.
+
+    `weights[m]` are the consumers' weights after the first m removals: full shape, zero where removed.
+    """
+
+    order: np.ndarray
+    weights: dict[int, list[np.ndarray]]
+
+
+def eliminate(
+    consumers: Sequence[Consumer], size: int, counts: Sequence[int], floors: Sequence[np.ndarray], least: int
+) -> Elimination:
+    """Remove classes one by one, always the one that costs least.
+
+    Args:
+        consumers: at least one.
+        size: number of classes.
+        counts: removal counts to record weights at.
+        floors: class arrays (one for each parameter axis that carries the classes), of each of which at least
+            `least` entries must stay.
+        least: see `floors`.
+
+    Returns:
+        As many removals as the largest count, or as the floors allow.
+    """
+    states = [_State(c, size) for c in consumers]
+    alive = np.ones(size, bool)
+    entries = [np.bincount(f[f >= 0], minlength=size) for f in floors]
+    left = [int(e.sum()) for e in entries]
+    order: list[int] = []
+    weights: dict[int, list[np.ndarray]] = {}
+    while len(order) < max(counts, default=0):
+        allowed = alive.copy()
+        for e, n in zip(entries, left, strict=True):
+            allowed &= n - e >= np.where(e > 0, least, 0)
+        if not allowed.any():
+            break
+        scores = sum(state.scores(allowed) for state in states)
+        c = int(np.argmin(np.where(allowed, scores, math.inf)))
+        for state in states:
+            state.remove(c)
+        alive[c] = False
+        left = [n - int(e[c]) for e, n in zip(entries, left, strict=True)]
+        order.append(c)
+        if len(order) in counts:
+            weights[len(order)] = [state.weight() for state in states]
+    return Elimination(np.array(order, dtype=int), weights)
+
+
+class _State:
+    """One consumer's P and B while classes go."""
+
+    def __init__(self, consumer: Consumer, size: int) -> None:
+        self.shape = consumer.weight.shape
+        self.b = consumer.weight.reshape(len(consumer.weight), -1).copy()
+        moment = consumer.moment
+        n = len(moment)
+        floor = 1e-6 * max(np.trace(moment) / n, np.finfo(float).tiny)
+        self.p = np.linalg.inv(moment + floor * np.eye(n))
+        self.scale = 1 / max(np.einsum("on,on->", self.b @ moment, self.b), np.finfo(float).tiny)
+        k = math.prod(self.shape[2:])
+        channels = [np.flatnonzero(consumer.classes == c) for c in range(size)]
+        self.features = [(ch[:, None] * k + np.arange(k)).ravel() for ch in channels]
+
+    def scores(self, allowed: np.ndarray) -> np.ndarray:
+        """Relative error that each allowed class would add; 0 for classes that this layer does not read."""
+        scores = np.zeros(len(allowed))
+        by_width: dict[int, list[int]] = {}
+        for c in np.flatnonzero(allowed):
+            by_width.setdefault(len(self.features[c]), []).append(int(c))
+        for width, classes in by_width.items():
+            if width == 0:
+                continue
+            f = np.stack([self.features[c] for c in classes])  # (m, width)
+            blocks = self.p[f[:, :, None], f[:, None, :]]
+            columns = self.b[:, f].transpose(1, 2, 0)  # (m, width, O)
+            solved = np.linalg.solve(blocks, columns)
+            scores[classes] = np.einsum("mwo,mwo->m", columns, solved)
+        return scores * self.scale
+
+    def remove(self, c: int) -> None:
+        """Take class c out and solve for the rest."""
+        f = self.features[c]
+        if len(f) == 0:
+            return
+        update = np.linalg.solve(self.p[np.ix_(f, f)], self.p[f])  # (width, n)
+        self.b -= self.b[:, f] @ update
+        self.p -= self.p[:, f] @ update
+        self.b[:, f] = 0
+        self.p[f] = self.p[:, f] = 0
+        self.p[f, f] = 1  # keeps the blocks that are never looked at again invertible
+
+    def weight(self) -> np.ndarray:
+        """The repaired weight so far."""
+        return self.b.reshape(self.shape).copy()

@@ -1,0 +1,85 @@
+"""The profile: what each candidate costs and how much the network bears it. Typed, versioned, JSON.
+
+A candidate for a channel group is a number of classes to keep. A candidate for a layer is a decomposition and a
+rank, given how many channels its input and output groups keep. Sensitivity is the KL divergence, in nats, of
+the network's output from the original's with that candidate alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from hmc_onnx.settings import Settings
+
+__all__ = ["KEEP", "GroupChoice", "GroupProfile", "LayerChoice", "LayerProfile", "Profile"]
+
+KEEP = "keep"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GroupChoice(_Frozen):
+    """Keep `keep` classes by removing `removed`, the repaired consumers measured at `sensitivity` nats."""
+
+    keep: int
+    removed: list[int]
+    sensitivity: float
+
+
+class GroupProfile(_Frozen):
+    """A channel group. Choice 0 keeps everything; `layers` are the producers and consumers by node name."""
+
+    name: str
+    size: int
+    producers: list[str]
+    consumers: list[str]
+    choices: list[GroupChoice]
+
+
+class LayerChoice(_Frozen):
+    """One decomposition ("keep" for none) of a layer, with `inputs` and `outputs` as choices of its groups.
+
+    Attributes:
+        inputs, outputs: index into the choices of the input and output group; 0 where there is no group.
+        error: share of the layer's response (squared) that the decomposition loses.
+        sensitivity: nats; measured, or read off the layer's measured curve at `error`.
+    """
+
+    inputs: int
+    outputs: int
+    method: str
+    rank: int
+    macs: int
+    parameters: int
+    error: float
+    sensitivity: float
+    measured: bool
+
+
+class LayerProfile(_Frozen):
+    """A Conv or Gemm with its candidates."""
+
+    name: str
+    input_group: str | None
+    output_group: str | None
+    macs: int
+    parameters: int
+    choices: list[LayerChoice]
+
+
+class Profile(_Frozen):
+    """All that planning needs."""
+
+    version: Literal[1] = 1
+    model: str
+    data: str
+    settings: Settings
+    macs: int
+    parameters: int
+    groups: list[GroupProfile]
+    layers: list[LayerProfile]
+    declined: dict[str, str]

@@ -1,0 +1,65 @@
+"""The settings of a run, the same from the command line, a YAML file and Python."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from passes.errors import SettingsError
+
+__all__ = ["Settings", "Strategy", "Target", "parse_target"]
+
+Strategy = Literal["hmc", "nahc", "ahc", "prune", "lowrank"]
+
+
+class Target(BaseModel):
+    """The share of the original's MACs and parameters that may be used; 1 where there is no bound."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    macs: float | None = Field(default=None, gt=0, le=1)
+    params: float | None = Field(default=None, gt=0, le=1)
+
+    def __str__(self) -> str:
+        return ",".join(f"{k}={v:g}" for k, v in self if v is not None)
+
+
+class Settings(BaseModel):
+    """What a profile depends on, besides the model and the data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    samples: int = Field(default=1024, ge=1, description="calibration images for the second moments")
+    kl_samples: int = Field(default=256, ge=1, description="of these, images for measuring sensitivity")
+    positions: int = Field(default=64, ge=1, description="output positions looked at in each image")
+    align: int = Field(default=4, ge=1, description="ranks and channel counts are multiples of this")
+    seed: int = Field(default=0, ge=0)
+    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
+    batch: int = Field(default=128, ge=1, description="images run at once while measuring")
+
+    @field_validator("kl_samples")
+    @classmethod
+    def _positive(cls, value: int) -> int:
+        return value
+
+
+def parse_target(text: str) -> Target:
+    """Read "macs=0.5", "params=0.4" or both with a comma between.
+
+    Raises:
+        SettingsError: anything else, or a share outside (0, 1].
+    """
+    values: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = part.partition("=")
+        try:
+            values[name.strip()] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals or name.strip() not in Target.model_fields:
+            raise SettingsError(f"target '{text}' is not understood: write macs=0.5, params=0.5 or macs=0.5,params=0.6")
+    for name, value in values.items():
+        if not 0 < value <= 1:
+            raise SettingsError(f"target {name}={value:g} is out of range: it is a share, above 0 and at most 1")
+    return Target(**values)

@@ -1,0 +1,227 @@
+"""From a profile to a plan: one choice a group and a layer, least sensitivity in all, within the budget.
+
+A mixed-integer program, solved exactly by HiGHS (`scipy.optimize.milp`). Binary x[g, a] says that group g
+takes choice a, z[l, c] that layer l takes choice c, and since a layer's choice c names what its input and
+output group keep,
+
+    Σ_c z[l, c] = 1,   Σ_{c: inputs(c) = a} z[l, c] = x[input group of l, a],   likewise for outputs,
+
+so the MACs of every layer are exact whatever is combined. Sensitivities add up: errors that are small and
+unrelated add in the square, and the KL divergence is quadratic in them. The strategies are the same program
+with fewer choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array
+
+from hmc_onnx.grouping import bearing, differences
+from hmc_onnx.plan import GroupPlan, LayerPlan, Plan
+from hmc_onnx.profile import KEEP, GroupProfile, LayerChoice, LayerProfile, Profile
+from hmc_onnx.settings import Strategy, Target
+from passes.errors import HmcError, SettingsError
+
+__all__ = ["solve"]
+
+Allowed = Callable[[LayerProfile, LayerChoice], bool]
+
+
+def solve(profile: Profile, target: Target, strategy: Strategy = "hmc") -> Plan:
+    """The plan of least total sensitivity.
+
+    Raises:
+        SettingsError: no combination of candidates meets the target; the message says what is possible.
+    """
+    bounds = {k: v for k, v in (("macs", target.macs), ("parameters", target.params)) if v is not None}
+    if not bounds:
+        raise SettingsError("the target bounds nothing: give macs=… or params=…")
+    program = _Program(profile, _allowed(profile, strategy))
+    limits = {k: share * getattr(profile, k) for k, share in bounds.items()}
+    solution = program.minimise(program.sensitivity, limits)
+    if solution is None:
+        possible = []
+        for k in bounds:
+            least = program.minimise(program.cost[k], {})
+            assert least is not None
+            possible.append(f"{'macs' if k == 'macs' else 'params'}={program.spent(k, least) / getattr(profile, k):.3f}")
+        raise SettingsError(
+            f"target {target} is below what strategy '{strategy}' can reach on this model "
+            f"({', '.join(possible)} each alone): ask for more"
+        )
+    return _plan(profile, program, solution, target, strategy)
+
+
+def _allowed(profile: Profile, strategy: Strategy) -> Allowed:
+    """Which choices a strategy may take."""
+    if strategy == "hmc":
+        return lambda layer, c: True
+    if strategy == "prune":
+        return lambda layer, c: c.method == KEEP
+    if strategy == "lowrank":
+        return lambda layer, c: c.inputs == c.outputs == 0
+    if strategy == "ahc":  # both or neither; low rank alone where there is nothing to prune
+        def both_or_neither(layer: LayerProfile, c: LayerChoice) -> bool:
+            if layer.input_group is None and layer.output_group is None:
+                return True
+            return (c.inputs == c.outputs == 0) == (c.method == KEEP)
+
+        return both_or_neither
+    difference = differences(profile)
+    pruned = {
+        g.name
+        for g in profile.groups
+        if sum((difference[n] or 0.0) * m for n, m in _macs(g, profile).items()) < 0
+    }
+
+    def one_method(layer: LayerProfile, c: LayerChoice) -> bool:
+        if {layer.input_group, layer.output_group} & pruned:
+            ends = ((layer.input_group, c.inputs), (layer.output_group, c.outputs))
+            return c.method == KEEP and all(i == 0 or g in pruned for g, i in ends)
+        return c.inputs == c.outputs == 0
+
+    return one_method
+
+
+def _macs(group: GroupProfile, profile: Profile) -> dict[str, int]:
+    members = {*group.producers, *group.consumers}
+    return {layer.name: layer.macs for layer in profile.layers if layer.name in members}
+
+
+class _Program:
+    """The variables, their costs, and the constraints that make a choice a choice."""
+
+    def __init__(self, profile: Profile, allowed: Allowed) -> None:
+        self.layers = [
+            (layer, c) for layer in profile.layers for c in _undominated([c for c in layer.choices if allowed(layer, c)])
+        ]
+        self.groups = [(g, a) for g in profile.groups for a in range(len(g.choices))]
+        self.count = len(self.groups) + len(self.layers)
+        zeros = [0.0] * len(self.groups)
+        self.sensitivity = np.array(
+            [g.choices[a].sensitivity for g, a in self.groups] + [c.sensitivity for _, c in self.layers]
+        )
+        self.cost = {
+            "macs": np.array(zeros + [float(c.macs) for _, c in self.layers]),
+            "parameters": np.array(zeros + [float(c.parameters) for _, c in self.layers]),
+        }
+        self.fixed = {
+            k: getattr(profile, k) - sum(getattr(layer, k) for layer in profile.layers) for k in ("macs", "parameters")
+        }
+        self.choice = self._choice_constraints(profile)
+
+    def _choice_constraints(self, profile: Profile) -> LinearConstraint:
+        rows: dict[tuple, int] = {}
+        entries: list[tuple[int, int, float]] = []
+        right: list[float] = []
+
+        def row(key: tuple, value: float) -> int:
+            if key not in rows:
+                rows[key] = len(rows)
+                right.append(value)
+            return rows[key]
+
+        for j, (group, a) in enumerate(self.groups):
+            entries.append((row(("group", group.name), 1.0), j, 1.0))
+        column = {(g.name, a): j for j, (g, a) in enumerate(self.groups)}
+        for layer in profile.layers:
+            for side, name in (("inputs", layer.input_group), ("outputs", layer.output_group)):
+                if name is not None:
+                    group = next(g for g in profile.groups if g.name == name)
+                    for a in range(len(group.choices)):
+                        entries.append((row((layer.name, side, a), 0.0), column[name, a], -1.0))
+        for j, (layer, c) in enumerate(self.layers, start=len(self.groups)):
+            entries.append((row(("layer", layer.name), 1.0), j, 1.0))
+            if layer.input_group is not None:
+                entries.append((row((layer.name, "inputs", c.inputs), 0.0), j, 1.0))
+            if layer.output_group is not None:
+                entries.append((row((layer.name, "outputs", c.outputs), 0.0), j, 1.0))
+        i, j, v = zip(*entries, strict=True)
+        matrix = coo_array((v, (i, j)), shape=(len(rows), self.count)).tocsr()
+        return LinearConstraint(matrix, right, right)
+
+    def minimise(self, objective: np.ndarray, limits: dict[str, float]) -> np.ndarray | None:
+        """The best 0/1 vector, or None if there is none within the limits."""
+        constraints = [self.choice]
+        for k, limit in limits.items():
+            scale = max(limit, 1.0)  # HiGHS's tolerances are absolute
+            constraints.append(LinearConstraint(self.cost[k][None] / scale, -np.inf, (limit - self.fixed[k]) / scale))
+        scaled = objective / max(float(np.abs(objective).max(initial=0.0)), 1e-300)
+        result = milp(
+            scaled,
+            integrality=np.ones(self.count),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": 1e-4, "time_limit": 120.0},
+        )
+        if result.x is None:
+            if result.status == 2:
+                return None
+            raise HmcError(f"the solver stopped without a plan: {result.message}")
+        return np.round(result.x)
+
+    def spent(self, what: str, solution: np.ndarray) -> float:
+        """MACs or parameters of a solution, for the whole network."""
+        return float(self.cost[what] @ solution) + self.fixed[what]
+
+
+def _undominated(choices: list[LayerChoice]) -> list[LayerChoice]:
+    """Without those that another one with the same channels beats in MACs, parameters and sensitivity."""
+    kept: list[LayerChoice] = []
+    for c in sorted(choices, key=lambda c: (c.macs, c.parameters, c.sensitivity)):
+        if not any(
+            k.inputs == c.inputs
+            and k.outputs == c.outputs
+            and k.parameters <= c.parameters
+            and k.sensitivity <= c.sensitivity
+            for k in kept
+        ):
+            kept.append(c)
+    return kept
+
+
+def _plan(profile: Profile, program: _Program, solution: np.ndarray, target: Target, strategy: Strategy) -> Plan:
+    groups = {
+        g.name: GroupPlan(size=g.size, removed=g.choices[a].removed, sensitivity=g.choices[a].sensitivity)
+        for (g, a), taken in zip(program.groups, solution, strict=False)
+        if taken
+    }
+    difference = differences(profile)
+    layers = {}
+    for (layer, c), taken in zip(program.layers, solution[len(program.groups) :], strict=True):
+        if taken:
+            layers[layer.name] = LayerPlan(
+                method=c.method,
+                rank=c.rank,
+                bears=bearing(difference[layer.name]),
+                difference=difference[layer.name],
+                sensitivity=c.sensitivity,
+                macs=c.macs,
+                parameters=c.parameters,
+                reason=_reason(layer, c),
+            )
+    return Plan(
+        model=profile.model,
+        data=profile.data,
+        settings=profile.settings,
+        strategy=strategy,
+        target=target,
+        groups=groups,
+        layers={layer.name: layers[layer.name] for layer in profile.layers},
+        declined=profile.declined,
+        macs=round(program.spent("macs", solution)),
+        parameters=round(program.spent("parameters", solution)),
+        sensitivity=float(program.sensitivity @ solution),
+    )
+
+
+def _reason(layer: LayerProfile, choice: LayerChoice) -> str:
+    pruned = choice.inputs > 0 or choice.outputs > 0
+    if choice.method == KEEP and not pruned:
+        return "every candidate costs more accuracy for its saving than others elsewhere"
+    what = {(True, True): "pruned and decomposed", (True, False): "pruned", (False, True): "decomposed"}
+    share = choice.macs / max(layer.macs, 1)
+    return f"{what[pruned, choice.method != KEEP]} to {share:.0%} of its MACs"

@@ -1,0 +1,64 @@
+"""CP: 1×1 from I to r channels, k×k depthwise on r, 1×1 from r to O (Lebedev et al., ICLR 2015).
+
+tensorly's alternating least squares on W as an (O, I, k k) tensor, whitened by the channels' second moment;
+the last factor is then re-solved in the norm of the responses.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+
+import numpy as np
+from tensorly.decomposition import parafac
+
+from passes.decompose.base import Decomposition, least_squares, mode_moment, root
+from passes.decompose.output_svd import pointwise
+from passes.layers import Geometry
+
+__all__ = ["CP"]
+
+
+class CP(Decomposition):
+    """W[o, i, y] ≈ Σ_r A[o, r] B[i, r] C[y, r]."""
+
+    name = "cp"
+
+    def why_not(self, geometry: Geometry) -> str | None:
+        if geometry.groups > 1:
+            return "it is a grouped Conv, which has no dense tensor to factor"
+        if math.prod(geometry.kernel) == 1:
+            return "its kernel is 1×1, for which the SVD is the CP decomposition"
+        return None
+
+    def max_rank(self, geometry: Geometry) -> int:
+        """Every (i, y) pair on its own is exact; no smaller bound is known for CP."""
+        return geometry.features
+
+    def links(self, geometry: Geometry, rank: int) -> tuple[Geometry, ...]:
+        return (
+            pointwise(geometry, geometry.inputs, rank),
+            replace(geometry, inputs=rank, outputs=rank, groups=rank),
+            pointwise(geometry, rank, geometry.outputs),
+        )
+
+    def factors(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, rank: int) -> tuple[np.ndarray, ...]:
+        o, i, k = geometry.outputs, geometry.inputs, math.prod(geometry.kernel)
+        if rank >= geometry.features:
+            inputs, places = np.repeat(np.eye(i), k, 1), np.tile(np.eye(k), i)
+        else:
+            half, inverse_half = root(mode_moment(moment, geometry))
+            whitened = np.einsum("oik,ij->ojk", weight.reshape(o, i, k), half)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # tensorly warns where it fills ranks above a mode's size
+                _, (_, inputs, places) = parafac(
+                    whitened, rank, n_iter_max=30, init="svd", tol=1e-5, random_state=0, normalize_factors=True
+                )
+            inputs = inverse_half @ inputs
+        join = np.einsum("ir,kr->rik", inputs, places).reshape(rank, -1)  # z = join x
+        half_way = join @ moment
+        outputs = least_squares(half_way @ join.T, weight.reshape(o, -1) @ half_way.T)
+        ones = [1] * len(geometry.kernel)
+        first, last = inputs.T.reshape(rank, i, *ones), outputs.reshape(o, rank, *ones)
+        return first, places.T.reshape(rank, 1, *geometry.kernel), last

@@ -1,0 +1,43 @@
+"""Output-side SVD: k×k from I to r channels, then 1×1 from r to O; for a Gemm or a 1×1 Conv, the plain SVD.
+
+In the norm of the layer's responses this is reduced-rank regression (Izenman, J. Multivariate Anal. 5, 1975;
+for Convs: Zhang et al., TPAMI 38(10), 2016): Ŵ = V Vᵀ W with V the leading eigenvectors of W M Wᵀ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from passes.decompose.base import Decomposition
+from passes.layers import Geometry
+
+__all__ = ["OutputSVD", "pointwise"]
+
+
+class OutputSVD(Decomposition):
+    """W ≈ V (Vᵀ W)."""
+
+    name = "svd"
+
+    def why_not(self, geometry: Geometry) -> str | None:
+        return "it is a grouped Conv, which has no dense matrix to factor" if geometry.groups > 1 else None
+
+    def max_rank(self, geometry: Geometry) -> int:
+        return min(geometry.outputs, geometry.features)
+
+    def links(self, geometry: Geometry, rank: int) -> tuple[Geometry, ...]:
+        return (replace(geometry, outputs=rank), pointwise(geometry, rank, geometry.outputs))
+
+    def factors(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, rank: int) -> tuple[np.ndarray, ...]:
+        matrix = weight.reshape(geometry.outputs, -1)
+        leading = np.linalg.eigh(matrix @ moment @ matrix.T)[1][:, ::-1][:, :rank]
+        first = (leading.T @ matrix).reshape(rank, *geometry.weight_shape[1:])
+        return first, leading.reshape(geometry.outputs, rank, *[1] * len(geometry.kernel))
+
+
+def pointwise(geometry: Geometry, inputs: int, outputs: int) -> Geometry:
+    """A 1×1 Conv with as many spatial axes as `geometry` has; for a Gemm, a Gemm."""
+    d = len(geometry.kernel)
+    return Geometry(inputs, outputs, (1,) * d, (1,) * d, (0,) * 2 * d, (1,) * d)

@@ -1,0 +1,64 @@
+"""Tucker-2: 1×1 from I to s channels, k×k from s to r, 1×1 from r to O (Kim et al., ICLR 2016).
+
+The input factor is that of tensorly's partial Tucker decomposition (HOOI) of W whitened by the channels'
+second moment. Given it, the other two have a closed form that is optimal in the norm of the responses:
+the output-side SVD of the least-squares map from the projected patches.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from tensorly.decomposition import partial_tucker
+
+from passes.decompose.base import Decomposition, least_squares, mode_moment, root
+from passes.decompose.output_svd import OutputSVD, pointwise
+from passes.layers import Geometry
+
+__all__ = ["Tucker2"]
+
+
+class Tucker2(Decomposition):
+    """Rank r on the output side; on the input side s = r I / O, so that both are cut in proportion."""
+
+    name = "tucker"
+
+    def why_not(self, geometry: Geometry) -> str | None:
+        if geometry.groups > 1:
+            return "it is a grouped Conv, which has no dense matrix to factor"
+        if math.prod(geometry.kernel) == 1:
+            return "its kernel is 1×1, for which the SVD is the Tucker decomposition"
+        return None
+
+    def max_rank(self, geometry: Geometry) -> int:
+        return geometry.outputs
+
+    def input_rank(self, geometry: Geometry, rank: int) -> int:
+        """s, which is I at the full rank r = O."""
+        return max(1, min(geometry.inputs, round(rank * geometry.inputs / geometry.outputs)))
+
+    def links(self, geometry: Geometry, rank: int) -> tuple[Geometry, ...]:
+        s = self.input_rank(geometry, rank)
+        return (
+            pointwise(geometry, geometry.inputs, s),
+            replace(geometry, inputs=s, outputs=rank),
+            pointwise(geometry, rank, geometry.outputs),
+        )
+
+    def factors(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, rank: int) -> tuple[np.ndarray, ...]:
+        o, i, k = geometry.outputs, geometry.inputs, math.prod(geometry.kernel)
+        s = self.input_rank(geometry, rank)
+        half, inverse_half = root(mode_moment(moment, geometry))
+        whitened = np.einsum("oik,ij->ojk", weight.reshape(o, i, k), half)
+        (_, factors), _ = partial_tucker(whitened, rank=[min(rank, s * k), s], modes=[0, 1], n_iter_max=20)
+        project = np.asarray(factors[1]).T @ inverse_half  # (s, I)
+        by_place = moment.reshape(i, k, i * k)
+        half_way = np.einsum("si,ikn->skn", project, by_place, optimize=True)  # E[z xᵀ]
+        features = np.einsum("skiq,ti->sktq", half_way.reshape(s, k, i, k), project, optimize=True).reshape(s * k, -1)
+        responses = weight.reshape(o, -1) @ half_way.reshape(s * k, -1).T
+        inner = geometry.resized(s, o)
+        core = least_squares(features, responses).reshape(inner.weight_shape)
+        middle, last = OutputSVD().factors(inner, core, features, rank)
+        return project.reshape(s, i, *[1] * len(geometry.kernel)), middle, last

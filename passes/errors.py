@@ -1,0 +1,29 @@
+"""The errors a user can mend: each message is one sentence that says what, where and what to do."""
+
+from __future__ import annotations
+
+__all__ = ["DataError", "HmcError", "ModelError", "OutputError", "PlanError", "SettingsError"]
+
+
+class HmcError(Exception):
+    """Base of all errors that a user's input can cause; the CLI prints the message and exits with 1."""
+
+
+class ModelError(HmcError):
+    """The model file is missing, broken, or holds what cannot be compressed."""
+
+
+class DataError(HmcError):
+    """The calibration data is missing, unreadable, or does not fit the model."""
+
+
+class SettingsError(HmcError):
+    """A setting is out of range, unknown, or asks for what is not there."""
+
+
+class PlanError(HmcError):
+    """A plan or profile is malformed or was made from another model, other data or other settings."""
+
+
+class OutputError(HmcError):
+    """The output cannot be written."""

@@ -1,0 +1,254 @@
+"""The intermediate representation: an onnx-graphsurgeon graph and everything of the file it does not hold.
+
+graphsurgeon drops documentation, node metadata, the order of initializers that are also inputs, and the
+exact types of inputs and outputs. `Model` keeps the file's own protos beside the graph and puts them back,
+so that load followed by save is the identity, and a pass changes what it means to change and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+
+from passes.errors import ModelError, OutputError
+
+__all__ = ["Model", "constant_value", "load", "save", "write_atomically"]
+
+logging.getLogger("onnx_graphsurgeon").setLevel(logging.ERROR)
+gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
+
+# protobuf refuses messages of 2 GiB; beyond this the weights go to a file beside the model.
+EXTERNAL_DATA_THRESHOLD = 2**31 - 2**24
+
+
+class Model:
+    """A graph to rewrite in place (`graph`), with the rest of its file (`header`: a ModelProto without nodes).
+
+    Args:
+        proto: the model; it is not changed, and must not be changed while the Model lives (large
+            initializers are shared, not copied).
+    """
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.graph: gs.Graph = gs.import_onnx(proto)
+        self.header = onnx.ModelProto()
+        _copy_fields(proto, self.header, skip={"graph", "functions"})
+        _copy_fields(proto.graph, self.header.graph, skip={"node", "initializer", "sparse_initializer", "value_info"})
+        self._value_info = {info.name: info for info in proto.graph.value_info}
+        self._order = {t.name: i for i, t in enumerate(proto.graph.initializer)}
+        self._node_texts = {
+            node.output[0]: (node.op_type, node.doc_string, list(node.metadata_props))
+            for node in proto.graph.node
+            if node.output and (node.doc_string or node.metadata_props)
+        }
+
+    def copy(self) -> Model:
+        """A model with its own nodes; constants share their arrays until one of them is replaced."""
+        other = Model.__new__(Model)
+        other.__dict__.update(self.__dict__)
+        other.graph = self.graph.copy()
+        return other
+
+    def constants(self) -> list[gs.Constant]:
+        """Every initializer that a node of the main graph reads, once, in order of use."""
+        found = {t.name: t for node in self.graph.nodes for t in node.inputs if isinstance(t, gs.Constant)}
+        return list(found.values())
+
+    def forget_shapes(self) -> None:
+        """Drop the recorded shapes of intermediate tensors, which a rewrite may have made stale."""
+        kept = {t.name for t in [*self.graph.inputs, *self.graph.outputs]}
+        for tensor in self.graph.tensors().values():
+            if isinstance(tensor, gs.Variable) and tensor.name not in kept:
+                tensor.shape = tensor.dtype = None
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The model as an onnx.ModelProto, with the file's own header, inputs, outputs and node texts."""
+        proto = gs.export_onnx(self.graph, do_type_check=False)
+        used_domains = {node.domain for node in proto.graph.node}
+        _copy_fields(self.header, proto, skip={"graph", "functions"})
+        for domain in used_domains - {o.domain for o in proto.opset_import} - {"ai.onnx"}:
+            raise ModelError(f"the model uses operators of domain '{domain}' but imports no opset for it")
+        graph = proto.graph
+        _copy_fields(self.header.graph, graph, skip={"input", "output", "node", "initializer", "sparse_initializer", "value_info"})
+        present = {t.name: t for t in graph.initializer}
+        del graph.input[:], graph.output[:]
+        graph.output.extend(self.header.graph.output)
+        for value in self.header.graph.input:
+            initializer = present.get(value.name)
+            if initializer is not None:  # an initializer that is also an input: its shape may have changed
+                value = onnx.helper.make_tensor_value_info(value.name, initializer.data_type, initializer.dims)
+            elif value.name in self._initializer_inputs():
+                continue
+            graph.input.append(value)
+        for node in graph.node:
+            op, doc, metadata = self._node_texts.get(node.output[0] if node.output else "", ("", "", []))
+            if op == node.op_type:
+                if doc:
+                    node.doc_string = doc
+                node.metadata_props.extend(metadata)
+        initializers = sorted(graph.initializer, key=lambda t: self._order.get(t.name, len(self._order)))
+        del graph.initializer[:]
+        graph.initializer.extend(initializers)
+        self._restore_value_info(graph)
+        return proto
+
+    def _restore_value_info(self, graph: onnx.GraphProto) -> None:
+        """The file's own records, in its order, where they still hold; then those that passes have added."""
+        types = {info.name: info.type for info in graph.value_info}
+        types |= {t.name: onnx.helper.make_tensor_type_proto(t.data_type, t.dims) for t in graph.initializer}
+        kept = [info for info in self._value_info.values() if types.get(info.name) == info.type]
+        added = [info for info in graph.value_info if info.name not in self._value_info]
+        del graph.value_info[:]
+        graph.value_info.extend([*kept, *added])
+
+    def _initializer_inputs(self) -> set[str]:
+        """Names of file inputs that were initializers: they leave the signature when nothing reads them."""
+        return {v.name for v in self.header.graph.input} - {t.name for t in self.graph.inputs}
+
+    def finished(self) -> onnx.ModelProto:
+        """`to_proto`, with the intermediate shapes inferred anew if the file had any, and checked.
+
+        Raises:
+            ModelError: the ONNX checker rejects the graph.
+        """
+        self.graph.cleanup().toposort()
+        proto = self.to_proto()
+        if self._value_info and proto.ByteSize() < EXTERNAL_DATA_THRESHOLD:
+            del proto.graph.value_info[:]
+            inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+            proto.graph.value_info.extend(inferred.graph.value_info)
+        check(proto)
+        return proto
+
+    def digest(self) -> str:
+        """SHA-256 of the model, by which plans and profiles know it."""
+        return hashlib.sha256(self.to_proto().SerializeToString(deterministic=True)).hexdigest()
+
+
+def constant_value(tensor: gs.Tensor) -> np.ndarray | None:
+    """The value of an initializer, or of a tensor made by a Constant node; None where it is computed."""
+    if isinstance(tensor, gs.Constant):
+        return np.asarray(tensor.values)
+    if len(tensor.inputs) == 1 and tensor.inputs[0].op == "Constant" and "value" in tensor.inputs[0].attrs:
+        return np.asarray(tensor.inputs[0].attrs["value"].values)
+    return None
+
+
+def check(proto: onnx.ModelProto) -> None:
+    """Run the ONNX checker; ModelError with its first line if it objects."""
+    try:
+        if proto.ByteSize() < EXTERNAL_DATA_THRESHOLD:
+            onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
+        raise ModelError(f"the ONNX checker rejects the model: {first_line(e)}") from e
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an error's text, for one-sentence messages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Read an ONNX file, with its external data, and check it.
+
+    Raises:
+        ModelError: the file is missing, unreadable, not ONNX, or not valid ONNX.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"no model file at '{path}': give the path of an ONNX file")
+    try:
+        proto = onnx.load(path)
+    except (DecodeError, ValueError) as e:
+        raise ModelError(f"'{path}' is not an ONNX file, or is damaged: export the model again") from e
+    except (OSError, onnx.checker.ValidationError) as e:
+        raise ModelError(f"'{path}' cannot be read: {first_line(e)}") from e
+    if not proto.graph.node or not proto.opset_import:
+        raise ModelError(f"'{path}' is not an ONNX file, or holds an empty graph: export the model again")
+    try:
+        check(proto)
+    except ModelError as e:
+        raise ModelError(f"'{path}': {e}") from e
+    return proto
+
+
+def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
+    """Write an ONNX file atomically; weights beyond protobuf's 2 GiB go to `<name>.data` beside it.
+
+    Raises:
+        OutputError: the file cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    if proto.ByteSize() < EXTERNAL_DATA_THRESHOLD:
+        write_atomically(path, proto.SerializeToString(deterministic=True))
+        return
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            copy = onnx.ModelProto()
+            copy.CopyFrom(proto)
+            data = f"{path.name}.data"
+            onnx.save(copy, Path(folder) / path.name, save_as_external_data=True, location=data)
+            os.replace(Path(folder) / data, path.parent / data)
+            os.replace(Path(folder) / path.name, path)
+    except OSError as e:
+        raise OutputError(f"cannot write '{path}': {e.strerror or e}") from e
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file beside its place and move it there, so that no reader ever sees half of it.
+
+    Raises:
+        OutputError: the folder is missing, the place cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as e:
+        raise OutputError(f"cannot write '{path}': {e.strerror or e}") from e
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _copy_fields(source: Any, target: Any, skip: Iterable[str]) -> None:
+    """Replace every field of a protobuf message but the skipped ones with the source's."""
+    skip = set(skip)
+    for descriptor in target.DESCRIPTOR.fields:
+        if descriptor.name not in skip:
+            target.ClearField(descriptor.name)
+    for descriptor, value in source.ListFields():
+        if descriptor.name in skip:
+            continue
+        if descriptor.is_repeated:
+            getattr(target, descriptor.name).extend(value)
+        elif descriptor.message_type is not None:
+            getattr(target, descriptor.name).CopyFrom(value)
+        else:
+            setattr(target, descriptor.name, value)

@@ -1,0 +1,124 @@
+"""Normalisation: one form for what exporters write in many, exact to float rounding.
+
+1. Weights in Constant nodes become initializers (onnx-ir).
+2. Identity nodes go, and so do nodes that nothing reads (onnx-ir).
+3. What can be computed from constants is (onnxscript).
+4. BatchNormalization after Conv is folded into it.
+5. MatMul by a constant followed by Add of a constant becomes Gemm, where the input has rank 2.
+
+The two folds are here and not onnxscript's rules because those rename the nodes, by which the report
+and the plan speak of them, and compute in the model's own precision; these keep the name and use float64.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import onnx_ir as ir
+from onnx_ir.passes import common
+from onnxscript import optimizer
+
+from passes.model import Model
+from passes.shapes import infer_shapes
+
+__all__ = ["normalise"]
+
+
+def normalise(proto: onnx.ModelProto) -> Model:
+    """The model in normal form, as a graph to rewrite; the proto given is not changed."""
+    module = ir.from_proto(proto)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(module)
+    optimizer.fold_constants(module, should_fold=_always_fold)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(module)
+    common.IdentityEliminationPass()(module)
+    common.RemoveUnusedNodesPass()(module)
+    model = Model(ir.to_proto(module))
+    name_nodes(model.graph)
+    fold_batchnorm(model)
+    fuse_matmul_add(model)
+    model.graph.cleanup().toposort()
+    return model
+
+
+def _always_fold(node: ir.Node) -> bool | None:
+    """ConstantOfShape, which onnxscript leaves by default, makes the pads of option-A shortcuts."""
+    return True if node.op_type == "ConstantOfShape" else None
+
+
+def name_nodes(graph: gs.Graph) -> None:
+    """Give every node a unique name: its own, or its operator and output where that is missing or taken."""
+    taken: Counter[str] = Counter()
+    for node in graph.nodes:
+        name = node.name or f"{node.op}:{node.outputs[0].name if node.outputs else 'no output'}"
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}#{taken[name]}"
+
+
+def fold_batchnorm(model: Model) -> int:
+    """Fold each inference BatchNormalization into the Conv whose output only it reads; returns how many.
+
+    With s = scale / sqrt(var + epsilon), BN(W * x + b) = (s W) * x + s (b - mean) + shift.
+    """
+    outputs = {t.name for t in model.graph.outputs}
+    folded = 0
+    for bn in [n for n in model.graph.nodes if n.op == "BatchNormalization"]:
+        x = bn.inputs[0]
+        conv = x.inputs[0] if len(x.inputs) == 1 else None
+        if conv is None or conv.op != "Conv" or len(x.outputs) != 1 or x.name in outputs or len(bn.outputs) != 1:
+            continue
+        if bn.attrs.get("training_mode", 0) or not all(isinstance(t, gs.Constant) for t in bn.inputs[1:5]):
+            continue
+        if not all(isinstance(t, gs.Constant) for t in conv.inputs[1:]):
+            continue
+        scale, shift, mean, variance = (np.asarray(t.values, np.float64) for t in bn.inputs[1:5])
+        weight = conv.inputs[1]
+        s = scale / np.sqrt(variance + bn.attrs.get("epsilon", 1e-5))
+        bias = np.asarray(conv.inputs[2].values, np.float64) if len(conv.inputs) > 2 else 0.0
+        values = np.asarray(weight.values)
+        by_output = s.reshape(-1, *[1] * (values.ndim - 1))
+        conv.inputs[1] = _constant(conv, weight, (by_output * values.astype(np.float64)).astype(values.dtype))
+        new_bias = (s * (bias - mean) + shift).astype(values.dtype)
+        if len(conv.inputs) > 2:
+            conv.inputs[2] = _constant(conv, conv.inputs[2], new_bias)
+        else:
+            conv.inputs.append(gs.Constant(f"{conv.name}.bias", new_bias))
+        conv.outputs = [bn.outputs[0]]
+        bn.outputs.clear()
+        bn.inputs.clear()
+        folded += 1
+    model.graph.cleanup()
+    return folded
+
+
+def fuse_matmul_add(model: Model) -> int:
+    """x @ W + b with rank-2 x and constant W (I, O), b (O) becomes Gemm(x, W, b); returns how many."""
+    outputs = {t.name for t in model.graph.outputs}
+    matmuls = [n for n in model.graph.nodes if n.op == "MatMul" and isinstance(n.inputs[1], gs.Constant)]
+    shapes = infer_shapes(model) if matmuls else {}
+    fused = 0
+    for matmul in matmuls:
+        product, weight = matmul.outputs[0], matmul.inputs[1]
+        if len(shapes.get(matmul.inputs[0].name, ())) != 2 or weight.values.ndim != 2:
+            continue
+        if product.name in outputs or len(product.outputs) != 1 or product.outputs[0].op != "Add":
+            continue
+        add = product.outputs[0]
+        bias = next((t for t in add.inputs if isinstance(t, gs.Constant)), None)
+        if bias is None or bias.values.size != weight.values.shape[1] or bias.values.ndim > 2:
+            continue
+        matmul.op = "Gemm"
+        matmul.inputs.append(_constant(matmul, bias, np.asarray(bias.values).reshape(-1)))
+        matmul.outputs = [add.outputs[0]]
+        add.inputs.clear()
+        add.outputs.clear()
+        fused += 1
+    model.graph.cleanup()
+    return fused
+
+
+def _constant(node: gs.Node, old: gs.Constant, values: np.ndarray) -> gs.Constant:
+    """A constant for `node` in place of `old`: under its name if only this node reads it, else under a new one."""
+    return gs.Constant(old.name if len(old.outputs) == 1 else f"{old.name}:{node.name}", values)

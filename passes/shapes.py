@@ -1,0 +1,81 @@
+"""Concrete tensor shapes, by onnx.shape_inference on a weightless copy of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from passes.errors import ModelError
+from passes.model import Model, first_line
+
+__all__ = ["Shapes", "batch_one", "infer_shapes"]
+
+Shape = tuple[int | None, ...]
+Shapes = dict[str, Shape]
+
+# Constants up to this size may be shapes, axes or indices, whose values inference needs.
+SMALL = 64
+
+
+def batch_one(model: Model) -> dict[str, tuple[int, ...]]:
+    """The graph's input shapes with an unknown first dimension set to 1.
+
+    Raises:
+        ModelError: a dimension other than the first is unknown.
+    """
+    shapes = {}
+    for tensor in model.graph.inputs:
+        dims = list(tensor.shape or [])
+        if dims and not isinstance(dims[0], int):
+            dims[0] = 1
+        if not all(isinstance(d, int) for d in dims):
+            raise ModelError(
+                f"input '{tensor.name}' has unknown dimensions {list(tensor.shape)}: "
+                "state the input size (--size HEIGHT WIDTH), or export with a fixed one"
+            )
+        shapes[tensor.name] = tuple(dims)
+    return shapes
+
+
+def infer_shapes(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Shapes:
+    """Shape of every tensor by name; None for a dimension that stays unknown, no entry for unknown rank.
+
+    Args:
+        model: the graph.
+        inputs: input shapes to infer with, by name; the graph's own where not given.
+    """
+    inputs = dict(inputs or {})
+    graph = model.graph
+    values = [gs.Variable(t.name, t.dtype, inputs.get(t.name, t.shape)) for t in graph.inputs]
+    large = {c.name: c for c in model.constants() if _size(c) > SMALL}
+    values += [gs.Variable(c.name, c.dtype, c.shape) for c in large.values()]
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.header)
+    del proto.graph.input[:], proto.graph.output[:], proto.graph.node[:]
+    for value in values:
+        proto.graph.input.append(OnnxExporter.export_value_info_proto(value, do_type_check=False))
+    for output in graph.outputs:
+        proto.graph.output.append(onnx.ValueInfoProto(name=output.name))
+    proto.graph.node.extend(OnnxExporter.export_node(node) for node in graph.nodes)
+    small = (c for c in model.constants() if c.name not in large)
+    proto.graph.initializer.extend(OnnxExporter.export_tensor_proto(c) for c in small)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError) as e:
+        raise ModelError(f"shape inference fails on the model: {first_line(e)}") from e
+    shapes: Shapes = {c.name: tuple(c.shape) for c in model.constants()}
+    for info in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
+        if info.type.HasField("tensor_type") and info.type.tensor_type.HasField("shape"):
+            dims = info.type.tensor_type.shape.dim
+            shapes[info.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+    return shapes
+
+
+def _size(constant: gs.Constant) -> int:
+    size = 1
+    for d in constant.shape:
+        size *= d
+    return size
