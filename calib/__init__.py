@@ -1,0 +1,1 @@
+"""The floor that measures: data readers, onnxruntime sessions, statistics, sensitivity, latency."""

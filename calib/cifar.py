@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from calib.sources import StoredImages
 from passes.errors import DataError
 
-__all__ = ["open_cifar"]
+__all__ = ["cifar_splits", "open_cifar"]
 
 _PIXELS = 3 * 32 * 32
 
@@ -34,6 +34,11 @@ _FORMATS = (
 )
 
 
+def cifar_splits(folder: Path) -> tuple[str, ...]:
+    """The splits that a folder of CIFAR holds; none if it is another folder."""
+    return tuple(next((files for _, files in _present(folder)), {}))
+
+
 def open_cifar(folder: Path, split: str) -> StoredImages | None:
     """The images of one split ("train" or "test"), or None if the folder is not one of CIFAR.
 
@@ -43,20 +48,25 @@ def open_cifar(folder: Path, split: str) -> StoredImages | None:
         DataError: the split is not there, or a file is damaged.
         OSError: a file cannot be read.
     """
-    for form in _FORMATS:
-        found = {
-            name: files
-            for name, wanted in form.splits.items()
-            if (files := [folder / file for file in wanted if (folder / file).is_file()])
-        }
-        if not found:
-            continue
+    for form, found in _present(folder):
         if split not in found:
             raise DataError(f"'{folder}' has no split '{split}': use one that is there ({', '.join(found)})")
         batches = [_binary(f, form.label_bytes) if form.label_bytes else _pickled(f, form) for f in found[split]]
         pixels, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         return StoredImages(pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64))
     return None
+
+
+def _present(folder: Path) -> Iterator[tuple[_Format, dict[str, list[Path]]]]:
+    """The formats of which a folder holds files, with the files of each split."""
+    for form in _FORMATS:
+        found = {
+            name: files
+            for name, wanted in form.splits.items()
+            if (files := [folder / file for file in wanted if (folder / file).is_file()])
+        }
+        if found:
+            yield form, found
 
 
 def _binary(file: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -86,9 +86,7 @@ def sampled_patches(x: np.ndarray, geometry: Geometry, positions: np.ndarray) ->
     at = np.unravel_index(positions, geometry.output_size(x.shape[2:]))
     patches = np.empty((len(x), len(positions), geometry.inputs, math.prod(geometry.kernel)), x.dtype)
     for k, offset in enumerate(np.ndindex(*geometry.kernel)):
-        index = tuple(
-            at[i] * geometry.strides[i] + offset[i] * geometry.dilations[i] for i in range(d)
-        )
+        index = tuple(at[i] * geometry.strides[i] + offset[i] * geometry.dilations[i] for i in range(d))
         patches[..., k] = np.moveaxis(padded[(slice(None), slice(None), *index)], 1, 2)
     return patches.reshape(-1, geometry.features)
 

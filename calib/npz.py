@@ -13,7 +13,17 @@ import numpy as np
 from calib.sources import ReadyTensors, Source, StoredImages
 from passes.errors import DataError
 
-__all__ = ["open_npz"]
+__all__ = ["npz_splits", "open_npz"]
+
+
+def npz_splits(path: Path) -> tuple[str, ...]:
+    """Of "train" and "test", those that an .npz file keeps apart; none if it is no such file."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = set(archive.files)
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, OSError):
+        return ()  # reading it will say what is wrong
+    return tuple(s for s in ("train", "test") if names & {f"{s}_images", f"x_{s}"})
 
 
 def open_npz(path: Path, split: str, input_name: str) -> Source:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from calib.cifar import open_cifar
+from calib.cifar import cifar_splits, open_cifar
 from calib.data import CalibrationData
 from calib.folder import open_folder
-from calib.npz import open_npz
+from calib.npz import npz_splits, open_npz
 from calib.preprocess import Preprocess
 from calib.sources import ReadyTensors, Source
 from passes.errors import DataError, SettingsError
 
-__all__ = ["read"]
+__all__ = ["read", "splits"]
 
 
 def read(
@@ -71,6 +71,12 @@ def read(
         None if source.labels is None else source.labels[chosen],
         f"{drawn} images of '{path}'",
     )
+
+
+def splits(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The splits that data at a path keeps apart, such as ("train", "test"); none where there is only one lot."""
+    path = Path(path).expanduser()
+    return cifar_splits(path) if path.is_dir() else npz_splits(path)
 
 
 def _open(path: Path, split: str, input_name: str) -> Source:

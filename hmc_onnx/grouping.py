@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from hmc_onnx.profile import GroupProfile, LayerProfile, Profile
+from hmc_onnx.profiles import GroupProfile, LayerProfile, Profile
 
 __all__ = ["BOTH_BELOW", "Bearing", "bearing", "differences"]
 
@@ -43,9 +43,7 @@ def bearing(difference: float | None) -> Bearing:
     return "lowrank" if difference > 0 else "prune"
 
 
-def _difference(
-    layer: LayerProfile, groups: dict[str, GroupProfile], layers: dict[str, LayerProfile]
-) -> float | None:
+def _difference(layer: LayerProfile, groups: dict[str, GroupProfile], layers: dict[str, LayerProfile]) -> float | None:
     lowrank = [(c.macs / layer.macs, c.sensitivity) for c in layer.choices if c.inputs == c.outputs == 0 and c.rank]
     own = [groups[n] for n in (layer.input_group, layer.output_group) if n is not None]
     prune = [

@@ -20,8 +20,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from hmc_onnx.grouping import bearing, differences
-from hmc_onnx.plan import GroupPlan, LayerPlan, Plan
-from hmc_onnx.profile import KEEP, GroupProfile, LayerChoice, LayerProfile, Profile
+from hmc_onnx.plans import GroupPlan, LayerPlan, Plan
+from hmc_onnx.profiles import KEEP, GroupProfile, LayerChoice, LayerProfile, Profile
 from hmc_onnx.settings import Strategy, Target
 from passes.errors import HmcError, SettingsError
 
@@ -47,7 +47,9 @@ def solve(profile: Profile, target: Target, strategy: Strategy = "hmc") -> Plan:
         for k in bounds:
             least = program.minimise(program.cost[k], {})
             assert least is not None
-            possible.append(f"{'macs' if k == 'macs' else 'params'}={program.spent(k, least) / getattr(profile, k):.3f}")
+            possible.append(
+                f"{'macs' if k == 'macs' else 'params'}={program.spent(k, least) / getattr(profile, k):.3f}"
+            )
         raise SettingsError(
             f"target {target} is below what strategy '{strategy}' can reach on this model "
             f"({', '.join(possible)} each alone): ask for more"
@@ -64,6 +66,7 @@ def _allowed(profile: Profile, strategy: Strategy) -> Allowed:
     if strategy == "lowrank":
         return lambda layer, c: c.inputs == c.outputs == 0
     if strategy == "ahc":  # both or neither; low rank alone where there is nothing to prune
+
         def both_or_neither(layer: LayerProfile, c: LayerChoice) -> bool:
             if layer.input_group is None and layer.output_group is None:
                 return True
@@ -72,9 +75,7 @@ def _allowed(profile: Profile, strategy: Strategy) -> Allowed:
         return both_or_neither
     difference = differences(profile)
     pruned = {
-        g.name
-        for g in profile.groups
-        if sum((difference[n] or 0.0) * m for n, m in _macs(g, profile).items()) < 0
+        g.name for g in profile.groups if sum((difference[n] or 0.0) * m for n, m in _macs(g, profile).items()) < 0
     }
 
     def one_method(layer: LayerProfile, c: LayerChoice) -> bool:
@@ -96,7 +97,9 @@ class _Program:
 
     def __init__(self, profile: Profile, allowed: Allowed) -> None:
         self.layers = [
-            (layer, c) for layer in profile.layers for c in _undominated([c for c in layer.choices if allowed(layer, c)])
+            (layer, c)
+            for layer in profile.layers
+            for c in _undominated([c for c in layer.choices if allowed(layer, c)])
         ]
         self.groups = [(g, a) for g in profile.groups for a in range(len(g.choices))]
         self.count = len(self.groups) + len(self.layers)
@@ -124,14 +127,14 @@ class _Program:
                 right.append(value)
             return rows[key]
 
-        for j, (group, a) in enumerate(self.groups):
+        for j, (group, _) in enumerate(self.groups):
             entries.append((row(("group", group.name), 1.0), j, 1.0))
+        choices = {g.name: len(g.choices) for g in profile.groups}
         column = {(g.name, a): j for j, (g, a) in enumerate(self.groups)}
         for layer in profile.layers:
             for side, name in (("inputs", layer.input_group), ("outputs", layer.output_group)):
                 if name is not None:
-                    group = next(g for g in profile.groups if g.name == name)
-                    for a in range(len(group.choices)):
+                    for a in range(choices[name]):
                         entries.append((row((layer.name, side, a), 0.0), column[name, a], -1.0))
         for j, (layer, c) in enumerate(self.layers, start=len(self.groups)):
             entries.append((row(("layer", layer.name), 1.0), j, 1.0))
@@ -139,8 +142,8 @@ class _Program:
                 entries.append((row((layer.name, "inputs", c.inputs), 0.0), j, 1.0))
             if layer.output_group is not None:
                 entries.append((row((layer.name, "outputs", c.outputs), 0.0), j, 1.0))
-        i, j, v = zip(*entries, strict=True)
-        matrix = coo_array((v, (i, j)), shape=(len(rows), self.count)).tocsr()
+        at, of, value = zip(*entries, strict=True)
+        matrix = coo_array((value, (at, of)), shape=(len(rows), self.count)).tocsr()
         return LinearConstraint(matrix, right, right)
 
     def minimise(self, objective: np.ndarray, limits: dict[str, float]) -> np.ndarray | None:
@@ -152,7 +155,7 @@ class _Program:
         scaled = objective / max(float(np.abs(objective).max(initial=0.0)), 1e-300)
         result = milp(
             scaled,
-            integrality=np.ones(self.count),
+            integrality=np.ones(self.count, int),
             bounds=Bounds(0, 1),
             constraints=constraints,
             options={"mip_rel_gap": 1e-4, "time_limit": 120.0},

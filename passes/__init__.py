@@ -1,0 +1,1 @@
+"""The floor that knows graphs: load and save, normalisation, channel groups, decompositions, cost."""

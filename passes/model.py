@@ -79,7 +79,11 @@ class Model:
         for domain in used_domains - {o.domain for o in proto.opset_import} - {"ai.onnx"}:
             raise ModelError(f"the model uses operators of domain '{domain}' but imports no opset for it")
         graph = proto.graph
-        _copy_fields(self.header.graph, graph, skip={"input", "output", "node", "initializer", "sparse_initializer", "value_info"})
+        _copy_fields(
+            self.header.graph,
+            graph,
+            skip={"input", "output", "node", "initializer", "sparse_initializer", "value_info"},
+        )
         present = {t.name: t for t in graph.initializer}
         del graph.input[:], graph.output[:]
         graph.output.extend(self.header.graph.output)

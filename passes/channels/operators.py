@@ -214,7 +214,7 @@ def reshape(node: gs.Node, tracer: Tracer) -> None:
         close_all(node, tracer, "has a computed or unknown shape")
         return
     full = np.broadcast_to(ids, (1, *shape[1:])).reshape(1, *target[1:])  # type: ignore[arg-type]
-    new = full
+    new: np.ndarray = full
     for axis in range(2, full.ndim):
         first = np.take(new, [0], axis)
         new = first if (new == first).all() else new

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hmc_onnx.profile import Profile
+from hmc_onnx.profiles import Profile
 from hmc_onnx.settings import Settings, Strategy, Target
 from passes.errors import PlanError
 from passes.model import write_atomically

@@ -17,8 +17,8 @@ import onnx_graphsurgeon as gs
 from calib.data import CalibrationData
 from calib.moments import Moments, sample_positions, sampled_outputs, sampled_patches
 from calib.walk import Walk
-from hmc_onnx.plan import Plan
-from hmc_onnx.profile import KEEP
+from hmc_onnx.plans import Plan
+from hmc_onnx.profiles import KEEP
 from passes.channels import Channels, trace
 from passes.decompose import DECOMPOSITIONS, compose
 from passes.errors import PlanError
@@ -39,7 +39,7 @@ def apply(
 
     Args:
         model: normalised, the one the plan was made from; not changed.
-        plan: see `hmc_onnx.plan`.
+        plan: see `hmc_onnx.plans`.
         data: calibration images.
         progress: called with (what, done, of).
 

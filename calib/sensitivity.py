@@ -1,0 +1,55 @@
+"""Sensitivity: how far the network's output moves when some of its weights are replaced.
+
+Measured as the KL divergence of the output from the original's, over calibration images, without labels. Only
+the part of the graph behind the change runs, on activations held from one walk over the graph, and one
+session serves every value that is tried for the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from calib.divergence import kl_divergence
+from calib.walk import Walk
+from passes.progress import Progress, silent
+
+__all__ = ["Change", "sensitivities"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Initializers that are replaced together, and the values to try for them.
+
+    Attributes:
+        tensor: name of the first tensor, in graph order, that a node with such an initializer reads.
+        position: of that node in the graph.
+        initializers: their names.
+        options: for each key, what makes the values, by initializer name.
+    """
+
+    tensor: str
+    position: int
+    initializers: tuple[str, ...]
+    options: Mapping[Hashable, Callable[[], dict[str, np.ndarray]]]
+
+
+def sensitivities(walk: Walk, changes: Sequence[Change], progress: Progress = silent) -> dict[Hashable, float]:
+    """Nats by option key, for all changes; the walk must be at the start of its graph."""
+    results: dict[Hashable, float] = {}
+    reference: list[np.ndarray] | None = None
+    of = sum(len(c.options) for c in changes)
+    for change in sorted(changes, key=lambda c: c.position):
+        if not change.options:
+            continue
+        walk.advance([change.tensor])
+        tail = walk.tail(change.initializers)
+        if reference is None:
+            reference = tail.outputs({})
+        for key, values in change.options.items():
+            progress("sensitivity", len(results), of)
+            results[key] = kl_divergence(reference, tail.outputs(values()))
+    progress("sensitivity", of, of)
+    return results

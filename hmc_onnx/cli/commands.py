@@ -1,0 +1,280 @@
+"""The commands. Everything heavy is imported inside them, so that `--help` is instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hmc_onnx.cli.console import progress_bar, show
+from hmc_onnx.cli.options import Choices, Run, StrategyName, merged
+
+if TYPE_CHECKING:
+    import onnx
+
+    from calib.data import CalibrationData
+    from hmc_onnx.settings import Settings
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="hmc-onnx",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make a trained ONNX ResNet smaller and faster: prune and decompose each layer as it bears it best.",
+)
+
+
+@app.command()
+def compress(
+    model: Choices.Model,
+    output: Choices.Output,
+    data: Choices.Data = None,
+    target: Choices.Target = None,
+    strategy: Choices.Strategy = None,
+    preset: Choices.Preset = None,
+    mean: Choices.Mean = None,
+    std: Choices.Std = None,
+    size: Choices.Size = None,
+    layout: Choices.Layout = None,
+    samples: Choices.Samples = None,
+    seed: Choices.Seed = None,
+    align: Choices.Align = None,
+    provider: Choices.Provider = None,
+    test_data: Choices.TestData = None,
+    labels: Choices.Labels = True,
+    report: Choices.Report = None,
+    config: Choices.Config = None,
+) -> None:
+    """Compress a model with calibration images: profile, plan, apply, verify."""
+    run = merged(config, **_options(locals()))
+    from hmc_onnx.pipeline import check_output
+    from hmc_onnx.pipeline import compress as compress_model
+    from hmc_onnx.plans import write_json
+    from hmc_onnx.report import comparison, plan_tables
+    from hmc_onnx.settings import parse_target
+    from passes.model import load
+
+    _check_outputs(check_output, model, output, report)
+    wanted, settings = parse_target(str(run.need("target"))), _settings(run)
+    proto = load(model)
+    images, test = _images(proto, run, settings)
+    with progress_bar() as progress:
+        result = compress_model(
+            proto,
+            images,
+            wanted,
+            strategy=_strategy(run),
+            settings=settings,
+            test=test,
+            progress=progress,
+        )
+    result.save(output)
+    if report is not None:
+        write_json(result.report, report)
+    show(plan_tables(result.plan), comparison(result.report), f"Written: {output}")
+
+
+@app.command()
+def inspect(
+    model: Choices.Model,
+    size: Choices.Size = None,
+    layout: Choices.Layout = None,
+) -> None:
+    """Show a model's layers, costs and channel groups, and what can be done to each Conv."""
+    from hmc_onnx.inspection import inspect as inspect_model
+    from passes.model import load
+
+    show(inspect_model(load(model), size, layout.value if layout else "NCHW"))
+
+
+@app.command()
+def profile(
+    model: Choices.Model,
+    output: Choices.Output,
+    data: Choices.Data = None,
+    preset: Choices.Preset = None,
+    mean: Choices.Mean = None,
+    std: Choices.Std = None,
+    size: Choices.Size = None,
+    layout: Choices.Layout = None,
+    samples: Choices.Samples = None,
+    seed: Choices.Seed = None,
+    align: Choices.Align = None,
+    provider: Choices.Provider = None,
+    config: Choices.Config = None,
+) -> None:
+    """Measure how much a model bears each candidate; writes a profile (JSON)."""
+    run = merged(config, **_options(locals()))
+    from hmc_onnx.pipeline import check_output
+    from hmc_onnx.pipeline import profile as profile_model
+    from hmc_onnx.plans import write_json
+    from passes.model import load
+
+    check_output(output, model)
+    settings, proto = _settings(run), load(model)
+    images = _calibration(proto, run, settings)
+    with progress_bar() as progress:
+        result = profile_model(proto, images, settings, progress)
+    write_json(result, output)
+    candidates = sum(c.measured for layer in result.layers for c in layer.choices)
+    show(
+        f"{len(result.layers)} layers, {len(result.groups)} channel groups, {candidates} decompositions measured",
+        f"Written: {output}",
+    )
+
+
+@app.command()
+def plan(
+    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="The profile, as `hmc-onnx profile` wrote it.")],
+    output: Choices.Output,
+    target: Choices.Target = None,
+    strategy: Choices.Strategy = None,
+    config: Choices.Config = None,
+) -> None:
+    """Choose one candidate for each group and layer within a target; writes a plan (JSON)."""
+    run = merged(config, **_options(locals()))
+    from hmc_onnx.pipeline import check_output
+    from hmc_onnx.plans import read_profile, write_json
+    from hmc_onnx.report import plan_tables
+    from hmc_onnx.settings import parse_target
+    from hmc_onnx.solver import solve
+
+    check_output(output, profile)
+    result = solve(read_profile(profile), parse_target(str(run.need("target"))), _strategy(run))
+    write_json(result, output)
+    show(plan_tables(result), f"Written: {output}")
+
+
+@app.command()
+def apply(
+    model: Choices.Model,
+    plan: Annotated[Path, typer.Option(help="The plan, as `hmc-onnx plan` wrote it, or edited.")],
+    output: Choices.Output,
+    data: Choices.Data = None,
+    preset: Choices.Preset = None,
+    mean: Choices.Mean = None,
+    std: Choices.Std = None,
+    size: Choices.Size = None,
+    layout: Choices.Layout = None,
+    config: Choices.Config = None,
+) -> None:
+    """Carry a plan out and repair the layers; give the data that the profile was made with."""
+    run = merged(config, **_options(locals()))
+    from hmc_onnx.pipeline import apply as apply_plan
+    from hmc_onnx.pipeline import check_output
+    from hmc_onnx.plans import read_plan
+    from passes.model import load, save
+
+    check_output(output, model, plan)
+    chosen, proto = read_plan(plan), load(model)
+    images = _calibration(proto, run, chosen.settings)
+    with progress_bar() as progress:
+        compressed = apply_plan(proto, chosen, images, progress)
+    save(compressed, output)
+    show(f"Written: {output}")
+
+
+@app.command()
+def verify(
+    a: Annotated[Path, typer.Argument(metavar="A", help="The original model.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The compressed model.")],
+    data: Choices.Data = None,
+    preset: Choices.Preset = None,
+    mean: Choices.Mean = None,
+    std: Choices.Std = None,
+    size: Choices.Size = None,
+    layout: Choices.Layout = None,
+    samples: Choices.Samples = None,
+    seed: Choices.Seed = None,
+    provider: Choices.Provider = None,
+    labels: Choices.Labels = True,
+    report: Choices.Report = None,
+    config: Choices.Config = None,
+) -> None:
+    """Compare two models: signature, cost, fidelity, accuracy, and latency side by side."""
+    run = merged(config, **_options(locals()))
+    from hmc_onnx.pipeline import check_output
+    from hmc_onnx.plans import write_json
+    from hmc_onnx.report import comparison
+    from hmc_onnx.verification import verify as verify_models
+    from passes.model import load
+
+    if report is not None:
+        check_output(report, a, b)
+    settings, first, second = _settings(run), load(a), load(b)
+    images = _test(first, run, None) or _read(first, run, run.need("data"), run.samples, settings.seed, "train")
+    result = verify_models(first, second, images, provider=settings.provider)
+    if report is not None:
+        write_json(result, report)
+    show(comparison(result))
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a command that a YAML file may hold too."""
+    return {k: v for k, v in given.items() if k in Run.NAMES}
+
+
+def _check_outputs(check: Any, model: Path, output: Path, report: Path | None) -> None:
+    check(output, model)
+    if report is not None:
+        check(report, model, output)
+
+
+def _settings(run: Run) -> Settings:
+    from pydantic import ValidationError
+
+    from hmc_onnx.settings import Settings
+    from passes.errors import SettingsError
+
+    names = ("samples", "seed", "align", "provider")
+    try:
+        return Settings(**{n: getattr(run, n) for n in names if getattr(run, n) is not None})
+    except ValidationError as e:
+        problem = e.errors()[0]
+        raise SettingsError(f"--{problem['loc'][0]} {problem['input']}: {problem['msg'].lower()}") from e
+
+
+def _strategy(run: Run) -> Any:
+    from passes.errors import SettingsError
+
+    name = run.strategy or "hmc"
+    if name not in StrategyName.__members__:
+        raise SettingsError(f"unknown strategy '{name}': use {', '.join(StrategyName.__members__)}")
+    return name
+
+
+def _read(proto: onnx.ModelProto, run: Run, path: Any, samples: int | None, seed: int, split: str) -> CalibrationData:
+    from hmc_onnx.inputs import load_data, preprocessing
+
+    def numbers(value: Any) -> Any:
+        return None if value is None else tuple(value)
+
+    preprocess = preprocessing(
+        run.preset, mean=numbers(run.mean), std=numbers(run.std), size=numbers(run.size), layout=run.layout
+    )
+    return load_data(proto, Path(path), preprocess, samples=samples, seed=seed, split=split)
+
+
+def _calibration(proto: onnx.ModelProto, run: Run, settings: Settings) -> CalibrationData:
+    return _read(proto, run, run.need("data"), settings.samples, settings.seed, "train")
+
+
+def _images(proto: onnx.ModelProto, run: Run, settings: Settings) -> tuple[CalibrationData, CalibrationData | None]:
+    return _calibration(proto, run, settings), _test(proto, run, run.test_data)
+
+
+def _test(proto: onnx.ModelProto, run: Run, path: Any) -> CalibrationData | None:
+    """Images to compare on: those named, else the data's own test split, else None."""
+    from dataclasses import replace
+
+    from calib.readers import splits
+
+    if path is None:
+        if "test" not in splits(Path(run.need("data"))):
+            return None
+        path = run.data
+    data = _read(proto, run, path, None, 0, "test" if "test" in splits(Path(path)) else "train")
+    return data if run.labels is not False else replace(data, labels=None)

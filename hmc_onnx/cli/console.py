@@ -1,0 +1,58 @@
+"""What the command line shows: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from passes.progress import Progress
+
+__all__ = ["console", "progress_bar", "show"]
+
+
+def console(stderr: bool = False) -> Any:
+    """A rich console; when not on a terminal, wide enough for the tables."""
+    from rich.console import Console
+
+    found = Console(stderr=stderr, highlight=False)
+    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+
+
+def show(*parts: Any) -> None:
+    """Print tables and lines."""
+    target = console()
+    for part in parts:
+        if isinstance(part, str):
+            target.print(part, markup=False, soft_wrap=True)
+        else:
+            target.print(part)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar for each kind of work, with the time left; a line for each when not on a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    target = console(stderr=True)
+    if not target.is_terminal:
+        said: set[str] = set()
+
+        def say(what: str, done: int, of: int) -> None:
+            if what not in said:
+                said.add(what)
+                target.print(f"{what}: {of} steps", markup=False)
+
+        yield say
+        return
+    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=target) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=of)
+            bars.update(tasks[what], completed=done, total=of)
+
+        yield advance

@@ -1,0 +1,165 @@
+"""The command line's options: declared once, shared by the commands, and the same in a YAML file.
+
+A value given on the command line goes before the file's, and the file's before the default.
+"""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from passes.errors import SettingsError
+
+__all__ = ["Choices", "Run", "merged"]
+
+
+class StrategyName(str, enum.Enum):
+    """HMC, or one of its methods alone."""
+
+    hmc = "hmc"
+    nahc = "nahc"
+    ahc = "ahc"
+    prune = "prune"
+    lowrank = "lowrank"
+
+
+class ProviderName(str, enum.Enum):
+    """An onnxruntime execution provider."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+
+
+class LayoutName(str, enum.Enum):
+    """The order of the axes of an image batch."""
+
+    NCHW = "NCHW"
+    NHWC = "NHWC"
+
+
+class Choices:
+    """Annotated types of the options."""
+
+    Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")]
+    Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
+    Data = Annotated[
+        Optional[Path],  # noqa: UP045  typer reads annotations at run time
+        typer.Option(help="Calibration images: an .npz file, a folder of images, or CIFAR's own folder."),
+    ]
+    TestData = Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Images to compare the models on. Default: the data's test split, if it has one."),
+    ]
+    Preset = Annotated[Optional[str], typer.Option(help="Preprocessing: cifar10 or imagenet.")]  # noqa: UP045
+    Mean = Annotated[
+        Optional[tuple[float, float, float]],  # noqa: UP045
+        typer.Option(help="Mean of each channel, of images in [0, 1]."),
+    ]
+    Std = Annotated[
+        Optional[tuple[float, float, float]],  # noqa: UP045
+        typer.Option(help="Standard deviation of each channel."),
+    ]
+    Size = Annotated[Optional[tuple[int, int]], typer.Option(help="Height and width of the input.")]  # noqa: UP045
+    Layout = Annotated[Optional[LayoutName], typer.Option(help="Axes of the model's input.")]  # noqa: UP045
+    Target = Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Share to keep: macs=0.5, params=0.5, or both with a comma."),
+    ]
+    Strategy = Annotated[
+        Optional[StrategyName],  # noqa: UP045
+        typer.Option(help="hmc chooses freely; the others are its methods alone."),
+    ]
+    Samples = Annotated[Optional[int], typer.Option(help="Calibration images to use. [1024]")]  # noqa: UP045
+    Seed = Annotated[Optional[int], typer.Option(help="Draws the calibration images and positions. [0]")]  # noqa: UP045
+    Align = Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Ranks and channel counts are multiples of this. [4]"),
+    ]
+    Provider = Annotated[Optional[ProviderName], typer.Option(help="Where to run. [auto]")]  # noqa: UP045
+    Labels = Annotated[
+        bool, typer.Option("--labels/--no-labels", help="Report top-1 accuracy where the data have labels.")
+    ]
+    Config = Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A YAML file with any of these options."),
+    ]
+    Report = Annotated[Optional[Path], typer.Option(help="Write the comparison as JSON too.")]  # noqa: UP045
+
+
+class Run:
+    """The options of one call after merging: an attribute each, None where nothing was given."""
+
+    NAMES = frozenset(
+        [
+            "data",
+            "test_data",
+            "preset",
+            "mean",
+            "std",
+            "size",
+            "layout",
+            "target",
+            "strategy",
+            "samples",
+            "seed",
+            "align",
+            "provider",
+            "labels",
+        ]
+    )
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        return self._values.get(name)
+
+    def need(self, name: str) -> Any:
+        """A value that the command cannot do without.
+
+        Raises:
+            SettingsError: it was not given.
+        """
+        if self._values.get(name) is None:
+            option = "--" + name.replace("_", "-")
+            raise SettingsError(f"{option} is missing: give it on the command line or in the --config file")
+        return self._values[name]
+
+
+def merged(config: Path | None, **given: Any) -> Run:
+    """Options from the command line over those of a YAML file.
+
+    Raises:
+        SettingsError: the file cannot be read, or holds something else than options.
+    """
+    values: dict[str, Any] = {}
+    if config is not None:
+        values = _read_yaml(config)
+        unknown = sorted(set(values) - Run.NAMES)
+        if unknown:
+            raise SettingsError(
+                f"'{config}' has an unknown option '{unknown[0]}': known are {', '.join(sorted(Run.NAMES))}"
+            )
+    for name, value in given.items():
+        if value is not None:
+            values[name] = value.value if isinstance(value, enum.Enum) else value
+    return Run(values)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as e:
+        raise SettingsError(f"cannot read the settings '{path}': {getattr(e, 'strerror', None) or e}") from e
+    except yaml.YAMLError as e:
+        raise SettingsError(f"'{path}' is not valid YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(content, dict):
+        raise SettingsError(f"'{path}' holds no options: write one 'name: value' a line")
+    return {str(k).replace("-", "_"): v for k, v in content.items()}

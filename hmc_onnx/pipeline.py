@@ -1,0 +1,137 @@
+"""The main job: profile, plan, apply, verify."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from calib.data import CalibrationData, CalibrationDataReader
+from calib.sessions import providers
+from hmc_onnx.applying import apply as apply_plan
+from hmc_onnx.inputs import fit
+from hmc_onnx.plans import Plan
+from hmc_onnx.profiler import profile as profile_model
+from hmc_onnx.profiles import Profile
+from hmc_onnx.settings import Settings, Strategy, Target, parse_target
+from hmc_onnx.solver import solve
+from hmc_onnx.verification import Verification, same_signature, verify
+from passes.errors import OutputError, PlanError
+from passes.model import load, save
+from passes.normalise import normalise
+from passes.progress import Progress, silent
+
+__all__ = ["Result", "apply", "check_output", "compress", "profile"]
+
+ModelLike = onnx.ModelProto | str | os.PathLike[str]
+DataLike = CalibrationData | CalibrationDataReader | Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compressed model, what was done to it, what that was decided on, and how it compares."""
+
+    model: onnx.ModelProto
+    plan: Plan
+    profile: Profile = field(repr=False)
+    report: Verification
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model atomically; raises OutputError."""
+        save(self.model, path)
+
+
+def _proto(model: ModelLike) -> onnx.ModelProto:
+    return model if isinstance(model, onnx.ModelProto) else load(model)
+
+
+def profile(
+    model: ModelLike, calibration: DataLike, settings: Settings | None = None, progress: Progress = silent
+) -> Profile:
+    """Measure what each candidate costs and how much the network bears it.
+
+    Args:
+        model: an onnx.ModelProto or a path.
+        calibration: images; anything that follows onnxruntime's CalibrationDataReader protocol, or CalibrationData.
+        settings: see `Settings`.
+        progress: called as the work goes on.
+
+    Raises:
+        ModelError, DataError, SettingsError: see their docstrings.
+    """
+    settings = settings or Settings()
+    providers(settings.provider)
+    proto = _proto(model)
+    return profile_model(normalise(proto), fit(proto, calibration, settings.samples), settings, progress)
+
+
+def apply(model: ModelLike, plan: Plan, calibration: DataLike, progress: Progress = silent) -> onnx.ModelProto:
+    """Carry a plan out and check the result.
+
+    Raises:
+        PlanError: the plan is for another model or other data, or asks for what cannot be.
+    """
+    proto = _proto(model)
+    data = fit(proto, calibration, plan.settings.samples)
+    if data.digest() != plan.data:
+        raise PlanError("the plan was made with other calibration data: give the same data and seed, or plan again")
+    compressed = apply_plan(normalise(proto), plan, data, progress).finished()
+    same_signature(proto, compressed)
+    return compressed
+
+
+def compress(
+    model: ModelLike,
+    calibration: DataLike,
+    target: Target | str,
+    *,
+    strategy: Strategy = "hmc",
+    settings: Settings | None = None,
+    test: DataLike | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Compress a model to a share of its MACs or parameters, with no training and no labels.
+
+    Args:
+        model: an onnx.ModelProto or a path.
+        calibration: images as in `profile`.
+        target: a `Target`, or "macs=0.5", "params=0.5", or both.
+        strategy: "hmc", or one of the methods alone: "nahc", "ahc", "prune", "lowrank".
+        settings: see `Settings`.
+        test: images to compare the models on; the calibration images if not given.
+        progress: called as the work goes on.
+
+    Raises:
+        ModelError, DataError, SettingsError: see their docstrings.
+    """
+    target = parse_target(target) if isinstance(target, str) else target
+    settings = settings or Settings()
+    proto = _proto(model)
+    data = fit(proto, calibration, settings.samples)
+    profiled = profile(proto, data, settings, progress)
+    plan = solve(profiled, target, strategy)
+    compressed = apply(proto, plan, data, progress)
+    report = verify(proto, compressed, data if test is None else fit(proto, test), provider=settings.provider)
+    return Result(compressed, plan, profiled, report)
+
+
+def check_output(path: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:
+    """Refuse, before any work, an output that cannot be written or would replace an input.
+
+    Raises:
+        OutputError: see above.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"the output '{path}' is a folder: give a file name")
+    if not path.parent.is_dir():
+        raise OutputError(f"the output's folder '{path.parent}' does not exist: make it first")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise OutputError(f"the output '{path}' cannot be written: check its permissions")
+    for other in inputs:
+        if path.exists() and Path(other).exists() and path.samefile(other):
+            raise OutputError(f"the output '{path}' is an input too: give another name")

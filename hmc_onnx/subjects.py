@@ -1,0 +1,105 @@
+"""What is compressed: the layers and channel groups of a model that can be, and for the rest why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from calib.moments import Moments
+from passes.channels import ChannelGroup, trace
+from passes.decompose import error
+from passes.layers import Layer, layer_of, why_not_a_layer
+from passes.model import Model
+from passes.shapes import Shapes, infer_shapes
+
+__all__ = ["Subject", "Subjects", "find_subjects"]
+
+
+@dataclass
+class Subject:
+    """A layer under study.
+
+    Attributes:
+        layer: its geometry and weights.
+        size: spatial size of its input.
+        position: of its node in the graph.
+        input_group, output_group: the channel groups that it reads and writes, if they can be pruned.
+        input_classes, output_classes: the class of each input and output channel in them.
+        moments: of its patches, once measured.
+    """
+
+    layer: Layer
+    size: tuple[int, ...]
+    position: int
+    input_group: str | None = None
+    output_group: str | None = None
+    input_classes: np.ndarray | None = None
+    output_classes: np.ndarray | None = None
+    moments: Moments = field(default_factory=Moments)
+
+    @property
+    def response(self) -> float:
+        """E‖y - ȳ‖² a position: what errors are a share of."""
+        zero = np.zeros_like(self.layer.weight)
+        return max(error(self.layer.weight, zero, self.moments.second), np.finfo(float).tiny)
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """All layers by name in graph order, all groups by name, and the reasons against the others."""
+
+    layers: dict[str, Subject]
+    groups: dict[str, ChannelGroup]
+    declined: dict[str, str]
+
+
+def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjects:
+    """Go through a normalised model.
+
+    Args:
+        model: not changed.
+        inputs: input shapes at batch 1.
+    """
+    shapes = infer_shapes(model, inputs)
+    layers: dict[str, Subject] = {}
+    declined: dict[str, str] = {}
+    for position, node in enumerate(model.graph.nodes):
+        if node.op not in ("Conv", "Gemm"):
+            continue
+        reason = why_not_a_layer(node, shapes) or _size_unknown(shapes, node.inputs[0].name)
+        if reason is None and node.attrs.get("group", 1) > 1:
+            reason = "it is a grouped Conv, which is left as it is"
+        if reason is not None:
+            declined[node.name] = reason
+            continue
+        size = tuple(d for d in shapes[node.inputs[0].name][2:] if d is not None)
+        layers[node.name] = Subject(layer_of(node, shapes), size, position)
+    groups: dict[str, ChannelGroup] = {}
+    for group in trace(model, dict(inputs)).groups:
+        reason = group.closed or _unfit(group, layers)
+        if reason is not None:
+            declined[f"channels of {group.name}"] = reason
+            continue
+        groups[group.name] = group
+        for slot, classes in group.members("produces"):
+            layers[slot.node.name].output_group, layers[slot.node.name].output_classes = group.name, classes
+        for slot, classes in group.members("consumes"):
+            layers[slot.node.name].input_group, layers[slot.node.name].input_classes = group.name, classes
+    return Subjects(layers, groups, declined)
+
+
+def _size_unknown(shapes: Shapes, name: str) -> str | None:
+    return "the size of its input is not known" if None in shapes.get(name, (None,) * 3)[2:] else None
+
+
+def _unfit(group: ChannelGroup, layers: dict[str, Subject]) -> str | None:
+    """Why a group that could be pruned is not: its least-squares repair needs plain layers at both ends."""
+    ends = [*group.members("produces"), *group.members("consumes")]
+    for slot, classes in ends:
+        if slot.node.name not in layers:
+            return f"'{slot.node.name}' takes part and is left as it is"
+        if (classes < 0).any():
+            return f"'{slot.node.name}' reads it together with channels of other groups"
+    return None

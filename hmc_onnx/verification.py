@@ -1,0 +1,170 @@
+"""Two models compared: signature, cost, fidelity, accuracy and latency."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import onnx
+from pydantic import BaseModel, ConfigDict
+
+from calib.data import CalibrationData
+from calib.divergence import kl_divergence, top1
+from calib.latency import interleaved
+from calib.sessions import Session
+from hmc_onnx.inputs import fit
+from passes.cost import total
+from passes.errors import DataError, ModelError
+from passes.normalise import normalise
+
+__all__ = ["Side", "Timing", "Verification", "same_signature", "verify"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Side(_Frozen):
+    """One model: MACs of an image, parameters, bytes of the file, and top-1 where there are labels."""
+
+    macs: int
+    parameters: int
+    bytes: int
+    top1: float | None
+
+
+class Timing(_Frozen):
+    """Median milliseconds of a run at a batch size, the two models taking turns, and the ratio b / a.
+
+    `uncertainty` is the half-width of a 95 % interval of the ratio.
+    """
+
+    batch: int
+    a: float
+    b: float
+    ratio: float
+    uncertainty: float
+
+
+class Verification(_Frozen):
+    """Model b against model a over some images.
+
+    Attributes:
+        kl: mean KL divergence of b's outputs from a's, in nats.
+        agreement: share of images on which both choose the same class.
+        difference: largest absolute difference of an output.
+        images: how many, and `source` which.
+    """
+
+    version: Literal[1] = 1
+    a: Side
+    b: Side
+    kl: float
+    agreement: float
+    difference: float
+    images: int
+    source: str
+    timings: list[Timing]
+
+
+def same_signature(a: onnx.ModelProto, b: onnx.ModelProto) -> None:
+    """Check that b can stand in for a: the same inputs, outputs, types, axes and order.
+
+    Raises:
+        ModelError: it cannot; the message names the first difference.
+    """
+    for what in ("input", "output"):
+        ours, theirs = (_values(m, what) for m in (a, b))
+        if list(ours) != list(theirs):
+            raise ModelError(f"the models' {what}s differ: {', '.join(ours)} against {', '.join(theirs)}")
+        for name, value in ours.items():
+            if value.type != theirs[name].type:
+                raise ModelError(f"the models' {what} '{name}' differs in type or shape: compare like with like")
+
+
+def _values(proto: onnx.ModelProto, what: str) -> dict[str, onnx.ValueInfoProto]:
+    initializers = {t.name for t in proto.graph.initializer}
+    return {v.name: v for v in getattr(proto.graph, what) if v.name not in initializers}
+
+
+def verify(
+    a: onnx.ModelProto,
+    b: onnx.ModelProto,
+    data: CalibrationData,
+    *,
+    provider: str = "cpu",
+    batches: tuple[int, ...] = (1, 8, 64),
+    repeats: int = 30,
+    threads: int = 0,
+) -> Verification:
+    """Compare model b with model a.
+
+    Args:
+        a, b: the models; b must have a's signature.
+        data: images, with or without labels.
+        provider: execution provider for everything.
+        batches: batch sizes at which to measure the latency; those that the data or the model allow.
+        repeats: runs of each model at each batch size.
+        threads: intra-op threads; 0 for onnxruntime's default.
+
+    Raises:
+        ModelError: the signatures differ, or a model does not run.
+        DataError: the data do not fit.
+    """
+    same_signature(a, b)
+    data = fit(a, data)
+    fixed = _fixed_batch(a)
+    chunks = [feeds for feeds, _ in data.chunks(fixed or 128)]
+    if fixed and len(next(iter(chunks[-1].values()))) < fixed:
+        chunks = chunks[:-1]
+    outputs = [[session.run(chunk)[0] for chunk in chunks] for session in (Session(a, provider), Session(b, provider))]
+    count = sum(len(o) for o in outputs[0])
+    labels = None if data.labels is None else data.labels[:count]
+    classes = outputs[0][0].reshape(len(outputs[0][0]), -1).shape[1]
+    if labels is not None and (labels.min() < 0 or labels.max() >= classes):
+        raise DataError(f"labels of {data.source} go up to {labels.max()} and the model has {classes} classes")
+    flat = [np.concatenate([o.reshape(len(o), -1) for o in side]) for side in outputs]
+    timings = []
+    for batch in (fixed,) if fixed else [n for n in batches if n <= len(data)]:
+        feeds = {k: v[:batch] for k, v in data.feeds.items()}
+        first, second = interleaved([a, b], feeds, provider, repeats=repeats, threads=threads)
+        ratio = second.median / first.median
+        relative = first.uncertainty / first.median + second.uncertainty / second.median
+        timings.append(
+            Timing(
+                batch=batch,
+                a=first.median * 1e3,
+                b=second.median * 1e3,
+                ratio=ratio,
+                uncertainty=ratio * relative,
+            )
+        )
+    shapes = {name: (1, *array.shape[1:]) for name, array in data.feeds.items()}
+    return Verification(
+        a=_side(a, shapes, outputs[0], labels),
+        b=_side(b, shapes, outputs[1], labels),
+        kl=kl_divergence(outputs[0], outputs[1]),
+        agreement=float((flat[0].argmax(1) == flat[1].argmax(1)).mean()),
+        difference=float(np.abs(flat[0].astype(np.float64) - flat[1]).max()),
+        images=count,
+        source=data.source,
+        timings=timings,
+    )
+
+
+def _fixed_batch(proto: onnx.ModelProto) -> int | None:
+    """The batch size that the model insists on."""
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    return int(dims[0].dim_value) if len(dims) and dims[0].HasField("dim_value") else None
+
+
+def _side(
+    proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], outputs: list[np.ndarray], labels: np.ndarray | None
+) -> Side:
+    cost = total(normalise(proto), shapes)  # computed pads and shapes would hide the size of what follows
+    return Side(
+        macs=cost.macs,
+        parameters=cost.parameters,
+        bytes=proto.ByteSize(),
+        top1=None if labels is None else top1(outputs, labels),
+    )
