@@ -1,0 +1,29 @@
+# Each target does all its own set-up in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check all clean
+
+all: check test
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## compress the embedded ResNet-20 to half its MACs
+	mkdir -p out
+	$(BIN)/hmc-onnx compress examples/resnet20-cifar10.onnx --output out/resnet20-cifar10-half.onnx \
+		--data examples/cifar10-sample.npz --preset cifar10 --target macs=0.5
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv out build dist *.egg-info

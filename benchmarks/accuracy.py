@@ -1,0 +1,78 @@
+"""Top-1 after compression without training, by strategy and target, on a whole test split.
+
+    python benchmarks/accuracy.py MODEL.onnx --data cifar10.npz --preset cifar10 \
+        --targets 0.6 0.5 0.4 --strategies hmc prune lowrank nahc ahc
+
+One profile serves all plans. Prints the seconds of the profile and of each plan and its repair, and a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import hmc_onnx
+from calib.divergence import top1
+from calib.sessions import Session
+from passes.cost import total
+from passes.normalise import normalise
+
+STRATEGIES = ["hmc", "prune", "lowrank", "nahc", "ahc"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="with a train and a test split")
+    parser.add_argument("--preset", default="cifar10")
+    parser.add_argument("--what", choices=["macs", "params"], default="macs")
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=["hmc"])
+    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--align", type=int, default=hmc_onnx.Settings().align)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    proto = hmc_onnx.load(args.model)
+    preprocess = hmc_onnx.preprocessing(args.preset)
+    calibration = hmc_onnx.load_data(proto, args.data, preprocess, samples=args.samples, seed=args.seed)
+    test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
+    settings = hmc_onnx.Settings(samples=args.samples, seed=args.seed, align=args.align)
+
+    def accuracy(model: object) -> float:
+        session = Session(model)  # type: ignore[arg-type]
+        outputs = [session.run(feeds)[0] for feeds, _ in test.chunks(250)]
+        return 100 * top1(outputs, test.labels)  # type: ignore[arg-type]
+
+    start = time.perf_counter()
+    profile = hmc_onnx.profile(proto, calibration, settings)
+    before = total(normalise(proto))
+    print(f"{args.model.name}: top-1 {accuracy(proto):.2f} %, profile {time.perf_counter() - start:.0f} s", flush=True)
+    rows = {}
+    for strategy in args.strategies:
+        for target in args.targets:
+            start = time.perf_counter()
+            try:
+                plan = hmc_onnx.solve(profile, hmc_onnx.parse_target(f"{args.what}={target}"), strategy)
+            except hmc_onnx.HmcError as e:
+                rows[strategy, target] = "–"
+                print(f"{strategy:8} {target:.2f}: {e}", flush=True)
+                continue
+            compressed = hmc_onnx.apply(proto, plan, calibration)
+            seconds = time.perf_counter() - start
+            after, after_top1 = total(normalise(compressed)), accuracy(compressed)
+            rows[strategy, target] = f"{after_top1:.2f}"
+            print(
+                f"{strategy:8} {target:.2f}: top-1 {after_top1:.2f} %, MACs {after.macs / before.macs:.3f}, "
+                f"parameters {after.parameters / before.parameters:.3f}, plan and repair {seconds:.0f} s",
+                flush=True,
+            )
+    print(f"\n| top-1 at {args.what} | " + " | ".join(f"{t:g}" for t in args.targets) + " |")
+    print("|---" * (len(args.targets) + 1) + "|")
+    for strategy in args.strategies:
+        print(f"| {strategy} | " + " | ".join(rows[strategy, t] for t in args.targets) + " |")
+
+
+if __name__ == "__main__":
+    main()
