@@ -167,6 +167,8 @@ def layer_choices(
             choices.append(choice)
             if a == b == 0:
                 found, known = list(plain), list(measured)
+            elif a and b:  # pruned at both ends it stays dense, or the combinations would be too many
+                found, known = [], []
             else:
                 features = np.flatnonzero(np.repeat(kept_in, math.prod(geometry.kernel)))
                 found = front(
