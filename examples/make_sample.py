@@ -1,6 +1,6 @@
 """Make `cifar10-sample.npz`: 1,024 unlabelled CIFAR-10 training images and 1,000 labelled test images.
 
-    python examples/make_sample.py --data cifar10.npz --out examples/cifar10-sample.npz
+python examples/make_sample.py --data cifar10.npz --out examples/cifar10-sample.npz
 """
 
 from __future__ import annotations

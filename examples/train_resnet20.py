@@ -1,6 +1,7 @@
-"""Train the ResNet-20 that ships in `examples/`, on CIFAR-10, and export it to ONNX.
+r"""Train the ResNet-20 that ships in `examples/`, on CIFAR-10, and export it to ONNX.
 
-    python examples/train_resnet20.py --data cifar10.npz --out examples/resnet20-cifar10.onnx | tee examples/train_resnet20.log
+    python examples/train_resnet20.py --data cifar10.npz --out examples/resnet20-cifar10.onnx \
+        | tee examples/train_resnet20.log
 
 The network is He et al.'s ResNet-20 for CIFAR-10 (arXiv 1512.03385, section 4.2) with parameter-free
 "option A" shortcuts: spatial stride 2 and zero-padded channels. It trains on the 50,000 training images
