@@ -15,6 +15,7 @@ from pathlib import Path
 import hmc_onnx
 from calib.divergence import top1
 from calib.sessions import Session
+from hmc_onnx.plans import write_json
 from passes.cost import total
 from passes.normalise import normalise
 
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--align", type=int, default=hmc_onnx.Settings().align)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--profile", type=Path, help="read the profile from here, or write it here if it is not there")
     args = parser.parse_args()
 
     proto = hmc_onnx.load(args.model)
@@ -46,7 +48,12 @@ def main() -> None:
         return 100 * top1(outputs, test.labels)  # type: ignore[arg-type]
 
     start = time.perf_counter()
-    profile = hmc_onnx.profile(proto, calibration, settings)
+    if args.profile and args.profile.exists():
+        profile = hmc_onnx.read_profile(args.profile)
+    else:
+        profile = hmc_onnx.profile(proto, calibration, settings)
+        if args.profile:
+            write_json(profile, args.profile)
     before = total(normalise(proto))
     print(f"{args.model.name}: top-1 {accuracy(proto):.2f} %, profile {time.perf_counter() - start:.0f} s", flush=True)
     rows = {}

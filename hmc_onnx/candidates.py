@@ -27,7 +27,11 @@ SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A decomposition at a rank. `error` is the share of the layer's response that it loses."""
+    """A decomposition at a rank. `error` is the share of the layer's response that it loses.
+
+    Of a layer some of whose channels are gone, it is the share of the response that is left: the channels
+    that stay are those that matter more.
+    """
 
     method: str
     rank: int
@@ -52,12 +56,12 @@ def front(
     align: int,
     methods: Sequence[str],
     ratios: Sequence[float],
-    response: float,
 ) -> list[Candidate]:
     """The decompositions of a layer that no cheaper one beats in error, cheapest last.
 
     Only these are worth measuring: at equal cost a larger local error does not make a better network.
     """
+    response = max(error(weight, np.zeros_like(weight), moment), np.finfo(float).tiny)
     found = []
     for name in methods:
         method = DECOMPOSITIONS[name]
@@ -87,7 +91,6 @@ def decompositions(subject: Subject, align: int) -> list[Candidate]:
         align=align,
         methods=list(DECOMPOSITIONS),
         ratios=RATIOS,
-        response=subject.response,
     )
 
 
@@ -142,7 +145,7 @@ def layer_choices(
         output_group: its output group's profile.
         align: ranks are multiples of this.
     """
-    geometry, response = subject.layer.geometry, subject.response
+    geometry = subject.layer.geometry
     curve = Curve([(c.error, s) for c, s in zip(plain, measured, strict=True)])
     methods = sorted({c.method for c in plain})
     moment = subject.moments.second
@@ -179,7 +182,6 @@ def layer_choices(
                     align=align,
                     methods=methods,
                     ratios=RATIOS_WHEN_PRUNED,
-                    response=response,
                 )
                 known = [curve(c.error) for c in found]
             for candidate, sensitivity in zip(found, known, strict=True):

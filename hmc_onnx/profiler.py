@@ -13,7 +13,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import joblib
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -23,6 +22,7 @@ from calib.sensitivity import Change, sensitivities
 from calib.walk import Walk
 from hmc_onnx.candidates import Candidate, decompositions, layer_choices, removal
 from hmc_onnx.elimination import Elimination
+from hmc_onnx.parallel import run_tasks, workers
 from hmc_onnx.profiles import GroupChoice, GroupProfile, LayerProfile, Profile
 from hmc_onnx.settings import Settings
 from hmc_onnx.subjects import Subject, Subjects, find_subjects
@@ -48,6 +48,11 @@ def profile(model: Model, data: CalibrationData, settings: Settings, progress: P
     Raises:
         ModelError: the model has no layer that could be compressed.
     """
+    with workers():
+        return _profile(model, data, settings, progress)
+
+
+def _profile(model: Model, data: CalibrationData, settings: Settings, progress: Progress) -> Profile:
     inputs = {name: (1, *array.shape[1:]) for name, array in data.feeds.items()}
     digest, cost = model.digest(), total(model, inputs)
     model = model.copy()
@@ -63,10 +68,10 @@ def profile(model: Model, data: CalibrationData, settings: Settings, progress: P
 
     layers, align = subjects.layers, settings.align
     tasks: list[Callable[[], Any]] = [removal(g, layers, align) for g in subjects.groups.values()]
-    found = _parallel("channels to spare", tasks, progress)
+    found = run_tasks("channels to spare", tasks, progress)
     eliminations: dict[str, Elimination] = dict(zip(subjects.groups, found, strict=True))
     tasks = [partial(decompositions, s, align) for s in layers.values()]
-    plain: dict[str, list[Candidate]] = dict(zip(layers, _parallel("decompositions", tasks, progress), strict=True))
+    plain: dict[str, list[Candidate]] = dict(zip(layers, run_tasks("decompositions", tasks, progress), strict=True))
 
     few = math.ceil(settings.kl_samples / settings.batch)
     walk = Walk(model, chunks[:few], settings.provider)
@@ -86,7 +91,7 @@ def profile(model: Model, data: CalibrationData, settings: Settings, progress: P
         )
         for name, s in layers.items()
     ]
-    choices = _parallel("decompositions after pruning", tasks, progress)
+    choices = run_tasks("decompositions after pruning", tasks, progress)
     return Profile(
         model=digest,
         data=data.digest(),
@@ -119,21 +124,6 @@ def _measure_moments(walk: Walk, layers: dict[str, Subject], settings: Settings,
         for x in walk.values(subject.layer.input):
             subject.moments.update(sampled_patches(x, geometry, positions))
     progress("second moments", len(layers), len(layers))
-
-
-def _parallel(what: str, tasks: Sequence[Callable[[], Any]], progress: Progress) -> list[Any]:
-    """Run tasks in processes, one BLAS thread each (small matrices gain nothing from more), in order."""
-    results = []
-    with joblib.parallel_config("loky", n_jobs=-1, inner_max_num_threads=1):
-        running = joblib.Parallel(return_as="generator")(joblib.delayed(_call)(task) for task in tasks)
-        for result in running:
-            results.append(result)
-            progress(what, len(results), len(tasks))
-    return results
-
-
-def _call(task: Callable[[], Any]) -> Any:
-    return task()
 
 
 def _group_changes(

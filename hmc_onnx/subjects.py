@@ -9,7 +9,6 @@ import numpy as np
 
 from calib.moments import Moments
 from passes.channels import ChannelGroup, trace
-from passes.decompose import error
 from passes.layers import Layer, layer_of, why_not_a_layer
 from passes.model import Model
 from passes.shapes import Shapes, infer_shapes
@@ -38,12 +37,6 @@ class Subject:
     input_classes: np.ndarray | None = None
     output_classes: np.ndarray | None = None
     moments: Moments = field(default_factory=Moments)
-
-    @property
-    def response(self) -> float:
-        """E‖y - ȳ‖² a position: what errors are a share of."""
-        zero = np.zeros_like(self.layer.weight)
-        return max(error(self.layer.weight, zero, self.moments.second), np.finfo(float).tiny)
 
 
 @dataclass(frozen=True)

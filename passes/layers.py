@@ -151,8 +151,8 @@ def write_layer(node: gs.Node, weight: np.ndarray, bias: np.ndarray) -> None:
         weight = weight if node.attrs.get("transB", 0) else weight.T
         node.attrs.pop("alpha", None)
         node.attrs.pop("beta", None)
-    node.inputs[1] = gs.Constant(_own_name(node, 1, f"{node.name}.weight"), weight.astype(dtype))
-    new_bias = gs.Constant(_own_name(node, 2, f"{node.name}.bias"), bias.astype(dtype))
+    node.inputs[1] = gs.Constant(_own_name(node, 1, f"{node.name}:weight"), weight.astype(dtype))
+    new_bias = gs.Constant(_own_name(node, 2, f"{node.name}:bias"), bias.astype(dtype))
     if len(node.inputs) > 2:
         node.inputs[2] = new_bias
     else:
@@ -179,9 +179,9 @@ def chain_nodes(node: gs.Node, links: Sequence[tuple[Geometry, np.ndarray]], bia
         last = i == len(links) - 1
         name = f"{node.name}/{i}"
         y = node.outputs[0] if last else gs.Variable(f"{name}:output", x.dtype)
-        inputs = [x, gs.Constant(f"{name}.weight", weight.astype(dtype))]
+        inputs = [x, gs.Constant(f"{name}:weight", weight.astype(dtype))]
         if last:
-            inputs.append(gs.Constant(f"{name}.bias", bias.astype(dtype)))
+            inputs.append(gs.Constant(f"{name}:bias", bias.astype(dtype)))
         nodes.append(gs.Node(node.op, name, _attributes(node.op, geometry), inputs, [] if last else [y]))
         x = y
     return nodes

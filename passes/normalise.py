@@ -84,7 +84,7 @@ def fold_batchnorm(model: Model) -> int:
         if len(conv.inputs) > 2:
             conv.inputs[2] = _constant(conv, conv.inputs[2], new_bias)
         else:
-            conv.inputs.append(gs.Constant(f"{conv.name}.bias", new_bias))
+            conv.inputs.append(gs.Constant(f"{conv.name}:bias", new_bias))
         conv.outputs = [bn.outputs[0]]
         bn.outputs.clear()
         bn.inputs.clear()

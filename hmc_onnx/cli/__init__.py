@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from hmc_onnx.cli.commands import app
 
 __all__ = ["app", "main"]
+
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def main() -> None:
@@ -15,14 +18,13 @@ def main() -> None:
 
     from passes.errors import HmcError
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that worker processes go, too
     try:
         code = app(standalone_mode=False)
     except HmcError as e:
         _fail(f"error: {e}", 1)
-    except click.exceptions.Abort:
-        _fail("interrupted: nothing was written", 130)
-    except KeyboardInterrupt:
-        _fail("interrupted: nothing was written", 130)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
     except click.ClickException as e:
         e.show()
         sys.exit(e.exit_code)
@@ -30,6 +32,8 @@ def main() -> None:
         _fail(f"error: {e.strerror or e}{f': {e.filename}' if e.filename else ''}: check the disk and permissions", 1)
     except MemoryError:
         _fail("error: out of memory: use fewer --samples", 1)
+    if code == INTERRUPTED:  # typer turns an interrupt into this code
+        _fail("interrupted: nothing was written", INTERRUPTED)
     sys.exit(code or 0)
 
 
