@@ -19,7 +19,7 @@ from hmc_onnx.profiler import profile as profile_model
 from hmc_onnx.profiles import Profile
 from hmc_onnx.settings import Settings, Strategy, Target, parse_target
 from hmc_onnx.solver import solve
-from hmc_onnx.verification import Verification, same_signature, verify
+from hmc_onnx.verification import Verification, check_labels, same_signature, verify
 from passes.errors import OutputError, PlanError
 from passes.model import load, save
 from passes.normalise import normalise
@@ -112,10 +112,12 @@ def compress(
     settings = settings or Settings()
     proto = _proto(model)
     data = fit(proto, calibration, settings.samples)
+    images = data if test is None else fit(proto, test)
+    check_labels(proto, images, settings.provider)
     profiled = profile(proto, data, settings, progress)
     plan = solve(profiled, target, strategy)
     compressed = apply(proto, plan, data, progress)
-    report = verify(proto, compressed, data if test is None else fit(proto, test), provider=settings.provider)
+    report = verify(proto, compressed, images, provider=settings.provider)
     return Result(compressed, plan, profiled, report)
 
 

@@ -17,7 +17,7 @@ from passes.cost import total
 from passes.errors import DataError, ModelError
 from passes.normalise import normalise
 
-__all__ = ["Side", "Timing", "Verification", "same_signature", "verify"]
+__all__ = ["Side", "Timing", "Verification", "check_labels", "same_signature", "verify"]
 
 
 class _Frozen(BaseModel):
@@ -87,6 +87,25 @@ def _values(proto: onnx.ModelProto, what: str) -> dict[str, onnx.ValueInfoProto]
     return {v.name: v for v in getattr(proto.graph, what) if v.name not in initializers}
 
 
+def check_labels(proto: onnx.ModelProto, data: CalibrationData, provider: str = "cpu") -> None:
+    """Check that the labels, if there are any, are classes of the model.
+
+    Raises:
+        DataError: some are not.
+    """
+    if data.labels is None:
+        return
+    batch = _fixed_batch(proto) or 1
+    output = Session(proto, provider).run({name: array[:batch] for name, array in data.feeds.items()})[0]
+    classes = output.reshape(batch, -1).shape[1]
+    low, high = data.labels.min(), data.labels.max()
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"labels of {data.source} go from {low} to {high} and the model has {classes} classes: "
+            "give labels that count its classes from 0, or --no-labels"
+        )
+
+
 def verify(
     a: onnx.ModelProto,
     b: onnx.ModelProto,
@@ -113,6 +132,7 @@ def verify(
     """
     same_signature(a, b)
     data = fit(a, data)
+    check_labels(a, data, provider)
     fixed = _fixed_batch(a)
     chunks = [feeds for feeds, _ in data.chunks(fixed or 128)]
     if fixed and len(next(iter(chunks[-1].values()))) < fixed:
@@ -120,9 +140,6 @@ def verify(
     outputs = [[session.run(chunk)[0] for chunk in chunks] for session in (Session(a, provider), Session(b, provider))]
     count = sum(len(o) for o in outputs[0])
     labels = None if data.labels is None else data.labels[:count]
-    classes = outputs[0][0].reshape(len(outputs[0][0]), -1).shape[1]
-    if labels is not None and (labels.min() < 0 or labels.max() >= classes):
-        raise DataError(f"labels of {data.source} go up to {labels.max()} and the model has {classes} classes")
     flat = [np.concatenate([o.reshape(len(o), -1) for o in side]) for side in outputs]
     timings = []
     for batch in (fixed,) if fixed else [n for n in batches if n <= len(data)]:

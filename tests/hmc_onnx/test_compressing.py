@@ -1,0 +1,231 @@
+"""The main job on small networks, and on the ResNet-20 that ships, with real images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from graphs import images, resnet
+from onnxruntime.quantization import CalibrationDataReader
+
+import hmc_onnx
+from calib.data import CalibrationData
+from calib.divergence import kl_divergence, top1
+from calib.sessions import Session
+from hmc_onnx.applying import apply as apply_plan
+from hmc_onnx.plans import GroupPlan, LayerPlan, Plan, write_json
+from hmc_onnx.profiles import KEEP
+from passes.channels import trace
+from passes.cost import total
+from passes.decompose import DECOMPOSITIONS
+from passes.errors import PlanError
+from passes.layers import layer_of, replace_by_chain
+from passes.model import Model
+from passes.normalise import normalise
+from passes.shapes import batch_one, infer_shapes
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SMALL = hmc_onnx.Settings(samples=48, kl_samples=16, batch=16, align=2)
+
+
+def calibration(count: int = 48) -> CalibrationData:
+    return CalibrationData({"input": images(count)}, None, "noise")
+
+
+def outputs(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    return Session(proto).run({"input": x})[0]
+
+
+@pytest.fixture(scope="module")
+def original() -> onnx.ModelProto:
+    return resnet((1, 1), (8, 16), batchnorm=True, shortcut="A")
+
+
+@pytest.fixture(scope="module")
+def result(original: onnx.ModelProto) -> hmc_onnx.Result:
+    return hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL)
+
+
+def untouched(model: Model, **changes: object) -> Plan:
+    """A plan that keeps everything."""
+    groups = {g.name: GroupPlan(size=g.size, removed=[]) for g in trace(model).groups if g.closed is None}
+    layers = {n.name: LayerPlan(method=KEEP) for n in model.graph.nodes if n.op in ("Conv", "Gemm")}
+    plan = Plan(
+        model=model.digest(),
+        data=calibration().digest(),
+        settings=SMALL,
+        strategy="hmc",
+        target=hmc_onnx.Target(macs=1),
+        groups=groups,
+        layers=layers,
+        macs=0,
+        parameters=0,
+        sensitivity=0,
+    )
+    return plan.model_copy(update=changes)
+
+
+def test_half_the_macs_and_the_same_signature(original: onnx.ModelProto, result: hmc_onnx.Result) -> None:
+    before, after = normalise(original), normalise(result.model)
+    assert total(after).macs <= 0.5 * total(before).macs
+    assert total(after).macs == result.plan.macs
+    assert total(after).parameters == result.plan.parameters
+    assert list(result.model.graph.input) == list(original.graph.input)
+    assert list(result.model.graph.output) == list(original.graph.output)
+    assert result.model.opset_import == original.opset_import
+    assert result.model.ir_version == original.ir_version
+    onnx.checker.check_model(result.model, full_check=True)
+    assert outputs(result.model, images(3)).shape == (3, 5)
+    assert result.report.kl < 0.5
+    assert set(result.plan.layers) == {n.name for n in before.graph.nodes if n.op in ("Conv", "Gemm")}
+
+
+def test_the_same_again_is_the_same_to_the_byte(original: onnx.ModelProto, result: hmc_onnx.Result) -> None:
+    again = hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL)
+    assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(deterministic=True)
+
+
+def test_the_steps_through_json_give_what_compress_gives(
+    original: onnx.ModelProto, result: hmc_onnx.Result, tmp_path: Path
+) -> None:
+    write_json(result.profile, tmp_path / "profile.json")
+    plan = hmc_onnx.solve(hmc_onnx.read_profile(tmp_path / "profile.json"), hmc_onnx.parse_target("macs=0.5"))
+    write_json(plan, tmp_path / "plan.json")
+    stepwise = hmc_onnx.apply(original, hmc_onnx.read_plan(tmp_path / "plan.json"), calibration())
+    assert stepwise.SerializeToString(deterministic=True) == result.model.SerializeToString(deterministic=True)
+    with pytest.raises(PlanError, match="other calibration data"):
+        hmc_onnx.apply(original, plan, calibration(40))
+
+
+def test_a_reader_of_onnxruntime_will_do(original: onnx.ModelProto, result: hmc_onnx.Result) -> None:
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = list(np.split(images(48), 6))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return {"input": self.left.pop(0)} if self.left else None
+
+    plan = hmc_onnx.compress(original, Reader(), "macs=0.5", settings=SMALL).plan
+    assert plan == result.plan
+
+
+@pytest.mark.parametrize("strategy", ["prune", "lowrank", "nahc", "ahc"])
+def test_each_strategy_does_what_it_says(result: hmc_onnx.Result, original: onnx.ModelProto, strategy: str) -> None:
+    plan = hmc_onnx.solve(result.profile, hmc_onnx.Target(macs=0.6), strategy)  # type: ignore[arg-type]
+    compressed = hmc_onnx.apply(original, plan, calibration())
+    assert total(normalise(compressed)).macs == plan.macs <= 0.6 * result.profile.macs
+    assert result.plan.sensitivity >= 0
+    best = hmc_onnx.solve(result.profile, hmc_onnx.Target(macs=0.6))
+    assert best.sensitivity <= plan.sensitivity * 1.001
+    decomposed = any(layer.rank for layer in plan.layers.values())
+    pruned = any(g.removed for g in plan.groups.values())
+    assert {"prune": pruned and not decomposed, "lowrank": decomposed and not pruned}.get(
+        strategy, pruned or decomposed
+    )
+    assert all(layer.difference is not None for layer in plan.layers.values())
+
+
+def test_a_plan_that_changes_nothing_changes_nothing(original: onnx.ModelProto) -> None:
+    model = normalise(original)
+    same = apply_plan(model, untouched(model), calibration()).finished()
+    np.testing.assert_array_equal(outputs(same, images(8)), outputs(model.finished(), images(8)))
+
+
+def test_channels_that_carry_nothing_are_removed_for_free(original: onnx.ModelProto) -> None:
+    model = normalise(original)
+    group = next(g for g in trace(model).groups if g.closed is None and g.size == 8)
+    for slot, classes in zip(group.slots, group.classes, strict=True):
+        if slot.role != "consumes":
+            values = np.array(slot.node.inputs[slot.index].values)
+            values[np.isin(classes, [1, 5])] = 0
+            slot.node.inputs[slot.index].values = values
+    plan = untouched(model)
+    plan = plan.model_copy(update={"groups": plan.groups | {group.name: GroupPlan(size=8, removed=[1, 5])}})
+    smaller = apply_plan(model, plan, calibration()).finished()
+    before = outputs(model.finished(), images(8))
+    # the repair holds the weights by a small ridge, so least squares gives them back to a few digits
+    np.testing.assert_allclose(outputs(smaller, images(8)), before, atol=1e-3 * np.abs(before).max())
+    assert total(Model(smaller)).macs < total(model).macs
+
+
+def test_repair_brings_the_network_nearer_than_truncation(original: onnx.ModelProto) -> None:
+    model = normalise(original)
+    plan = untouched(model)
+    convs = [n.name for n in model.graph.nodes if n.op == "Conv" and n.inputs[1].shape[2] == 3][1:]
+    plan = plan.model_copy(update={"layers": plan.layers | {n: LayerPlan(method="spatial", rank=6) for n in convs}})
+    repaired = apply_plan(model, plan, calibration()).finished()
+    truncated, shapes = model.copy(), infer_shapes(model, batch_one(model))
+    method = DECOMPOSITIONS["spatial"]
+    for node in [n for n in truncated.graph.nodes if n.name in convs]:
+        layer = layer_of(node, shapes)
+        factors = method.factors(layer.geometry, layer.weight, np.eye(layer.geometry.features), 6)
+        links = method.links(layer.geometry, 6)
+        replace_by_chain(truncated.graph, node, list(zip(links, factors, strict=True)), layer.bias)
+    x = images(200, seed=1)
+    reference = [outputs(original, x)]
+    kl = [kl_divergence(reference, [outputs(m, x)]) for m in (repaired, truncated.finished())]
+    assert kl[0] < 0.5 * kl[1]
+
+
+def test_a_compressed_model_can_be_compressed_again(result: hmc_onnx.Result) -> None:
+    again = hmc_onnx.compress(result.model, calibration(), "macs=0.8", settings=SMALL)
+    assert total(normalise(again.model)).macs <= 0.8 * result.plan.macs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "another"}, "made for another model"),
+        ({"layers": {"nowhere": LayerPlan(method=KEEP)}}, "does not have: 'nowhere'"),
+        ({"groups": {"nowhere": GroupPlan(size=8, removed=[1])}}, "does not have: 'nowhere'"),
+        ("rank 999", "svd of rank 999 does not apply: 1 to"),
+        ("magic", "unknown method 'magic', use keep or svd"),
+        ("class 99", "it has"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(original: onnx.ModelProto, change: object, message: str) -> None:
+    model = normalise(original)
+    plan = untouched(model)
+    conv, group = next(iter(plan.layers)), next(iter(plan.groups))
+    updates = {
+        "rank 999": {"layers": plan.layers | {conv: LayerPlan(method="svd", rank=999)}},
+        "magic": {"layers": plan.layers | {conv: LayerPlan(method="magic", rank=1)}},
+        "class 99": {"groups": plan.groups | {group: GroupPlan(size=plan.groups[group].size, removed=[99])}},
+    }
+    update = updates[change] if isinstance(change, str) else change
+    with pytest.raises(PlanError, match=message):
+        apply_plan(model, plan.model_copy(update=update), calibration())
+
+
+def l1_pruned(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """What tools without repair do: in each block, the channels of least L1 norm go, half of them."""
+    model = normalise(proto)
+    channels = trace(model)
+    removed = {}
+    for group in channels.groups:
+        if group.closed is None and len(group.members("produces")) == 1:
+            slot = group.members("produces")[0][0]
+            norms = np.abs(slot.node.inputs[1].values).sum((1, 2, 3))
+            removed[group.name] = np.argsort(norms)[: group.size // 2]
+    channels.remove(removed)
+    model.forget_shapes()
+    return model.finished()
+
+
+def test_accuracy_is_held_on_real_images() -> None:
+    proto = hmc_onnx.load(EXAMPLES / "resnet20-cifar10.onnx")
+    read = {"preprocess": hmc_onnx.preprocessing("cifar10")}
+    sample = EXAMPLES / "cifar10-sample.npz"
+    data = hmc_onnx.load_data(proto, sample, samples=256, **read)
+    test = hmc_onnx.load_data(proto, sample, samples=None, split="test", **read)
+    assert test.labels is not None
+    settings = hmc_onnx.Settings(samples=256, kl_samples=128)
+    result = hmc_onnx.compress(proto, data, "macs=0.6", settings=settings, test=test)
+    assert result.report.a.top1 is not None
+    assert result.report.b.top1 is not None
+    assert result.report.a.top1 > 0.9
+    assert result.report.b.top1 > result.report.a.top1 - 0.02
+    pruned = top1([outputs(l1_pruned(proto), test.feeds["input"])], test.labels)
+    assert pruned < result.report.b.top1 - 0.3
