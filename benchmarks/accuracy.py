@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=["hmc"])
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--align", type=int, default=hmc_onnx.Settings().align)
+    parser.add_argument("--positions", type=int, default=hmc_onnx.Settings().positions)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", type=Path, help="read the profile from here, or write it here if it is not there")
     args = parser.parse_args()
@@ -40,7 +41,7 @@ def main() -> None:
     preprocess = hmc_onnx.preprocessing(args.preset)
     calibration = hmc_onnx.load_data(proto, args.data, preprocess, samples=args.samples, seed=args.seed)
     test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
-    settings = hmc_onnx.Settings(samples=args.samples, seed=args.seed, align=args.align)
+    settings = hmc_onnx.Settings(samples=args.samples, seed=args.seed, align=args.align, positions=args.positions)
 
     def accuracy(model: object) -> float:
         session = Session(model)  # type: ignore[arg-type]

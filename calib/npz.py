@@ -19,9 +19,12 @@ __all__ = ["npz_splits", "open_npz"]
 def npz_splits(path: Path) -> tuple[str, ...]:
     """Of "train" and "test", those that an .npz file keeps apart; none if it is no such file."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            return ()
+        with archive:
             names = set(archive.files)
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, OSError):
+    except (ValueError, EOFError, zipfile.BadZipFile, OSError):
         return ()  # reading it will say what is wrong
     return tuple(s for s in ("train", "test") if names & {f"{s}_images", f"x_{s}"})
 

@@ -79,14 +79,16 @@ class Session:
 
     Raises:
         ModelError: onnxruntime cannot load the model.
+        SettingsError: as for `providers`.
     """
 
     def __init__(self, proto: onnx.ModelProto, provider: str = "cpu", threads: int = 0) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
+        chosen = providers(provider)
         try:
-            self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=providers(provider))
+            self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=chosen)
         except Exception as e:  # onnxruntime's exceptions share no base but Exception
             raise ModelError(f"onnxruntime cannot load the model: {first_line(e)}") from e
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]

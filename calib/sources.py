@@ -70,7 +70,8 @@ class ReadyTensors:
 
     def take(self, indices: np.ndarray, preprocess: Preprocess) -> np.ndarray:
         """As `Source.take`; nothing is preprocessed."""
-        return np.asarray(self.tensors[indices], np.float32)
+        with np.errstate(over="ignore"):  # infinities are found later, with a clear error
+            return np.asarray(self.tensors[indices], np.float32)
 
 
 def filled(count: int, shape: tuple[int, ...], load: Callable[[int], np.ndarray]) -> np.ndarray:

@@ -17,11 +17,14 @@ __all__ = ["run_tasks", "workers"]
 @contextmanager
 def workers() -> Iterator[None]:
     """Within it, `run_tasks` keeps its processes; behind it they are gone, whatever happened."""
+    # Large arrays are sent, not mapped: mapped ones would outlive workers that are killed, in /dev/shm.
     try:
-        with joblib.parallel_config("loky", n_jobs=-1, inner_max_num_threads=1):
+        with joblib.parallel_config("loky", n_jobs=-1, inner_max_num_threads=1, max_nbytes=None):
             yield
-    finally:
+    except BaseException:
         get_reusable_executor().shutdown(wait=False, kill_workers=True)
+        raise
+    get_reusable_executor().shutdown(wait=True)
 
 
 def run_tasks(what: str, tasks: Sequence[Callable[[], Any]], progress: Progress) -> list[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,9 +133,19 @@ def check_output(path: str | os.PathLike[str], *inputs: str | os.PathLike[str]) 
     if path.is_dir():
         raise OutputError(f"the output '{path}' is a folder: give a file name")
     if not path.parent.is_dir():
-        raise OutputError(f"the output's folder '{path.parent}' does not exist: make it first")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise OutputError(f"the output '{path}' cannot be written: check its permissions")
+        what = "is not a folder: give another path" if path.parent.exists() else "does not exist: make it first"
+        raise OutputError(f"the output's folder '{path.parent}' {what}")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"the output '{path}' is not a regular file: give another name")
     for other in inputs:
-        if path.exists() and Path(other).exists() and path.samefile(other):
-            raise OutputError(f"the output '{path}' is an input too: give another name")
+        if os.path.realpath(path) == os.path.realpath(other) or (
+            path.exists() and Path(other).exists() and path.samefile(other)
+        ):
+            raise OutputError(f"the output '{path}' is an input too, or another output: give another name")
+    try:
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with tempfile.TemporaryFile(dir=path.parent):  # what a user may do says little, of /proc for one
+            pass
+    except OSError as e:
+        raise OutputError(f"the output '{path}' cannot be written: {e.strerror or e}") from e

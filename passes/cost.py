@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from passes.model import Model
@@ -48,7 +49,7 @@ def costs(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> 
                 seen.add(tensor.name)
                 count = math.prod(tensor.shape)
                 parameters += count
-                size += count * np.dtype(tensor.dtype).itemsize
+                size += count * _dtype(tensor).itemsize
         table[node.name] = Cost(_macs(node, shapes) // batch, parameters, size)
     return table
 
@@ -58,8 +59,14 @@ def total(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> 
     return sum(costs(model, inputs).values(), Cost())
 
 
+def _dtype(tensor: gs.Constant) -> np.dtype:
+    """The element type, which graphsurgeon gives as ONNX's number where plain numpy has none."""
+    dtype = tensor.dtype
+    return onnx.helper.tensor_dtype_to_np_dtype(dtype) if isinstance(dtype, int) else np.dtype(dtype)
+
+
 def _is_float(tensor: gs.Constant) -> bool:
-    return np.dtype(tensor.dtype).kind == "f" or np.dtype(tensor.dtype).name == "bfloat16"
+    return _dtype(tensor).kind == "f" or "float" in _dtype(tensor).name
 
 
 def _macs(node: gs.Node, shapes: Shapes) -> int:

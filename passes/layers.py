@@ -9,14 +9,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from passes.errors import ModelError
 from passes.shapes import Shapes
 
-__all__ = ["Geometry", "Layer", "chain_nodes", "layer_of", "replace_by_chain", "why_not_a_layer", "write_layer"]
+__all__ = [
+    "FLOATS",
+    "Geometry",
+    "Layer",
+    "chain_nodes",
+    "layer_of",
+    "replace_by_chain",
+    "why_not_a_layer",
+    "write_layer",
+]
+
+# What numpy computes with: graphsurgeon gives other types as a number of ONNX's.
+FLOATS = (np.float16, np.float32, np.float64)
 
 
 @dataclass(frozen=True)
@@ -84,8 +98,8 @@ def why_not_a_layer(node: gs.Node, shapes: Shapes) -> str | None:
         return "its weights are computed, not constant"
     if node.domain not in (None, "", "ai.onnx"):
         return f"it is an operator of the custom domain '{node.domain}'"
-    if len(node.inputs) < 2 or node.inputs[1].dtype not in (np.float32, np.float16, np.float64):
-        return f"its weights are {getattr(node.inputs[1], 'dtype', None)}, not floating point"
+    if node.inputs[1].dtype not in FLOATS:
+        return f"its weights are {_type_name(node.inputs[1].dtype)}, not float16, float32 or float64"
     if node.op == "Gemm":
         if node.attrs.get("transA", 0):
             return "its input is transposed (transA = 1)"
@@ -94,9 +108,13 @@ def why_not_a_layer(node: gs.Node, shapes: Shapes) -> str | None:
         if bias is not None and tuple(bias.shape) not in ((outputs,), (1, outputs)):
             return f"its bias has shape {tuple(bias.shape)}, not one value an output"
         return None
-    if _auto_padded(node) and None in shapes.get(node.inputs[0].name, (None,))[2:]:
+    if _auto_padded(node) and None in shapes.get(node.inputs[0].name, (None,) * 3)[2:]:
         return "it has auto_pad and the size of its input is not known"
     return None
+
+
+def _type_name(dtype: Any) -> str:
+    return onnx.TensorProto.DataType.Name(dtype).lower() if isinstance(dtype, int) else np.dtype(dtype).name
 
 
 def _auto_padded(node: gs.Node) -> bool:

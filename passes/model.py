@@ -84,7 +84,8 @@ class Model:
             graph,
             skip={"input", "output", "node", "initializer", "sparse_initializer", "value_info"},
         )
-        present = {t.name: t for t in graph.initializer}
+        present = {t.name: t for t in _pop_initializers(graph, set(self._order))}
+        present |= {t.name: t for t in graph.initializer}
         del graph.input[:], graph.output[:]
         graph.output.extend(self.header.graph.output)
         for value in self.header.graph.input:
@@ -94,13 +95,20 @@ class Model:
             elif value.name in self._initializer_inputs():
                 continue
             graph.input.append(value)
+        if self.header.ir_version < 4:  # where every initializer is an input
+            declared = {value.name for value in graph.input}
+            graph.input.extend(
+                onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+                for t in present.values()
+                if t.name not in declared
+            )
         for node in graph.node:
             op, doc, metadata = self._node_texts.get(node.output[0] if node.output else "", ("", "", []))
             if op == node.op_type:
                 if doc:
                     node.doc_string = doc
                 node.metadata_props.extend(metadata)
-        initializers = sorted(graph.initializer, key=lambda t: self._order.get(t.name, len(self._order)))
+        initializers = sorted(present.values(), key=lambda t: self._order.get(t.name, len(self._order)))
         del graph.initializer[:]
         graph.initializer.extend(initializers)
         self._restore_value_info(graph)
@@ -110,7 +118,8 @@ class Model:
         """The file's own records, in its order, where they still hold; then those that passes have added."""
         types = {info.name: info.type for info in graph.value_info}
         types |= {t.name: onnx.helper.make_tensor_type_proto(t.data_type, t.dims) for t in graph.initializer}
-        kept = [info for info in self._value_info.values() if types.get(info.name) == info.type]
+        plain = {name: _without_denotations(type_) for name, type_ in types.items()}
+        kept = [info for info in self._value_info.values() if plain.get(info.name) == _without_denotations(info.type)]
         added = [info for info in graph.value_info if info.name not in self._value_info]
         del graph.value_info[:]
         graph.value_info.extend([*kept, *added])
@@ -129,7 +138,10 @@ class Model:
         proto = self.to_proto()
         if self._value_info and proto.ByteSize() < EXTERNAL_DATA_THRESHOLD:
             del proto.graph.value_info[:]
-            inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+            try:
+                inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+            except onnx.shape_inference.InferenceError as e:
+                raise ModelError(f"the ONNX checker rejects the model: {first_line(e)}") from e
             proto.graph.value_info.extend(inferred.graph.value_info)
         check(proto)
         return proto
@@ -173,7 +185,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     if not path.is_file():
         raise ModelError(f"no model file at '{path}': give the path of an ONNX file")
     try:
-        proto = onnx.load(path)
+        proto = onnx.load(path, format="protobuf")  # whatever the name says
     except (DecodeError, ValueError) as e:
         raise ModelError(f"'{path}' is not an ONNX file, or is damaged: export the model again") from e
     except (OSError, onnx.checker.ValidationError) as e:
@@ -184,6 +196,8 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         check(proto)
     except ModelError as e:
         raise ModelError(f"'{path}': {e}") from e
+    except ValueError as e:  # names that are no UTF-8
+        raise ModelError(f"'{path}' is damaged: export the model again") from e
     return proto
 
 
@@ -198,6 +212,8 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
         write_atomically(path, proto.SerializeToString(deterministic=True))
         return
     try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             copy = onnx.ModelProto()
             copy.CopyFrom(proto)
@@ -220,6 +236,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
+        if path.exists() and not path.is_file():  # a device or a pipe, which a file must not replace
+            raise OSError(22, "it is not a regular file")
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -233,6 +251,30 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _pop_initializers(graph: onnx.GraphProto, names: set[str]) -> list[onnx.TensorProto]:
+    """Take initializers out of the graphs inside a graph, where graphsurgeon puts a copy of all that they read."""
+    found: dict[str, onnx.TensorProto] = {}
+    for attribute in (a for node in graph.node for a in node.attribute):
+        for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            found |= {t.name: t for t in _pop_initializers(inner, names)}
+            found |= {t.name: t for t in inner.initializer if t.name in names}
+            kept = [t for t in inner.initializer if t.name not in names]
+            del inner.initializer[:]
+            inner.initializer.extend(kept)
+    return list(found.values())
+
+
+def _without_denotations(type_: onnx.TypeProto) -> onnx.TypeProto:
+    """A type without the meanings of its axes, which graphsurgeon drops."""
+    plain = onnx.TypeProto()
+    plain.CopyFrom(type_)
+    plain.ClearField("denotation")
+    if plain.HasField("tensor_type"):
+        for dim in plain.tensor_type.shape.dim:
+            dim.ClearField("denotation")
+    return plain
 
 
 def _umask() -> int:

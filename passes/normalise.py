@@ -1,18 +1,18 @@
 """Normalisation: one form for what exporters write in many, exact to float rounding.
 
 1. Weights in Constant nodes become initializers (onnx-ir).
-2. Identity nodes go, and so do nodes that nothing reads (onnx-ir).
-3. What can be computed from constants is (onnxscript).
+2. What can be computed from constants is (onnxscript).
+3. Nodes that nothing reads go (onnx-ir), and so do Identity nodes.
 4. BatchNormalization after Conv is folded into it.
 5. MatMul by a constant followed by Add of a constant becomes Gemm, where the input has rank 2.
 
 The two folds are here and not onnxscript's rules because those rename the nodes, by which the report
 and the plan speak of them, and compute in the model's own precision; these keep the name and use float64.
+The Identity nodes are not onnx-ir's pass because it loses the output of an If's branch that hands on a tensor
+from outside, and one of two outputs that are the same tensor.
 """
 
 from __future__ import annotations
-
-from collections import Counter
 
 import numpy as np
 import onnx
@@ -21,6 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
+from passes.layers import FLOATS
 from passes.model import Model
 from passes.shapes import infer_shapes
 
@@ -31,11 +32,11 @@ def normalise(proto: onnx.ModelProto) -> Model:
     """The model in normal form, as a graph to rewrite; the proto given is not changed."""
     module = ir.from_proto(proto)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(module)
-    optimizer.fold_constants(module, should_fold=_always_fold)
+    optimizer.fold_constants(module, input_size_limit=2**31, should_fold=_always_fold)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(module)
-    common.IdentityEliminationPass()(module)
     common.RemoveUnusedNodesPass()(module)
     model = Model(ir.to_proto(module))
+    remove_identities(model)
     name_nodes(model.graph)
     fold_batchnorm(model)
     fuse_matmul_add(model)
@@ -48,13 +49,46 @@ def _always_fold(node: ir.Node) -> bool | None:
     return True if node.op_type == "ConstantOfShape" else None
 
 
+def remove_identities(model: Model) -> int:
+    """Remove every Identity but those from an input or an output to an output; returns how many."""
+    outputs = {t.name for t in model.graph.outputs}
+    removed = 0
+    for node in [n for n in model.graph.nodes if n.op == "Identity"]:
+        x, y = node.inputs[0], node.outputs[0]
+        kept, dropped = x, y
+        if y.name in outputs:
+            if not x.inputs or x.name in outputs:
+                continue
+            kept, dropped = y, x
+        node.inputs.clear()
+        node.outputs.clear()
+        for reader in list(dropped.outputs):
+            for i, tensor in enumerate(reader.inputs):
+                if tensor is dropped:
+                    reader.inputs[i] = kept
+        if kept is y:
+            maker = x.inputs[0]
+            maker.outputs = [y if t is x else t for t in maker.outputs]
+        removed += 1
+    model.graph.cleanup()
+    return removed
+
+
 def name_nodes(graph: gs.Graph) -> None:
     """Give every node a unique name: its own, or its operator and output where that is missing or taken."""
-    taken: Counter[str] = Counter()
+    taken = {node.name for node in graph.nodes}
+    kept: set[str] = set()
     for node in graph.nodes:
-        name = node.name or f"{node.op}:{node.outputs[0].name if node.outputs else 'no output'}"
-        taken[name] += 1
-        node.name = name if taken[name] == 1 else f"{name}#{taken[name]}"
+        if node.name and node.name not in kept:
+            kept.add(node.name)
+            continue
+        wanted = node.name or f"{node.op}:{node.outputs[0].name if node.outputs else 'no output'}"
+        name, count = wanted, 1
+        while name in taken:
+            count += 1
+            name = f"{wanted}#{count}"
+        taken.add(name)
+        node.name = name
 
 
 def fold_batchnorm(model: Model) -> int:
@@ -71,7 +105,11 @@ def fold_batchnorm(model: Model) -> int:
             continue
         if bn.attrs.get("training_mode", 0) or not all(isinstance(t, gs.Constant) for t in bn.inputs[1:5]):
             continue
+        if conv.inputs[-1].is_empty():  # a bias left out
+            conv.inputs.pop()
         if not all(isinstance(t, gs.Constant) for t in conv.inputs[1:]):
+            continue
+        if conv.inputs[1].dtype not in FLOATS:
             continue
         scale, shift, mean, variance = (np.asarray(t.values, np.float64) for t in bn.inputs[1:5])
         weight = conv.inputs[1]
@@ -107,7 +145,9 @@ def fuse_matmul_add(model: Model) -> int:
             continue
         add = product.outputs[0]
         bias = next((t for t in add.inputs if isinstance(t, gs.Constant)), None)
-        if bias is None or bias.values.size != weight.values.shape[1] or bias.values.ndim > 2:
+        if bias is None or bias.dtype not in FLOATS:
+            continue
+        if tuple(bias.shape) not in ((weight.shape[1],), (1, weight.shape[1])):
             continue
         matmul.op = "Gemm"
         matmul.inputs.append(_constant(matmul, bias, np.asarray(bias.values).reshape(-1)))

@@ -116,13 +116,20 @@ class Builder:
 
     def model(
         self,
-        outputs: str | Sequence[str],
+        outputs: str | Sequence[str] | Mapping[str, Sequence[int | str]],
         inputs: Mapping[str, Sequence[int | str]] | Sequence[int | str] = ("N", 3, 8, 8),
         *,
         check: bool = True,
         **fields: Any,
     ) -> onnx.ModelProto:
-        """The model, checked. `inputs` are shapes by name, or the shape of the one input, "input"."""
+        """The model, checked.
+
+        Args:
+            outputs: names, or shapes by name where inference cannot know them.
+            inputs: shapes by name, or the shape of the one input, "input".
+            check: False for a model that is broken on purpose.
+            fields: of the ModelProto.
+        """
         shapes = inputs if isinstance(inputs, Mapping) else {"input": inputs}
         names = [outputs] if isinstance(outputs, str) else list(outputs)
         domains = sorted({n.domain for n in self.nodes} - {""})
@@ -135,11 +142,11 @@ class Builder:
         )
         imports = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(d, 1) for d in domains)]
         proto = helper.make_model(graph, opset_imports=imports, ir_version=8, producer_name="zoo", **fields)
-        types = {o.name: o.type for o in onnx.shape_inference.infer_shapes(proto).graph.output}
-        for output in proto.graph.output:
-            output.type.CopyFrom(types[output.name])
-            if not output.type.HasField("tensor_type"):  # behind a custom operator
-                output.type.tensor_type.elem_type = TensorProto.FLOAT
+        inferred = onnx.shape_inference.infer_shapes(proto).graph.output
+        for output, known in zip(proto.graph.output, inferred, strict=True):
+            output.CopyFrom(known)
+            if isinstance(outputs, Mapping):
+                output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, outputs[output.name]))
         if check:
             onnx.checker.check_model(proto, full_check=True)
         return proto

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
+from typing import Any, NoReturn
+
+import typer
 
 from hmc_onnx.cli.commands import app
 
 __all__ = ["app", "main"]
 
 INTERRUPTED = 128 + signal.SIGINT
+# typer brings a click of its own since 0.16, whose errors are no subclasses of click's
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def main() -> None:
     """Run the command line and exit."""
-    import click
-
     from passes.errors import HmcError
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # × and the like, where the encoding has none
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that worker processes go, too
     try:
         code = app(standalone_mode=False)
     except HmcError as e:
         _fail(f"error: {e}", 1)
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
-    except click.ClickException as e:
-        e.show()
-        sys.exit(e.exit_code)
+    except UsageError as e:
+        _fail(_usage(e), 2)
     except OSError as e:
         _fail(f"error: {e.strerror or e}{f': {e.filename}' if e.filename else ''}: check the disk and permissions", 1)
     except MemoryError:
@@ -37,6 +42,14 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-def _fail(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
+def _usage(error: Any) -> str:
+    """One sentence on a command line that cannot be parsed; empty where the help has been shown instead."""
+    message = " ".join(str(error.format_message()).split()).removesuffix(".").replace("Value error, ", "")
+    command = error.ctx.command_path if error.ctx else "hmc-onnx"
+    return f"error: {message}: see '{command} --help'" if message else ""
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if message:
+        print(message, file=sys.stderr)
     sys.exit(code)

@@ -44,7 +44,7 @@ def compress(
     align: Choices.Align = None,
     provider: Choices.Provider = None,
     test_data: Choices.TestData = None,
-    labels: Choices.Labels = True,
+    labels: Choices.Labels = None,
     report: Choices.Report = None,
     config: Choices.Config = None,
 ) -> None:
@@ -57,7 +57,10 @@ def compress(
     from hmc_onnx.settings import parse_target
     from passes.model import load
 
-    _check_outputs(check_output, model, output, report)
+    inputs = _inputs(model, config, run)
+    check_output(output, *inputs)
+    if report is not None:
+        check_output(report, output, *inputs)
     wanted, settings = parse_target(str(run.need("target"))), _settings(run)
     proto = load(model)
     images, test = _images(proto, run, settings)
@@ -84,9 +87,11 @@ def inspect(
     layout: Choices.Layout = None,
 ) -> None:
     """Show a model's layers, costs and channel groups, and what can be done to each Conv."""
+    from hmc_onnx.inputs import preprocessing
     from hmc_onnx.inspection import inspect as inspect_model
     from passes.model import load
 
+    preprocessing(None, size=size)  # says what is wrong with it
     show(inspect_model(load(model), size, layout.value if layout else "NCHW"))
 
 
@@ -113,7 +118,7 @@ def profile(
     from hmc_onnx.plans import write_json
     from passes.model import load
 
-    check_output(output, model)
+    check_output(output, *_inputs(model, config, run))
     settings, proto = _settings(run), load(model)
     images = _calibration(proto, run, settings)
     with progress_bar() as progress:
@@ -142,7 +147,7 @@ def plan(
     from hmc_onnx.settings import parse_target
     from hmc_onnx.solver import solve
 
-    check_output(output, profile)
+    check_output(output, *_inputs(profile, config, run))
     result = solve(read_profile(profile), parse_target(str(run.need("target"))), _strategy(run))
     write_json(result, output)
     show(plan_tables(result), f"Written: {output}")
@@ -168,7 +173,7 @@ def apply(
     from hmc_onnx.plans import read_plan
     from passes.model import load, save
 
-    check_output(output, model, plan)
+    check_output(output, plan, *_inputs(model, config, run))
     chosen, proto = read_plan(plan), load(model)
     images = _calibration(proto, run, chosen.settings)
     with progress_bar() as progress:
@@ -190,7 +195,7 @@ def verify(
     samples: Choices.Samples = None,
     seed: Choices.Seed = None,
     provider: Choices.Provider = None,
-    labels: Choices.Labels = True,
+    labels: Choices.Labels = None,
     report: Choices.Report = None,
     config: Choices.Config = None,
 ) -> None:
@@ -203,10 +208,12 @@ def verify(
     from passes.model import load
 
     if report is not None:
-        check_output(report, a, b)
+        check_output(report, b, *_inputs(a, config, run))
     settings, first, second = _settings(run), load(a), load(b)
-    images = _test(first, run, None) or _read(first, run, run.need("data"), run.samples, settings.seed, "train")
-    result = verify_models(first, second, images, provider=settings.provider)
+    images = _test(first, run, None, run.samples, settings.seed) or _read(
+        first, run, run.need("data"), run.samples, settings.seed, "train"
+    )
+    result = verify_models(first, second, _labelled(images, run), provider=settings.provider)
     if report is not None:
         write_json(result, report)
     show(comparison(result))
@@ -217,10 +224,9 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in given.items() if k in Run.NAMES}
 
 
-def _check_outputs(check: Any, model: Path, output: Path, report: Path | None) -> None:
-    check(output, model)
-    if report is not None:
-        check(report, model, output)
+def _inputs(first: Path, config: Path | None, run: Run) -> list[Path]:
+    """The files that a command reads, which no output may replace."""
+    return [Path(p) for p in (first, config, run.data, run.test_data) if p is not None]
 
 
 def _settings(run: Run) -> Settings:
@@ -263,18 +269,25 @@ def _calibration(proto: onnx.ModelProto, run: Run, settings: Settings) -> Calibr
 
 
 def _images(proto: onnx.ModelProto, run: Run, settings: Settings) -> tuple[CalibrationData, CalibrationData | None]:
-    return _calibration(proto, run, settings), _test(proto, run, run.test_data)
+    test = _test(proto, run, run.test_data)
+    return _labelled(_calibration(proto, run, settings), run), None if test is None else _labelled(test, run)
 
 
-def _test(proto: onnx.ModelProto, run: Run, path: Any) -> CalibrationData | None:
-    """Images to compare on: those named, else the data's own test split, else None."""
+def _labelled(data: CalibrationData, run: Run) -> CalibrationData:
+    """Images to compare on, without their labels if the user wants no accuracy."""
     from dataclasses import replace
 
+    return data if run.labels is not False else replace(data, labels=None)
+
+
+def _test(
+    proto: onnx.ModelProto, run: Run, path: Any, samples: int | None = None, seed: int = 0
+) -> CalibrationData | None:
+    """Images to compare on: those named, else the data's own test split, else None."""
     from calib.readers import splits
 
     if path is None:
         if "test" not in splits(Path(run.need("data"))):
             return None
         path = run.data
-    data = _read(proto, run, path, None, 0, "test" if "test" in splits(Path(path)) else "train")
-    return data if run.labels is not False else replace(data, labels=None)
+    return _read(proto, run, path, samples, seed, "test" if "test" in splits(Path(path)) else "train")

@@ -6,6 +6,7 @@ A value given on the command line goes before the file's, and the file's before 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -82,7 +83,8 @@ class Choices:
     ]
     Provider = Annotated[Optional[ProviderName], typer.Option(help="Where to run. [auto]")]  # noqa: UP045
     Labels = Annotated[
-        bool, typer.Option("--labels/--no-labels", help="Report top-1 accuracy where the data have labels.")
+        Optional[bool],  # noqa: UP045
+        typer.Option("--labels/--no-labels", help="Report top-1 accuracy where the data have labels. [--labels]"),
     ]
     Config = Annotated[
         Optional[Path],  # noqa: UP045
@@ -91,27 +93,44 @@ class Choices:
     Report = Annotated[Optional[Path], typer.Option(help="Write the comparison as JSON too.")]  # noqa: UP045
 
 
+def _whole(value: Any) -> bool:
+    return type(value) is int  # and not bool
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_whole, value))
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(_whole(v) or isinstance(v, float) for v in value)
+
+
+# What a YAML file may give: is it that, and how to say so.
+_TEXT: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, str), "text")
+_WHOLE: tuple[Callable[[Any], bool], str] = (_whole, "a whole number")
+_NUMBERS: tuple[Callable[[Any], bool], str] = (_numbers, "a list of numbers, one a channel")
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "data": _TEXT,
+    "test_data": _TEXT,
+    "preset": _TEXT,
+    "mean": _NUMBERS,
+    "std": _NUMBERS,
+    "size": (_sizes, "height and width, as in [32, 32]"),
+    "layout": _TEXT,
+    "target": (_TEXT[0], "text such as macs=0.5"),
+    "strategy": _TEXT,
+    "samples": _WHOLE,
+    "seed": _WHOLE,
+    "align": _WHOLE,
+    "provider": _TEXT,
+    "labels": (lambda value: isinstance(value, bool), "true or false"),
+}
+
+
 class Run:
     """The options of one call after merging: an attribute each, None where nothing was given."""
 
-    NAMES = frozenset(
-        [
-            "data",
-            "test_data",
-            "preset",
-            "mean",
-            "std",
-            "size",
-            "layout",
-            "target",
-            "strategy",
-            "samples",
-            "seed",
-            "align",
-            "provider",
-            "labels",
-        ]
-    )
+    NAMES = frozenset(_KINDS)
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
@@ -145,6 +164,10 @@ def merged(config: Path | None, **given: Any) -> Run:
             raise SettingsError(
                 f"'{config}' has an unknown option '{unknown[0]}': known are {', '.join(sorted(Run.NAMES))}"
             )
+        for name, value in values.items():
+            fits, what = _KINDS[name]
+            if value is not None and not fits(value):
+                raise SettingsError(f"'{config}' has {value!r} for the option '{name}': write {what}")
     for name, value in given.items():
         if value is not None:
             values[name] = value.value if isinstance(value, enum.Enum) else value

@@ -8,6 +8,7 @@ prove it exact.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -46,7 +47,7 @@ def conv(node: gs.Node, tracer: Tracer) -> None:
     groups = node.attrs.get("group", 1)
     ids = tracer.fresh(outputs)
     tracer.slots.append(Slot(node, 1, 0, "produces", ids))
-    if len(node.inputs) > 2:
+    if len(node.inputs) > 2 and not node.inputs[2].is_empty():
         tracer.slots.append(Slot(node, 2, 0, "follows", ids))
     if x_ids is None:
         close_all(node, tracer, "reads channels along another axis than 1")
@@ -126,9 +127,7 @@ def elementwise(node: gs.Node, tracer: Tracer) -> None:
 @register("GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool", "LpPool", "GlobalLpPool")
 def pool(node: gs.Node, tracer: Tracer) -> None:
     """Works on each channel alone."""
-    if len(node.outputs) > 1 and node.outputs[1].outputs:
-        close_all(node, tracer, "returns indices")
-    elif tracer.axis_ids(node.inputs[0], 1) is None:
+    if tracer.axis_ids(node.inputs[0], 1) is None:
         close_all(node, tracer, "reads channels along another axis than 1")
     else:
         pass_on(node, tracer)
@@ -180,6 +179,8 @@ def reduce(node: gs.Node, tracer: Tracer) -> None:
         if axes is None:
             close_all(node, tracer, "has computed axes")
             return
+    if axes is not None and len(axes) == 0 and not node.attrs.get("noop_with_empty_axes", 0):
+        axes = None
     axes = tuple(int(x) % ids.ndim for x in (range(ids.ndim) if axes is None else axes))
     if any(ids.shape[x] > 1 for x in axes):
         close_all(node, tracer, "reduces over channels")
@@ -196,7 +197,7 @@ def flatten(node: gs.Node, tracer: Tracer) -> None:
     if ids is None:
         return
     axis = node.attrs.get("axis", 1)
-    if shape is None or None in shape[1:] or axis % len(shape) != 1:
+    if shape is None or None in shape[1:] or axis % len(shape) != 1 or ids.shape[0] > 1:
         close_all(node, tracer, "has an input of unknown size, or an axis other than 1")
         return
     tracer.ids[node.outputs[0].name] = np.broadcast_to(ids, (1, *shape[1:])).reshape(1, -1)  # type: ignore[arg-type]
@@ -212,6 +213,9 @@ def reshape(node: gs.Node, tracer: Tracer) -> None:
     wanted = constant_value(node.inputs[1])
     if shape is None or target is None or wanted is None or None in (*shape[1:], *target[1:]) or len(target) < 2:
         close_all(node, tracer, "has a computed or unknown shape")
+        return
+    if ids.shape[0] > 1 or math.prod(shape[1:]) != math.prod(target[1:]):  # type: ignore[arg-type]
+        close_all(node, tracer, "mixes channels with the batch")
         return
     full = np.broadcast_to(ids, (1, *shape[1:])).reshape(1, *target[1:])  # type: ignore[arg-type]
     new: np.ndarray = full
@@ -242,16 +246,16 @@ def pad(node: gs.Node, tracer: Tracer) -> None:
     pads = node.attrs.get("pads")
     if pads is None and len(node.inputs) > 1:
         pads = constant_value(node.inputs[1])
-    if pads is None or len(pads) != 2 * ids.ndim:
+    if pads is None or len(pads) != 2 * ids.ndim or (len(node.inputs) > 3 and not node.inputs[3].is_empty()):
         close_all(node, tracer, "has computed pads, or pads of some axes only")
         return
-    axis = int(np.argmax(ids.shape))
+    axis = int(np.argmax(ids.shape)) if ids.size > 1 else 1
     before, after = int(pads[axis]), int(pads[axis + ids.ndim])
     mode = node.attrs.get("mode", "constant")
     if before == after == 0:
         pass_on(node, tracer)
         return
-    if ids.size != ids.shape[axis] or before < 0 or after < 0 or mode != "constant":
+    if tracer.axis_ids(node.inputs[0], axis) is None or before < 0 or after < 0 or mode != "constant":
         close_all(node, tracer, f"crops channels or pads them by mode '{mode}'")
         return
     first, last = tracer.fresh(before), tracer.fresh(after)
@@ -329,7 +333,7 @@ def concat(node: gs.Node, tracer: Tracer) -> None:
     if len(present) < len(parts) or any(p.ndim != present[0].ndim for p in present):
         close_all(node, tracer, "joins channels with a tensor that carries none")
         return
-    if all(p.size == p.shape[axis] for p in present) and present[0].size > 1:
+    if all(tracer.axis_ids(t, axis) is not None for t in node.inputs):
         tracer.ids[node.outputs[0].name] = np.concatenate(present, axis)
         return
     if any(p.shape[axis] > 1 for p in present) or len({p.shape for p in present}) > 1:

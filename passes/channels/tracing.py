@@ -89,8 +89,10 @@ class Tracer:
 
     def axis_ids(self, tensor: gs.Tensor, axis: int) -> np.ndarray | None:
         """Ids along one axis of a tensor, one an entry; None if it carries none or they vary along others."""
-        ids = self.ids.get(tensor.name)
+        ids, shape = self.ids.get(tensor.name), self.shapes.get(tensor.name)
         if ids is None or ids.size != ids.shape[axis]:
+            return None
+        if shape is not None and shape[axis] not in (None, ids.size):  # a single channel, of another axis
             return None
         return ids.ravel()
 
@@ -134,7 +136,7 @@ def register(*operators: str) -> Callable[[Rule], Rule]:
         for op in operators:
             if op in _RULES:
                 raise ValueError(f"operator {op} has a channel rule already")
-            _RULES[op] = rule
+        _RULES.update(dict.fromkeys(operators, rule))
         return rule
 
     return decorate
@@ -210,14 +212,16 @@ def trace(model: Model, inputs: dict[str, tuple[int, ...]] | None = None) -> Cha
     """
     shapes = infer_shapes(model, inputs or batch_one(model))
     tracer = Tracer(shapes)
+    outputs = {t.name for t in model.graph.outputs}
     for node in model.graph.nodes:
         rule = rule_for(node)
-        carried = [t.name for t in node.inputs if t.name in tracer.ids]
-        if rule is not None:
+        why = f"operator {node.op} (node '{node.name}') has no rule" if rule is None else None
+        if any(t.outputs or t.name in outputs for t in node.outputs[1:]):
+            why = why or f"the second output of {node.op} node '{node.name}' is read"
+        if rule is not None and why is None:
             rule(node, tracer)
-        elif carried:
-            for name in carried:
-                tracer.close(tracer.ids[name], f"operator {node.op} (node '{node.name}') has no rule")
+        for name in [t.name for t in node.inputs if why and t.name in tracer.ids]:
+            tracer.close(tracer.ids[name], str(why))
         if any(isinstance(v, gs.Graph) for v in node.attrs.values()):
             for inner in node.attrs.values():
                 for name in _outer_reads(inner):

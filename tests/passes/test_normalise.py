@@ -1,0 +1,503 @@
+"""Normalisation: many ways to write a network become one, and its outputs stay as they were."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from zoo import Builder, assert_same, images, pad_channels, parsed, resnet, run
+
+from passes.model import Model
+from passes.normalise import fold_batchnorm, fuse_matmul_add, name_nodes, normalise
+
+IMAGE = ("N", 3, 8, 8)
+
+
+def normalised(proto: onnx.ModelProto, feeds: np.ndarray | None = None) -> onnx.ModelProto:
+    """The normal form, after it is shown to be checked, to keep the signature, and to compute the same."""
+    before = proto.SerializeToString(deterministic=True)
+    done = normalise(proto).finished()
+    assert proto.SerializeToString(deterministic=True) == before
+    onnx.checker.check_model(done, full_check=True)
+    assert list(done.graph.output) == list(proto.graph.output)
+    assert list(done.graph.input) == list(proto.graph.input)
+    feeds = images(3, 8) if feeds is None else feeds
+    assert_same(run(done, feeds), run(proto, feeds))
+    return done
+
+
+def operators(proto: onnx.ModelProto) -> list[str]:
+    return [n.op_type for n in proto.graph.node]
+
+
+RESNETS = [
+    {"shortcut": s, "option_a": a, "batchnorm": n, "head": h, "weights": w, "opset": o}
+    for (s, a), n, h, (w, o) in product(
+        [("A", "plain"), ("A", "torchscript"), ("A", "dynamo"), ("B", "plain")],
+        ["folded", "nodes"],
+        ["gap_flatten_gemm", "reducemean_matmul_add"],
+        [("initializers", 17), ("constants", 13), ("initializers", 20), ("constants", 11)],
+    )
+]
+
+
+@pytest.mark.parametrize("form", RESNETS, ids=lambda form: "-".join(map(str, form.values())))
+def test_every_form_of_a_resnet_becomes_the_same_nodes(form: dict) -> None:
+    done = normalised(resnet((1, 1), (4, 8), size=8, **form))
+    slices = 0 if form["shortcut"] == "B" else 1 if form["option_a"] == "plain" else 2
+    expected = {"Conv": 5, "Relu": 5, "Add": 2, "Gemm": 1}
+    expected |= {"Conv": 6} if form["shortcut"] == "B" else {"Slice": slices, "Pad": 1}
+    expected |= {"ReduceMean": 1} if form["head"].startswith("reduce") else {"GlobalAveragePool": 1, "Flatten": 1}
+    assert Counter(operators(done)) == expected
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_folding_batch_norm_gives_the_weights_that_were_folded_before_export(block: str) -> None:
+    nodes, folded = (normalise(resnet(batchnorm=b, block=block)) for b in ("nodes", "folded"))
+    ours = {n.name: n for n in nodes.graph.nodes if n.op == "Conv"}
+    theirs = {n.name: n for n in folded.graph.nodes if n.op == "Conv"}
+    assert ours.keys() == theirs.keys()
+    for name, node in ours.items():
+        for mine, other in zip(node.inputs[1:], theirs[name].inputs[1:], strict=True):
+            np.testing.assert_allclose(mine.values, other.values, rtol=1e-6, atol=1e-7)
+
+
+def test_a_normal_form_is_its_own_normal_form() -> None:
+    once = normalise(resnet((1, 1), (4, 8), weights="constants", option_a="torchscript", batchnorm="nodes"))
+    twice = normalise(once.finished())
+    assert twice.finished() == once.finished()
+
+
+def test_everything_about_the_file_but_its_nodes_is_kept() -> None:
+    proto = resnet((1,), (4,), size=8, weights="constants", batchnorm="nodes")
+    proto.producer_version, proto.domain, proto.model_version, proto.doc_string = "1.2", "zoo", 7, "a model"
+    proto.metadata_props.add(key="trained on", value="nothing")
+    proto.graph.doc_string = "a graph"
+    proto.graph.input[0].doc_string = "an image"
+    done = normalised(proto)
+    for message in (done, proto):
+        message.graph.ClearField("node")
+        message.graph.ClearField("initializer")
+        message.graph.ClearField("value_info")
+    assert done == proto
+
+
+def test_several_inputs_and_outputs_stay_in_order_and_dynamic_axes_keep_their_names() -> None:
+    b = Builder(constants=True)
+    x, y = b.conv("b", 3, 4), b.conv("a", 3, 4)
+    total = b.node("Add", x, y)
+    shape = ("batch", 3, "height", "width")
+    proto = b.model([total, x], {"b": shape, "a": shape})
+    done = normalise(proto).finished()
+    assert [*done.graph.input, *done.graph.output] == [*proto.graph.input, *proto.graph.output]
+    assert done.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    feeds = {"a": images(2, 7, seed=1), "b": images(2, 7, seed=2)}
+    assert_same(run(done, feeds), run(proto, feeds))
+
+
+# Weights
+
+
+def test_weights_in_constant_nodes_become_initializers_of_the_same_name() -> None:
+    b = Builder(constants=True)
+    proto = b.model(b.conv("input", 3, 4))
+    done = normalised(proto)
+    assert operators(done) == ["Conv"]
+    made = {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in proto.graph.node if n.op_type == "Constant"}
+    kept = {t.name: numpy_helper.to_array(t) for t in done.graph.initializer}
+    assert kept.keys() == made.keys()
+    assert all(np.array_equal(kept[k], made[k]) for k in made)
+
+
+def test_numbers_and_lists_in_constant_nodes_become_initializers_too() -> None:
+    done = normalised(
+        parsed(
+            """<ir_version: 8, opset_import: ["" : 17]>
+            g (float[N,3,8,8] input) => (float[N,64] output) {
+                half = Constant<value_float = 0.5>()
+                scales = Constant<value_floats = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]>()
+                axis = Constant<value_ints = [1]>()
+                x = Mul(input, half)
+                y = Mul(x, scales)
+                z = ReduceSum<keepdims = 0>(y, axis)
+                output = Flatten(z)
+            }"""
+        )
+    )
+    assert operators(done) == ["Mul", "Mul", "ReduceSum", "Flatten"]
+
+
+def test_identities_between_a_weight_and_its_conv_go() -> None:
+    b = Builder()
+    weight = b.node("Identity", b.node("Identity", b.const(b.normal(4, 3, 3, 3))))
+    x = b.node("Identity", "input")
+    done = normalised(b.model(b.node("Relu", b.node("Conv", x, weight, kernel_shape=[3, 3]))))
+    assert operators(done) == ["Conv", "Relu"]
+    assert list(done.graph.initializer[0].dims) == [4, 3, 3, 3]
+
+
+def test_identities_in_front_of_an_output_go_and_its_name_stays() -> None:
+    b = Builder()
+    x = b.node("Relu", b.conv("input", 3, 4))
+    y = b.node("Identity", x)
+    done = normalised(b.model([y, b.node("Tanh", x)]))
+    assert operators(done) == ["Conv", "Relu", "Tanh"]
+
+
+def test_identities_that_give_a_tensor_a_second_output_stay() -> None:
+    b = Builder()
+    x = b.node("Relu", "input")
+    outputs = [x, b.node("Identity", x), b.node("Identity", x), b.node("Identity", "input")]
+    assert operators(normalised(b.model(outputs))) == ["Relu"] + ["Identity"] * 3
+
+
+def test_identities_in_the_branches_of_an_if_stay() -> None:
+    proto = parsed(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,3,8,8] input, bool raw) => (float[N,3,8,8] output) {
+            x = Tanh(input)
+            y = Identity(x)
+            z = Relu(y)
+            output = If(raw) <
+                then_branch = yes () => (float[N,3,8,8] a) { a = Identity(y) },
+                else_branch = no () => (float[N,3,8,8] c) { c = Neg(z) }
+            >
+        }"""
+    )
+    done = normalise(proto).finished()
+    assert operators(done) == ["Tanh", "Relu", "If"]
+    for raw in (False, True):
+        feeds = {"input": images(2, 8), "raw": np.array(raw)}
+        assert_same(run(done, feeds), run(proto, feeds))
+
+
+def test_a_weight_that_is_computed_from_constants_is_one() -> None:
+    b = Builder(constants=True)
+    weight = b.node("Transpose", b.node("Mul", b.const(b.normal(5, 192)), b.const(np.float32(0.1))), perm=[1, 0])
+    proto = b.model(b.node("MatMul", b.node("Flatten", "input"), weight))
+    done = normalised(proto)
+    assert operators(done) == ["Flatten", "MatMul"]
+
+
+def test_a_computed_weight_is_folded_whatever_its_size_unless_the_file_would_grow() -> None:
+    b = Builder(constants=True)
+    weight = b.node("Mul", b.const(b.normal(192, 100)), b.const(np.float32(0.1)))
+    x = b.node("MatMul", b.node("Flatten", "input"), weight)
+    huge = b.node("Expand", b.const(np.float32(1)), b.const([3000, 100]))
+    done = normalised(b.model(b.node("ReduceSum", b.node("Mul", b.node("Unsqueeze", x, b.const([1])), huge))))
+    assert Counter(operators(done)) == {
+        "Flatten": 1,
+        "MatMul": 1,
+        "Expand": 1,
+        "Unsqueeze": 1,
+        "Mul": 1,
+        "ReduceSum": 1,
+    }
+    assert sum(t.ByteSize() for t in done.graph.initializer) < 100_000
+
+
+def test_nodes_that_nothing_reads_go() -> None:
+    b = Builder()
+    x = b.conv("input", 3, 4)
+    b.node("Relu", b.conv(x, 4, 4))
+    assert operators(normalised(b.model(b.node("Tanh", x)))) == ["Conv", "Tanh"]
+
+
+@pytest.mark.parametrize("constants", [False, True])
+def test_pads_that_torchscript_computes_in_the_graph_become_a_constant(constants: bool) -> None:
+    b = Builder(constants=constants)
+    proto = b.model(pad_channels(b, "input", 2, 3, "torchscript", "/shortcut"))
+    assert len({"ConstantOfShape", "Concat", "Reshape", "Slice", "Transpose", "Cast"} & set(operators(proto))) == 6
+    done = normalised(proto)
+    assert operators(done) == ["Pad"]
+    (pads,) = (numpy_helper.to_array(t) for t in done.graph.initializer)
+    assert pads.tolist() == [0, 2, 0, 0, 0, 3, 0, 0]
+
+
+def test_initializers_that_are_inputs_are_folded_like_others() -> None:
+    proto = resnet((1,), (4,), size=8, batchnorm="nodes", opset=11)
+    proto.ir_version = 3
+    types = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in proto.graph.initializer]
+    proto.graph.input.extend(types)
+    done = normalise(proto).finished()
+    assert "BatchNormalization" not in operators(done)
+    assert_same(run(done, images(2, 8)), run(proto, images(2, 8)))
+    assert {t.name for t in done.graph.initializer} <= {i.name for i in done.graph.input}  # as IR version 3 has it
+
+
+# Batch norm
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("group", [1, 2, 4])
+@pytest.mark.parametrize("epsilon", [1e-5, 0.3])
+def test_batch_norm_behind_a_conv_is_folded(bias: bool, group: int, epsilon: float) -> None:
+    b = Builder()
+    x = b.conv("input", 3, 4, at="/stem")
+    y = b.batchnorm(b.conv(x, 4, 8, group=group, bias=bias, at="/c"), 8, at="/bn", epsilon=epsilon)
+    done = normalised(b.model(y))
+    assert [n.name for n in done.graph.node] == ["/stem/Conv", "/c/Conv"]
+    assert [len(n.input) for n in done.graph.node] == [3, 3]
+
+
+def test_batch_norm_behind_a_conv_with_an_empty_bias_is_folded() -> None:
+    b = Builder()
+    y = b.batchnorm(b.node("Conv", "input", b.const(b.normal(4, 3, 3, 3)), ""), 4)
+    assert operators(normalised(b.model(y))) == ["Conv"]
+
+
+def test_batch_norm_behind_a_1d_and_a_3d_conv_is_folded() -> None:
+    b = Builder()
+    x = b.batchnorm(b.conv("input", 3, 4, (3,)), 4)
+    assert operators(normalised(b.model(x, ("N", 3, 9)), images(3, 9)[..., 0])) == ["Conv"]
+    b = Builder()
+    x = b.batchnorm(b.conv("input", 3, 4, (3, 1, 3)), 4)
+    feeds = np.random.default_rng(0).normal(size=(2, 3, 5, 6, 7)).astype(np.float32)
+    assert operators(normalised(b.model(x, ("N", 3, 5, 6, 7)), feeds)) == ["Conv"]
+
+
+def test_folding_keeps_half_precision_weights_half() -> None:
+    weight = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float16)
+    values = {k: np.random.default_rng(1).uniform(0.5, 1.5, 4).astype(np.float16) for k in ("s", "b", "m", "v")}
+    proto = parsed(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float16[N,3,8,8] input) => (float16[N,4,6,6] y) {
+            c = Conv(input, w)
+            y = BatchNormalization(c, s, b, m, v)
+        }""",
+        w=weight,
+        **values,
+    )
+    done = normalise(proto).finished()
+    assert operators(done) == ["Conv"]
+    assert {t.data_type for t in done.graph.initializer} == {TensorProto.FLOAT16}
+    x = images(2, 8).astype(np.float16)
+    assert_same(run(done, x), run(proto, x), tolerance=3e-3)
+
+
+def conv_then_batchnorm(b: Builder) -> tuple[str, str]:
+    x = b.conv("input", 3, 4)
+    return x, b.batchnorm(x, 4)
+
+
+def test_a_conv_with_a_second_reader_keeps_its_batch_norm() -> None:
+    b = Builder()
+    x, y = conv_then_batchnorm(b)
+    done = normalised(b.model(b.node("Add", b.node("Relu", x), y)))
+    assert Counter(operators(done)) == {"Conv": 1, "BatchNormalization": 1, "Relu": 1, "Add": 1}
+
+
+def test_a_conv_that_is_an_output_keeps_its_batch_norm() -> None:
+    b = Builder()
+    assert operators(normalised(b.model([*conv_then_batchnorm(b)]))) == ["Conv", "BatchNormalization"]
+
+
+def test_a_conv_that_the_inside_of_an_if_reads_keeps_its_batch_norm() -> None:
+    values = Builder().normal
+    proto = parsed(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,3,8,8] input, bool raw) => (float[N,4,8,8] output) {
+            x = Conv<pads = [1, 1, 1, 1]>(input, w)
+            y = BatchNormalization(x, s, b, m, v)
+            output = If(raw) <
+                then_branch = yes () => (float[N,4,8,8] a) { a = Identity(x) },
+                else_branch = no () => (float[N,4,8,8] c) { c = Relu(y) }
+            >
+        }""",
+        w=values(4, 3, 3, 3),
+        **dict(zip("sbmv", np.abs(values(4, 4)), strict=True)),
+    )
+    done = normalise(proto).finished()
+    assert operators(done)[:2] == ["Conv", "BatchNormalization"]
+    for raw in (False, True):
+        feeds = {"input": images(2, 8), "raw": np.array(raw)}
+        assert_same(run(done, feeds), run(proto, feeds))
+
+
+def test_batch_norm_in_training_mode_is_kept() -> None:
+    b = Builder()
+    x = b.conv("input", 3, 4)
+    y = b.batchnorm(x, 4, training_mode=1, outputs=3)
+    assert operators(normalised(b.model(y))) == ["Conv", "BatchNormalization"]
+
+
+def test_batch_norm_with_computed_statistics_is_kept() -> None:
+    b = Builder()
+    x = b.conv("input", 3, 4)
+    one = b.const(np.ones(4, np.float32))
+    mean = b.node("ReduceMean", x, axes=[0, 2, 3], keepdims=0)
+    done = normalised(b.model(b.node("BatchNormalization", x, one, one, mean, one)))
+    assert operators(done).count("BatchNormalization") == 1
+
+
+def test_batch_norm_behind_something_else_is_kept() -> None:
+    b = Builder()
+    y = b.batchnorm(b.node("Relu", b.conv("input", 3, 4)), 4)
+    assert operators(normalised(b.model(b.batchnorm(y, 4)))) == ["Conv", "Relu"] + ["BatchNormalization"] * 2
+
+
+def test_a_weight_that_another_conv_reads_too_is_not_changed_for_it() -> None:
+    b = Builder()
+    weight, bias = b.const(b.normal(3, 3, 3, 3), "w"), b.const(b.normal(3), "b")
+    x = b.batchnorm(b.node("Conv", "input", weight, bias, pads=[1] * 4), 3)
+    y = b.batchnorm(b.node("Conv", x, weight, bias, pads=[1] * 4), 3)
+    z = b.node("Conv", y, weight, bias, pads=[1] * 4)
+    proto = b.model(z)
+    done = normalised(proto)
+    assert operators(done) == ["Conv"] * 3
+    assert len({n.input[1] for n in done.graph.node}) == 3
+    last = {t.name: numpy_helper.to_array(t) for t in done.graph.initializer}[done.graph.node[-1].input[1]]
+    np.testing.assert_array_equal(last, numpy_helper.to_array(proto.graph.initializer[0]))
+
+
+def test_the_number_of_folds_is_returned() -> None:
+    model = Model(resnet((1, 1), (4, 8), batchnorm="nodes"))
+    assert fold_batchnorm(model) == 5
+    assert fold_batchnorm(model) == 0
+
+
+# MatMul and Add
+
+
+@pytest.mark.parametrize("swap", [False, True], ids=["x + b", "b + x"])
+@pytest.mark.parametrize("shape", [(5,), (1, 5)], ids=str)
+def test_matmul_and_add_become_a_gemm(swap: bool, shape: tuple[int, ...]) -> None:
+    b = Builder()
+    y = b.node("MatMul", b.node("Flatten", "input"), b.const(b.normal(192, 5, scale=0.1)), at="/fc")
+    bias = b.const(b.normal(*shape))
+    done = normalised(b.model(b.node("Add", *((bias, y) if swap else (y, bias)))))
+    assert [(n.op_type, n.name) for n in done.graph.node] == [("Flatten", "/Flatten"), ("Gemm", "/fc/MatMul")]
+
+
+def rank_three(b: Builder) -> str:
+    x = b.node("Reshape", "input", b.const([0, 3, 64]))
+    return b.node("Add", b.node("MatMul", x, b.const(b.normal(64, 5))), b.const(b.normal(5)))
+
+
+def a_bias_for_each_row(b: Builder) -> str:
+    x = b.node("Reshape", "input", b.const([5, -1]))
+    return b.node("Add", b.node("MatMul", x, b.const(b.normal(192, 5))), b.const(b.normal(5, 1)))
+
+
+def a_bias_that_makes_rows(b: Builder) -> str:
+    x = b.node("Reshape", "input", b.const([1, -1]))
+    return b.node("Add", b.node("MatMul", x, b.const(b.normal(960, 5))), b.const(b.normal(5, 1)))
+
+
+def a_scalar_bias(b: Builder) -> str:
+    x = b.node("Flatten", "input")
+    return b.node("Add", b.node("MatMul", x, b.const(b.normal(192, 5))), b.const(np.float32(0.5)))
+
+
+def a_bias_of_rank_three(b: Builder) -> str:
+    x = b.node("Flatten", "input")
+    return b.node("Add", b.node("MatMul", x, b.const(b.normal(192, 5))), b.const(b.normal(1, 1, 5)))
+
+
+def no_constant_bias(b: Builder) -> str:
+    x = b.node("Flatten", "input")
+    y = b.node("MatMul", x, b.const(b.normal(192, 192, scale=0.1)))
+    return b.node("Add", y, x)
+
+
+def a_product_that_is_read_twice(b: Builder) -> str:
+    y = b.node("MatMul", b.node("Flatten", "input"), b.const(b.normal(192, 5, scale=0.1)))
+    return b.node("Mul", b.node("Add", y, b.const(b.normal(5))), y)
+
+
+def a_product_that_is_doubled(b: Builder) -> str:
+    y = b.node("MatMul", b.node("Flatten", "input"), b.const(b.normal(192, 5, scale=0.1)))
+    return b.node("Add", y, y)
+
+
+def a_constant_on_the_left(b: Builder) -> str:
+    x = b.node("Transpose", b.node("Flatten", "input"), perm=[1, 0])
+    return b.node("Add", b.node("MatMul", b.const(b.normal(5, 192, scale=0.1)), x), b.const(b.normal(5)))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        rank_three,
+        a_bias_for_each_row,
+        a_bias_that_makes_rows,
+        a_scalar_bias,
+        a_bias_of_rank_three,
+        no_constant_bias,
+        a_product_that_is_read_twice,
+        a_product_that_is_doubled,
+        a_constant_on_the_left,
+    ],
+)
+def test_a_matmul_whose_sum_is_not_a_gemm_stays(build) -> None:
+    b = Builder()
+    done = normalised(b.model(build(b), (5, 3, 8, 8)), images(5, 8))
+    assert operators(done).count("MatMul") == 1
+    assert "Gemm" not in operators(done)
+
+
+def test_a_product_that_is_an_output_stays() -> None:
+    b = Builder()
+    y = b.node("MatMul", b.node("Flatten", "input"), b.const(b.normal(192, 5, scale=0.1)))
+    done = normalised(b.model([y, b.node("Add", y, b.const(b.normal(5)))]))
+    assert operators(done) == ["Flatten", "MatMul", "Add"]
+
+
+def test_a_bias_that_two_sums_share_is_kept_for_both() -> None:
+    b = Builder()
+    bias = b.const(b.normal(1, 5), "bias")
+    x = b.node("Flatten", "input")
+    parts = [b.node("Add", b.node("MatMul", x, b.const(b.normal(192, 5, scale=0.1))), bias) for _ in range(2)]
+    done = normalised(b.model(b.node("Concat", *parts, axis=1)))
+    assert operators(done).count("Gemm") == 2
+
+
+def test_the_number_of_fusions_is_returned() -> None:
+    model = Model(resnet((1,), (4,), head="reducemean_matmul_add"))
+    assert fuse_matmul_add(model) == 1
+    assert fuse_matmul_add(model) == 0
+
+
+# Names
+
+
+def test_nodes_keep_their_names() -> None:
+    proto = resnet((1, 1), (4, 8), batchnorm="nodes", weights="constants", head="reducemean_matmul_add")
+    names = {n.name for n in proto.graph.node}
+    done = {n.name: n.op for n in normalise(proto).graph.nodes}
+    assert done.keys() <= names
+    assert done["/layer1.0.conv1/Conv"] == "Conv"
+    assert done["linear/MatMul"] == "Gemm"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["", "", ""], ["Relu:t0", "Relu:t1", "Relu:t2"]),
+        (["a", "a", "a"], ["a", "a#2", "a#3"]),
+        (["a", "a", "a#2"], ["a", "a#3", "a#2"]),
+        (["a#2", "a", "a"], ["a#2", "a", "a#3"]),
+        (["Relu:t1", "", "b"], ["Relu:t1", "Relu:t1#2", "b"]),
+    ],
+)
+def test_missing_names_are_given_and_double_ones_told_apart(names: list[str], expected: list[str]) -> None:
+    tensors = [gs.Variable("input", np.float32, (1, 2)), *(gs.Variable(f"t{i}") for i in range(len(names)))]
+    pairs = zip(names, tensors[:-1], tensors[1:], strict=True)
+    graph = gs.Graph([gs.Node("Relu", name, {}, [x], [y]) for name, x, y in pairs])
+    name_nodes(graph)
+    assert [n.name for n in graph.nodes] == expected
+
+
+def test_a_model_without_names_normalises_to_unique_ones() -> None:
+    proto = resnet((1, 1), (4, 8), size=8, batchnorm="nodes", weights="constants", option_a="torchscript")
+    for node in proto.graph.node:
+        node.ClearField("name")
+    done = normalised(proto)
+    names = [n.name for n in done.graph.node]
+    assert all(names)
+    assert len(set(names)) == len(names)
