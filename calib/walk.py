@@ -80,18 +80,20 @@ class Tail:
 
     def __init__(self, walk: Walk, replaceable: Collection[str]) -> None:
         model, self._chunks = walk.model, walk.chunks
-        outputs = [t.name for t in model.graph.outputs]
+        self._output = model.graph.outputs[model.main_output].name
         held = set(walk.chunks[0])
-        nodes = nodes_between(model.graph, held, outputs)
+        nodes = nodes_between(model.graph, held, [self._output])
         self._reads = sorted({t.name for node in nodes for t in node_inputs(node)} & held)
         dtypes = {n: walk.chunks[0][n].dtype for n in self._reads}
-        self._output = outputs[0]
-        proto = submodel(model, nodes, dtypes, [self._output], replaceable)
-        self._session = Session(proto, walk.provider)
+        self._session: Session | None = None  # where the output is held already, nothing can change it
+        if nodes:
+            proto = submodel(model, nodes, dtypes, [self._output], replaceable)
+            self._session = Session(proto, walk.provider)
+            self._replaceable = {v.name for v in proto.graph.input} - set(self._reads)
 
-    def outputs(self, weights: Mapping[str, np.ndarray], chunks: int | None = None) -> list[np.ndarray]:
-        """The graph's first output for the first chunks, with some initializers replaced."""
-        return [
-            self._session.run({n: chunk[n] for n in self._reads} | dict(weights), [self._output])[0]
-            for chunk in self._chunks[:chunks]
-        ]
+    def outputs(self, weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The graph's main output, chunk by chunk, with some initializers replaced."""
+        if self._session is None:
+            return [chunk[self._output] for chunk in self._chunks]
+        values = {n: v for n, v in weights.items() if n in self._replaceable}
+        return [self._session.run({n: c[n] for n in self._reads} | values)[0] for c in self._chunks]

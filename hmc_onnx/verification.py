@@ -15,6 +15,7 @@ from calib.sessions import Session
 from hmc_onnx.inputs import fit
 from passes.cost import total
 from passes.errors import DataError, ModelError
+from passes.model import Model
 from passes.normalise import normalise
 
 __all__ = ["Side", "Timing", "Verification", "check_labels", "same_signature", "verify"]
@@ -50,7 +51,7 @@ class Verification(_Frozen):
     """Model b against model a over some images.
 
     Attributes:
-        kl: mean KL divergence of b's outputs from a's, in nats.
+        kl: mean KL divergence of b's main output (`Model.main_output`) from a's, in nats.
         agreement: share of images on which both choose the same class.
         difference: largest absolute difference of an output.
         images: how many, and `source` which.
@@ -83,8 +84,8 @@ def same_signature(a: onnx.ModelProto, b: onnx.ModelProto) -> None:
 
 
 def _values(proto: onnx.ModelProto, what: str) -> dict[str, onnx.ValueInfoProto]:
-    initializers = {t.name for t in proto.graph.initializer}
-    return {v.name: v for v in getattr(proto.graph, what) if v.name not in initializers}
+    defaults = {t.name for t in proto.graph.initializer} if what == "input" else set()
+    return {v.name: v for v in getattr(proto.graph, what) if v.name not in defaults}
 
 
 def check_labels(proto: onnx.ModelProto, data: CalibrationData, provider: str = "cpu") -> None:
@@ -96,8 +97,8 @@ def check_labels(proto: onnx.ModelProto, data: CalibrationData, provider: str = 
     if data.labels is None:
         return
     batch = _fixed_batch(proto) or 1
-    output = Session(proto, provider).run({name: array[:batch] for name, array in data.feeds.items()})[0]
-    classes = output.reshape(batch, -1).shape[1]
+    output = Session(proto, provider).run({name: array[:batch] for name, array in data.feeds.items()})
+    classes = output[Model(proto).main_output].reshape(batch, -1).shape[1]
     low, high = data.labels.min(), data.labels.max()
     if low < 0 or high >= classes:
         raise DataError(
@@ -137,7 +138,9 @@ def verify(
     chunks = [feeds for feeds, _ in data.chunks(fixed or 128)]
     if fixed and len(next(iter(chunks[-1].values()))) < fixed:
         chunks = chunks[:-1]
-    outputs = [[session.run(chunk)[0] for chunk in chunks] for session in (Session(a, provider), Session(b, provider))]
+    main = Model(a).main_output
+    sessions = (Session(a, provider), Session(b, provider))
+    outputs = [[session.run(chunk)[main] for chunk in chunks] for session in sessions]
     count = sum(len(o) for o in outputs[0])
     labels = None if data.labels is None else data.labels[:count]
     flat = [np.concatenate([o.reshape(len(o), -1) for o in side]) for side in outputs]

@@ -59,6 +59,12 @@ class Model:
         other.graph = self.graph.copy()
         return other
 
+    @property
+    def main_output(self) -> int:
+        """Index of the output that is judged: the first of rank 2 (images by classes), else the first."""
+        ranks = [len(v.type.tensor_type.shape.dim) for v in self.header.graph.output]
+        return ranks.index(2) if 2 in ranks else 0
+
     def constants(self) -> list[gs.Constant]:
         """Every initializer that a node of the main graph reads, once, in order of use."""
         found = {t.name: t for node in self.graph.nodes for t in node.inputs if isinstance(t, gs.Constant)}

@@ -229,3 +229,13 @@ def test_accuracy_is_held_on_real_images() -> None:
     assert result.report.b.top1 > result.report.a.top1 - 0.02
     pruned = top1([outputs(l1_pruned(proto), test.feeds["input"])], test.labels)
     assert pruned < result.report.b.top1 - 0.3
+
+
+def test_features_beside_the_classes_are_an_output_like_any_other() -> None:
+    proto = resnet()
+    features = onnx.helper.make_tensor_value_info("Relu_2:out", onnx.TensorProto.FLOAT, ["N", 8, 8, 8])
+    assert any("Relu_2:out" in n.output for n in proto.graph.node)
+    proto.graph.output.insert(0, features)
+    result = hmc_onnx.compress(proto, calibration(), "macs=0.7", settings=SMALL)
+    assert [o.name for o in result.model.graph.output] == [o.name for o in proto.graph.output]
+    assert 0 < result.report.kl < 0.5
