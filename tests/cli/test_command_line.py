@@ -204,7 +204,7 @@ def test_outputs_that_cannot_be_are_refused_before_any_work(
     refused = {
         tmp_path: "is a folder",
         tmp_path / "missing" / "out.onnx": "does not exist",
-        folder / "data.npz" / "out.onnx": "does not exist",
+        folder / "data.npz" / "out.onnx": "is not a folder",
         folder / "model.onnx": "is an input too",
         link: "is an input too",
         Path("/proc/out.onnx"): "cannot write" if os.access("/proc", os.W_OK) else "cannot be written",
