@@ -207,7 +207,7 @@ def test_outputs_that_cannot_be_are_refused_before_any_work(
         folder / "data.npz" / "out.onnx": "is not a folder",
         folder / "model.onnx": "is an input too",
         link: "is an input too",
-        Path("/proc/out.onnx"): "cannot write" if os.access("/proc", os.W_OK) else "cannot be written",
+        Path("/proc/out.onnx"): "cannot be written",
     }
     for path, message in refused.items():
         assert compress(folder, path) == 1
