@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from passes.errors import SettingsError
 
@@ -31,17 +31,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     samples: int = Field(default=1024, ge=1, description="calibration images for the second moments")
-    kl_samples: int = Field(default=256, ge=1, description="of these, images for measuring sensitivity")
+    kl_samples: int = Field(
+        default=256, ge=1, description="of these, images for measuring sensitivity, by whole batches"
+    )
     positions: int = Field(default=64, ge=1, description="output positions looked at in each image")
     align: int = Field(default=4, ge=1, description="ranks and channel counts are multiples of this")
     seed: int = Field(default=0, ge=0)
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
     batch: int = Field(default=128, ge=1, description="images run at once while measuring")
-
-    @field_validator("kl_samples")
-    @classmethod
-    def _positive(cls, value: int) -> int:
-        return value
 
 
 def parse_target(text: str) -> Target:
@@ -52,12 +49,12 @@ def parse_target(text: str) -> Target:
     """
     values: dict[str, float] = {}
     for part in text.split(","):
-        name, equals, number = part.partition("=")
+        name, _, number = (word.strip() for word in part.partition("="))
         try:
-            values[name.strip()] = float(number)
+            repeated, values[name] = name in values, float(number)
         except ValueError:
-            equals = ""
-        if not equals or name.strip() not in Target.model_fields:
+            repeated = True
+        if repeated or name not in Target.model_fields:
             raise SettingsError(f"target '{text}' is not understood: write macs=0.5, params=0.5 or macs=0.5,params=0.6")
     for name, value in values.items():
         if not 0 < value <= 1:

@@ -209,7 +209,8 @@ def test_layers_are_grouped_by_what_they_bear() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["0.5", "macs", "flops=0.5", "macs=half", "macs=0", "macs=1.5", "macs=-1", "params=nan"]
+    "text",
+    ["0.5", "macs", "flops=0.5", "macs=half", "macs=0", "macs=1.5", "macs=-1", "params=nan", "macs=0.5,macs=0.6"],
 )
 def test_a_target_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(hmc_onnx.HmcError, match="target"):
