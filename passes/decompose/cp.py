@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,10 @@ from passes.decompose.output_svd import pointwise
 from passes.layers import Geometry
 
 __all__ = ["CP"]
+
+
+# Alternating least squares takes time in proportion to the rank, and beyond this minutes a layer.
+MOST_OFFERED = 256
 
 
 class CP(Decomposition):
@@ -35,6 +40,10 @@ class CP(Decomposition):
     def max_rank(self, geometry: Geometry) -> int:
         """Every (i, y) pair on its own is exact; no smaller bound is known for CP."""
         return geometry.features
+
+    def rank_for(self, geometry: Geometry, size: Sequence[int], ratio: float, align: int) -> int | None:
+        rank = super().rank_for(geometry, size, ratio, align)
+        return rank if rank is None else min(rank, max(MOST_OFFERED // align, 1) * align)
 
     def links(self, geometry: Geometry, rank: int) -> tuple[Geometry, ...]:
         return (
