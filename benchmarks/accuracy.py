@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=hmc_onnx.Settings().positions)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", type=Path, help="read the profile from here, or write it here if it is not there")
+    parser.add_argument("--without", nargs="+", default=[], help="decompositions to do without, such as cp")
     args = parser.parse_args()
 
     proto = hmc_onnx.load(args.model)
@@ -55,6 +56,11 @@ def main() -> None:
         profile = hmc_onnx.profile(proto, calibration, settings)
         if args.profile:
             write_json(profile, args.profile)
+    layers = [
+        layer.model_copy(update={"choices": [c for c in layer.choices if c.method not in args.without]})
+        for layer in profile.layers
+    ]
+    profile = profile.model_copy(update={"layers": layers})
     before = total(normalise(proto))
     print(f"{args.model.name}: top-1 {accuracy(proto):.2f} %, profile {time.perf_counter() - start:.0f} s", flush=True)
     rows = {}
