@@ -14,7 +14,7 @@ from calib.preprocess import PRESETS, Preprocess
 from calib.readers import read
 from passes.errors import DataError, ModelError, SettingsError
 
-__all__ = ["fit", "load_data", "preprocessing", "signature"]
+__all__ = ["check_varied", "fit", "load_data", "preprocessing", "signature"]
 
 
 def signature(proto: onnx.ModelProto) -> dict[str, tuple[np.dtype, tuple[int | None, ...]]]:
@@ -117,6 +117,17 @@ def fit(
     if batch and batch[0] is not None and len(data) < batch[0]:
         raise DataError(f"the model takes batches of {batch[0]} and there are {len(data)} samples: give more")
     return CalibrationData(feeds, data.labels, data.source)
+
+
+def check_varied(data: CalibrationData) -> None:
+    """Check that the samples differ, as nothing can be measured on one alone or on copies of it.
+
+    Raises:
+        DataError: they do not.
+    """
+    first = {name: array[:1] for name, array in data.feeds.items()}
+    if all((array == first[name]).all() for feeds, _ in data.chunks(64) for name, array in feeds.items()):
+        raise DataError(f"all samples are alike in {data.source}: calibrate on more images, which differ")
 
 
 def _is_float(dtype: np.dtype) -> bool:

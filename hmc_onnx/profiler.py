@@ -27,7 +27,7 @@ from hmc_onnx.profiles import GroupChoice, GroupProfile, LayerProfile, Profile
 from hmc_onnx.settings import Settings
 from hmc_onnx.subjects import Subject, Subjects, find_subjects
 from passes.channels import ChannelGroup
-from passes.cost import total
+from passes.cost import Cost, costs
 from passes.errors import ModelError
 from passes.layers import write_layer
 from passes.model import Model
@@ -54,11 +54,14 @@ def profile(model: Model, data: CalibrationData, settings: Settings, progress: P
 
 def _profile(model: Model, data: CalibrationData, settings: Settings, progress: Progress) -> Profile:
     inputs = {name: (1, *array.shape[1:]) for name, array in data.feeds.items()}
-    digest, cost = model.digest(), total(model, inputs)
+    digest, table = model.digest(), costs(model, inputs)
+    cost = sum(table.values(), Cost())
     model = model.copy()
     subjects = find_subjects(model, inputs)
+    if not any(node.op == "Conv" for node in model.graph.nodes):
+        raise ModelError("the model has no Conv, so there is nothing to compress: give a convolutional network")
     if not subjects.layers:
-        reasons = "; ".join(f"'{k}': {v}" for k, v in subjects.declined.items()) or "it has no Conv and no Gemm"
+        reasons = "; ".join(f"'{k}': {v}" for k, v in subjects.declined.items())
         raise ModelError(f"the model has nothing to compress ({reasons}): give a network of Convs")
     nodes = {n.name: n for n in model.graph.nodes}
     for name, subject in subjects.layers.items():  # own initializers, bias included, which can then be fed
@@ -105,7 +108,7 @@ def _profile(model: Model, data: CalibrationData, settings: Settings, progress: 
                 input_group=s.input_group,
                 output_group=s.output_group,
                 macs=s.layer.geometry.macs(s.size),
-                parameters=s.layer.geometry.parameters + s.layer.geometry.outputs,
+                parameters=table[name].parameters,  # without the bias that the layer may be given
                 choices=c,
             )
             for (name, s), c in zip(layers.items(), choices, strict=True)

@@ -51,8 +51,8 @@ def solve(profile: Profile, target: Target, strategy: Strategy = "hmc") -> Plan:
                 f"{'macs' if k == 'macs' else 'params'}={program.spent(k, least) / getattr(profile, k):.3f}"
             )
         raise SettingsError(
-            f"target {target} is below what strategy '{strategy}' can reach on this model "
-            f"({', '.join(possible)} each alone): ask for more"
+            f"target {target} is below what strategy '{strategy}' can reach on this model, "
+            f"{' or '.join(possible)}: keep more"
         )
     return _plan(profile, program, solution, target, strategy)
 

@@ -84,7 +84,11 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
 
 
 def _size_unknown(shapes: Shapes, name: str) -> str | None:
-    return "the size of its input is not known" if None in shapes.get(name, (None,) * 3)[2:] else None
+    return (
+        "the size of its input is not known, and so its MACs are not counted"
+        if None in shapes.get(name, (None,) * 3)[2:]
+        else None
+    )
 
 
 def _unfit(group: ChannelGroup, layers: dict[str, Subject]) -> str | None:

@@ -35,13 +35,13 @@ class Cost:
 def costs(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Cost]:
     """Cost of each node by name, with `inputs` (default: the model's own, batch 1) as input shapes.
 
-    A constant that several nodes share counts at its first reader only.
+    A constant that several nodes share counts at its first reader only; nodes that share a name add up.
     """
     inputs = dict(inputs or batch_one(model))
     batch = next((s[0] for s in inputs.values() if s), 1)
     shapes = infer_shapes(model, inputs)
     seen: set[str] = set()
-    table = {}
+    table: dict[str, Cost] = {}
     for node in model.graph.nodes:
         parameters = size = 0
         for tensor in node.inputs:
@@ -50,7 +50,8 @@ def costs(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> 
                 count = math.prod(tensor.shape)
                 parameters += count
                 size += count * _dtype(tensor).itemsize
-        table[node.name] = Cost(_macs(node, shapes) // batch, parameters, size)
+        cost = Cost(_macs(node, shapes) // batch, parameters, size)
+        table[node.name] = table.get(node.name, Cost()) + cost
     return table
 
 

@@ -56,7 +56,11 @@ def submodel(
     tensors = {t.name: t for node in nodes for t in [*node.inputs, *node.outputs]}
     fed = [gs.Variable(name, dtype) for name, dtype in inputs.items()]
     part = gs.Graph(
-        list(nodes), fed, [gs.Variable(name, tensors[name].dtype) for name in outputs], opset=model.graph.opset
+        list(nodes),
+        fed,
+        [gs.Variable(name, tensors[name].dtype) for name in outputs],
+        opset=model.graph.opset,
+        functions=model.graph.functions,
     )
     proto = gs.export_onnx(part, do_type_check=False)
     del proto.graph.value_info[:], proto.opset_import[:]

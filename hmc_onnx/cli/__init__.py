@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import sys
+import warnings
 from typing import Any, NoReturn
 
 import typer
@@ -24,6 +25,7 @@ def main() -> None:
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # × and the like, where the encoding has none
+    warnings.filterwarnings("ignore", module="joblib")  # it tells of the tasks that an interrupt cancels
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that worker processes go, too
     try:
         code = app(standalone_mode=False)

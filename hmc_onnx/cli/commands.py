@@ -265,7 +265,11 @@ def _read(proto: onnx.ModelProto, run: Run, path: Any, samples: int | None, seed
 
 
 def _calibration(proto: onnx.ModelProto, run: Run, settings: Settings) -> CalibrationData:
-    return _read(proto, run, run.need("data"), settings.samples, settings.seed, "train")
+    from hmc_onnx.inputs import check_varied
+
+    data = _read(proto, run, run.need("data"), settings.samples, settings.seed, "train")
+    check_varied(data)
+    return data
 
 
 def _images(proto: onnx.ModelProto, run: Run, settings: Settings) -> tuple[CalibrationData, CalibrationData | None]:
