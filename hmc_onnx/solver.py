@@ -13,6 +13,7 @@ with fewer choices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -47,9 +48,8 @@ def solve(profile: Profile, target: Target, strategy: Strategy = "hmc") -> Plan:
         for k in bounds:
             least = program.minimise(program.cost[k], {})
             assert least is not None
-            possible.append(
-                f"{'macs' if k == 'macs' else 'params'}={program.spent(k, least) / getattr(profile, k):.3f}"
-            )
+            share = math.ceil(program.spent(k, least) / getattr(profile, k) * 1000) / 1000  # up: it can be asked for
+            possible.append(f"{'macs' if k == 'macs' else 'params'}={share:.3f}")
         raise SettingsError(
             f"target {target} is below what strategy '{strategy}' can reach on this model, "
             f"{' or '.join(possible)}: keep more"
@@ -150,7 +150,7 @@ class _Program:
         """The best 0/1 vector, or None if there is none within the limits."""
         constraints = [self.choice]
         for k, limit in limits.items():
-            scale = max(limit, 1.0)  # HiGHS's tolerances are absolute
+            scale = max(limit, 1.0) / 1e4  # HiGHS's tolerance is 1e-6, absolute: a limit is kept to ten digits
             constraints.append(LinearConstraint(self.cost[k][None] / scale, -np.inf, (limit - self.fixed[k]) / scale))
         scaled = objective / max(float(np.abs(objective).max(initial=0.0)), 1e-300)
         result = milp(

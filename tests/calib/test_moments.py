@@ -1,0 +1,117 @@
+"""Moments against numpy on everything at once, and patches against onnxruntime's Conv."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+from zoo import run
+
+from calib.moments import Moments, sample_positions, sampled_outputs, sampled_patches
+from passes.layers import Geometry
+
+
+def fed(x: np.ndarray, y: np.ndarray, cuts: list[int]) -> Moments:
+    moments = Moments()
+    for a, b in zip([0, *cuts], [*cuts, len(x)], strict=True):
+        moments.update(x[a:b], y[a:b])
+    return moments
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.integers(1, 299), unique=True, max_size=6).map(sorted),
+    st.sampled_from([0.0, 1e4, -1e4]),
+)
+def test_any_cut_gives_numpys_covariance_even_far_from_zero(seed: int, cuts: list[int], offset: float) -> None:
+    rng = np.random.default_rng(seed)
+    x, mix = rng.normal(size=(300, 5)), rng.normal(size=(5, 3))
+    y = x @ mix + rng.normal(size=(300, 3))
+    both = np.cov(np.concatenate([x, y], 1), rowvar=False, bias=True)
+    moments = fed(x + offset, y - 2 * offset, cuts)
+    assert moments.count == 300
+    np.testing.assert_allclose(moments.second, both[:5, :5], atol=1e-9)
+    np.testing.assert_allclose(moments.cross, both[5:, :5], atol=1e-9)
+    np.testing.assert_allclose(moments.mean, x.mean(0) + offset, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(moments.target_mean, y.mean(0) - 2 * offset, rtol=1e-12, atol=1e-12)
+
+
+def test_float32_patches_are_summed_in_float64() -> None:
+    x = (np.random.default_rng(0).normal(size=(20_000, 3)) + 100).astype(np.float32)
+    moments = fed(x, x[:, :1], [7, 9_000])
+    exact = np.cov(x.astype(np.float64), rowvar=False, bias=True)
+    np.testing.assert_allclose(moments.second, exact, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(moments.cross, exact[:1], rtol=1e-10, atol=1e-12)
+
+
+def test_without_targets_there_are_only_the_patches() -> None:
+    x = np.random.default_rng(0).normal(size=(50, 4))
+    moments = Moments()
+    moments.update(x[:20])
+    moments.update(x[20:])
+    np.testing.assert_allclose(moments.second, np.cov(x, rowvar=False, bias=True), atol=1e-12)
+    assert moments.cross.shape == (0, 4) and moments.target_mean.shape == (0,)
+
+
+GEOMETRIES = {
+    "3×3": Geometry(3, 4, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "strides": Geometry(3, 4, (3, 3), (2, 3), (1, 1, 1, 1), (1, 1)),
+    "dilations": Geometry(2, 5, (3, 2), (1, 1), (2, 1, 2, 1), (2, 3)),
+    "asymmetric pads": Geometry(3, 4, (4, 3), (2, 1), (0, 2, 3, 1), (1, 2)),
+    "even kernel": Geometry(3, 4, (2, 4), (1, 2), (1, 0, 0, 3), (1, 1)),
+    "1-D": Geometry(3, 4, (5,), (2,), (3, 1), (2,)),
+    "3-D": Geometry(2, 3, (2, 3, 2), (1, 2, 2), (0, 1, 1, 1, 0, 1), (2, 1, 1)),
+    "1×1": Geometry(6, 2, (1, 1), (2, 2), (0, 0, 0, 0), (1, 1)),
+    "Gemm": Geometry(5, 4),
+}
+
+
+def alone(geometry: Geometry, weight: np.ndarray, x: np.ndarray) -> onnx.ModelProto:
+    """A model of one Conv or Gemm."""
+    attributes = {
+        "kernel_shape": geometry.kernel,
+        "strides": geometry.strides,
+        "pads": geometry.pads,
+        "dilations": geometry.dilations,
+    }
+    op, attributes = ("Conv", attributes) if geometry.kernel else ("Gemm", {"transB": 1})
+    graph = helper.make_graph(
+        [helper.make_node(op, ["input", "w"], ["y"], **attributes)],
+        "alone",
+        [helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("most", [7, 10_000], ids=["some", "all"])
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=list(GEOMETRIES))
+def test_patches_times_weights_are_onnxruntimes_outputs(geometry: Geometry, most: int) -> None:
+    rng = np.random.default_rng(1)
+    size = (9, 11, 8)[: len(geometry.kernel)]
+    x = rng.normal(size=(3, geometry.inputs, *size)).astype(np.float32)
+    weight = rng.normal(size=geometry.weight_shape).astype(np.float32)
+    y = run(alone(geometry, weight, x), x)[0]
+    assert y.shape[2:] == geometry.output_size(size)
+    positions = sample_positions(geometry, size, most, rng)
+    assert len(positions) == min(most, math.prod(y.shape[2:]))
+    patches = sampled_patches(x, geometry, positions)
+    assert patches.shape == (3 * len(positions), geometry.features)
+    expected = y.reshape(3, len(weight), -1)[:, :, positions].transpose(0, 2, 1).reshape(-1, len(weight))
+    np.testing.assert_allclose(patches @ weight.reshape(len(weight), -1).T, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(sampled_outputs(y, positions), expected)
+
+
+def test_positions_are_distinct_in_order_and_the_seeds() -> None:
+    geometry = GEOMETRIES["3×3"]
+    first, again, other = (sample_positions(geometry, (9, 9), 20, np.random.default_rng(s)) for s in (0, 0, 1))
+    assert (np.diff(first) > 0).all() and first[0] >= 0 and first[-1] < 81
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()

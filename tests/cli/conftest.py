@@ -1,0 +1,96 @@
+"""What the tests of the command line share: calls of it in this process, and a folder of inputs, good and bad."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from zoo import images, resnet
+
+from passes.model import save
+
+PROGRESS = re.compile(r"[a-z ]+: \d+ steps")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines on standard error that are not progress."""
+        return [line for line in self.err.splitlines() if not PROGRESS.fullmatch(line)]
+
+    @property
+    def words(self) -> str:
+        """Standard output without the rulings of its tables, and with single spaces."""
+        return " ".join(re.sub(r"[┃│┏━┳┓┡╇┩└─┴┘]", " ", self.out).split())
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+    """Calls `hmc-onnx` in this process.
+
+    Tasks are run one after another in this process too, which for small models is faster than starting workers;
+    `processes=True` starts these.
+    """
+    from hmc_onnx.cli import main
+
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: object, processes: bool = False) -> Outcome:
+        capsys.readouterr()
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "argv", ["hmc-onnx", *map(str, arguments)])
+            if not processes:
+                patched.setattr("hmc_onnx.profiler.workers", nullcontext)
+            with pytest.raises(SystemExit) as exit_:
+                main()
+        return Outcome(int(exit_.value.code or 0), *capsys.readouterr())
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="session")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models and data that fit them; tests leave it as it is.
+
+    model.onnx takes N×3×8×8 and has 5 classes; other.onnx has other weights, seven.onnx has 7 classes.
+    """
+    at = tmp_path_factory.mktemp("given")
+    save(resnet((1, 1), (4, 8), size=8, classes=5), at / "model.onnx")
+    save(resnet((1, 1), (4, 8), size=8, classes=5, seed=1), at / "other.onnx")
+    save(resnet((1, 1), (4, 8), size=8, classes=7), at / "seven.onnx")
+    rng = np.random.default_rng(0)
+    train, test = rng.integers(0, 256, (2, 40, 3, 8, 8), np.uint8)
+    labels = rng.integers(0, 5, 40)
+    np.savez(at / "splits.npz", train_images=train, test_images=test, test_labels=labels)
+    np.savez(at / "labelled.npz", images=train, labels=labels)
+    np.savez(at / "plain.npz", images=train)
+    np.savez(at / "floats.npz", input=images(40, 8))
+    for kind in ("cat", "dog", "frog"):
+        (at / "classes" / kind).mkdir(parents=True)
+        for i in range(12):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(at / "classes" / kind / f"{i}.png")
+    (at / "flat").mkdir()
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(at / "flat" / f"{i}.png")
+    return at

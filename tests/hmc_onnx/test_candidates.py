@@ -1,0 +1,222 @@
+"""Candidates: errors from data, a true Pareto front, and costs that are those of the graph really rewritten."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zoo import images, resnet
+
+from calib.data import CalibrationData
+from hmc_onnx.candidates import RATIOS, SHARES, Candidate, Curve, front, removal
+from hmc_onnx.profiler import profile
+from hmc_onnx.profiles import KEEP, LayerChoice, Profile
+from hmc_onnx.settings import Settings
+from hmc_onnx.subjects import find_subjects
+from passes.channels import trace
+from passes.cost import costs, total
+from passes.decompose import DECOMPOSITIONS, chain_macs, compose
+from passes.layers import Geometry, layer_of, replace_by_chain
+from passes.model import Model
+from passes.normalise import normalise
+from passes.shapes import batch_one, infer_shapes
+
+CONV = Geometry(8, 12, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
+SIZE = (6, 5)
+
+
+@pytest.fixture(scope="module")
+def patches() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(400, CONV.features)) @ (np.eye(CONV.features) + 0.1 * rng.normal(size=(CONV.features,) * 2))
+
+
+@pytest.fixture(scope="module")
+def weight() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=CONV.weight_shape)
+
+
+@pytest.fixture(scope="module")
+def moment(patches: np.ndarray) -> np.ndarray:
+    return patches.T @ patches / len(patches)
+
+
+@pytest.fixture(scope="module")
+def found(weight: np.ndarray, moment: np.ndarray) -> list[Candidate]:
+    return front(CONV, weight, moment, SIZE, align=2, methods=list(DECOMPOSITIONS), ratios=RATIOS)
+
+
+def lost(patches: np.ndarray, weight: np.ndarray, kernel: np.ndarray) -> float:
+    """Share of the responses to the patches themselves that another kernel loses."""
+    response = patches @ weight.reshape(len(weight), -1).T
+    return float(np.sum((response - patches @ kernel.reshape(len(kernel), -1).T) ** 2) / np.sum(response**2))
+
+
+def test_errors_are_those_on_the_patches_and_costs_those_of_the_chain(found, patches, weight) -> None:
+    assert len({c.method for c in found}) > 1
+    for c in found:
+        assert c.error == pytest.approx(lost(patches, weight, c.kernel), rel=1e-6)
+        np.testing.assert_allclose(c.kernel, compose(c.links, c.factors))
+        size, macs = SIZE, 0
+        for link in c.links:
+            size = link.output_size(size)
+            macs += int(np.prod(link.weight_shape) * np.prod(size))
+        assert c.macs == macs
+        assert c.parameters == sum(f.size for f in c.factors) + CONV.outputs
+
+
+def test_no_candidate_beats_one_of_the_front_and_every_other_is_beaten(found, patches, weight, moment) -> None:
+    for a, b in itertools.pairwise(found):
+        assert a.macs > b.macs and a.error < b.error
+    tried = 0
+    for name, method in DECOMPOSITIONS.items():
+        for rank in {r for ratio in RATIOS if (r := method.rank_for(CONV, SIZE, ratio, 2))}:
+            kernel = compose(method.links(CONV, rank), method.factors(CONV, weight, moment, rank))
+            macs, error = chain_macs(method.links(CONV, rank), SIZE), lost(patches, weight, kernel)
+            assert any(c.macs <= macs and c.error <= error * (1 + 1e-6) for c in found), (name, rank)
+            tried += 1
+    assert tried > len(found)
+
+
+def test_ranks_are_aligned_and_within_the_ratio(weight, moment) -> None:
+    for align in (1, 3, 4):
+        for c in front(CONV, weight, moment, SIZE, align=align, methods=["svd", "spatial"], ratios=[0.5]):
+            assert c.rank % align == 0
+            assert c.macs <= 0.5 * CONV.macs(SIZE)
+            one_more = DECOMPOSITIONS[c.method].links(CONV, c.rank + align)
+            assert chain_macs(one_more, SIZE) > 0.5 * CONV.macs(SIZE)
+
+
+def test_a_layer_of_no_response_loses_nothing(moment) -> None:
+    for c in front(CONV, np.zeros(CONV.weight_shape), moment, SIZE, align=4, methods=["svd"], ratios=RATIOS):
+        assert c.error == 0
+
+
+points = st.lists(st.tuples(st.floats(1e-6, 1), st.floats(1e-8, 10)), min_size=1, max_size=8, unique_by=lambda p: p[0])
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(points, st.lists(st.floats(1e-8, 2), min_size=2, max_size=10))
+def test_a_curve_never_falls_and_is_proportional_beyond_its_ends(measured, errors) -> None:
+    curve = Curve(measured)
+    values = [curve(e) for e in sorted(errors)]
+    assert all(b >= a * (1 - 1e-9) for a, b in itertools.pairwise(values))
+    ordered, highest = sorted(measured), 0.0
+    for e, s in ordered:  # a point below an earlier one is noise
+        highest = max(highest, s)
+        assert curve(e) == pytest.approx(highest, rel=1e-9)
+    least, most = ordered[0], ordered[-1]
+    assert curve(least[0] / 3) == pytest.approx(least[1] / 3)
+    assert curve(most[0] * 3) == pytest.approx(highest * 3)
+    assert curve(0) == 0
+
+
+def test_between_two_points_a_curve_is_a_power() -> None:
+    assert Curve([(0.01, 1e-4), (0.1, 1e-2)])(0.05) == pytest.approx(0.05**2)
+
+
+def test_a_curve_of_nothing_measured_is_the_error_itself() -> None:
+    assert [Curve([])(e) for e in (0, 0.3)] == [0, 0.3]
+    assert Curve([(0.1, 0.0)])(0.3) == 0.3  # a sensitivity of 0 has no logarithm
+
+
+SMALL = Settings(samples=16, kl_samples=8, batch=8, positions=16, align=2)
+
+
+@pytest.fixture(scope="module", params=["A", "B"])
+def profiled(request: pytest.FixtureRequest) -> tuple[Model, Profile]:
+    model = normalise(resnet((1, 1), (8, 12), shortcut=request.param, size=8, classes=5))
+    return model, profile(model, CalibrationData({"input": images(16, 8)}, None, "noise"), SMALL)
+
+
+def rewritten(model: Model, found: Profile, layer: str, choice: LayerChoice) -> Model:
+    """The graph with the choice's channels really gone and its chain really there."""
+    model = model.copy()
+    own = next(x for x in found.layers if x.name == layer)
+    groups = {g.name: g for g in found.groups}
+    removed: dict[str, set[int]] = {}
+    for name, index in ((own.input_group, choice.inputs), (own.output_group, choice.outputs)):
+        if name is not None:
+            removed.setdefault(name, set()).update(groups[name].choices[index].removed)
+    trace(model).remove({k: np.array(sorted(v)) for k, v in removed.items() if v})
+    model.forget_shapes()
+    if choice.method != KEEP:
+        shapes = infer_shapes(model, batch_one(model))
+        node = next(n for n in model.graph.nodes if n.name == layer)
+        geometry = layer_of(node, shapes).geometry
+        links = DECOMPOSITIONS[choice.method].links(geometry, choice.rank)
+        weights = [np.zeros(link.weight_shape) for link in links]
+        replace_by_chain(model.graph, node, list(zip(links, weights, strict=True)), np.zeros(geometry.outputs))
+    return model
+
+
+def test_costs_of_choices_are_those_of_the_graph_rewritten(profiled: tuple[Model, Profile]) -> None:
+    model, found = profiled
+    rng = np.random.default_rng(0)
+    kinds = set()
+    for layer in found.layers:
+        for choice in rng.permutation(np.array(layer.choices, object))[:12]:
+            table = costs(rewritten(model, found, layer.name, choice))
+            own = [c for name, c in table.items() if name == layer.name or name.startswith(f"{layer.name}/")]
+            assert choice.macs == sum(c.macs for c in own)
+            assert choice.parameters == sum(c.parameters for c in own)
+            kinds.add((choice.inputs > 0, choice.outputs > 0, choice.method != KEEP))
+    assert len(kinds) == 7  # all but pruned at both ends and decomposed, which is not on offer
+
+
+def test_a_network_costs_what_its_layers_cost_together(profiled: tuple[Model, Profile]) -> None:
+    model, found = profiled
+    rng = np.random.default_rng(1)
+    whole = total(model)
+    assert (found.macs, found.parameters) == (whole.macs, whole.parameters)
+    fixed = {k: getattr(found, k) - sum(getattr(x, k) for x in found.layers) for k in ("macs", "parameters")}
+    for _ in range(3):
+        taken = {g.name: int(rng.integers(len(g.choices))) for g in found.groups}
+        copy = model.copy()
+        removed = {g.name: np.array(g.choices[taken[g.name]].removed) for g in found.groups if taken[g.name]}
+        trace(copy).remove(removed)
+        copy.forget_shapes()
+        cost = total(copy)
+        chosen = [
+            next(
+                c
+                for c in layer.choices
+                if c.method == KEEP
+                and (c.inputs, c.outputs) == (taken.get(layer.input_group, 0), taken.get(layer.output_group, 0))
+            )
+            for layer in found.layers
+        ]
+        assert cost.macs == sum(c.macs for c in chosen) + fixed["macs"]
+        assert cost.parameters == sum(c.parameters for c in chosen) + fixed["parameters"]
+
+
+def test_groups_offer_aligned_shares_of_their_channels(profiled: tuple[Model, Profile]) -> None:
+    _, found = profiled
+    assert found.groups
+    for group in found.groups:
+        keeps = [c.keep for c in group.choices]
+        assert keeps[0] == group.size
+        assert keeps == sorted(keeps, reverse=True)
+        assert set(keeps[1:]) <= {int(group.size * s) // 2 * 2 for s in SHARES}
+        for a, b in itertools.pairwise(group.choices):
+            assert set(a.removed) < set(b.removed)
+            assert len(b.removed) == group.size - b.keep
+
+
+def test_an_elimination_to_be_sent_away_is_the_one_of_the_groups_layers() -> None:
+    import pickle
+
+    model = normalise(resnet((1,), (8,), size=8))
+    subjects = find_subjects(model, batch_one(model))
+    rng = np.random.default_rng(0)
+    for subject in subjects.layers.values():
+        subject.moments.update(rng.normal(size=(300, subject.layer.geometry.features)))
+    group = next(iter(subjects.groups.values()))
+    found = pickle.loads(pickle.dumps(removal(group, subjects.layers, 2)))()
+    shapes = [subjects.layers[s.node.name].layer.weight.shape for s, _ in group.members("consumes")]
+    assert found.weights
+    for weights in found.weights.values():
+        assert [w.shape for w in weights] == shapes

@@ -1,0 +1,246 @@
+"""The plan against every combination there is, on small random profiles."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmc_onnx.grouping import bearing, differences
+from hmc_onnx.plans import Plan
+from hmc_onnx.profiles import KEEP, GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
+from hmc_onnx.settings import Settings, Strategy, Target
+from hmc_onnx.solver import solve
+from passes.errors import SettingsError
+
+STRATEGIES = get_args(Strategy)
+FIXED = {"macs": 300, "parameters": 11}  # of nodes that are not layers
+# The solver's gap, as a share of the largest single sensitivity and of the sum.
+GAP = 1e-3
+
+
+@st.composite
+def profiles(draw: st.DrawFn) -> Profile:
+    """Three layers and two groups between them: in a row, or with a shortcut whose group both ends write."""
+    ends = draw(st.sampled_from([((0,), (1,), (1,), (2,)), ((0, 1), (1, 2), (2,), ())]))
+    producers, consumers = ends[0::2], ends[1::2]
+    loss = st.floats(1e-4, 1).map(lambda v: round(v, 4))
+    groups = []
+    for i, (made, read) in enumerate(zip(producers, consumers, strict=True)):
+        if not read or draw(st.integers(0, 4)) == 0:
+            continue
+        keeps = draw(st.lists(st.sampled_from([2, 4, 6]), unique=True, max_size=2).map(lambda k: sorted(k)[::-1]))
+        choices = [GroupChoice(keep=8, removed=[], sensitivity=0)]
+        choices += [GroupChoice(keep=k, removed=list(range(8 - k)), sensitivity=draw(loss)) for k in keeps]
+        names = {"producers": [f"l{n}" for n in made], "consumers": [f"l{n}" for n in read]}
+        groups.append(GroupProfile(name=f"g{i}", size=8, choices=choices, **names))
+    layers = []
+    for n in range(3):
+        before = next((g for g in groups if f"l{n}" in g.consumers), None)
+        after = next((g for g in groups if f"l{n}" in g.producers), None)
+        places = draw(st.integers(1, 9))
+        choices = []
+        for a, b in itertools.product(*(range(len(g.choices) if g else 1) for g in (before, after))):
+            weights = (before.choices[a].keep if before else 8) * (after.choices[b].keep if after else 8)
+            at = {"inputs": a, "outputs": b, "error": 0.0, "measured": True}
+            choices.append(
+                LayerChoice(method=KEEP, rank=0, macs=weights * places, parameters=weights, sensitivity=0, **at)
+            )
+            for rank in range(1, draw(st.integers(0, 2)) + 1):
+                cost = {
+                    "macs": max(weights * places * rank // 4, 1),
+                    "parameters": draw(st.integers(1, weights)),
+                    "sensitivity": draw(loss),
+                }
+                choices.append(LayerChoice(method="svd", rank=rank, **cost, **at))
+        layers.append(
+            LayerProfile(
+                name=f"l{n}",
+                input_group=before.name if before else None,
+                output_group=after.name if after else None,
+                macs=64 * places,
+                parameters=64,
+                choices=choices,
+            )
+        )
+    return Profile(
+        model="m",
+        data="d",
+        settings=Settings(),
+        macs=sum(x.macs for x in layers) + FIXED["macs"],
+        parameters=64 * 3 + FIXED["parameters"],
+        groups=groups,
+        layers=layers,
+        declined={"other": "it is a grouped Conv"},
+    )
+
+
+Combination = tuple[dict[str, int], tuple[LayerChoice, ...]]
+
+
+def combinations(profile: Profile) -> list[Combination]:
+    """Every choice of the groups, with every choice of the layers that fits it."""
+    found = []
+    for taken in itertools.product(*(range(len(g.choices)) for g in profile.groups)):
+        at = {g.name: a for g, a in zip(profile.groups, taken, strict=True)}
+        options = [
+            [
+                c
+                for c in x.choices
+                if (c.inputs, c.outputs) == (at.get(x.input_group or "", 0), at.get(x.output_group or "", 0))
+            ]
+            for x in profile.layers
+        ]
+        found += [(at, chosen) for chosen in itertools.product(*options)]
+    return found
+
+
+def spent(profile: Profile, combination: Combination, what: str) -> int:
+    return FIXED[what] + sum(getattr(c, what) for c in combination[1])
+
+
+def felt(profile: Profile, combination: Combination) -> float:
+    at, chosen = combination
+    return sum(g.choices[at[g.name]].sensitivity for g in profile.groups) + sum(c.sensitivity for c in chosen)
+
+
+def within(profile: Profile, combination: Combination, target: Target) -> bool:
+    return all(
+        share is None or spent(profile, combination, what) <= share * getattr(profile, what) * (1 + 1e-12)
+        for what, share in (("macs", target.macs), ("parameters", target.params))
+    )
+
+
+def permitted(profile: Profile, combination: Combination, strategy: str) -> bool:
+    """The strategies in words: what each lets a layer be."""
+    at, chosen = combination
+    difference = differences(profile)
+    to_prune = set()
+    for group in profile.groups:
+        members = [x for x in profile.layers if x.name in {*group.producers, *group.consumers}]
+        if sum((difference[x.name] or 0) * x.macs for x in members) < 0:
+            to_prune.add(group.name)
+    for layer, choice in zip(profile.layers, chosen, strict=True):
+        own = [g for g in (layer.input_group, layer.output_group) if g is not None]
+        pruned, decomposed = any(at[g] for g in own), choice.method != KEEP
+        if strategy == "prune" and decomposed:
+            return False
+        if strategy == "lowrank" and pruned:
+            return False
+        if strategy == "ahc" and own and pruned != decomposed:
+            return False
+        if strategy == "nahc":
+            if any(at[g] for g in own if g not in to_prune):
+                return False
+            if decomposed and to_prune & set(own):
+                return False
+    return True
+
+
+targets = st.tuples(st.floats(0.3, 1), st.sampled_from(["macs", "params", "both"])).map(
+    lambda t: Target(**dict.fromkeys(["macs", "params"] if t[1] == "both" else [t[1]], t[0]))
+)
+
+
+def check(profile: Profile, plan: Plan, target: Target) -> Combination:
+    """The combination that the plan is, after checking that its numbers are that combination's."""
+    at = {}
+    for group in profile.groups:
+        at[group.name] = next(i for i, c in enumerate(group.choices) if c.removed == plan.groups[group.name].removed)
+    chosen = []
+    for layer in profile.layers:
+        mine = plan.layers[layer.name]
+        inputs, outputs = at.get(layer.input_group or "", 0), at.get(layer.output_group or "", 0)
+        chosen.append(
+            next(
+                c
+                for c in layer.choices
+                if (c.inputs, c.outputs, c.method, c.rank) == (inputs, outputs, mine.method, mine.rank)
+            )
+        )
+    combination = (at, tuple(chosen))
+    assert plan.macs == spent(profile, combination, "macs")
+    assert plan.parameters == spent(profile, combination, "parameters")
+    assert plan.sensitivity == pytest.approx(felt(profile, combination), abs=1e-9)
+    assert within(profile, combination, target)
+    return combination
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(profiles(), targets)
+def test_each_strategys_plan_is_its_best_combination(profile: Profile, target: Target) -> None:
+    everything = combinations(profile)
+    sensitivities = {}
+    for strategy in STRATEGIES:
+        possible = [c for c in everything if permitted(profile, c, strategy) and within(profile, c, target)]
+        if not possible:
+            with pytest.raises(SettingsError, match=f"below what strategy '{strategy}' can reach"):
+                solve(profile, target, strategy)
+            continue
+        plan = solve(profile, target, strategy)
+        combination = check(profile, plan, target)
+        assert permitted(profile, combination, strategy)
+        best = min(felt(profile, c) for c in possible)
+        assert plan.sensitivity <= best * (1 + GAP) + 1e-9
+        sensitivities[strategy] = plan.sensitivity
+    for strategy, value in sensitivities.items():
+        assert sensitivities["hmc"] <= value * (1 + GAP) + 1e-9, strategy
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(profiles(), st.data())
+def test_a_budget_that_a_combination_meets_exactly_is_met(profile: Profile, data: st.DataObject) -> None:
+    combination = data.draw(st.sampled_from(combinations(profile)))
+    target = Target(macs=spent(profile, combination, "macs") / profile.macs)
+    plan = solve(profile, target)
+    check(profile, plan, target)
+    assert plan.sensitivity <= felt(profile, combination) * (1 + GAP) + 1e-9
+
+
+def one_layer(*macs: int) -> Profile:
+    """A layer with a candidate for each cost, the dearer the better."""
+    at = {"inputs": 0, "outputs": 0, "error": 0.0, "measured": True, "parameters": 1}
+    choices = [
+        LayerChoice(method="svd" if i else KEEP, rank=i, macs=m, sensitivity=i * 0.1, **at) for i, m in enumerate(macs)
+    ]
+    layer = LayerProfile(name="l", input_group=None, output_group=None, macs=macs[0], parameters=1, choices=choices)
+    return Profile(
+        model="m", data="d", settings=Settings(), macs=macs[0], parameters=1, groups=[], layers=[layer], declined={}
+    )
+
+
+def test_a_budget_is_kept_to_the_last_mac() -> None:
+    profile = one_layer(10**10, 5 * 10**9 + 1, 5 * 10**9)
+    assert solve(profile, Target(macs=0.5)).macs == 5 * 10**9
+    assert solve(profile, Target(macs=(5 * 10**9 + 1) / 10**10)).macs == 5 * 10**9 + 1
+
+
+def test_out_of_reach_says_what_is_in_reach() -> None:
+    profile = one_layer(1000, 700, 300)
+    with pytest.raises(SettingsError) as caught:
+        solve(profile, Target(macs=0.299))
+    message = str(caught.value)
+    assert "\n" not in message
+    reachable = re.search(r"macs=(0\.\d+)", message.partition("reach")[2])
+    assert reachable is not None
+    assert solve(profile, Target(macs=float(reachable[1]))).macs == 300
+
+
+def test_a_target_that_bounds_nothing_is_refused() -> None:
+    with pytest.raises(SettingsError, match="bounds nothing"):
+        solve(one_layer(10, 5), Target())
+
+
+def test_a_plan_tells_the_profile_and_its_reasons() -> None:
+    profile = one_layer(1000, 700, 300)
+    plan = solve(profile, Target(macs=0.5))
+    assert (plan.model, plan.data, plan.settings, plan.strategy) == ("m", "d", profile.settings, "hmc")
+    layer = plan.layers["l"]
+    assert layer.difference == differences(profile)["l"]
+    assert layer.bears == bearing(layer.difference) == "lowrank"
+    assert "decomposed to 30% of its MACs" in layer.reason
+    assert "costs more accuracy" in solve(profile, Target(macs=1)).layers["l"].reason
