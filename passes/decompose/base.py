@@ -100,7 +100,7 @@ def error(weight: np.ndarray, approximation: np.ndarray, moment: np.ndarray) -> 
 def root(moment: np.ndarray, floor: float = 1e-8) -> tuple[np.ndarray, np.ndarray]:
     """M^½ and M^-½ of a symmetric matrix, with eigenvalues below `floor` times the largest raised to it."""
     values, vectors = np.linalg.eigh(moment)
-    values = np.sqrt(np.maximum(values, floor * max(values[-1], np.finfo(float).tiny)))
+    values = np.sqrt(np.maximum(values, floor * _positive(values[-1])))
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
 
 
@@ -111,8 +111,13 @@ def least_squares(features: np.ndarray, targets: np.ndarray, floor: float = 1e-1
     zero, or copies of each other, get small coefficients instead of none.
     """
     n = len(features)
-    damped = features + floor * max(np.trace(features) / n, np.finfo(float).tiny) * np.eye(n)
+    damped = features + floor * _positive(np.trace(features) / n) * np.eye(n)
     return np.linalg.solve(damped, targets.T).T
+
+
+def _positive(scale: float) -> float:
+    """1 in place of the scale of inputs that are always the same, for which every answer is as good."""
+    return scale if scale > np.finfo(float).tiny ** 0.5 else 1.0
 
 
 def mode_moment(moment: np.ndarray, geometry: Geometry) -> np.ndarray:

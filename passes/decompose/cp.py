@@ -38,8 +38,9 @@ class CP(Decomposition):
         return None
 
     def max_rank(self, geometry: Geometry) -> int:
-        """Every (i, y) pair on its own is exact; no smaller bound is known for CP."""
-        return geometry.features
+        """Every pair of two axes on its own is exact, so the longest of O, I, k k is left to the third factor."""
+        axes = geometry.outputs, geometry.inputs, math.prod(geometry.kernel)
+        return math.prod(axes) // max(axes)
 
     def rank_for(self, geometry: Geometry, size: Sequence[int], ratio: float, align: int) -> int | None:
         rank = super().rank_for(geometry, size, ratio, align)
@@ -54,8 +55,8 @@ class CP(Decomposition):
 
     def factors(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, rank: int) -> tuple[np.ndarray, ...]:
         o, i, k = geometry.outputs, geometry.inputs, math.prod(geometry.kernel)
-        if rank >= geometry.features:
-            inputs, places = np.repeat(np.eye(i), k, 1), np.tile(np.eye(k), i)
+        if rank >= self.max_rank(geometry):
+            inputs, places = _pairs(weight.reshape(o, i, k))
         else:
             half, inverse_half = root(mode_moment(moment, geometry))
             whitened = np.einsum("oik,ij->ojk", weight.reshape(o, i, k), half)
@@ -71,3 +72,13 @@ class CP(Decomposition):
         ones = [1] * len(geometry.kernel)
         first, last = inputs.T.reshape(rank, i, *ones), outputs.reshape(o, rank, *ones)
         return first, places.T.reshape(rank, 1, *geometry.kernel), last
+
+
+def _pairs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """B (I, r) and C (k, r) of an exact CP of W (O, I, k), one term a pair of entries of its two shorter axes."""
+    o, i, k = weight.shape
+    if o == max(weight.shape):
+        return np.repeat(np.eye(i), k, 1), np.tile(np.eye(k), i)
+    if i == max(weight.shape):
+        return weight.transpose(1, 0, 2).reshape(i, o * k), np.tile(np.eye(k), o)
+    return np.tile(np.eye(i), o), weight.transpose(2, 0, 1).reshape(k, o * i)

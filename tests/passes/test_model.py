@@ -256,6 +256,14 @@ def test_constant_value_reads_initializers_and_constant_nodes() -> None:
     np.testing.assert_array_equal(constant_value(initializer), constant_value(conv.inputs[1]))
 
 
+def test_the_output_that_is_judged_is_the_first_of_classes() -> None:
+    b = Builder()
+    x = b.conv("input", 3, 4)
+    flat = b.node("Flatten", x)
+    assert Model(b.model([x, flat, b.node("Relu", flat)])).main_output == 1
+    assert Model(b.model([x, b.node("Relu", x)])).main_output == 0
+
+
 # Reading
 
 

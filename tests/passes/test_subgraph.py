@@ -129,6 +129,16 @@ def test_what_the_inside_of_an_if_reads_is_computed_too() -> None:
         assert_same(run(cut, feeds), run(proto, {"input": x, "turn": np.array(turn)}))
 
 
+def test_functions_of_the_model_come_with_its_nodes() -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+        g (float[N,4] input) => (float[N,4] output) { x = Tanh(input)  output = local.twice(x) }
+        <domain: "local", opset_import: ["" : 17]> twice (a) => (b) { b = Add(a, a) }"""
+    )
+    x = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    assert_same(run(part(Model(proto), ["x"], ["output"]), {"x": np.tanh(x)}), run(proto, x))
+
+
 def test_the_model_is_not_changed() -> None:
     model = normalise(resnet((1, 1), (4, 8), size=8))
     before = model.digest()

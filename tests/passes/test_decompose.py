@@ -1,0 +1,372 @@
+"""Decompositions, all that are registered: exact at full rank, better with more, priced right, best where they say."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import onnx
+import pytest
+from zoo import Builder, assert_same, run
+
+from passes.cost import costs
+from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose, error, least_squares
+from passes.decompose.base import mode_moment, root
+from passes.layers import Geometry, layer_of, replace_by_chain
+from passes.model import Model
+from passes.shapes import infer_shapes
+
+GEOMETRIES = {
+    "3x3": Geometry(4, 6, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "3x3, fewer outputs": Geometry(6, 3, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "3x3, stride 2": Geometry(4, 5, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),
+    "3x3, dilated, no pads": Geometry(3, 4, (3, 3), (1, 1), (0, 0, 0, 0), (2, 2)),
+    "5x3, uneven": Geometry(3, 4, (5, 3), (1, 2), (3, 0, 1, 2), (1, 2)),
+    "1x3": Geometry(4, 6, (1, 3), (1, 1), (0, 1, 0, 1), (1, 1)),
+    "1x1": Geometry(8, 6, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "1x1, stride 2": Geometry(6, 8, (1, 1), (2, 2), (0, 0, 0, 0), (1, 1)),
+    "1-D": Geometry(4, 6, (3,), (2,), (1, 0), (1,)),
+    "3-D": Geometry(2, 4, (3, 2, 3), (1, 2, 1), (1, 0, 1, 1, 1, 0), (1, 1, 1)),
+    "3x3, many inputs": Geometry(12, 2, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "5x5, one input": Geometry(1, 3, (5, 5), (1, 1), (2, 2, 2, 2), (1, 1)),
+    "Gemm": Geometry(12, 5),
+}
+GROUPED = Geometry(4, 4, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), groups=2)
+
+# The geometries that each decomposition is for: a mistake in why_not would silence the tests below.
+SPATIAL = [
+    "3x3",
+    "3x3, fewer outputs",
+    "3x3, many inputs",
+    "3x3, stride 2",
+    "3x3, dilated, no pads",
+    "5x3, uneven",
+    "5x5, one input",
+]
+APPLIES = {
+    "svd": list(GEOMETRIES),
+    "spatial": SPATIAL,
+    "tucker": [*SPATIAL, "1x3", "1-D", "3-D"],
+    "cp": [*SPATIAL, "1x3", "1-D", "3-D"],
+}
+CASES = [(name, shape) for name, shapes in APPLIES.items() for shape in shapes]
+each_case = pytest.mark.parametrize(("name", "shape"), CASES, ids=["-".join(c) for c in CASES])
+each_method = pytest.mark.parametrize("name", APPLIES)
+
+
+def size_of(geometry: Geometry) -> tuple[int, ...]:
+    return (9, 8, 7)[: len(geometry.kernel)]
+
+
+def drawn(geometry: Geometry, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A weight, and a second moment of patches with correlated features of different sizes."""
+    rng = np.random.default_rng(seed)
+    n = geometry.features
+    mix = 0.3 * rng.normal(size=(n, n)) / math.sqrt(n) + np.diag(rng.uniform(0.5, 1.5, n))
+    return rng.normal(size=geometry.weight_shape), mix @ mix.T
+
+
+def model_of(geometry: Geometry, weight: np.ndarray, bias: np.ndarray) -> onnx.ModelProto:
+    b = Builder()
+    read = ["input", b.const(weight.astype(np.float32), "w"), b.const(bias.astype(np.float32), "b")]
+    if not geometry.kernel:
+        return b.model(b.node("Gemm", *read, at="/fc", transB=1), ("N", geometry.inputs))
+    attributes = {k: list(getattr(geometry, k)) for k in ("strides", "pads", "dilations")}
+    y = b.node("Conv", *read, at="/c", kernel_shape=geometry.kernel, **attributes)
+    return b.model(y, ("N", geometry.inputs, *size_of(geometry)))
+
+
+def decomposed(proto: onnx.ModelProto, links: tuple, factors: tuple) -> Model:
+    """The model with its one layer replaced by the chain."""
+    model = Model(proto)
+    (node,) = model.graph.nodes
+    bias = layer_of(node, infer_shapes(model)).bias
+    replace_by_chain(model.graph, node, list(zip(links, factors, strict=True)), bias)
+    return model
+
+
+def test_every_decomposition_is_tested() -> None:
+    assert DECOMPOSITIONS.keys() == APPLIES.keys()
+    assert all(method.name == name for name, method in DECOMPOSITIONS.items())
+
+
+@pytest.mark.parametrize("shape", GEOMETRIES)
+@each_method
+def test_a_decomposition_applies_to_the_layers_it_is_for_and_says_why_to_no_other(name: str, shape: str) -> None:
+    reason = DECOMPOSITIONS[name].why_not(GEOMETRIES[shape])
+    assert (reason is None) == (shape in APPLIES[name])
+    assert reason is None or reason.startswith("its kernel ")
+
+
+@each_method
+def test_grouped_convs_are_declined(name: str) -> None:
+    assert str(DECOMPOSITIONS[name].why_not(GROUPED)).startswith("it is a grouped Conv, which has no dense ")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "sentence"),
+    [
+        ("spatial", "1x3", "its kernel (1, 3) does not extend over two spatial axes"),
+        ("spatial", "3-D", "its kernel (3, 2, 3) does not extend over two spatial axes"),
+        ("spatial", "Gemm", "its kernel () does not extend over two spatial axes"),
+        ("tucker", "1x1", "its kernel is 1×1, for which the SVD is the Tucker decomposition"),
+        ("cp", "1x1", "its kernel is 1×1, for which the SVD is the CP decomposition"),
+    ],
+)
+def test_the_sentence_names_the_kernel(name: str, shape: str, sentence: str) -> None:
+    assert DECOMPOSITIONS[name].why_not(GEOMETRIES[shape]) == sentence
+
+
+@each_case
+def test_full_rank_is_exact_in_numbers_and_on_onnxruntime(name: str, shape: str) -> None:
+    geometry, method = GEOMETRIES[shape], DECOMPOSITIONS[name]
+    weight, moment = drawn(geometry)
+    rank = method.max_rank(geometry)
+    links, factors = method.links(geometry, rank), method.factors(geometry, weight, moment, rank)
+    np.testing.assert_allclose(compose(links, factors), weight, atol=1e-9 * np.abs(weight).max())
+    scale = 1 / math.sqrt(geometry.features)
+    proto = model_of(geometry, weight * scale, np.arange(geometry.outputs) / 10)
+    model = decomposed(proto, links, (*factors[:-1], factors[-1] * scale))
+    done = model.finished()
+    onnx.checker.check_model(done, full_check=True)
+    assert [n.op_type for n in done.graph.node] == [proto.graph.node[0].op_type] * len(links)
+    x = np.random.default_rng(1).normal(size=(2, geometry.inputs, *size_of(geometry))).astype(np.float32)
+    assert_same(run(done, x), run(proto, x))
+
+
+@each_case
+def test_a_truncated_chain_is_the_conv_of_its_composed_kernel(name: str, shape: str) -> None:
+    geometry, method = GEOMETRIES[shape], DECOMPOSITIONS[name]
+    weight, moment = drawn(geometry)
+    rank = max(1, min(geometry.outputs, geometry.inputs) // 2)
+    links, factors = method.links(geometry, rank), method.factors(geometry, weight, moment, rank)
+    whole = compose(links, factors)
+    assert whole.shape == weight.shape
+    assert not np.allclose(whole, weight, atol=0.1)
+    bias = np.ones(geometry.outputs)
+    x = np.random.default_rng(1).normal(size=(2, geometry.inputs, *size_of(geometry))).astype(np.float32)
+    chain = decomposed(model_of(geometry, weight, bias), links, factors).finished()
+    assert_same(run(chain, x), run(model_of(geometry, whole, bias), x))
+
+
+@each_case
+def test_links_fit_together_and_factors_fit_the_links(name: str, shape: str) -> None:
+    geometry, method = GEOMETRIES[shape], DECOMPOSITIONS[name]
+    weight, moment = drawn(geometry)
+    for rank in sorted({1, 2, method.max_rank(geometry)}):
+        links, factors = method.links(geometry, rank), method.factors(geometry, weight, moment, rank)
+        assert [f.shape for f in factors] == [link.weight_shape for link in links]
+        assert all(f.dtype == np.float64 for f in factors)
+        assert (links[0].inputs, links[-1].outputs) == (geometry.inputs, geometry.outputs)
+        assert all(a.outputs == b.inputs for a, b in pairwise(links))
+        size = size_of(geometry)
+        for link in links:
+            size = link.output_size(size)
+        assert size == geometry.output_size(size_of(geometry))
+
+
+@each_case
+def test_the_price_of_a_chain_is_what_its_graph_costs(name: str, shape: str) -> None:
+    geometry, method = GEOMETRIES[shape], DECOMPOSITIONS[name]
+    weight, moment = drawn(geometry)
+    links, factors = method.links(geometry, 2), method.factors(geometry, weight, moment, 2)
+    model = decomposed(model_of(geometry, weight, np.zeros(geometry.outputs)), links, factors)
+    table = costs(model)
+    assert sum(c.macs for c in table.values()) == chain_macs(links, size_of(geometry))
+    assert sum(c.parameters for c in table.values()) == chain_parameters(links)
+
+
+@each_case
+def test_factors_are_the_same_every_time(name: str, shape: str) -> None:
+    geometry, method = GEOMETRIES[shape], DECOMPOSITIONS[name]
+    first, second = (method.factors(geometry, *drawn(geometry), 2) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@each_case
+def test_more_rank_is_less_error(name: str, shape: str) -> None:
+    geometry, method = GEOMETRIES[shape], DECOMPOSITIONS[name]
+    weight, moment = drawn(geometry)
+    largest = method.max_rank(geometry)
+    ranks = sorted({1, max(1, largest // 3), max(1, 2 * largest // 3), largest})
+    losses = []
+    for rank in ranks:
+        factors = method.factors(geometry, weight, moment, rank)
+        losses.append(error(weight, compose(method.links(geometry, rank), factors), moment))
+    nothing = error(weight, np.zeros_like(weight), moment)
+    assert all(b < 0.9 * a for a, b in pairwise([nothing, *losses]))
+    assert losses[-1] < 1e-12 * nothing
+
+
+@each_case
+def test_the_moment_is_what_the_factors_are_fitted_to(name: str, shape: str) -> None:
+    """On inputs of which some directions are much larger, the fit to them is better than the plain one."""
+    geometry, method = GEOMETRIES[shape], DECOMPOSITIONS[name]
+    weight, _ = drawn(geometry)
+    rng, n = np.random.default_rng(3), geometry.features
+    places = math.prod(geometry.kernel)
+    channels = np.repeat(np.exp(1.5 * rng.normal(size=geometry.inputs)), places)
+    mix = rng.normal(size=(n, n)) / math.sqrt(n) + 2 * np.eye(n)
+    moment = (mix * channels) @ (mix * channels).T
+    rank = max(1, min(geometry.outputs, geometry.inputs) // 2)
+    links = method.links(geometry, rank)
+    fitted, plain = (
+        error(weight, compose(links, method.factors(geometry, weight, m, rank)), moment) for m in (moment, np.eye(n))
+    )
+    assert fitted < 0.999 * plain
+
+
+@each_case
+def test_a_weight_that_is_such_a_chain_is_found_again(name: str, shape: str) -> None:
+    """Whatever the inputs are like: whitening by their moment is undone."""
+    geometry, method = GEOMETRIES[shape], DECOMPOSITIONS[name]
+    links, rng = method.links(geometry, 2), np.random.default_rng(4)
+    weight = compose(links, [rng.normal(size=link.weight_shape) for link in links])
+    channels = np.repeat(np.exp(rng.normal(size=geometry.inputs)), math.prod(geometry.kernel))
+    moment = drawn(geometry)[1] * np.outer(channels, channels)
+    lost = error(weight, compose(links, method.factors(geometry, weight, moment, 2)), moment)
+    # alternating least squares only comes near
+    assert lost < (1e-3 if name == "cp" else 1e-12) * error(weight, np.zeros_like(weight), moment)
+
+
+@each_method
+@pytest.mark.parametrize("align", [1, 2, 4, 8])
+@pytest.mark.parametrize("ratio", [0.05, 0.25, 0.5, 0.75, 1.0])
+def test_the_rank_for_a_ratio_is_the_largest_aligned_one_within_it(name: str, ratio: float, align: int) -> None:
+    method = DECOMPOSITIONS[name]
+    for geometry, size in [
+        (Geometry(16, 24, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), (8, 8)),
+        (Geometry(16, 16, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1)), (8, 8)),
+        (Geometry(24, 16, (1, 1), (2, 2), (0, 0, 0, 0), (1, 1)), (7, 7)),
+        (Geometry(64, 40), ()),
+    ]:
+        if method.why_not(geometry):
+            continue
+        budget = ratio * geometry.macs(size)
+        within = [
+            rank
+            for rank in range(align, method.max_rank(geometry) + 1, align)
+            if chain_macs(method.links(geometry, rank), size) <= budget
+        ]
+        assert method.rank_for(geometry, size, ratio, align) == (max(within) if within else None)
+
+
+# The SVD is optimal
+
+
+@pytest.mark.parametrize("shape", GEOMETRIES)
+def test_the_svd_is_the_best_of_its_rank_in_the_norm_of_the_responses(shape: str) -> None:
+    geometry, method = GEOMETRIES[shape], DECOMPOSITIONS["svd"]
+    weight, moment = drawn(geometry)
+    rng = np.random.default_rng(2)
+    for rank in (1, 2, method.max_rank(geometry) - 1):
+        links, (first, last) = method.links(geometry, rank), method.factors(geometry, weight, moment, rank)
+        loss = error(weight, compose(links, (first, last)), moment)
+        singular = np.linalg.svd(weight.reshape(geometry.outputs, -1) @ np.linalg.cholesky(moment), compute_uv=False)
+        assert loss == pytest.approx(np.sum(singular[rank:] ** 2), rel=1e-9)
+        for size in (1e-3, 1e-1, 1):
+            other = [f + size * rng.normal(size=f.shape) for f in (first, last)]
+            assert error(weight, compose(links, other), moment) > loss
+
+
+def test_the_svd_of_a_moment_of_low_rank_fits_the_responses_exactly() -> None:
+    """Inputs that never leave a plane need no more than its dimensions."""
+    geometry = Geometry(12, 8)
+    weight, _ = drawn(geometry)
+    plane = np.random.default_rng(5).normal(size=(12, 3))
+    moment = plane @ plane.T
+    whole = compose(
+        DECOMPOSITIONS["svd"].links(geometry, 3), DECOMPOSITIONS["svd"].factors(geometry, weight, moment, 3)
+    )
+    np.testing.assert_allclose(whole @ plane, weight @ plane, atol=1e-9)
+
+
+@each_case
+def test_channels_that_are_always_zero_break_nothing(name: str, shape: str) -> None:
+    geometry, method = GEOMETRIES[shape], DECOMPOSITIONS[name]
+    weight, moment = drawn(geometry)
+    alive = np.repeat(np.arange(geometry.inputs) > 0, math.prod(geometry.kernel))
+    moment = moment * np.outer(alive, alive)
+    rank = method.max_rank(geometry)
+    whole = compose(method.links(geometry, rank), method.factors(geometry, weight, moment, rank))
+    assert np.isfinite(whole).all()
+    assert error(weight, whole, moment) <= 1e-6 * error(weight, np.zeros_like(weight), moment)
+
+
+@each_case
+def test_a_layer_whose_inputs_never_change_breaks_nothing(name: str, shape: str) -> None:
+    geometry, method = GEOMETRIES[shape], DECOMPOSITIONS[name]
+    weight, moment = drawn(geometry)
+    for rank in (1, method.max_rank(geometry)):
+        factors = method.factors(geometry, weight, 0 * moment, rank)
+        assert all(np.isfinite(f.astype(np.float32)).all() for f in factors)
+
+
+def test_cp_is_not_offered_beyond_what_its_iterations_bear() -> None:
+    method, geometry = DECOMPOSITIONS["cp"], Geometry(128, 128, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
+    assert method.rank_for(geometry, (8, 8), 1.0, 8) == 256
+    assert chain_macs(method.links(geometry, 256 + 8), (8, 8)) < geometry.macs((8, 8))
+
+
+# The algebra they share
+
+
+def test_error_is_the_squared_error_of_the_responses() -> None:
+    geometry = GEOMETRIES["3x3"]
+    weight, _ = drawn(geometry)
+    other, _ = drawn(geometry, seed=1)
+    x = np.random.default_rng(2).normal(size=(geometry.features, 200))
+    moment = x @ x.T / 200
+    lost = (weight - other).reshape(geometry.outputs, -1) @ x
+    assert error(weight, other, moment) == pytest.approx(np.sum(lost**2) / 200)
+    assert error(weight, weight, moment) == 0
+
+
+def test_root_and_inverse_root() -> None:
+    _, moment = drawn(Geometry(12, 5))
+    half, inverse = root(moment)
+    np.testing.assert_allclose(half @ half, moment, atol=1e-12)
+    np.testing.assert_allclose(half @ inverse, np.eye(12), atol=1e-9)
+    half, inverse = root(np.diag([1.0, 0.0]))
+    np.testing.assert_allclose(half, np.diag([1, 1e-4]))
+    np.testing.assert_allclose(inverse, np.diag([1, 1e4]))
+    assert all(np.isfinite(m).all() for m in root(np.zeros((2, 2))))
+
+
+def test_least_squares_is_numpys() -> None:
+    rng = np.random.default_rng(0)
+    z, t = rng.normal(size=(500, 6)), rng.normal(size=(500, 3))
+    expected = np.linalg.lstsq(z, t, rcond=None)[0].T
+    np.testing.assert_allclose(least_squares(z.T @ z, t.T @ z), expected, rtol=1e-7, atol=1e-9)
+
+
+def test_least_squares_shares_between_copies_and_gives_nothing_to_zeros() -> None:
+    rng = np.random.default_rng(0)
+    z, t = rng.normal(size=(500, 2)), rng.normal(size=(500, 1))
+    z = np.column_stack([z, z[:, 1], np.zeros(500)])
+    found = least_squares(z.T @ z, t.T @ z)
+    assert found[0, 1] == pytest.approx(found[0, 2], rel=1e-4)
+    assert found[0, 3] == 0
+    expected = np.linalg.lstsq(z[:, :2], t, rcond=None)[0]
+    np.testing.assert_allclose(z @ found.T, z[:, :2] @ expected, atol=1e-6)
+
+
+def test_mode_moment_is_the_mean_over_the_places_of_the_kernel() -> None:
+    geometry = GEOMETRIES["3x3"]
+    x = np.random.default_rng(0).normal(size=(100, 4, 9))
+    patches = x.reshape(100, -1)
+    expected = np.mean([x[:, :, k].T @ x[:, :, k] for k in range(9)], axis=0)
+    np.testing.assert_allclose(mode_moment(patches.T @ patches, geometry), expected)
+
+
+def test_compose_is_the_chain_of_convs_with_depthwise_links() -> None:
+    rng = np.random.default_rng(0)
+    links = (
+        Geometry(3, 4, (1, 1), (1, 1), (0,) * 4, (1, 1)),
+        Geometry(4, 4, (3, 3), (1, 1), (1,) * 4, (1, 1), groups=4),
+        Geometry(4, 5, (1, 1), (1, 1), (0,) * 4, (1, 1)),
+    )
+    a, b, c = (rng.normal(size=link.weight_shape) for link in links)
+    expected = np.einsum("or,ryx,ri->oiyx", c[..., 0, 0], b[:, 0], a[..., 0, 0])
+    np.testing.assert_allclose(compose(links, (a, b, c)), expected)
