@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from passes.errors import ModelError, OutputError
 
@@ -202,9 +202,22 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         check(proto)
     except ModelError as e:
         raise ModelError(f"'{path}': {e}") from e
-    except ValueError as e:  # names that are no UTF-8
+    except ValueError as e:
         raise ModelError(f"'{path}' is damaged: export the model again") from e
+    if not _is_text(proto):
+        raise ModelError(f"'{path}' is damaged, as it has names that are no UTF-8: export the model again")
     return proto
+
+
+def _is_text(message: Message) -> bool:
+    """Whether all strings within a message are UTF-8: protobuf does not look, and gives bytes for the others."""
+    for field, value in message.ListFields():
+        values = value if field.is_repeated else [value]
+        if field.type == field.TYPE_STRING and any(isinstance(v, bytes) for v in values):
+            return False
+        if field.type == field.TYPE_MESSAGE and not all(map(_is_text, values)):
+            return False
+    return True
 
 
 def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:

@@ -28,7 +28,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="joblib")  # it tells of the tasks that an interrupt cancels
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that worker processes go, too
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="hmc-onnx", standalone_mode=False)
     except HmcError as e:
         _fail(f"error: {e}", 1)
     except (typer.Abort, KeyboardInterrupt):
@@ -46,7 +46,8 @@ def main() -> None:
 
 def _usage(error: Any) -> str:
     """One sentence on a command line that cannot be parsed; empty where the help has been shown instead."""
-    message = " ".join(str(error.format_message()).split()).removesuffix(".").replace("Value error, ", "")
+    message = " ".join(str(error.format_message()).split()).replace("Value error, ", "")
+    message = message.rstrip(".?").replace(". Did", ", did")
     command = error.ctx.command_path if error.ctx else "hmc-onnx"
     return f"error: {message}: see '{command} --help'" if message else ""
 
