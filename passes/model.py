@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Iterable
@@ -22,11 +23,13 @@ from google.protobuf.message import DecodeError, Message
 
 from passes.errors import ModelError, OutputError
 
-__all__ = ["Model", "constant_value", "load", "save", "write_atomically"]
+__all__ = ["SMALL", "Model", "constant_value", "load", "save", "skeleton", "substitute", "write_atomically"]
 
 logging.getLogger("onnx_graphsurgeon").setLevel(logging.ERROR)
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 
+# Constants up to this size may be shapes, axes or indices, whose values shape inference needs.
+SMALL = 64
 # protobuf refuses messages of 2 GiB; beyond this the weights go to a file beside the model.
 EXTERNAL_DATA_THRESHOLD = 2**31 - 2**24
 
@@ -142,10 +145,10 @@ class Model:
         """
         self.graph.cleanup().toposort()
         proto = self.to_proto()
-        if self._value_info and proto.ByteSize() < EXTERNAL_DATA_THRESHOLD:
+        if self._value_info:
             del proto.graph.value_info[:]
             try:
-                inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+                inferred = onnx.shape_inference.infer_shapes(skeleton(proto), strict_mode=True)
             except onnx.shape_inference.InferenceError as e:
                 raise ModelError(f"the ONNX checker rejects the model: {first_line(e)}") from e
             proto.graph.value_info.extend(inferred.graph.value_info)
@@ -167,12 +170,39 @@ def constant_value(tensor: gs.Tensor) -> np.ndarray | None:
 
 
 def check(proto: onnx.ModelProto) -> None:
-    """Run the ONNX checker; ModelError with its first line if it objects."""
+    """Run the ONNX checker and strict shape inference; ModelError with the first line if they object."""
     try:
-        if proto.ByteSize() < EXTERNAL_DATA_THRESHOLD:
-            onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(skeleton(proto), full_check=True)
+        for tensor in proto.graph.initializer:
+            onnx.checker.check_tensor(tensor)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
         raise ModelError(f"the ONNX checker rejects the model: {first_line(e)}") from e
+
+
+def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy for checks and shape inference: large weights are inputs, so that its size does not matter.
+
+    Operators whose outputs onnx 1.23 cannot infer are replaced by others of the same shape.
+    """
+    copy = onnx.ModelProto()
+    _copy_fields(proto, copy, skip={"graph"})
+    _copy_fields(proto.graph, copy.graph, skip={"initializer"})
+    inputs = {v.name for v in copy.graph.input}
+    for tensor in proto.graph.initializer:
+        if math.prod(tensor.dims) <= SMALL:
+            copy.graph.initializer.add().CopyFrom(tensor)
+        elif tensor.name not in inputs:
+            copy.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    substitute(copy.graph)
+    return copy
+
+
+def substitute(graph: onnx.GraphProto) -> None:
+    """Put operators that shape inference knows in the place of those that it does not, in place."""
+    for node in graph.node:
+        if node.op_type == "GroupNormalization" and node.domain in ("", "ai.onnx"):
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
 
 
 def first_line(error: BaseException) -> str:

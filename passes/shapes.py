@@ -6,18 +6,17 @@ from collections.abc import Mapping
 
 import onnx
 import onnx_graphsurgeon as gs
+import onnx_ir as ir
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnxscript.optimizer import fold_constants
 
 from passes.errors import ModelError
-from passes.model import Model, first_line
+from passes.model import SMALL, Model, first_line, substitute
 
 __all__ = ["Shapes", "batch_one", "infer_shapes"]
 
 Shape = tuple[int | None, ...]
 Shapes = dict[str, Shape]
-
-# Constants up to this size may be shapes, axes or indices, whose values inference needs.
-SMALL = 64
 
 
 def batch_one(model: Model) -> dict[str, tuple[int, ...]]:
@@ -60,14 +59,26 @@ def infer_shapes(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = No
     for output in graph.outputs:
         proto.graph.output.append(onnx.ValueInfoProto(name=output.name))
     proto.graph.node.extend(OnnxExporter.export_node(node) for node in graph.nodes)
+    substitute(proto.graph)
     small = (c for c in model.constants() if c.name not in large)
     proto.graph.initializer.extend(OnnxExporter.export_tensor_proto(c) for c in small)
+    shapes: Shapes = {c.name: tuple(c.shape) for c in model.constants()}
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        found = _inferred(proto)
+        if any(t.name and None in found.get(t.name, (None,)) for n in graph.nodes for t in n.outputs):
+            module = ir.from_proto(proto)  # shapes that are computed from shapes become constants
+            fold_constants(module, onnx_shape_inference=True)
+            known = _inferred(ir.to_proto(module))
+            found |= {k: v for k, v in known.items() if None in found.get(k, (None,))}
     except (onnx.shape_inference.InferenceError, RuntimeError) as e:
         raise ModelError(f"shape inference fails on the model: {first_line(e)}") from e
-    shapes: Shapes = {c.name: tuple(c.shape) for c in model.constants()}
-    for info in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
+    return shapes | found
+
+
+def _inferred(proto: onnx.ModelProto) -> Shapes:
+    shapes: Shapes = {}
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    for info in [*inferred.input, *inferred.value_info, *inferred.output]:
         if info.type.HasField("tensor_type") and info.type.tensor_type.HasField("shape"):
             dims = info.type.tensor_type.shape.dim
             shapes[info.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)

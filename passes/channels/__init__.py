@@ -1,5 +1,6 @@
 """Channel groups: which channels of which parameters must be removed together."""
 
-from passes.channels.tracing import ChannelGroup, Channels, Slot, rules, trace
+from passes.channels.groups import ChannelGroup, Channels, Slot
+from passes.channels.tracing import trace
 
-__all__ = ["ChannelGroup", "Channels", "Slot", "rules", "trace"]
+__all__ = ["ChannelGroup", "Channels", "Slot", "trace"]

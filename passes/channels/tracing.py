@@ -1,78 +1,108 @@
 """Which channels depend on which: every channel of every tensor gets an id, and operators pass the ids on.
 
-The ids of a tensor are an integer array that broadcasts against it: (1, C, 1, 1) for the channels of an
-NCHW activation. An operator that moves data is traced by running it on the ids; one that adds two
-tensors ties their ids; a Conv ends the ids of its input (its weight's axis 1 *consumes* them) and begins new
-ones (its weight's axis 0 *produces* them). What is tied must go together: these are the connected
-components of all ties, found once at the end. Removing channels is then a `take` on every parameter axis
-that carries ids, whatever the graph between them looks like.
+A tensor that carries channels has them along one axis, one id an entry (`Stream`). A Conv ends the ids of its
+input (its weight's axis 1 *consumes* them) and begins new ones (its weight's axis 0 *produces* them); an operator
+that adds two tensors ties their ids; one that moves data moves the ids. What is tied must go together: these
+are the connected components of all ties, found once at the end. Removing channels is then a `take` on every
+parameter axis that carries ids, whatever the graph between them looks like.
 
-An operator without a rule closes the ids it touches: they are reported and never removed.
+A number of channels that the graph computes, by Shape, is followed too: `Tracer.sizes`. An operator without a rule
+closes the ids that it touches: they are reported and never removed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
-from passes.errors import ModelError
+from passes.channels.groups import Adjustment, Channels, Slot, find_groups
+from passes.channels.registry import Closed, rule_for
 from passes.model import Model
 from passes.shapes import Shapes, batch_one, infer_shapes
+from passes.subgraph import node_inputs
 
-__all__ = ["ChannelGroup", "Channels", "Slot", "Tracer", "register", "rule_for", "rules", "trace"]
+__all__ = ["Stream", "Tracer", "trace"]
+
+Sizes = tuple[np.ndarray | None, ...]
 
 
 @dataclass(frozen=True)
-class Slot:
-    """An axis of a node's constant input (`index`) whose entries are channels.
+class Stream:
+    """The channels of a tensor: one id for each entry of one axis (counted from 0; axis 0 of a tensor is the batch)."""
 
-    `role` is "produces" (the channels begin here), "consumes" (they end here) or "follows" (one value a
-    channel on the way, such as a scale). `ids` has one channel id for each entry of the axis.
-    """
-
-    node: gs.Node
-    index: int
     axis: int
-    role: str
     ids: np.ndarray
-
-    def __str__(self) -> str:
-        return f"{self.node.name}[{self.role}]"
-
-
-@dataclass(frozen=True)
-class Adjustment:
-    """What else a node needs when channels go: `apply(keep)`, with keep[id] False for each id removed."""
-
-    node: gs.Node
-    ids: np.ndarray
-    apply: Callable[[np.ndarray], None]
 
 
 @dataclass
 class Tracer:
-    """What the rules read and write while the graph is walked in topological order."""
+    """What the rules read and write while the graph is walked in topological order.
+
+    Attributes:
+        shapes: of every tensor, at batch 1.
+        opset: version of the default operator set.
+        streams: by tensor name; a tensor without one carries no channels that could be removed.
+        sizes: for each integer tensor that is computed from the shape of one with channels, flat and entry by
+            entry: the ids whose number it is, or None.
+        slots, adjustments: what changes when ids go.
+        ties: pairs of id arrays; closed: ids with the reason.
+        count: number of ids so far.
+    """
 
     shapes: Shapes
-    ids: dict[str, np.ndarray] = field(default_factory=dict)
+    opset: int
+    streams: dict[str, Stream] = field(default_factory=dict)
+    sizes: dict[str, Sizes] = field(default_factory=dict)
     slots: list[Slot] = field(default_factory=list)
     adjustments: list[Adjustment] = field(default_factory=list)
-    closed: list[tuple[np.ndarray, str]] = field(default_factory=list)
     ties: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    closed: list[tuple[np.ndarray, str]] = field(default_factory=list)
     count: int = 0
 
-    def rank(self, tensor: gs.Tensor) -> int | None:
-        """Number of axes of a tensor; None if unknown."""
+    def shape(self, tensor: gs.Tensor) -> tuple[int, ...]:
+        """Shape of a tensor; raises Closed where it is not wholly known."""
         shape = self.shapes.get(tensor.name)
-        return None if shape is None else len(shape)
+        if shape is None or None in shape:
+            raise Closed(f"has a tensor of unknown shape, '{tensor.name}'")
+        return shape  # type: ignore[return-value]
+
+    def rank(self, tensor: gs.Tensor) -> int:
+        """Number of axes of a tensor; raises Closed where it is not known."""
+        shape = self.shapes.get(tensor.name)
+        if shape is None:
+            raise Closed(f"has a tensor of unknown rank, '{tensor.name}'")
+        return len(shape)
+
+    def stream(self, tensor: gs.Tensor) -> Stream | None:
+        """The channels of a tensor, if it carries any."""
+        return self.streams.get(tensor.name)
+
+    def along(self, tensor: gs.Tensor, axis: int) -> np.ndarray | None:
+        """The ids of a tensor that must have them along an axis; None if it carries none.
+
+        Raises:
+            Closed: it has them along another axis.
+        """
+        stream = self.stream(tensor)
+        if stream is not None and stream.axis != axis:
+            raise Closed(f"reads channels along axis {stream.axis}, not {axis}")
+        return None if stream is None else stream.ids
+
+    def emit(self, tensor: gs.Tensor, axis: int, ids: np.ndarray) -> None:
+        """Set the channels of a tensor."""
+        self.streams[tensor.name] = Stream(axis, ids)
+
+    def pass_on(self, node: gs.Node) -> None:
+        """The first output has the channels of the first input."""
+        stream = self.stream(node.inputs[0])
+        if stream is not None:
+            self.streams[node.outputs[0].name] = stream
 
     def fresh(self, count: int) -> np.ndarray:
-        """New ids, tied to none but shrinking as one group."""
+        """New ids, tied to none."""
         ids = np.arange(self.count, self.count + count)
         self.count += count
         return ids
@@ -87,120 +117,22 @@ class Tracer:
         """These channels cannot be removed, and why."""
         self.closed.append((ids.ravel(), reason))
 
-    def axis_ids(self, tensor: gs.Tensor, axis: int) -> np.ndarray | None:
-        """Ids along one axis of a tensor, one an entry; None if it carries none or they vary along others."""
-        ids, shape = self.ids.get(tensor.name), self.shapes.get(tensor.name)
-        if ids is None or ids.size != ids.shape[axis]:
-            return None
-        if shape is not None and shape[axis] not in (None, ids.size):  # a single channel, of another axis
-            return None
-        return ids.ravel()
+    def slot(self, node: gs.Node, index: int, axis: int, role: str, ids: np.ndarray) -> None:
+        """An axis of a constant input has these channels."""
+        self.slots.append(Slot(node, index, axis, role, ids))
 
+    def adjust(self, node: gs.Node, ids: np.ndarray, apply: Callable[[np.ndarray], None]) -> None:
+        """Call `apply(keep)` when any of these ids go."""
+        self.adjustments.append(Adjustment(node, ids, apply))
 
-@dataclass(frozen=True)
-class ChannelGroup:
-    """Channels that are produced, passed on and consumed together, and so can be removed one class at a time.
-
-    Attributes:
-        name: the first producer's node name.
-        slots: every parameter axis that carries them.
-        classes: for each slot, the class of each entry: an int array, -1 for entries of another group.
-        size: number of classes. Removing class c removes every entry of class c from every slot.
-        closed: one sentence why nothing may be removed; None if it may.
-    """
-
-    name: str
-    slots: tuple[Slot, ...]
-    classes: tuple[np.ndarray, ...]
-    size: int
-    closed: str | None
-    ids: tuple[np.ndarray, ...] = field(repr=False)
-
-    def members(self, role: str) -> list[tuple[Slot, np.ndarray]]:
-        """Slots of one role with their classes."""
-        return [(s, c) for s, c in zip(self.slots, self.classes, strict=True) if s.role == role]
-
-
-Rule = Callable[[gs.Node, Tracer], None]
-_RULES: dict[str, Rule] = {}
-
-
-def register(*operators: str) -> Callable[[Rule], Rule]:
-    """Decorator: this function traces these operators of the default domain.
-
-    Raises:
-        ValueError: an operator has a rule already.
-    """
-
-    def decorate(rule: Rule) -> Rule:
-        for op in operators:
-            if op in _RULES:
-                raise ValueError(f"operator {op} has a channel rule already")
-        _RULES.update(dict.fromkeys(operators, rule))
-        return rule
-
-    return decorate
-
-
-def rules() -> dict[str, Rule]:
-    """Every operator that has a rule."""
-    import passes.channels.operators  # noqa: F401, PLC0415  the rules register themselves on import
-
-    return dict(_RULES)
-
-
-def rule_for(node: gs.Node) -> Rule | None:
-    """The node's rule; None for custom domains and unknown operators."""
-    return rules().get(node.op) if node.domain in (None, "", "ai.onnx") else None
-
-
-@dataclass(frozen=True)
-class Channels:
-    """The result of tracing a model: its groups, and for each closed id the reason."""
-
-    groups: tuple[ChannelGroup, ...]
-    adjustments: tuple[Adjustment, ...]
-    count: int
-
-    def remove(self, removed: dict[str, np.ndarray]) -> None:
-        """Remove classes of groups from the traced graph, in place.
-
-        Args:
-            removed: for a group's name, the classes to remove.
-
-        Raises:
-            ModelError: a group is closed or unknown, or would lose its last channel.
-        """
-        keep = np.ones(self.count, bool)
-        by_name = {g.name: g for g in self.groups}
-        for name, classes in removed.items():
-            group = by_name.get(name)
-            if group is None or group.closed:
-                raise ModelError(f"channel group '{name}' cannot be pruned: {group.closed if group else 'unknown'}")
-            for c in classes:
-                keep[group.ids[c]] = False
-        for group in self.groups:
-            for slot in group.slots:
-                kept = keep[slot.ids]
-                if not kept.any():
-                    raise ModelError(f"pruning would leave node '{slot.node.name}' without channels: remove fewer")
-        done: set[int] = set()
-        for group in self.groups:
-            for slot in group.slots:
-                if id(slot) not in done and not keep[slot.ids].all():
-                    done.add(id(slot))
-                    _take(slot, keep[slot.ids])
-        for adjustment in self.adjustments:
-            if not keep[adjustment.ids].all():
-                adjustment.apply(keep)
-
-
-def _take(slot: Slot, keep: np.ndarray) -> None:
-    old = slot.node.inputs[slot.index]
-    values = np.compress(keep, np.asarray(old.values), slot.axis)
-    shared = len({id(n) for n in old.outputs}) > 1
-    name = f"{old.name}:{slot.node.name}" if shared else old.name
-    slot.node.inputs[slot.index] = gs.Constant(name, values)
+    def close_tensors(self, tensors: Iterable[gs.Tensor], reason: str) -> None:
+        """Close the channels that some tensors carry, and those that they count."""
+        for name in dict.fromkeys(t.name for t in tensors):
+            if name in self.streams:
+                self.close(self.streams[name].ids, reason)
+            for ids in self.sizes.get(name, ()):
+                if ids is not None:
+                    self.close(ids, reason)
 
 
 def trace(model: Model, inputs: dict[str, tuple[int, ...]] | None = None) -> Channels:
@@ -210,85 +142,28 @@ def trace(model: Model, inputs: dict[str, tuple[int, ...]] | None = None) -> Cha
         model: the graph; later changes to it make the result stale.
         inputs: input shapes, by name; default: the model's own at batch 1.
     """
-    shapes = infer_shapes(model, inputs or batch_one(model))
-    tracer = Tracer(shapes)
+    tracer = Tracer(infer_shapes(model, inputs or batch_one(model)), model.graph.opset)
     outputs = {t.name for t in model.graph.outputs}
     for node in model.graph.nodes:
-        rule = rule_for(node)
-        why = f"operator {node.op} (node '{node.name}') has no rule" if rule is None else None
-        if any(t.outputs or t.name in outputs for t in node.outputs[1:]):
-            why = why or f"the second output of {node.op} node '{node.name}' is read"
-        if rule is not None and why is None:
-            rule(node, tracer)
-        for name in [t.name for t in node.inputs if why and t.name in tracer.ids]:
-            tracer.close(tracer.ids[name], str(why))
-        if any(isinstance(v, gs.Graph) for v in node.attrs.values()):
-            for inner in node.attrs.values():
-                for name in _outer_reads(inner):
-                    if name in tracer.ids:
-                        tracer.close(tracer.ids[name], f"it is read inside the {node.op} node '{node.name}'")
+        _trace_node(node, tracer, outputs)
     for output in model.graph.outputs:
-        if output.name in tracer.ids:
-            tracer.close(tracer.ids[output.name], f"it is the model's output '{output.name}'")
-    return Channels(_groups(tracer), tuple(tracer.adjustments), tracer.count)
+        tracer.close_tensors([output], f"it is the model's output '{output.name}'")
+    carriers = {id(s.ids): (name, s.ids) for name, s in tracer.streams.items()}
+    groups = find_groups(tracer.count, tracer.slots, tracer.ties, tracer.closed, [ids for _, ids in carriers.values()])
+    return Channels(groups, tuple(tracer.adjustments), dict(carriers.values()), tracer.count)
 
 
-def _outer_reads(value: object) -> set[str]:
-    if not isinstance(value, gs.Graph):
-        return set()
-    reads = {t.name for n in value.nodes for t in n.inputs} | {t.name for t in value.outputs}
-    return reads.union(*(_outer_reads(v) for n in value.nodes for v in n.attrs.values()), set())
-
-
-def _components(count: int, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Component label of each of `count` ids under the union of all pairs."""
-    a = np.concatenate([p[0] for p in pairs] or [np.zeros(0, int)])
-    b = np.concatenate([p[1] for p in pairs] or [np.zeros(0, int)])
-    graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
-    return np.asarray(connected_components(graph, directed=False)[1])
-
-
-def _groups(tracer: Tracer) -> tuple[ChannelGroup, ...]:
-    produced = [s for s in tracer.slots if s.role == "produces"]
-    if not produced:
-        return ()
-    ties = list(tracer.ties)
-    class_of = _components(tracer.count, ties)
-    together = [(s.ids, np.full_like(s.ids, s.ids[0])) for s in produced]
-    group_of = _components(tracer.count, ties + together)
-    why_closed: dict[int, str] = {}
-    for ids, reason in tracer.closed:
-        for g in np.unique(group_of[ids]):
-            why_closed.setdefault(int(g), reason)
-    slots: dict[int, list[Slot]] = {}
-    for slot in tracer.slots:
-        for g in np.unique(group_of[slot.ids]):
-            slots.setdefault(int(g), []).append(slot)
-    order = np.argsort(group_of, kind="stable")
-    starts = np.searchsorted(group_of[order], np.arange(group_of.max() + 2))
-    found = []
-    for g in dict.fromkeys(int(group_of[s.ids[0]]) for s in produced):
-        ids = order[starts[g] : starts[g + 1]]
-        labels, classes = np.unique(class_of[ids], return_inverse=True)
-        index = np.full(tracer.count, -1)
-        index[ids] = classes
-        members = tuple(slots[g])
-        by_class = np.argsort(classes, kind="stable")
-        cuts = np.searchsorted(classes[by_class], np.arange(1, len(labels)))
-        found.append(
-            ChannelGroup(
-                name=next(s.node.name for s in members if s.role == "produces"),
-                slots=members,
-                classes=tuple(index[s.ids] for s in members),
-                size=len(labels),
-                closed=why_closed.get(g) or _never_consumed(members),
-                ids=tuple(np.split(ids[by_class], cuts)),
-            )
-        )
-    return tuple(found)
-
-
-def _never_consumed(members: tuple[Slot, ...]) -> str | None:
-    if any(s.role == "consumes" for s in members):
-        return None
-    return "no layer with constant weights reads it"
+def _trace_node(node: gs.Node, tracer: Tracer, outputs: set[str]) -> None:
+    rule = rule_for(node)
+    if rule is None:
+        tracer.close_tensors(node_inputs(node), f"operator {node.op} (node '{node.name}') has no rule")
+        return
+    try:
+        for output in node.outputs[rule.outputs :] if rule.outputs is not None else []:
+            if output.outputs or output.name in outputs:
+                raise Closed(f"has an output more that is read, '{output.name}'")
+        if not rule.follows_sizes and any(s is not None for t in node.inputs for s in tracer.sizes.get(t.name, ())):
+            raise Closed("computes with a number of channels")
+        rule.trace(node, tracer)
+    except Closed as e:
+        tracer.close_tensors(node_inputs(node), f"{node.op} node '{node.name}' {e}")

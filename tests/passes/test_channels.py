@@ -8,342 +8,47 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
+from drawing import HEADS, STEPS, graphs
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
-from zoo import INT_MAX, Builder, assert_same, images, pad_channels, parsed, resnet, run, subsample
+from zoo import Builder, assert_same, images, pad_channels, parsed, resnet, run
 
-from passes.channels import ChannelGroup, Channels, rules, trace, tracing
-from passes.channels.tracing import register
+from passes.channels import ChannelGroup, Channels, Slot, registry, trace
+from passes.channels.registry import Rule, register, rules
+from passes.channels.tracing import Tracer
 from passes.cost import total
 from passes.errors import ModelError
-from passes.model import Model
+from passes.model import Model, check
 from passes.normalise import normalise
-
-# Unary operators that leave zeros zero, by the opset that has them.
-ZERO_PRESERVING = {
-    11: ["Relu", "LeakyRelu", "Tanh", "Abs", "Neg", "Elu", "Selu", "Erf", "Softsign", "ThresholdedRelu", "Dropout"],
-    12: ["Celu"],
-    14: ["HardSwish"],
-    18: ["Mish"],
-    20: ["Gelu"],
-}
-STEPS: dict[str, Callable[[Drawing], None]] = {}
-HEADS: dict[str, Callable[[Drawing], None]] = {}
-
-
-class Drawing:
-    """A graph being drawn: its builder, the end of it (`x`), and that end's channels and size."""
-
-    def __init__(self, draw: st.DrawFn) -> None:
-        self.draw = draw
-        self.opset = draw(st.sampled_from([13, 17, 20]))
-        self.b = Builder(draw(st.integers(0, 3)), self.opset, draw(st.booleans()))
-        self.channels, self.height, self.width = 3, draw(st.sampled_from([6, 7])), 6
-        self.image = ("N", 3, self.height, self.width)
-        self.x = "input"
-
-    def pick(self, *choices):
-        return self.draw(st.sampled_from(choices))
-
-    def conv(self, x: str, inputs: int, outputs: int, kernel: int | tuple[int, int] = 3, **attributes) -> str:
-        return self.b.conv(x, inputs, outputs, kernel, bias=self.draw(st.booleans()), **attributes)
-
-    def unary(self, x: str) -> str:
-        known = [op for since, ops in ZERO_PRESERVING.items() if since <= self.opset for op in ops]
-        return self.b.node(self.pick(*known), x)
-
-    def axes(self, op: str, x: str, axes: list[int], **attributes) -> str:
-        since = 18 if op.startswith("Reduce") and op != "ReduceSum" else 13
-        return self.b.unary(op, x, axes, since, **attributes)
-
-    def global_pool(self) -> None:
-        if self.pick(True, False):
-            self.x = self.b.node(self.pick("GlobalAveragePool", "GlobalMaxPool"), self.x)
-        else:
-            self.x = self.axes(self.pick("ReduceMean", "ReduceMax", "ReduceSum"), self.x, self.pick([2, 3], [-1, -2]))
-        self.height = self.width = 1
-
-
-def step(function: Callable[[Drawing], None]) -> Callable[[Drawing], None]:
-    STEPS[function.__name__] = function
-    return function
-
-
-def head(function: Callable[[Drawing], None]) -> Callable[[Drawing], None]:
-    HEADS[function.__name__] = function
-    return function
-
-
-@step
-def convolution(d: Drawing) -> None:
-    outputs = d.pick(1, 2, 4, 6)
-    if min(d.height, d.width) >= 3 and d.pick(True, False):
-        (sy, sx), (dy, dx) = d.pick((1, 1), (2, 1), (2, 2)), d.pick((1, 1), (1, 2), (2, 2))
-        top, left, bottom, right = d.pick((1, 1, 1, 1), (2, 2, 2, 2), (2, 1, 1, 2))
-        height, width = d.height + top + bottom - 2 * dy, d.width + left + right - 2 * dx
-        if min(height, width) > 0:
-            pads = [top, left, bottom, right]
-            d.x = d.conv(d.x, d.channels, outputs, pads=pads, strides=[sy, sx], dilations=[dy, dx])
-            d.height, d.width = (height - 1) // sy + 1, (width - 1) // sx + 1
-            d.channels = outputs
-            return
-    d.x = d.conv(d.x, d.channels, outputs, d.pick(1, 3, (1, 3), (3, 1)))
-    d.channels = outputs
-
-
-@step
-def depthwise(d: Drawing) -> None:
-    multiplier = d.pick(1, 1, 2) if d.channels <= 4 else 1
-    d.x = d.conv(d.x, d.channels, d.channels * multiplier, group=d.channels)
-    d.channels *= multiplier
-
-
-@step
-def grouped(d: Drawing) -> None:
-    groups = 2 if d.channels % 2 == 0 else 3 if d.channels % 3 == 0 else 1
-    outputs = groups * d.pick(1, 2)
-    d.x = d.conv(d.x, d.channels, outputs, group=groups)
-    d.channels = outputs
-
-
-@step
-def batch_norm(d: Drawing) -> None:
-    if d.pick(True, False):
-        d.x = d.conv(d.x, d.channels, d.channels)
-    d.x = d.b.batchnorm(d.x, d.channels)
-
-
-@step
-def activation(d: Drawing) -> None:
-    d.x = d.unary(d.x)
-
-
-@step
-def clip_and_identity(d: Drawing) -> None:
-    b = d.b
-    d.x = b.node("Identity", b.node("Clip", d.x, b.const(np.float32(-1)), b.const(np.float32(6))))
-
-
-@step
-def square_root(d: Drawing) -> None:
-    d.x = d.b.node("Sqrt", d.b.node("Relu", d.x))
-
-
-@step
-def double_precision(d: Drawing) -> None:
-    x = d.b.node("Cast", d.x, to=TensorProto.DOUBLE)
-    d.x = d.b.node("Cast", d.b.node("Relu", x), to=TensorProto.FLOAT)
-
-
-@step
-def residual(d: Drawing) -> None:
-    inner = d.pick(2, 4)
-    y = d.unary(d.conv(d.x, d.channels, inner))
-    y = d.conv(y, inner, d.channels)
-    d.x = d.b.node(d.pick("Add", "Add", "Sub"), *d.pick((d.x, y), (y, d.x)))
-
-
-@step
-def squeeze_and_excitation(d: Drawing) -> None:
-    y = d.b.node("GlobalAveragePool", d.x)
-    y = d.b.node("Relu", d.conv(y, d.channels, 2, 1))
-    y = d.b.node("Sigmoid", d.conv(y, 2, d.channels, 1))
-    d.x = d.b.node("Mul", *d.pick((d.x, y), (y, d.x)))
-
-
-@step
-def option_a(d: Drawing) -> None:
-    if min(d.height, d.width) < 2:
-        return
-    before, after = d.pick((1, 1), (0, 2), (2, 0), (1, 0))
-    outputs = d.channels + before + after
-    y = d.conv(d.x, d.channels, outputs, strides=[2, 2])
-    form = d.pick("plain", "torchscript", "dynamo")
-    x = subsample(d.b, d.x, form, "/a")
-    x = pad_channels(d.b, x, before, after, form if d.b.constants else "plain", "/a")
-    d.x = d.b.node("Add", y, x)
-    d.channels, d.height, d.width = outputs, (d.height + 1) // 2, (d.width + 1) // 2
-
-
-@step
-def pad_then_convolution(d: Drawing) -> None:
-    """Channels of zeros that no addition ties to others, and zeros around the image."""
-    x = d.b.node("Pad", d.x, d.b.const([0, 1, 1, 0, 0, 2, 0, 1]))
-    d.x = d.conv(x, d.channels + 3, d.channels, 1)
-    d.height, d.width = d.height + 1, d.width + 1
-
-
-@step
-def scale_by_channel(d: Drawing) -> None:
-    shape = d.pick((1, d.channels, 1, 1), (d.channels, 1, 1))
-    scale = d.b.const(d.b.normal(*shape))
-    d.x = d.b.node("Mul", *d.pick((d.x, scale), (scale, d.x)))
-
-
-@step
-def divide_by_channel(d: Drawing) -> None:
-    d.x = d.b.node("Div", d.x, d.b.const(1 + np.abs(d.b.normal(1, d.channels, 1, 1))))
-
-
-@step
-def shift_by_channel(d: Drawing) -> None:
-    shift = d.b.const(d.b.normal(d.channels, 1, 1, scale=0.1))
-    d.x = d.b.node(d.pick("Add", "Sub"), *d.pick((d.x, shift), (shift, d.x)))
-
-
-@step
-def scale_all(d: Drawing) -> None:
-    shape = d.pick((), (1,), (1, 1, 1, 1), (d.width,), (1, 1, d.height, 1))
-    d.x = d.b.node("Mul", d.x, d.b.const(np.ones(shape, np.float32) / 2))
-
-
-@step
-def pool(d: Drawing) -> None:
-    if min(d.height, d.width) < 2:
-        return
-    op = d.pick("MaxPool", "AveragePool", "LpPool")
-    if d.pick(True, False):
-        d.x = d.b.node(op, d.x, kernel_shape=[2, 2], strides=[2, 2])
-        d.height, d.width = d.height // 2, d.width // 2
-    else:
-        d.x = d.b.node(op, d.x, kernel_shape=[3, 3], pads=[1] * 4, strides=[1, 1])
-
-
-@step
-def concat(d: Drawing) -> None:
-    if d.channels > 8:
-        return
-    width = d.pick(1, 2, 3)
-    y = d.conv(d.x, d.channels, width, d.pick(1, 3))
-    z = d.x if d.pick(True, False) else d.conv(d.x, d.channels, d.channels)
-    d.x = d.b.node("Concat", *d.pick((y, z), (z, y)), axis=d.pick(1, -3))
-    d.channels += width
-
-
-@step
-def concat_of_rows(d: Drawing) -> None:
-    if d.height > 8:
-        return
-    y = d.conv(d.x, d.channels, d.channels)
-    d.x = d.b.node("Concat", d.x, y, axis=2)
-    d.height *= 2
-
-
-@step
-def channels_last(d: Drawing) -> None:
-    """NHWC and back, with a linear layer over the last axis in between, as ConvNeXt has it."""
-    b = d.b
-    x = b.node("Transpose", d.x, perm=[0, 2, 3, 1])
-    x = d.unary(x)
-    if d.pick(True, False):
-        x = b.node("Mul", x, b.const(b.normal(d.channels)))
-    if d.pick(True, False):
-        outputs = d.pick(2, 4)
-        x = b.matmul(x, d.channels, outputs, bias=d.draw(st.booleans()))
-        d.channels = outputs
-    d.x = b.node("Transpose", x, perm=[0, 3, 1, 2])
-
-
-@step
-def rows_as_a_sequence(d: Drawing) -> None:
-    """N C H W to N C HW, a 1-D Conv, and back."""
-    b, size = d.b, d.height * d.width
-    shape = d.pick([0, d.channels, -1], [0, 0, -1], [-1, d.channels, size], [0, -1, size])
-    x = b.node("Reshape", d.x, b.const(shape))
-    if d.pick(True, False):
-        outputs = d.pick(2, 4)
-        x = d.conv(x, d.channels, outputs, (3,))
-        d.channels = outputs
-    d.x = b.node("Reshape", x, b.const([0, d.channels, d.height, d.width]))
-
-
-@step
-def squeeze_and_unsqueeze(d: Drawing) -> None:
-    if d.height == 1:
-        x = d.unary(d.axes("Squeeze", d.x, d.pick([2], [-2])))
-        d.x = d.axes("Unsqueeze", x, d.pick([2], [-2]))
-    else:
-        x = d.axes("Unsqueeze", d.x, d.pick([2], [-1], [1, 4]))
-        d.x = d.axes("Reshape", x, [0, d.channels, d.height, d.width])
-
-
-@head
-def flatten_gemm(d: Drawing) -> None:
-    d.x = d.b.gemm(d.b.node("Flatten", d.x, axis=d.pick(1, -3)), d.channels * d.height * d.width, 3)
-
-
-@head
-def reshape_matmul(d: Drawing) -> None:
-    features = d.channels * d.height * d.width
-    shape = d.pick([0, -1], [-1, features], [0, features])
-    d.x = d.b.matmul(d.b.node("Reshape", d.x, d.b.const(shape)), features, 3, bias=d.draw(st.booleans()))
-
-
-@head
-def pool_flatten_gemm(d: Drawing) -> None:
-    d.global_pool()
-    flatten_gemm(d)
-
-
-@head
-def pool_reshape_matmul(d: Drawing) -> None:
-    d.global_pool()
-    reshape_matmul(d)
-
-
-@head
-def pool_squeeze_gemm(d: Drawing) -> None:
-    d.global_pool()
-    d.x = d.b.gemm(d.axes("Squeeze", d.x, d.pick([2, 3], [-1, -2], [3, 2])), d.channels, 3)
-
-
-@head
-def mean_gemm_gemm(d: Drawing) -> None:
-    x = d.axes("ReduceMean", d.x, d.pick([2, 3], [-2, -1]), keepdims=0)
-    d.x = d.b.gemm(d.b.node("Relu", d.b.gemm(x, d.channels, 4)), 4, 3)
-
-
-@head
-def rows_mean_gemm(d: Drawing) -> None:
-    x = d.b.node("Reshape", d.x, d.b.const(d.pick([0, d.channels, -1], [0, 0, -1])))
-    d.x = d.b.gemm(d.axes("ReduceMean", x, [2], keepdims=0), d.channels, 3)
-
-
-@head
-def pool_convolution_flatten(d: Drawing) -> None:
-    d.global_pool()
-    d.x = d.b.node("Flatten", d.conv(d.x, d.channels, 3, 1))
-
-
-@st.composite
-def graphs(draw: st.DrawFn, part: str) -> onnx.ModelProto:
-    """A Conv, some steps, and a head; `part` is one of them, the others are drawn."""
-    d = Drawing(draw)
-    convolution(d)
-    others = st.lists(st.sampled_from(sorted(STEPS)), max_size=2)
-    for name in [*draw(others), *([part] if part in STEPS else []), *draw(others)]:
-        STEPS[name](d)
-    HEADS[part if part in HEADS else draw(st.sampled_from(sorted(HEADS)))](d)
-    return d.b.model(d.x, d.image)
 
 
 def silence(group: ChannelGroup, classes: np.ndarray) -> None:
     """Make some channels zero: what produces them, and what is added to them on the way."""
     for slot, of in zip(group.slots, group.classes, strict=True):
-        scales = slot.node.op == "BatchNormalization" and slot.index == 1
-        adds = slot.node.op in ("Conv", "Gemm", "Add", "Sub") or (slot.node.op, slot.index) == ("BatchNormalization", 2)
-        if slot.role == "consumes" or (slot.role == "follows" and not (scales or adds)):
-            continue
-        old = slot.node.inputs[slot.index]
-        values = np.array(old.values)
-        np.moveaxis(values, slot.axis, 0)[np.isin(of, classes)] = 0
-        slot.node.inputs[slot.index] = gs.Constant(f"{old.name}~{slot.node.name}", values)
+        norm = slot.node.op.endswith("Normalization") and slot.index in (1, 2)
+        adds = slot.node.op in ("Conv", "ConvTranspose", "Gemm", "Add", "Sub")
+        if slot.role == "produces" or (slot.role == "follows" and (norm or adds)):
+            clear(slot, np.isin(of, classes))
+
+
+def mask(group: ChannelGroup, classes: np.ndarray) -> None:
+    """Make all layers that read some channels blind to them."""
+    for slot, of in group.members("consumes"):
+        clear(slot, np.isin(of, classes))
+
+
+def clear(slot: Slot, entries: np.ndarray) -> None:
+    old = slot.node.inputs[slot.index]
+    values = np.array(old.values)
+    np.moveaxis(values, slot.axis, 0)[entries] = 0
+    slot.node.inputs[slot.index] = gs.Constant(f"{old.name}~{slot.node.name}:{slot.index}", values)
 
 
 def sizes(model: Model) -> dict[tuple[str, int], tuple[int, ...]]:
@@ -367,24 +72,32 @@ def shrunk(channels: Channels, removed: dict[str, np.ndarray], before: dict) -> 
 
 
 def gone_after(channels: Channels, removed: dict[str, np.ndarray], before: dict) -> bool:
-    """Whether a constant would lose its last entry."""
-    return any(0 in shape for shape in shrunk(channels, removed, before).values())
+    """Whether a constant or an activation would lose its last entry."""
+    parts = (np.isin(of, removed[g.name]) for g in channels.groups if g.name in removed for of in g.parts)
+    after = shrunk(channels, removed, before)
+    return any(0 in after[k] and 0 not in shape for k, shape in before.items()) or any(p.all() for p in parts)
 
 
+# What may close a group of a drawn graph: no rule is missing, but some uses mix or drop channels.
+MAY_CLOSE = "the model's output|no layer with constant weights reads it|InstanceNormalization node '.*' reads channels"
+
+
+@pytest.mark.parametrize("hide", [silence, mask], ids=["zeros", "masked"])
 @pytest.mark.parametrize("part", [*STEPS, *HEADS])
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
-def test_removing_channels_of_zeros_changes_nothing(part: str, data: st.DataObject) -> None:
-    proto = data.draw(graphs(part))
+def test_removing_channels_that_do_not_matter_changes_nothing(part: str, hide: Callable, data: st.DataObject) -> None:
+    proto = data.draw(graphs(part, hide is silence))
     feeds = images(2, proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value)[..., :6]
     model = Model(proto)
+    model.graph.cleanup()
     if any(n.op_type == "Constant" for n in proto.graph.node) or data.draw(st.booleans()):
         model = normalise(proto)
         assert_same(run(model.finished(), feeds), run(proto, feeds), 3e-5)
     for _ in range(2):  # what has been pruned once can be pruned again
         channels = trace(model)
         for group in channels.groups:
-            assert group.size == 1 or group.closed is None or "the model's output" in group.closed, group.closed
+            assert group.size == 1 or group.closed is None or re.search(MAY_CLOSE, group.closed), group.closed
             for slot, of in zip(group.slots, group.classes, strict=True):
                 assert len(of) == len(slot.ids) == slot.node.inputs[slot.index].shape[slot.axis], str(slot)
         groups = [g for g in channels.groups if g.closed is None and g.size > 1]
@@ -393,23 +106,95 @@ def test_removing_channels_of_zeros_changes_nothing(part: str, data: st.DataObje
         for group in data.draw(st.lists(st.sampled_from(groups), min_size=1, max_size=2, unique_by=lambda g: g.name)):
             classes = st.sets(st.integers(0, group.size - 1), min_size=1, max_size=group.size - 1)
             removed[group.name] = np.array(sorted(data.draw(classes)))
-            silence(group, removed[group.name])
+            hide(group, removed[group.name])
         expected, before, cost = run(model.finished(), feeds), sizes(model), total(model)
         if gone_after(channels, removed, before):
             digest = model.digest()
-            with pytest.raises(ModelError, match=r"would leave node '.+' without channels: remove fewer"):
+            with pytest.raises(ModelError, match=r"would leave (node|tensor) '.+' without channels: remove fewer"):
                 channels.remove(removed)
             assert model.digest() == digest
             return
         channels.remove(removed)
         done = model.finished()
-        onnx.checker.check_model(done, full_check=True)
+        check(done)
         assert_same(run(done, feeds), expected, 3e-5)
         traced = {(s.node.name, s.index) for g in channels.groups for s in g.slots}
         after = {k: shape for k, shape in shrunk(channels, removed, before).items() if k in traced}
         assert {k: shape for k, shape in sizes(model).items() if k in traced} == after
         assert total(model).parameters < cost.parameters
         assert total(model).macs < cost.macs
+
+
+def as_type(b: Builder, op: str, x: str, kind: int, *others: str, **attributes) -> str:
+    """An operator on another element type, from and to float; its values are 0 to 9."""
+    y = b.node("Cast", b.node("Mul", b.node("Sigmoid", x), b.const(np.float32(10))), to=kind)
+    return b.node("Cast", b.node(op, y, *others, **attributes), to=TensorProto.FLOAT)
+
+
+def compared(b: Builder, op: str, x: str) -> str:
+    return b.node("Cast", b.node(op, x, b.const(b.normal(4, 1, 1))), to=TensorProto.FLOAT)
+
+
+def logical(b: Builder, op: str, x: str) -> str:
+    return as_type(b, op, x, TensorProto.BOOL, b.const(np.array([1, 0, 1, 0], bool).reshape(4, 1, 1)))
+
+
+def bitwise(b: Builder, op: str, x: str) -> str:
+    attributes = {"direction": "LEFT"} if op == "BitShift" else {}
+    return as_type(
+        b, op, x, TensorProto.UINT8, b.const(np.array([1, 2, 3, 1], np.uint8).reshape(4, 1, 1)), **attributes
+    )
+
+
+def within_one(b: Builder, op: str, x: str) -> str:
+    return b.node(op, b.node("Mul", b.node("Sigmoid", x), b.const(np.float32(0.9))))
+
+
+def of_rows(b: Builder, op: str, x: str) -> str:
+    return b.node(op, x, axis=2)
+
+
+def reduced(b: Builder, op: str, x: str) -> str:
+    return b.node(op, b.node("Abs", x), b.const([2]))
+
+
+# Operators that the drawn graphs leave out, each between two Convs of four channels.
+ALONE: dict[str, Callable[[Builder, str, str], str]] = {
+    **dict.fromkeys(["Acos", "Asin", "Atanh", "Tan", "Exp", "Log", "Reciprocal"], within_one),
+    "Acosh": lambda b, op, x: b.node(op, b.node("Exp", b.node("Abs", x))),
+    "CastLike": lambda b, op, x: b.node(op, x, b.const(np.float32(0))),
+    **dict.fromkeys(["IsInf", "IsNaN"], lambda b, op, x: b.node("Cast", b.node(op, x), to=TensorProto.FLOAT)),
+    "Not": lambda b, op, x: as_type(b, op, x, TensorProto.BOOL),
+    "BitwiseNot": lambda b, op, x: as_type(b, op, x, TensorProto.UINT8),
+    **dict.fromkeys(["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"], compared),
+    **dict.fromkeys(["And", "Or", "Xor"], logical),
+    **dict.fromkeys(["BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor"], bitwise),
+    "Mod": lambda b, op, x: b.node(op, x, b.const(1 + np.abs(b.normal(4, 1, 1))), fmod=1),
+    "Where": lambda b, op, x: b.node(op, b.const(np.ones((4, 1, 1), bool)), x, b.const(b.normal(4, 1, 1))),
+    **dict.fromkeys(["Softmax", "LogSoftmax", "Hardmax", "LpNormalization"], of_rows),
+    "CumSum": lambda b, op, x: b.node(op, x, b.const(np.int64(3))),
+    "LayerNormalization": lambda b, op, x: b.node(op, x, b.const(b.normal(8)), axis=-1),
+    "RMSNormalization": lambda b, op, x: b.node(op, x, b.const(b.normal(8, 8)), axis=2),
+    "MeanVarianceNormalization": lambda b, op, x: b.node(op, x, axes=[0, 2, 3]),
+    "Swish": lambda b, op, x: b.node(op, x),
+    "GlobalLpPool": lambda b, op, x: b.node(op, x),
+    **dict.fromkeys([op for op in rules() if op.startswith("Reduce")], reduced),
+    **dict.fromkeys(["ArgMax", "ArgMin"], lambda b, op, x: b.node("Cast", b.node(op, x, axis=3), to=TensorProto.FLOAT)),
+}
+
+
+@pytest.mark.parametrize("op", ALONE)
+def test_an_operator_alone_passes_channels_on(op: str) -> None:
+    b = Builder(opset={"RMSNormalization": 23, "Swish": 24}.get(op, 20))
+    x = ALONE[op](b, op, b.conv("input", 3, 4, at="/a"))
+    model = Model(b.model({b.conv(x, 4, 2): ["N", 2, "H", "W"]}))
+    channels = trace(model)
+    group = channels.groups[0]
+    assert group.closed is None
+    mask(group, np.array([1, 2]))
+    expected = run(model.finished(), images(2, 8))
+    channels.remove({group.name: np.array([1, 2])})
+    assert_same(run(model.finished(), images(2, 8)), expected)
 
 
 RESNETS = {
@@ -553,7 +338,8 @@ def test_a_depthwise_conv_passes_its_channels_on_and_loses_groups_with_them() ->
     model = Model(b.model(b.conv(x, 8, 2, at="/b")))
     channels = trace(model)
     group = channels.groups[0]
-    assert [of.tolist() for _, of in group.members("produces")] == [[0, 1, 2, 3], [0, 0, 1, 1, 2, 2, 3, 3]]
+    assert [of.tolist() for _, of in group.members("produces")] == [[0, 1, 2, 3]]
+    assert [of.tolist() for _, of in group.members("consumes")] == [[0, 0, 1, 1, 2, 2, 3, 3]]
     channels.remove({group.name: np.array([0, 2])})
     depthwise = model.graph.nodes[1]
     assert depthwise.attrs["group"] == 2
@@ -561,17 +347,17 @@ def test_a_depthwise_conv_passes_its_channels_on_and_loses_groups_with_them() ->
     model.finished()
 
 
-def test_the_groups_of_a_grouped_conv_stay_equal() -> None:
+def test_the_groups_of_a_grouped_conv_go_as_a_whole() -> None:
     b = Builder()
-    x = b.conv(b.conv("input", 3, 6, at="/a"), 6, 4, group=2, at="/g")
-    model = Model(b.model(b.conv(x, 4, 2, at="/b")))
+    x = b.conv(b.conv("input", 3, 6, at="/a"), 6, 9, group=3, at="/g")
+    model = Model(b.model(b.conv(x, 9, 2, at="/b")))
     channels = trace(model)
-    entering, leaving, _ = channels.groups
-    assert (entering.size, leaving.size) == (3, 2)
-    assert entering.members("produces")[0][1].tolist() == [0, 1, 2, 0, 1, 2]
-    channels.remove({entering.name: np.array([1]), leaving.name: np.array([0])})
+    group, _ = channels.groups
+    assert [of.tolist() for _, of in group.members("produces")] == [[0, 0, 1, 1, 2, 2]]
+    assert [of.tolist() for _, of in group.members("consumes")] == [[0, 0, 0, 1, 1, 1, 2, 2, 2]]
+    channels.remove({group.name: np.array([1])})
     grouped = model.graph.nodes[1]
-    assert (grouped.attrs["group"], grouped.inputs[1].shape) == (2, (2, 2, 3, 3))
+    assert (grouped.attrs["group"], grouped.inputs[1].shape) == (2, (6, 2, 3, 3))
     model.finished()
 
 
@@ -605,10 +391,11 @@ def test_a_weight_that_another_conv_reads_too_shrinks_for_one() -> None:
 
 def test_an_operator_without_a_rule_closes_its_group_and_no_other() -> None:
     b = Builder()
-    x = b.node("LpNormalization", b.conv(b.conv("input", 3, 4, at="/a"), 4, 4, at="/b"), at="/norm", axis=1)
+    x = b.node("Det", b.conv(b.conv("input", 3, 4, at="/a"), 4, 4, at="/b"), at="/norm")
+    x = b.node("Unsqueeze", x, b.const([2, 3]))
     closed = closed_by(b, b.conv(x, 4, 4, at="/c"))
     assert closed["/a/Conv"] is None
-    assert closed["/b/Conv"] == "operator LpNormalization (node '/norm/LpNormalization') has no rule"
+    assert closed["/b/Conv"] == "operator Det (node '/norm/Det') has no rule"
     assert closed["/c/Conv"] == "it is the model's output '/c/Conv_output_0'"
 
 
@@ -625,8 +412,8 @@ def test_an_operator_between_two_stages_closes_both() -> None:
     x = b.conv("input", 3, 4, at="/a")
     y = b.node("Add", b.node("Softmax", x, axis=1), b.conv(x, 4, 4, at="/b"))
     closed = closed_by(b, b.conv(y, 4, 4, at="/c"))
-    assert closed["/a/Conv"] == "operator Softmax (node '/Softmax') has no rule"
-    assert closed["/b/Conv"] == "Add node '/Add' combines channels with '/Softmax_output_0', which carries none"
+    assert closed["/a/Conv"] == "Softmax node '/Softmax' mixes channels"
+    assert closed["/b/Conv"] == "Add node '/Add' combines channels with '/Softmax_output_0', which cannot lose any"
 
 
 def test_a_tensor_that_is_also_an_output_is_closed() -> None:
@@ -642,7 +429,17 @@ def test_channels_that_nothing_consumes_are_closed() -> None:
     y = b.conv("input", 3, 4, at="/b")
     size = b.node("Cast", b.node("Shape", x), to=TensorProto.FLOAT)
     z = b.node("Mul", b.node("ReduceMean", b.conv(y, 4, 4, at="/c"), keepdims=0), size)
-    assert closed_by(b, z)["/a/Conv"] == "no layer with constant weights reads it"
+    assert closed_by(b, z)["/a/Conv"] == "Mul node '/Mul' computes with a number of channels"
+
+
+def test_channels_that_no_layer_reads_are_closed() -> None:
+    b = Builder()
+    x = b.node("Relu", b.conv("input", 3, 4, at="/a"))
+    weight = b.node("Mul", b.const(b.normal(2, 4, 1, 1)), b.node("ReduceMean", "input"))
+    b.node("Neg", x)
+    assert closed_by(b, b.node("Conv", "input", weight[:0] or b.const(b.normal(2, 3, 1, 1))))["/a/Conv"] == (
+        "no layer with constant weights reads it"
+    )
 
 
 def test_channels_that_the_inside_of_an_if_reads_are_closed() -> None:
@@ -661,7 +458,7 @@ def test_channels_that_the_inside_of_an_if_reads_are_closed() -> None:
         v=normal(2, 4, 3, 3),
     )
     reasons = [g.closed for g in trace(normalise(proto)).groups]
-    assert reasons == ["it is read inside the If node 'If:output'"] * 2
+    assert reasons == ["operator If (node 'If:output') has no rule"] * 2
 
 
 def a_product_of_activations(b: Builder, x: str) -> str:
@@ -688,37 +485,62 @@ def a_sum_over_everything_with_empty_axes(b: Builder, x: str) -> str:
     return b.node("ReduceSum", x, b.const(np.zeros(0, np.int64)))
 
 
-def a_slice_of_channels(b: Builder, x: str) -> str:
-    return b.node("Slice", x, b.const([0]), b.const([2]), b.const([-3]))
+def a_slice_with_a_step(b: Builder, x: str) -> str:
+    return b.node("Slice", x, b.const([0]), b.const([4]), b.const([-3]), b.const([2]))
 
 
-def a_slice_without_axes(b: Builder, x: str) -> str:
-    return b.node("Slice", x, b.const([0, 1]), b.const([INT_MAX, 3]))
+def a_slice_with_computed_bounds(b: Builder, x: str) -> str:
+    end = b.node("ReduceMax", b.node("Shape", "input"), keepdims=1)
+    return b.node("Slice", x, b.const([0]), end, b.const([1]))
+
+
+def one_channel_picked(b: Builder, x: str) -> str:
+    return b.node("Gather", x, b.const(np.int64(1)), axis=1)
+
+
+def softmax_over_channels(b: Builder, x: str) -> str:
+    return b.node("Softmax", x, axis=1)
+
+
+def local_response_normalisation(b: Builder, x: str) -> str:
+    return b.node("LRN", x, size=3)
+
+
+def layer_normalisation(b: Builder, x: str) -> str:
+    return b.node("LayerNormalization", b.node("Transpose", x, perm=[0, 2, 3, 1]), b.const(b.normal(4)))
+
+
+def the_best_channel(b: Builder, x: str) -> str:
+    return b.node("Cast", b.node("ArgMax", x, axis=1), to=TensorProto.FLOAT)
+
+
+def divided_by_their_number(b: Builder, x: str) -> str:
+    size = b.node("Cast", b.node("Gather", b.node("Shape", x), b.const([1])), to=TensorProto.FLOAT)
+    return b.node("Div", "input", size)
+
+
+def divided_by_the_number_of_values(b: Builder, x: str) -> str:
+    return b.node("Div", "input", b.node("Cast", b.node("Size", x), to=TensorProto.FLOAT))
+
+
+def pads_of_one(b: Builder, x: str) -> str:
+    """Channels of ones, added to those of a Conv."""
+    y = b.node("Pad", x, b.const([0, 0, 0, 0, 0, 2, 0, 0]), b.const(np.float32(1)))
+    return b.node("Add", y, b.conv("input", 3, 6))
+
+
+def a_quantisation_by_blocks(b: Builder, x: str) -> str:
+    scale, zero = b.const(np.ones((1, 2, 8, 8), np.float32)), b.const(np.zeros((1, 2, 8, 8), np.int8))
+    y = b.node("QuantizeLinear", x, scale, zero, axis=1, block_size=2)
+    return b.node("DequantizeLinear", y, scale, zero, axis=1, block_size=2)
 
 
 def reflected_channels(b: Builder, x: str) -> str:
     return b.node("Pad", x, b.const([0, 1, 0, 0, 0, 1, 0, 0]), mode="reflect")
 
 
-def cropped_channels(b: Builder, x: str) -> str:
-    return b.node("Pad", x, b.const([0, -1, 0, 0, 0, 0, 0, 0]))
-
-
 def computed_pads(b: Builder, x: str) -> str:
     return b.node("Pad", x, b.node("Mul", b.node("Shape", x), b.const([0] * 4)))
-
-
-def pads_of_axes_in_another_order(b: Builder, x: str) -> str:
-    return b.node("Pad", x, b.const([1, 0, 0, 0, 1, 0, 0, 0]), "", b.const([1, 0, 2, 3]))
-
-
-def a_concat_with_the_image(b: Builder, x: str) -> str:
-    return b.node("Concat", x, "input", axis=1)
-
-
-def a_channel_shuffle(b: Builder, x: str) -> str:
-    y = b.node("Transpose", b.node("Reshape", x, b.const([0, 2, 2, 8, 8])), perm=[0, 2, 1, 3, 4])
-    return b.node("Reshape", y, b.const([0, 4, 8, 8]))
 
 
 def channels_as_a_batch(b: Builder, x: str) -> str:
@@ -731,10 +553,6 @@ def channels_first_then_reshaped(b: Builder, x: str) -> str:
 
 def channels_first_then_flattened(b: Builder, x: str) -> str:
     return b.node("Flatten", b.node("Transpose", x, perm=[1, 0, 2, 3]))
-
-
-def a_computed_reshape(b: Builder, x: str) -> str:
-    return b.node("Reshape", x, b.node("Shape", x))
 
 
 def flattened_from_axis_two(b: Builder, x: str) -> str:
@@ -783,39 +601,43 @@ def a_transposed_gemm(b: Builder, x: str) -> str:
 
 CLOSING = {
     a_product_of_activations: "multiplies by something else than a constant matrix",
-    a_matmul_along_the_width: "reads channels along another axis than the last",
+    a_matmul_along_the_width: "reads channels along axis 1, not 3",
     a_sum_over_channels: "ReduceSum node '/ReduceSum' reduces over channels",
     a_sum_over_channels_from_the_end: "reduces over channels",
     a_sum_over_everything: "reduces over channels",
     a_sum_over_everything_with_empty_axes: "reduces over channels",
-    a_slice_of_channels: "Slice node '/Slice' slices channels",
-    a_slice_without_axes: "slices channels, or has computed axes",
-    reflected_channels: "crops channels or pads them by mode 'reflect'",
-    cropped_channels: "crops channels or pads them by mode 'constant'",
-    computed_pads: "has computed pads",
-    pads_of_axes_in_another_order: "or pads of some axes only",
-    a_concat_with_the_image: "joins channels with a tensor that carries none",
-    a_channel_shuffle: "spreads channels over several axes",
+    a_slice_with_a_step: "Slice node '/Slice' cuts channels out with a step",
+    a_slice_with_computed_bounds: "has computed ends",
+    one_channel_picked: "picks channels by other than a list",
+    softmax_over_channels: "Softmax node '/Softmax' mixes channels",
+    local_response_normalisation: "LRN node '/LRN' mixes channels",
+    layer_normalisation: "mixes channels",
+    the_best_channel: "ArgMax node '/ArgMax' reduces over channels",
+    divided_by_their_number: "Cast|Div node '/Div' computes with a number of channels",
+    divided_by_the_number_of_values: "Size node '/Size' counts channels",
+    pads_of_one: "Pad node '/Pad' makes them, of 1",
+    a_quantisation_by_blocks: "works on blocks of channels",
+    reflected_channels: "pads channels by mode 'reflect'",
+    computed_pads: "Mul node '/Mul' computes with a number of channels",
     channels_as_a_batch: "mixes channels with the batch",
-    channels_first_then_reshaped: "mixes channels with the batch",
-    channels_first_then_flattened: "or an axis other than 1",
-    a_computed_reshape: "has a computed or unknown shape",
-    flattened_from_axis_two: "or an axis other than 1",
-    a_squeeze_of_whatever_is_one: "has no constant axes",
-    a_pool_over_transposed_channels: "reads channels along another axis than 1",
-    a_conv_over_transposed_channels: "reads channels along another axis than 1",
-    a_sum_of_channels_and_rows: "broadcasts one activation's channels over another's",
-    a_constant_of_higher_rank: "broadcasts channels against the constant",
-    pooling_with_indices: "the second output of MaxPool node '/MaxPool' is read",
-    batch_norm_with_computed_statistics: "reduces over channels|has no constant statistics",
-    a_conv_with_computed_weights: "cannot be changed: its weights are computed, not constant",
-    a_transposed_gemm: r"its input is transposed \(transA = 1\)",
+    channels_first_then_reshaped: "moves the batch to another axis",
+    channels_first_then_flattened: "moves the batch to another axis",
+    flattened_from_axis_two: "mixes channels with the batch",
+    a_squeeze_of_whatever_is_one: "has no axes, and so may drop the batch",
+    a_pool_over_transposed_channels: "reads channels along axis 3, not 1",
+    a_conv_over_transposed_channels: "reads channels along axis 3, not 1",
+    a_sum_of_channels_and_rows: "combines activations whose channels do not line up|adds axes in front of the batch",
+    a_constant_of_higher_rank: "adds axes in front of the batch",
+    pooling_with_indices: "MaxPool node '/MaxPool' has an output more that is read",
+    batch_norm_with_computed_statistics: "reduces over the batch",
+    a_conv_with_computed_weights: "Conv node '/Conv' computes its parameters",
+    a_transposed_gemm: "reads channels along axis 1, not 0",
 }
 
 
 @pytest.mark.parametrize("build", CLOSING, ids=lambda f: f.__name__)
 def test_a_use_that_channels_cannot_be_followed_through_closes_them(build) -> None:
-    b = Builder(opset=18 if build is pads_of_axes_in_another_order else 17)
+    b = Builder(opset=21 if build is a_quantisation_by_blocks else 17)
     x = b.conv("input", 3, 4, at="/a")
     b.conv(x, 4, 4, at="/reader")  # so that they would be open otherwise
     y = build(b, x)
@@ -830,14 +652,14 @@ def test_indices_of_a_pool_that_are_an_output_close_its_channels() -> None:
     indices = values.replace("_0", "_1")
     assert (
         closed_by(b, [b.conv(values, 4, 4), indices])["/a/Conv"]
-        == "the second output of MaxPool node '/MaxPool' is read"
+        == "MaxPool node '/MaxPool' has an output more that is read, '/MaxPool_output_1'"
     )
 
 
-def test_a_grouped_conv_over_the_image_is_closed() -> None:
+def test_a_grouped_conv_over_the_image_begins_no_channels() -> None:
     b = Builder()
     x = b.conv("input", 3, 6, group=3, at="/a")
-    assert "is grouped over channels that cannot be removed" in closed_by(b, b.conv(x, 6, 2))["/a/Conv"]
+    assert list(closed_by(b, b.conv(x, 6, 2, at="/b"))) == ["/b/Conv"]
 
 
 # Removal
@@ -897,20 +719,21 @@ def test_the_size_of_the_input_must_be_known_or_given() -> None:
 def test_a_second_rule_for_an_operator_is_refused() -> None:
     before = rules()
     with pytest.raises(ValueError, match="operator Conv has a channel rule already"):
-        register("Brand", "Conv")(lambda node, tracer: None)
+        register("Brand", "Conv")(type(before["Relu"]))
     assert rules() == before
 
 
 def test_a_rule_can_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe of CONTRIBUTING.md."""
-    rules()
-    monkeypatch.setattr(tracing, "_RULES", dict(tracing._RULES))
+    monkeypatch.setattr(registry, "_RULES", {op: rule for op, rule in rules().items() if op != "PRelu"})
 
     @register("PRelu")
-    def prelu(node: gs.Node, tracer: tracing.Tracer) -> None:
-        ids = tracer.axis_ids(node.inputs[0], 1)
-        tracer.slots.append(tracing.Slot(node, 1, 0, "follows", ids))
-        tracer.ids[node.outputs[0].name] = tracer.ids[node.inputs[0].name]
+    class PRelu(Rule):
+        """Passes channels on."""
+
+        def trace(self, node: gs.Node, tracer: Tracer) -> None:
+            tracer.slot(node, 1, 0, "follows", tracer.along(node.inputs[0], 1))
+            tracer.pass_on(node)
 
     b = Builder()
     x = b.node("PRelu", b.conv("input", 3, 4, at="/a"), b.const(b.normal(4, 1, 1)))
@@ -921,3 +744,15 @@ def test_a_rule_can_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
     channels.remove({"/a/Conv": np.array([1, 3])})
     assert_same(run(model.finished(), images(2, 8)), expected)
     assert model.graph.nodes[1].inputs[1].shape == (2, 1, 1)
+
+
+def test_the_table_of_operators_is_current() -> None:
+    page = Path(__file__).parents[2] / "docs" / "operators.md"
+    assert page.read_text() == registry.table(), "run: python -m passes.channels > docs/operators.md"
+
+
+def test_every_operator_with_a_rule_is_drawn_or_closes() -> None:
+    """Rules that no test uses prove nothing."""
+    here = Path(__file__)
+    texts = "".join(p.read_text() for p in (here, here.parents[1] / "drawing.py", here.parents[1] / "zoo.py"))
+    assert sorted(op for op in rules() if f'"{op}"' not in texts and op not in ALONE) == []

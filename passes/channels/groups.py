@@ -1,0 +1,193 @@
+"""Channel groups, found from what tracing has recorded, and the removal of their channels from the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from passes.errors import ModelError
+
+__all__ = ["Adjustment", "ChannelGroup", "Channels", "Slot", "find_groups"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """An axis of a node's constant input (`index`) whose entries are channels.
+
+    `role` is "produces" (the channels begin here), "consumes" (they end here) or "follows" (one value a
+    channel on the way, such as a scale). `ids` has one channel id for each entry of the axis.
+    """
+
+    node: gs.Node
+    index: int
+    axis: int
+    role: str
+    ids: np.ndarray
+
+    def __str__(self) -> str:
+        return f"{self.node.name}[{self.role}]"
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """What else a node needs when channels go: `apply(keep)`, with keep[id] False for each id removed."""
+
+    node: gs.Node
+    ids: np.ndarray
+    apply: Callable[[np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that are produced, passed on and consumed together, and so can be removed one class at a time.
+
+    Attributes:
+        name: the first producer's node name.
+        slots: every parameter axis that carries them.
+        classes: for each slot, the class of each entry: an int array, -1 for entries of another group.
+        size: number of classes. Removing class c removes every entry of class c from every slot.
+        closed: one sentence why nothing may be removed; None if it may.
+        parts: the classes in each tensor of activations that carries them: none may lose its last.
+    """
+
+    name: str
+    slots: tuple[Slot, ...]
+    classes: tuple[np.ndarray, ...]
+    size: int
+    closed: str | None
+    parts: tuple[np.ndarray, ...] = field(repr=False)
+    ids: tuple[np.ndarray, ...] = field(repr=False)
+
+    def members(self, role: str) -> list[tuple[Slot, np.ndarray]]:
+        """Slots of one role with their classes."""
+        return [(s, c) for s, c in zip(self.slots, self.classes, strict=True) if s.role == role]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The result of tracing a model."""
+
+    groups: tuple[ChannelGroup, ...]
+    adjustments: tuple[Adjustment, ...]
+    carriers: dict[str, np.ndarray]
+    count: int
+
+    def remove(self, removed: dict[str, np.ndarray]) -> None:
+        """Remove classes of groups from the traced graph, in place.
+
+        Args:
+            removed: for a group's name, the classes to remove.
+
+        Raises:
+            ModelError: a group is closed or unknown, has no such class, or a tensor would lose its last channel.
+        """
+        keep = np.ones(self.count, bool)
+        by_name = {g.name: g for g in self.groups}
+        for name, classes in removed.items():
+            group = by_name.get(name)
+            if group is None or group.closed:
+                raise ModelError(f"channel group '{name}' cannot be pruned: {group.closed if group else 'unknown'}")
+            for c in classes:
+                if not 0 <= c < group.size:
+                    raise ModelError(f"channel group '{name}' has no class {c}: it has {group.size}")
+                keep[group.ids[c]] = False
+        slots = {id(s): s for g in self.groups for s in g.slots}.values()
+        for slot in slots:
+            if not keep[slot.ids].any():
+                raise ModelError(f"pruning would leave node '{slot.node.name}' without channels: remove fewer")
+        for tensor, ids in self.carriers.items():
+            if not keep[ids].any():
+                raise ModelError(f"pruning would leave tensor '{tensor}' without channels: remove fewer")
+        for slot in slots:
+            if not keep[slot.ids].all():
+                _take(slot, keep[slot.ids])
+        for adjustment in self.adjustments:
+            if not keep[adjustment.ids].all():
+                adjustment.apply(keep)
+
+
+def _take(slot: Slot, keep: np.ndarray) -> None:
+    old = slot.node.inputs[slot.index]
+    values = np.compress(keep, np.asarray(old.values), slot.axis)
+    shared = len({id(n) for n in old.outputs}) > 1 or sum(t is old for t in slot.node.inputs) > 1
+    name = f"{old.name}:{slot.node.name}:{slot.index}" if shared else old.name
+    slot.node.inputs[slot.index] = gs.Constant(name, values)
+
+
+def find_groups(
+    count: int,
+    slots: Sequence[Slot],
+    ties: Sequence[tuple[np.ndarray, np.ndarray]],
+    closed: Sequence[tuple[np.ndarray, str]],
+    carriers: Sequence[np.ndarray],
+) -> tuple[ChannelGroup, ...]:
+    """The groups of `count` ids: those that a producer writes together, and all that is tied to them.
+
+    Args:
+        count: number of ids.
+        slots, ties, closed: see `Tracer`.
+        carriers: ids of each tensor of activations.
+    """
+    produced = [s for s in slots if s.role == "produces"]
+    if not produced:
+        return ()
+    class_of = _components(count, ties)
+    group_of = _components(count, [*ties, *((s.ids, np.full_like(s.ids, s.ids[0])) for s in produced)])
+    why_closed: dict[int, str] = {}
+    for ids, reason in closed:
+        for g in np.unique(group_of[ids]):
+            why_closed.setdefault(int(g), reason)
+    members = _by_group([s.ids for s in slots], group_of)
+    parts = _by_group(carriers, group_of)
+    order = np.argsort(group_of, kind="stable")
+    starts = np.searchsorted(group_of[order], np.arange(group_of.max() + 2))
+    index = np.full(count, -1)
+    found = []
+    for g in dict.fromkeys(int(group_of[s.ids[0]]) for s in produced):
+        ids = order[starts[g] : starts[g + 1]]
+        labels, classes = np.unique(class_of[ids], return_inverse=True)
+        index[ids] = classes
+        own = tuple(slots[i] for i in members[g])
+        by_class = np.argsort(classes, kind="stable")
+        cuts = np.searchsorted(classes[by_class], np.arange(1, len(labels)))
+        found.append(
+            ChannelGroup(
+                name=next(s.node.name for s in own if s.role == "produces"),
+                slots=own,
+                classes=tuple(index[s.ids] for s in own),
+                size=len(labels),
+                closed=why_closed.get(g) or _never_consumed(own),
+                parts=tuple(index[carriers[i]] for i in parts.get(g, [])),
+                ids=tuple(np.split(ids[by_class], cuts)),
+            )
+        )
+        index[ids] = -1
+    return tuple(found)
+
+
+def _by_group(arrays: Sequence[np.ndarray], group_of: np.ndarray) -> dict[int, list[int]]:
+    """For each group, which arrays hold ids of it."""
+    found: dict[int, list[int]] = {}
+    for i, ids in enumerate(arrays):
+        for g in np.unique(group_of[ids]):
+            found.setdefault(int(g), []).append(i)
+    return found
+
+
+def _components(count: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Component label of each of `count` ids under the union of all pairs."""
+    a = np.concatenate([p[0] for p in pairs] or [np.zeros(0, int)])
+    b = np.concatenate([p[1] for p in pairs] or [np.zeros(0, int)])
+    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1])
+
+
+def _never_consumed(members: tuple[Slot, ...]) -> str | None:
+    if any(s.role == "consumes" for s in members):
+        return None
+    return "no layer with constant weights reads it"

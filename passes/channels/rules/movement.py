@@ -1,0 +1,223 @@
+"""Operators that move data: their channels move as the data do."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from passes.channels.registry import Closed, register
+from passes.channels.rules.parameters import is_given, parameter, set_parameter
+from passes.channels.rules.sizes import Movement
+from passes.channels.tracing import Stream, Tracer
+
+__all__: list[str] = []
+
+
+@register("Identity", "Cast")
+class PassOn(Movement):
+    """Passes channels on."""
+
+    def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
+        """As it is."""
+        tracer.pass_on(node)
+
+
+@register("Transpose")
+class Transpose(Movement):
+    """Moves the channel axis."""
+
+    def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
+        """Output axis a is input axis perm[a]; by default the order is turned round."""
+        order = list(node.attrs.get("perm", range(tracer.rank(node.inputs[0]))[::-1]))
+        if order[0] != 0:
+            raise Closed("moves the batch to another axis")
+        tracer.emit(node.outputs[0], order.index(stream.axis), stream.ids)
+
+
+@register("Squeeze", "Unsqueeze")
+class Squeeze(Movement):
+    """Drops or adds axes beside the channel axis."""
+
+    def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
+        """Axes are an attribute or an input; Unsqueeze counts them in its output."""
+        given = parameter(node, "axes", 1)
+        if given is None:
+            raise Closed("has no axes, and so may drop the batch")
+        dropped = node.op == "Squeeze"
+        rank = tracer.rank(node.inputs[0]) if dropped else tracer.rank(node.inputs[0]) + len(given)
+        axes = [int(a) % rank for a in given]
+        if 0 in axes or (dropped and stream.axis in axes):
+            raise Closed("drops the channel axis, or moves the batch to another")
+        others = [a for a in range(rank) if a not in axes]
+        axis = others.index(stream.axis) if dropped else others[stream.axis]
+        tracer.emit(node.outputs[0], axis, stream.ids)
+
+
+@register("Concat")
+class Concat(Movement):
+    """Joins channels along their axis; along another one it ties them."""
+
+    def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
+        """A part without channels has some that cannot be removed."""
+        rank = tracer.rank(node.inputs[0])
+        axis = node.attrs["axis"] % rank
+        streams = [tracer.stream(t) for t in node.inputs]
+        if any(s is not None and s.axis != stream.axis for s in streams):
+            raise Closed("joins tensors with channels along different axes")
+        if axis != stream.axis:
+            for s in streams:
+                if s is None:
+                    raise Closed("joins channels with a tensor that carries none")
+                tracer.tie(stream.ids, s.ids)
+            tracer.emit(node.outputs[0], stream.axis, stream.ids)
+            return
+        parts = []
+        for tensor, s in zip(node.inputs, streams, strict=True):
+            ids = tracer.fresh(tracer.shape(tensor)[axis]) if s is None else s.ids
+            if s is None:
+                tracer.close(ids, f"'{tensor.name}' cannot lose channels")
+            parts.append(ids)
+        tracer.emit(node.outputs[0], axis, np.concatenate(parts))
+
+
+@register("Split")
+class Split(Movement):
+    """Splits channels along their axis, and passes them on along another."""
+
+    outputs = None
+
+    def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
+        """Sizes are an attribute, an input, or left out for equal parts."""
+        axis = node.attrs.get("axis", 0) % tracer.rank(node.inputs[0])
+        if axis != stream.axis:
+            for output in node.outputs:
+                tracer.emit(output, stream.axis, stream.ids)
+            return
+        split = parameter(node, "split", 1)
+        sizes = [tracer.shape(t)[axis] for t in node.outputs] if split is None else [int(n) for n in split]
+        parts = np.split(stream.ids, np.cumsum(sizes)[:-1])
+        for output, ids in zip(node.outputs, parts, strict=True):
+            tracer.emit(output, axis, ids)
+
+        def resize(keep: np.ndarray) -> None:
+            node.attrs.pop("num_outputs", None)
+            index = 1 if tracer.opset >= 13 else None
+            set_parameter(node, "split", index, np.array([keep[ids].sum() for ids in parts]))
+
+        tracer.adjust(node, stream.ids, resize)
+
+
+@register("Slice")
+class Slice(Movement):
+    """Cuts a run of channels out of their axis, and passes them on along another."""
+
+    def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
+        """Bounds are attributes before opset 10, inputs since; where one is computed it must be of another axis."""
+        rank = tracer.rank(node.inputs[0])
+        axes = parameter(node, "axes", 3)
+        if axes is None:
+            starts = parameter(node, "starts", 1)
+            axes = np.arange(len(starts) if starts is not None else 0)
+        places = [i for i, a in enumerate(axes) if int(a) % rank == stream.axis]
+        if not places:
+            tracer.pass_on(node)
+            return
+        place, count = places[0], len(stream.ids)
+        bounds = [parameter(node, name, index) for name, index in (("starts", 1), ("ends", 2), ("steps", 4))]
+        start, end, step = (1 if b is None else int(b[place]) for b in bounds)
+        first, last, _ = slice(start, end, step).indices(count)
+        if step != 1 or last <= first:
+            raise Closed("cuts channels out with a step, or none")
+        tracer.emit(node.outputs[0], stream.axis, stream.ids[first:last])
+
+        def resize(keep: np.ndarray) -> None:
+            before, inside = keep[stream.ids[:first]].sum(), keep[stream.ids[first:last]].sum()
+            for name, index, value in (("starts", 1, before), ("ends", 2, before + inside)):
+                bound = np.array(parameter(node, name, index))
+                bound[place] = value
+                set_parameter(node, name, index, bound)
+
+        tracer.adjust(node, stream.ids, resize)
+
+
+@register("Gather")
+class Gather(Movement):
+    """Picks channels by constant indices, or passes them on where it picks along another axis."""
+
+    def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
+        """The axes of the indices take the place of the axis they pick from."""
+        axis = node.attrs.get("axis", 0) % tracer.rank(node.inputs[0])
+        rank = tracer.rank(node.inputs[1])
+        if axis == 0:
+            raise Closed("picks images of the batch")
+        if axis != stream.axis:
+            shift = 0 if stream.axis < axis else rank - 1
+            tracer.emit(node.outputs[0], stream.axis + shift, stream.ids)
+            return
+        indices = parameter(node, "indices", 1)
+        if rank != 1 or indices is None:
+            raise Closed("picks channels by other than a list")
+        ids = stream.ids[indices]
+        tracer.emit(node.outputs[0], axis, ids)
+
+        def renumber(keep: np.ndarray) -> None:
+            now = np.cumsum(keep[stream.ids]) - 1
+            places = np.arange(len(stream.ids))[indices]  # negative indices count from the end
+            set_parameter(node, "indices", 1, now[places[keep[ids]]].astype(indices.dtype))
+
+        tracer.adjust(node, stream.ids, renumber)
+
+
+@register("Pad")
+class Pad(Movement):
+    """Adds channels of zeros before and after the others (or cuts some off), and pads other axes."""
+
+    def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
+        """Pads are an attribute or an input, since opset 18 of some axes only; negative ones cut off."""
+        pads, rank = parameter(node, "pads", 1), tracer.rank(node.inputs[0])
+        given = parameter(node, "axes", 3)
+        axes = [int(a) % rank for a in (range(rank) if given is None else given)]
+        if pads is None or len(pads) != 2 * len(axes):
+            raise Closed("has no pads")
+        place = axes.index(stream.axis) if stream.axis in axes else None
+        before, after = (0, 0) if place is None else (int(pads[place]), int(pads[place + len(axes)]))
+        if place is None or before == after == 0:
+            tracer.pass_on(node)
+            return
+        if node.attrs.get("mode", "constant") != "constant":
+            raise Closed(f"pads channels by mode '{node.attrs['mode']}'")
+        value = node.attrs.get("value", 0.0)
+        if is_given(node, 2):
+            constant = parameter(node, "constant_value", 2)
+            value = 0.0 if constant is None else constant.ravel()[0]
+        first = stream.ids[: max(-before, 0)] if before < 0 else tracer.fresh(before)
+        last = stream.ids[len(stream.ids) + min(after, 0) :] if after < 0 else tracer.fresh(after)
+        inner = stream.ids[max(-before, 0) : len(stream.ids) + min(after, 0)]
+        if len(inner) == 0:
+            raise Closed("cuts all channels off")
+        added = [first] * (before > 0) + [last] * (after > 0)
+        if value != 0:
+            for ids in added:
+                tracer.close(ids, f"Pad node '{node.name}' makes them, of {value:g}")
+        ids = np.concatenate([first[: max(before, 0)], inner, last[: max(after, 0)]])
+        tracer.emit(node.outputs[0], stream.axis, ids)
+
+        def resize(keep: np.ndarray) -> None:
+            now = np.array(parameter(node, "pads", 1))
+            for at, end in ((place, first), (place + len(axes), last)):
+                now[at] = np.sign(now[at]) * keep[end].sum()
+            set_parameter(node, "pads", 1, now)
+
+        tracer.adjust(node, np.concatenate([first, last]), resize)
+
+
+@register("Tile")
+class Tile(Movement):
+    """Repeats channels; the copies go with the original."""
+
+    def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
+        """Repeats are an input, one an axis."""
+        repeats = parameter(node, "repeats", 1)
+        if repeats is None or repeats[0] != 1:
+            raise Closed("repeats the batch")
+        tracer.emit(node.outputs[0], stream.axis, np.tile(stream.ids, int(repeats[stream.axis])))

@@ -1,0 +1,52 @@
+"""What a rule reads of a node besides its channels: axes, pads and other parameters, in every opset's form."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from passes.channels.registry import Closed
+from passes.model import constant_value
+
+__all__ = ["is_given", "parameter", "set_parameter", "weight"]
+
+
+def is_given(node: gs.Node, index: int) -> bool:
+    """Whether an optional input is there."""
+    return len(node.inputs) > index and not node.inputs[index].is_empty()
+
+
+def parameter(node: gs.Node, name: str, index: int | None) -> np.ndarray | None:
+    """A parameter that is an attribute in some opsets and a constant input in others; None if it is left out.
+
+    Raises:
+        Closed: it is computed.
+    """
+    if name in node.attrs:
+        return np.atleast_1d(node.attrs[name])
+    if index is None or not is_given(node, index):
+        return None
+    value = constant_value(node.inputs[index])
+    if value is None:
+        raise Closed(f"has computed {name}")
+    return np.atleast_1d(value)
+
+
+def set_parameter(node: gs.Node, name: str, index: int | None, value: np.ndarray) -> None:
+    """Change a parameter where it stands; one that is left out becomes an input, or an attribute without an index."""
+    if name in node.attrs or index is None:
+        node.attrs[name] = value.tolist()
+        return
+    while len(node.inputs) <= index:
+        node.inputs.append(gs.Variable.empty())
+    old = constant_value(node.inputs[index])
+    scalar = old is not None and old.ndim == 0
+    node.inputs[index] = gs.Constant(f"{node.name}:{name}", value.reshape(()) if scalar else value)
+
+
+def weight(node: gs.Node, index: int) -> gs.Constant:
+    """A parameter tensor; raises Closed where it is computed."""
+    tensor = node.inputs[index]
+    if not isinstance(tensor, gs.Constant):
+        raise Closed(f"computes its parameters: '{tensor.name}'")
+    return tensor

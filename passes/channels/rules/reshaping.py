@@ -1,0 +1,93 @@
+"""Operators that give the same data other axes: Reshape, Flatten, Expand, DepthToSpace, SpaceToDepth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from passes.channels.registry import Closed, register
+from passes.channels.rules.sizes import Movement, evaluate
+from passes.channels.rules.targets import entries
+from passes.channels.tracing import Stream, Tracer
+
+__all__: list[str] = []
+
+
+def collapse(ids: np.ndarray, tracer: Tracer) -> Stream:
+    """The axis along which a tensor of ids varies; of several the first, and what lies along the others is tied."""
+    if ids.ndim < 2 or ids.shape[0] != 1:
+        raise Closed("mixes channels with the batch")
+    slices = [(axis, np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)) for axis in range(1, ids.ndim)]
+    varied = [(axis, rows) for axis, rows in slices if (rows != rows[:1]).any()]
+    alone = [(axis, rows) for axis, rows in varied or slices if (rows == rows[:, :1]).all()]
+    axis, rows = (alone or varied)[0]
+    if not alone:
+        tracer.tie(rows, rows[:, :1])
+    return Stream(axis, np.ascontiguousarray(rows[:, 0]))
+
+
+def spread(stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor of ids, of one image."""
+    ids = stream.ids.reshape([-1 if a == stream.axis else 1 for a in range(len(shape))])
+    return np.broadcast_to(ids, (1, *shape[1:]))
+
+
+@register("Reshape", "Flatten")
+class Reshape(Movement):
+    """Merges the channel axis with others, or splits it: then what is one entry of the first part goes together."""
+
+    def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
+        """A target shape of constants or of computed sizes, with 0 (as in the input) and -1 (what is left)."""
+        shape, target = tracer.shape(node.inputs[0]), tracer.shape(node.outputs[0])
+        if stream.axis == 0 or not target or shape[0] != target[0] or math.prod(shape) != math.prod(target):
+            raise Closed("mixes channels with the batch")
+        moved = collapse(spread(stream, shape).reshape(1, *target[1:]), tracer)
+        if node.op == "Reshape":
+            self._follow(node, stream, moved, tracer)
+        tracer.emit(node.outputs[0], moved.axis, moved.ids)
+
+    def _follow(self, node: gs.Node, stream: Stream, moved: Stream, tracer: Tracer) -> None:
+        copies = not node.attrs.get("allowzero", 0)
+        for axis, entry in enumerate(entries(node, 1, tracer)):
+            copied = entry.value == 0 and copies
+            if axis == moved.axis:
+                if copied and (stream.axis != axis or len(stream.ids) != len(moved.ids)):
+                    raise Closed("takes the size of its channel axis from another one")
+                if entry.value != -1 and not copied:
+                    entry.follow(node, moved.ids, tracer)
+            elif entry.size is not None or (copied and axis == stream.axis):
+                raise Closed("gives another axis the number of channels")
+
+
+@register("Expand")
+class Expand(Movement):
+    """Passes channels on where it spreads other axes, such as a gate's."""
+
+    def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
+        """The target shape is aligned at the last axis; 1 leaves an axis as it is."""
+        rank, after = tracer.rank(node.inputs[0]), tracer.shape(node.outputs[0])
+        axis = len(after) - rank + stream.axis
+        if after[axis] != len(stream.ids):
+            raise Closed("spreads one channel over several")
+        target = entries(node, 1, tracer)
+        for i, entry in enumerate(target, start=len(after) - len(target)):
+            if i == axis and entry.value != 1:
+                entry.follow(node, stream.ids, tracer)
+            elif entry.size is not None:
+                raise Closed("gives another axis the number of channels")
+        tracer.emit(node.outputs[0], axis, stream.ids)
+
+
+@register("DepthToSpace", "SpaceToDepth")
+class Depth(Movement):
+    """Moves channels into blocks of the image or back: those that share a block go together."""
+
+    def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
+        """Traced by running the operator on the ids."""
+        tracer.along(node.inputs[0], 1)
+        (moved,) = evaluate(node, [spread(stream, tracer.shape(node.inputs[0]))], tracer.opset)
+        by_channel = moved[0].reshape(moved.shape[1], -1)
+        tracer.tie(by_channel, by_channel[:, :1])
+        tracer.emit(node.outputs[0], 1, np.ascontiguousarray(by_channel[:, 0]))
