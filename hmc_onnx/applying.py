@@ -99,7 +99,7 @@ def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kep
     for group_ in channels.groups:
         for slot, classes in zip(group_.slots, group_.classes, strict=True):
             gone = np.isin(classes, removed.get(group_.name, np.zeros(0, int)))
-            if slot.role == "produces":
+            if slot.role == "produces" or (slot.node.op == "Conv" and slot.index == 1 and slot.axis == 0):
                 outputs[slot.node.name] = outputs.get(slot.node.name, True) & ~gone
             if gone.any():
                 touched.add(slot.node.name)
@@ -120,15 +120,16 @@ class _Walks:
 
 
 def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: str, rank: int) -> None:
-    """Solve a layer anew on the compressed network's input, and decompose it."""
+    """Solve a layer anew on the compressed network's input, and decompose it; a grouped Conv group by group."""
     layer = layer_of(node, shapes)
-    moments = _paired_moments(layer, node, shapes, walks)
-    weight = _solve(layer, moments)
+    groups = _paired_moments(layer, node, shapes, walks)
+    own = np.split(layer.weight, len(groups))
+    weight = np.concatenate([_solve(w, moments) for w, moments in zip(own, groups, strict=True)])
     if method == KEEP:
-        kernel = weight
-        bias = _bias(kernel, moments)
-        write_layer(node, kernel, bias)
+        kernels = np.split(weight, len(groups))
+        write_layer(node, weight, np.concatenate([_bias(k, m) for k, m in zip(kernels, groups, strict=True)]))
         return
+    moments = groups[0]
     decomposition = DECOMPOSITIONS.get(method)
     if decomposition is None:
         raise PlanError(f"layer '{node.name}': unknown method '{method}', use keep or {', '.join(DECOMPOSITIONS)}")
@@ -142,8 +143,8 @@ def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: 
     replace_by_chain(model.graph, node, list(zip(links, factors, strict=True)), bias)
 
 
-def _paired_moments(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) -> Moments:
-    """Moments of the compressed network's patches and the original's responses at the same places."""
+def _paired_moments(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) -> list[Moments]:
+    """Moments of the compressed network's patches and the original's responses at the same places, a group each."""
     settings = walks.plan.settings
     keep = walks.kept.outputs[layer.name]
     shortcut = _shortcut(node, walks)
@@ -151,7 +152,8 @@ def _paired_moments(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) 
     walks.original.advance([walks.nodes[layer.name].outputs[0].name, *([shortcut] if shortcut else [])])
     size = tuple(d for d in shapes[layer.input][2:] if d is not None)
     positions = sample_positions(layer.geometry, size, settings.positions, walks.rng)
-    moments = Moments()
+    geometry = layer.geometry.one_group()
+    groups = [Moments() for _ in range(layer.geometry.groups)]
     held = walks.compressed.chunks
     answers = walks.original.chunks
     for mine, theirs in zip(held, answers, strict=True):
@@ -159,8 +161,10 @@ def _paired_moments(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) 
         if shortcut:
             target = target + sampled_outputs(theirs[shortcut], positions)[:, keep]
             target = target - sampled_outputs(mine[shortcut], positions)
-        moments.update(sampled_patches(mine[layer.input], layer.geometry, positions), target)
-    return moments
+        inputs = np.split(mine[layer.input], len(groups), axis=1)
+        for moments, x, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
+            moments.update(sampled_patches(x, geometry, positions), t)
+    return groups
 
 
 def _shortcut(node: gs.Node, walks: _Walks) -> str | None:
@@ -174,14 +178,14 @@ def _shortcut(node: gs.Node, walks: _Walks) -> str | None:
     return str(other.name)
 
 
-def _solve(layer: Layer, moments: Moments) -> np.ndarray:
-    """argmin_B E‖t - B x‖² + λ‖B - W‖²: least squares, held to the layer's weights where the data say nothing."""
+def _solve(weight: np.ndarray, moments: Moments) -> np.ndarray:
+    """argmin_B E‖t - B x‖² + λ‖B - W‖²: least squares, held to the layer's weights W where the data say nothing."""
     second, cross = moments.second, moments.cross
     n = len(second)
     ridge = RIDGE * max(np.trace(second) / n, np.finfo(float).tiny)
-    own = layer.weight.reshape(len(layer.weight), -1)
+    own = weight.reshape(len(weight), -1)
     solved = np.linalg.solve(second + ridge * np.eye(n), (cross + ridge * own).T).T
-    return np.asarray(solved.reshape(layer.weight.shape))
+    return np.asarray(solved.reshape(weight.shape))
 
 
 def _bias(kernel: np.ndarray, moments: Moments) -> np.ndarray:

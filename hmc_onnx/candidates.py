@@ -82,7 +82,9 @@ def front(
 
 
 def decompositions(subject: Subject, align: int) -> list[Candidate]:
-    """The front of a whole layer over all methods."""
+    """The front of a whole layer over all methods; a grouped Conv has none."""
+    if subject.grouped:
+        return []
     return front(
         subject.layer.geometry,
         subject.layer.weight,
@@ -103,7 +105,8 @@ def removal(group: ChannelGroup, layers: dict[str, Subject], align: int) -> Call
     keeps = {max(align, int(group.size * share) // align * align) for share in SHARES}
     counts = sorted(group.size - k for k in keeps if k < group.size)
     ends = [*group.members("produces"), *group.members("consumes")]
-    return partial(eliminate, consumers, group.size, counts, [classes for _, classes in ends], align)
+    floors = [*(classes for _, classes in ends), *group.parts]
+    return partial(eliminate, consumers, group.size, counts, floors, align)
 
 
 class Curve:
@@ -148,12 +151,16 @@ def layer_choices(
     geometry = subject.layer.geometry
     curve = Curve([(c.error, s) for c, s in zip(plain, measured, strict=True)])
     methods = sorted({c.method for c in plain})
-    moment = subject.moments.second
+    moment = np.zeros((0, 0)) if subject.grouped else subject.moments.second
     choices = []
     for a, gone_in in enumerate(_removed(input_group[0] if input_group else None)):
         kept_in = _kept(subject.input_classes, gone_in, geometry.inputs)
-        weight = input_group[1][len(gone_in)] if input_group and gone_in else subject.layer.weight
+        weight = subject.layer.weight
+        if input_group and gone_in and not subject.grouped:
+            weight = input_group[1][len(gone_in)]
         for b, gone_out in enumerate(_removed(output_group)):
+            if subject.grouped and a != b:  # the same group at both ends
+                continue
             kept_out = _kept(subject.output_classes, gone_out, geometry.outputs)
             part = geometry.resized(int(kept_in.sum()), int(kept_out.sum()))
             choice = LayerChoice(
@@ -170,7 +177,7 @@ def layer_choices(
             choices.append(choice)
             if a == b == 0:
                 found, known = list(plain), list(measured)
-            elif a and b:  # pruned at both ends it stays dense, or the combinations would be too many
+            elif subject.grouped or (a and b):  # at both ends it stays dense, or the combinations would be too many
                 found, known = [], []
             else:
                 features = np.flatnonzero(np.repeat(kept_in, math.prod(geometry.kernel)))

@@ -5,6 +5,9 @@ after B has been solved again for the features that stay, is tr(B_F (P_FF)⁻¹ 
 P ← P - P_:F (P_FF)⁻¹ P_F: and B ← B - B_F (P_FF)⁻¹ P_F:. (Hassibi & Stork's optimal brain surgeon, NIPS 1992,
 for a block of inputs of a linear layer.) A channel that several layers read is charged to all of them, each
 error taken as a share of its layer's own response.
+
+Of many channels a few go at a time, all scored before the first of them goes: the update of P is bound by memory,
+and costs the same for one as for several. With fewer than 2 `LOTS` channels it is one at a time.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 
 __all__ = ["Consumer", "Elimination", "eliminate"]
+
+# Into how many lots the channels of a group are cut.
+LOTS = 128
 
 
 @dataclass(frozen=True)
@@ -66,19 +72,23 @@ def eliminate(
     left = [int(e.sum()) for e in entries]
     order: list[int] = []
     weights: dict[int, list[np.ndarray]] = {}
+    counts = sorted(counts)
     while len(order) < max(counts, default=0):
-        allowed = alive.copy()
-        for e, n in zip(entries, left, strict=True):
-            allowed &= n - e >= np.where(e > 0, least, 0)
-        if not allowed.any():
+        scores = sum(state.scores(alive) for state in states)
+        lot: list[int] = []
+        most = min(max(1, size // LOTS), next(c for c in counts if c > len(order)) - len(order))
+        for c in np.argsort(np.where(alive, scores, math.inf), kind="stable")[: alive.sum()]:
+            if len(lot) == most:
+                break
+            if all(n - e[c] >= (least if e[c] else 0) for e, n in zip(entries, left, strict=True)):
+                lot.append(int(c))
+                left = [n - int(e[c]) for e, n in zip(entries, left, strict=True)]
+        if not lot:
             break
-        scores = sum(state.scores(allowed) for state in states)
-        c = int(np.argmin(np.where(allowed, scores, math.inf)))
         for state in states:
-            state.remove(c)
-        alive[c] = False
-        left = [n - int(e[c]) for e, n in zip(entries, left, strict=True)]
-        order.append(c)
+            state.remove(lot)
+        alive[lot] = False
+        order.extend(lot)
         if len(order) in counts:
             weights[len(order)] = [state.weight() for state in states]
     return Elimination(np.array(order, dtype=int), weights)
@@ -115,9 +125,9 @@ class _State:
             scores[classes] = np.einsum("mwo,mwo->m", columns, solved)
         return scores * self.scale
 
-    def remove(self, c: int) -> None:
-        """Take class c out and solve for the rest."""
-        f = self.features[c]
+    def remove(self, classes: Sequence[int]) -> None:
+        """Take classes out and solve for the rest."""
+        f = np.concatenate([self.features[c] for c in classes])
         if len(f) == 0:
             return
         update = np.linalg.solve(self.p[np.ix_(f, f)], self.p[f])  # (width, n)

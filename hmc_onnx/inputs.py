@@ -13,8 +13,43 @@ from calib.data import CalibrationData, from_reader
 from calib.preprocess import PRESETS, Preprocess
 from calib.readers import read
 from passes.errors import DataError, ModelError, SettingsError
+from passes.model import load
 
-__all__ = ["check_varied", "fit", "load_data", "preprocessing", "signature"]
+__all__ = ["check_supported", "check_varied", "fit", "load_data", "load_supported", "preprocessing", "signature"]
+
+
+# Operators of quantised models, besides those whose names begin with QLinear.
+QUANTISED = {
+    "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits", "QAttention", "QGemm",
+    "QuantizeLinear",
+}  # fmt: skip
+OLDEST_OPSET = 7
+
+
+def check_supported(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself, if it is of a kind that can be compressed.
+
+    Raises:
+        ModelError: it is quantised, or older than opset 7.
+    """
+    for node in proto.graph.node:
+        if node.op_type in QUANTISED or node.op_type.startswith("QLinear"):
+            raise ModelError(
+                f"the model is quantised ({node.op_type} node '{node.name}'): "
+                "compress the model that it was made from first, and quantise the result after"
+            )
+    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
+    if opset is not None and opset < OLDEST_OPSET:
+        raise ModelError(
+            f"the model is of opset {opset}, and {OLDEST_OPSET} is the oldest that is read: "
+            "export it again, or convert it with onnx.version_converter"
+        )
+    return proto
+
+
+def load_supported(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """`passes.model.load` and `check_supported`."""
+    return check_supported(load(path))
 
 
 def signature(proto: onnx.ModelProto) -> dict[str, tuple[np.dtype, tuple[int | None, ...]]]:

@@ -15,7 +15,7 @@ import onnx
 from calib.data import CalibrationData, CalibrationDataReader
 from calib.sessions import providers
 from hmc_onnx.applying import apply as apply_plan
-from hmc_onnx.inputs import fit
+from hmc_onnx.inputs import check_supported, fit, load_supported
 from hmc_onnx.plans import Plan
 from hmc_onnx.profiler import profile as profile_model
 from hmc_onnx.profiles import Profile
@@ -23,7 +23,7 @@ from hmc_onnx.settings import Settings, Strategy, Target, parse_target
 from hmc_onnx.solver import solve
 from hmc_onnx.verification import Verification, check_labels, same_signature, verify
 from passes.errors import OutputError, PlanError
-from passes.model import load, save
+from passes.model import save
 from passes.normalise import normalise
 from passes.progress import Progress, silent
 
@@ -48,7 +48,7 @@ class Result:
 
 
 def _proto(model: ModelLike) -> onnx.ModelProto:
-    return model if isinstance(model, onnx.ModelProto) else load(model)
+    return check_supported(model) if isinstance(model, onnx.ModelProto) else load_supported(model)
 
 
 def profile(

@@ -88,7 +88,9 @@ def _profile(model: Model, data: CalibrationData, settings: Settings, progress: 
             s,
             plain[name],
             [nats["layer", name, c.method, c.rank] for c in plain[name]],
-            (groups[s.input_group], _own_weights(s, subjects, eliminations)) if s.input_group else None,
+            (groups[s.input_group], {} if s.grouped else _own_weights(s, subjects, eliminations))
+            if s.input_group
+            else None,
             groups[s.output_group] if s.output_group else None,
             align,
         )
@@ -121,6 +123,8 @@ def _measure_moments(walk: Walk, layers: dict[str, Subject], settings: Settings,
     rng = np.random.default_rng(settings.seed)
     for done, subject in enumerate(layers.values()):
         progress("second moments", done, len(layers))
+        if subject.grouped:
+            continue
         geometry = subject.layer.geometry
         walk.advance([subject.layer.input])
         positions = sample_positions(geometry, subject.size, settings.positions, rng)

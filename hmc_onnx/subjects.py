@@ -1,4 +1,8 @@
-"""What is compressed: the layers and channel groups of a model that can be, and for the rest why not."""
+"""What is compressed: the layers and channel groups of a model that can be, and for the rest why not.
+
+A grouped Conv (a depthwise one, too) is a layer only as a member of a channel group: its groups of channels go with
+those of the layers around it; it is not decomposed.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +42,11 @@ class Subject:
     output_classes: np.ndarray | None = None
     moments: Moments = field(default_factory=Moments)
 
+    @property
+    def grouped(self) -> bool:
+        """Whether it is a Conv of several groups, which is pruned by whole groups and not decomposed."""
+        return self.layer.geometry.groups > 1
+
 
 @dataclass(frozen=True)
 class Subjects:
@@ -62,8 +71,6 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
         if node.op not in ("Conv", "Gemm"):
             continue
         reason = why_not_a_layer(node, shapes) or _size_unknown(shapes, node.inputs[0].name)
-        if reason is None and node.attrs.get("group", 1) > 1:
-            reason = "it is a grouped Conv, which is left as it is"
         if reason is not None:
             declined[node.name] = reason
             continue
@@ -80,6 +87,16 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
             layers[slot.node.name].output_group, layers[slot.node.name].output_classes = group.name, classes
         for slot, classes in group.members("consumes"):
             layers[slot.node.name].input_group, layers[slot.node.name].input_classes = group.name, classes
+        for slot, classes in group.members("follows"):
+            subject = layers.get(slot.node.name)
+            if subject is not None and subject.grouped and slot.index == 1:
+                one_each = classes[:: subject.layer.geometry.outputs_a_group]
+                subject.input_group = subject.output_group = group.name
+                subject.input_classes = np.repeat(one_each, subject.layer.geometry.inputs_a_group)
+                subject.output_classes = classes
+    for name in [n for n, s in layers.items() if s.grouped and s.input_group is None]:
+        del layers[name]
+        declined[name] = "it is a grouped Conv, which is only pruned, and its channels cannot be"
     return Subjects(layers, groups, declined)
 
 
@@ -97,6 +114,11 @@ def _unfit(group: ChannelGroup, layers: dict[str, Subject]) -> str | None:
     for slot, classes in ends:
         if slot.node.name not in layers:
             return f"'{slot.node.name}' takes part and is left as it is"
+        if layers[slot.node.name].grouped:  # over what cannot be pruned, so that only its outputs could
+            return f"the grouped Conv '{slot.node.name}' takes part and is left as it is"
         if (classes < 0).any():
             return f"'{slot.node.name}' reads it together with channels of other groups"
+    for slot, classes in group.members("follows"):
+        if slot.node.name in layers and layers[slot.node.name].grouped and (classes < 0).any():
+            return f"the grouped Conv '{slot.node.name}' passes it on together with channels of other groups"
     return None

@@ -54,6 +54,16 @@ class Geometry:
         return (self.outputs, self.inputs // self.groups, *self.kernel)
 
     @property
+    def inputs_a_group(self) -> int:
+        """I / groups."""
+        return self.inputs // self.groups
+
+    @property
+    def outputs_a_group(self) -> int:
+        """O / groups."""
+        return self.outputs // self.groups
+
+    @property
     def features(self) -> int:
         """Inputs of one output value: I / groups times the kernel's size."""
         return self.inputs // self.groups * math.prod(self.kernel)
@@ -76,8 +86,13 @@ class Geometry:
         return self.parameters * math.prod(self.output_size(size))
 
     def resized(self, inputs: int, outputs: int) -> Geometry:
-        """The same Conv with other channel counts."""
-        return replace(self, inputs=inputs, outputs=outputs)
+        """The same Conv with other channel counts; a grouped one keeps the size of its groups."""
+        groups = self.groups if self.groups == 1 else inputs // self.inputs_a_group
+        return replace(self, inputs=inputs, outputs=outputs, groups=groups)
+
+    def one_group(self) -> Geometry:
+        """The Conv that each group is."""
+        return replace(self, inputs=self.inputs_a_group, outputs=self.outputs_a_group, groups=1)
 
 
 @dataclass(frozen=True)

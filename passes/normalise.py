@@ -4,7 +4,7 @@
 2. What can be computed from constants is (onnxscript).
 3. Nodes that nothing reads go (onnx-ir), and so do Identity nodes.
 4. BatchNormalization after Conv is folded into it.
-5. MatMul by a constant followed by Add of a constant becomes Gemm, where the input has rank 2.
+5. MatMul by a constant becomes Gemm where the input has rank 2, with the Add of a constant that follows it.
 
 The two folds are here and not onnxscript's rules because those rename the nodes, by which the report
 and the plan speak of them, and compute in the model's own precision; these keep the name and use float64.
@@ -39,7 +39,7 @@ def normalise(proto: onnx.ModelProto) -> Model:
     remove_identities(model)
     name_nodes(model.graph)
     fold_batchnorm(model)
-    fuse_matmul_add(model)
+    matmul_to_gemm(model)
     model.graph.cleanup().toposort()
     return model
 
@@ -131,32 +131,40 @@ def fold_batchnorm(model: Model) -> int:
     return folded
 
 
-def fuse_matmul_add(model: Model) -> int:
-    """x @ W + b with rank-2 x and constant W (I, O), b (O) becomes Gemm(x, W, b); returns how many."""
+def matmul_to_gemm(model: Model) -> int:
+    """x @ W, and x @ W + b, with rank-2 x and constant W (I, O), b (O) become Gemms; returns how many."""
     outputs = {t.name for t in model.graph.outputs}
     matmuls = [n for n in model.graph.nodes if n.op == "MatMul" and isinstance(n.inputs[1], gs.Constant)]
     shapes = infer_shapes(model) if matmuls else {}
     fused = 0
     for matmul in matmuls:
         product, weight = matmul.outputs[0], matmul.inputs[1]
-        if len(shapes.get(matmul.inputs[0].name, ())) != 2 or weight.values.ndim != 2:
-            continue
-        if product.name in outputs or len(product.outputs) != 1 or product.outputs[0].op != "Add":
-            continue
-        add = product.outputs[0]
-        bias = next((t for t in add.inputs if isinstance(t, gs.Constant)), None)
-        if bias is None or bias.dtype not in FLOATS:
-            continue
-        if tuple(bias.shape) not in ((weight.shape[1],), (1, weight.shape[1])):
+        if len(shapes.get(matmul.inputs[0].name, ())) != 2 or weight.values.ndim != 2 or weight.dtype not in FLOATS:
             continue
         matmul.op = "Gemm"
-        matmul.inputs.append(_constant(matmul, bias, np.asarray(bias.values).reshape(-1)))
-        matmul.outputs = [add.outputs[0]]
-        add.inputs.clear()
-        add.outputs.clear()
         fused += 1
+        bias, add = _added(product, weight.shape[1])
+        if bias is not None and add is not None and product.name not in outputs:
+            matmul.inputs.append(_constant(matmul, bias, np.asarray(bias.values).reshape(-1)))
+            matmul.outputs = [add.outputs[0]]
+            add.inputs.clear()
+            add.outputs.clear()
+        elif model.graph.opset < 11:  # where a Gemm without bias is not one
+            zeros = np.zeros(weight.shape[1], weight.dtype)
+            matmul.inputs.append(gs.Constant(f"{matmul.name}:bias", zeros))
     model.graph.cleanup()
     return fused
+
+
+def _added(product: gs.Tensor, outputs: int) -> tuple[gs.Constant | None, gs.Node | None]:
+    """The constant bias that is added to a product, and the Add, if that is all that reads it."""
+    if len(product.outputs) != 1 or product.outputs[0].op != "Add":
+        return None, None
+    add = product.outputs[0]
+    bias = next((t for t in add.inputs if isinstance(t, gs.Constant)), None)
+    if bias is None or bias.dtype not in FLOATS or tuple(bias.shape) not in ((outputs,), (1, outputs)):
+        return None, None
+    return bias, add
 
 
 def _constant(node: gs.Node, old: gs.Constant, values: np.ndarray) -> gs.Constant:

@@ -50,19 +50,19 @@ def compress(
 ) -> None:
     """Compress a model with calibration images: profile, plan, apply, verify."""
     run = merged(config, **_options(locals()))
+    from hmc_onnx.inputs import load_supported
     from hmc_onnx.pipeline import check_output
     from hmc_onnx.pipeline import compress as compress_model
     from hmc_onnx.plans import write_json
     from hmc_onnx.report import comparison, plan_tables
     from hmc_onnx.settings import parse_target
-    from passes.model import load
 
     inputs = _inputs(model, config, run)
     check_output(output, *inputs)
     if report is not None:
         check_output(report, output, *inputs)
     wanted, settings = parse_target(str(run.need("target"))), _settings(run)
-    proto = load(model)
+    proto = load_supported(model)
     images, test = _images(proto, run, settings)
     with progress_bar() as progress:
         result = compress_model(
@@ -87,12 +87,11 @@ def inspect(
     layout: Choices.Layout = None,
 ) -> None:
     """Show a model's layers, costs and channel groups, and what can be done to each Conv."""
-    from hmc_onnx.inputs import preprocessing
+    from hmc_onnx.inputs import load_supported, preprocessing
     from hmc_onnx.inspection import inspect as inspect_model
-    from passes.model import load
 
     preprocessing(None, size=size)  # says what is wrong with it
-    show(inspect_model(load(model), size, layout.value if layout else "NCHW"))
+    show(inspect_model(load_supported(model), size, layout.value if layout else "NCHW"))
 
 
 @app.command()
@@ -113,13 +112,13 @@ def profile(
 ) -> None:
     """Measure how much a model bears each candidate; writes a profile (JSON)."""
     run = merged(config, **_options(locals()))
+    from hmc_onnx.inputs import load_supported
     from hmc_onnx.pipeline import check_output
     from hmc_onnx.pipeline import profile as profile_model
     from hmc_onnx.plans import write_json
-    from passes.model import load
 
     check_output(output, *_inputs(model, config, run))
-    settings, proto = _settings(run), load(model)
+    settings, proto = _settings(run), load_supported(model)
     images = _calibration(proto, run, settings)
     with progress_bar() as progress:
         result = profile_model(proto, images, settings, progress)
@@ -168,13 +167,14 @@ def apply(
 ) -> None:
     """Carry a plan out and repair the layers; give the data that the profile was made with."""
     run = merged(config, **_options(locals()))
+    from hmc_onnx.inputs import load_supported
     from hmc_onnx.pipeline import apply as apply_plan
     from hmc_onnx.pipeline import check_output
     from hmc_onnx.plans import read_plan
-    from passes.model import load, save
+    from passes.model import save
 
     check_output(output, plan, *_inputs(model, config, run))
-    chosen, proto = read_plan(plan), load(model)
+    chosen, proto = read_plan(plan), load_supported(model)
     images = _calibration(proto, run, chosen.settings)
     with progress_bar() as progress:
         compressed = apply_plan(proto, chosen, images, progress)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hmc_onnx import elimination
 from hmc_onnx.elimination import Consumer, Elimination, _State, eliminate
 
 
@@ -97,8 +98,22 @@ def test_every_score_is_the_error_that_the_removal_adds(kernel: tuple[int, ...])
         np.testing.assert_allclose(state.scores(~np.isin(range(6), gone))[left], added, rtol=1e-6, atol=1e-9)
         assert added[left.index(5)] == 0
         if removed is not None:
-            state.remove(removed)
+            state.remove([removed])
             gone.append(removed)
+
+
+def test_many_channels_go_in_lots_that_cost_hardly_more_than_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(2000, 64)) @ rng.normal(size=(64, 64)) * rng.uniform(0.1, 2, 64)
+    c = Consumer(rng.normal(size=(16, 64)), x.T @ x / 2000, np.arange(64))
+    losses = []
+    for lots in (128, 16):
+        monkeypatch.setattr(elimination, "LOTS", lots)
+        found = eliminate([c], 64, [20, 33], [], 1)
+        assert len(found.order) == len(set(found.order.tolist())) == 33
+        np.testing.assert_allclose(found.weights[33][0], solved(c, found.order.tolist()), atol=1e-4)
+        losses.append(loss(c, found.weights[33][0]))
+    assert losses[0] <= losses[1] < 1.3 * losses[0]
 
 
 def test_a_copy_of_a_channel_goes_for_free_and_the_other_takes_its_part() -> None:

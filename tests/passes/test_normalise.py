@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from zoo import Builder, assert_same, images, pad_channels, parsed, resnet, run
 
 from passes.model import Model
-from passes.normalise import fold_batchnorm, fuse_matmul_add, name_nodes, normalise
+from passes.normalise import fold_batchnorm, matmul_to_gemm, name_nodes, normalise
 
 IMAGE = ("N", 3, 8, 8)
 
@@ -181,7 +181,7 @@ def test_a_weight_that_is_computed_from_constants_is_one() -> None:
     weight = b.node("Transpose", b.node("Mul", b.const(b.normal(5, 192)), b.const(np.float32(0.1))), perm=[1, 0])
     proto = b.model(b.node("MatMul", b.node("Flatten", "input"), weight))
     done = normalised(proto)
-    assert operators(done) == ["Flatten", "MatMul"]
+    assert operators(done) == ["Flatten", "Gemm"]
 
 
 def test_a_computed_weight_is_folded_whatever_its_size_unless_the_file_would_grow() -> None:
@@ -192,7 +192,7 @@ def test_a_computed_weight_is_folded_whatever_its_size_unless_the_file_would_gro
     done = normalised(b.model(b.node("ReduceSum", b.node("Mul", b.node("Unsqueeze", x, b.const([1])), huge))))
     assert Counter(operators(done)) == {
         "Flatten": 1,
-        "MatMul": 1,
+        "Gemm": 1,
         "Expand": 1,
         "Unsqueeze": 1,
         "Mul": 1,
@@ -434,18 +434,22 @@ def a_constant_on_the_left(b: Builder) -> str:
         a_constant_on_the_left,
     ],
 )
-def test_a_matmul_whose_sum_is_not_a_gemm_stays(build) -> None:
-    b = Builder()
-    done = normalised(b.model(build(b), (5, 3, 8, 8)), images(5, 8))
-    assert operators(done).count("MatMul") == 1
-    assert "Gemm" not in operators(done)
+@pytest.mark.parametrize("opset", [10, 17])
+def test_what_is_no_bias_stays_a_sum(build, opset: int) -> None:
+    b = Builder(opset=opset)
+    proto = b.model(build(b), (5, 3, 8, 8))
+    done = normalised(proto, images(5, 8))
+    before = operators(proto).count("Add")
+    assert operators(done).count("Add") == before
+    assert operators(done).count("Gemm") == (build not in (rank_three, a_constant_on_the_left))
 
 
-def test_a_product_that_is_an_output_stays() -> None:
-    b = Builder()
+@pytest.mark.parametrize("opset", [10, 17])
+def test_a_product_that_is_an_output_stays_a_sum(opset: int) -> None:
+    b = Builder(opset=opset)
     y = b.node("MatMul", b.node("Flatten", "input"), b.const(b.normal(192, 5, scale=0.1)))
     done = normalised(b.model([y, b.node("Add", y, b.const(b.normal(5)))]))
-    assert operators(done) == ["Flatten", "MatMul", "Add"]
+    assert operators(done) == ["Flatten", "Gemm", "Add"]
 
 
 def test_a_bias_that_two_sums_share_is_kept_for_both() -> None:
@@ -459,8 +463,8 @@ def test_a_bias_that_two_sums_share_is_kept_for_both() -> None:
 
 def test_the_number_of_fusions_is_returned() -> None:
     model = Model(resnet((1,), (4,), head="reducemean_matmul_add"))
-    assert fuse_matmul_add(model) == 1
-    assert fuse_matmul_add(model) == 0
+    assert matmul_to_gemm(model) == 1
+    assert matmul_to_gemm(model) == 0
 
 
 # Names
