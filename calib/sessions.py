@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
 from passes.errors import ModelError, SettingsError
-from passes.model import first_line
+from passes.model import EXTERNAL_DATA_THRESHOLD, first_line, write_with_data
 
 __all__ = ["Session", "providers"]
 
@@ -88,7 +90,13 @@ class Session:
         options.log_severity_level = 4
         chosen = providers(provider)
         try:
-            self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=chosen)
+            if proto.ByteSize() < EXTERNAL_DATA_THRESHOLD:
+                self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=chosen)
+            else:
+                with TemporaryDirectory() as folder:
+                    path = Path(folder) / "model.onnx"
+                    write_with_data(proto, path)
+                    self._session = ort.InferenceSession(str(path), options, providers=chosen)
         except Exception as e:  # onnxruntime's exceptions share no base but Exception
             raise ModelError(f"onnxruntime cannot load the model: {first_line(e)}") from e
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]

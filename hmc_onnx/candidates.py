@@ -67,9 +67,10 @@ def front(
         method = DECOMPOSITIONS[name]
         if method.why_not(geometry):
             continue
+        solve = method.solver(geometry, weight, moment)
         for rank in sorted({r for ratio in ratios if (r := method.rank_for(geometry, size, ratio, align))}):
             links = method.links(geometry, rank)
-            factors = method.factors(geometry, weight, moment, rank)
+            factors = solve(rank)
             loss = error(weight, compose(links, factors), moment) / response
             cost = (chain_macs(links, size), chain_parameters(links))
             found.append(Candidate(name, rank, *cost, loss, links, factors))

@@ -17,6 +17,9 @@ from passes.layers import Layer, layer_of, why_not_a_layer
 from passes.model import Model
 from passes.shapes import Shapes, infer_shapes
 
+# A second-moment matrix of so many features takes 800 MB; wide_resnet50_2 has 9,216 at most.
+MOST_FEATURES = 10_000
+
 __all__ = ["Subject", "Subjects", "find_subjects"]
 
 
@@ -74,8 +77,12 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
         if reason is not None:
             declined[node.name] = reason
             continue
+        layer = layer_of(node, shapes)
+        if layer.geometry.features > MOST_FEATURES:
+            declined[node.name] = f"its outputs have more than {MOST_FEATURES:,} inputs each: too many second moments"
+            continue
         size = tuple(d for d in shapes[node.inputs[0].name][2:] if d is not None)
-        layers[node.name] = Subject(layer_of(node, shapes), size, position)
+        layers[node.name] = Subject(layer, size, position)
     groups: dict[str, ChannelGroup] = {}
     for group in trace(model, dict(inputs)).groups:
         reason = group.closed or _unfit(group, layers)

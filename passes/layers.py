@@ -97,14 +97,19 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Layer:
-    """A node's linear map: `weight` float64 (O, I / groups, *kernel), `bias` float64 (O,)."""
+    """A node's linear map: `values` (O, I / groups, *kernel) in the model's own type, `bias` float64 (O,)."""
 
     name: str
     geometry: Geometry
-    weight: np.ndarray
+    values: np.ndarray
     bias: np.ndarray
     input: str
     output: str
+
+    @property
+    def weight(self) -> np.ndarray:
+        """The weight in float64, made anew at each call: held for all layers it would be twice the model's size."""
+        return self.values.astype(np.float64)
 
 
 def why_not_a_layer(node: gs.Node, shapes: Shapes) -> str | None:
@@ -138,11 +143,13 @@ def _auto_padded(node: gs.Node) -> bool:
 
 def layer_of(node: gs.Node, shapes: Shapes) -> Layer:
     """Read a Conv or Gemm for which `why_not_a_layer` has no objection."""
-    weight = np.asarray(node.inputs[1].values, np.float64)
+    weight = np.asarray(node.inputs[1].values)
     bias = np.asarray(node.inputs[2].values, np.float64) if _has_bias(node) else None
     if node.op == "Gemm":
-        weight = node.attrs.get("alpha", 1.0) * (weight if node.attrs.get("transB", 0) else weight.T)
-        bias = None if bias is None else node.attrs.get("beta", 1.0) * bias.reshape(-1)
+        weight = weight if node.attrs.get("transB", 0) else weight.T
+        alpha, beta = node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)
+        weight = weight if alpha == 1 else alpha * weight.astype(np.float64)
+        bias = None if bias is None else beta * bias.reshape(-1)
         geometry = Geometry(weight.shape[1], weight.shape[0])
     else:
         geometry = _conv_geometry(node, weight.shape, shapes)

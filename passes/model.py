@@ -23,7 +23,17 @@ from google.protobuf.message import DecodeError, Message
 
 from passes.errors import ModelError, OutputError
 
-__all__ = ["SMALL", "Model", "constant_value", "load", "save", "skeleton", "substitute", "write_atomically"]
+__all__ = [
+    "SMALL",
+    "Model",
+    "constant_value",
+    "load",
+    "save",
+    "skeleton",
+    "substitute",
+    "write_atomically",
+    "write_with_data",
+]
 
 logging.getLogger("onnx_graphsurgeon").setLevel(logging.ERROR)
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
@@ -32,6 +42,7 @@ gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 SMALL = 64
 # protobuf refuses messages of 2 GiB; beyond this the weights go to a file beside the model.
 EXTERNAL_DATA_THRESHOLD = 2**31 - 2**24
+PAGE = 4096  # where external weights begin, so that they can be mapped
 
 
 class Model:
@@ -157,7 +168,11 @@ class Model:
 
     def digest(self) -> str:
         """SHA-256 of the model, by which plans and profiles know it."""
-        return hashlib.sha256(self.to_proto().SerializeToString(deterministic=True)).hexdigest()
+        proto = self.to_proto()
+        sha = hashlib.sha256(skeleton(proto).SerializeToString(deterministic=True))
+        for tensor in proto.graph.initializer:  # one by one, as together they may be too large for protobuf
+            sha.update(tensor.SerializeToString(deterministic=True))
+        return sha.hexdigest()
 
 
 def constant_value(tensor: gs.Tensor) -> np.ndarray | None:
@@ -264,14 +279,34 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
         if path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            copy = onnx.ModelProto()
-            copy.CopyFrom(proto)
-            data = f"{path.name}.data"
-            onnx.save(copy, Path(folder) / path.name, save_as_external_data=True, location=data)
-            os.replace(Path(folder) / data, path.parent / data)
+            data = write_with_data(proto, Path(folder) / path.name)
+            os.replace(data, path.parent / data.name)
             os.replace(Path(folder) / path.name, path)
     except OSError as e:
         raise OutputError(f"cannot write '{path}': {e.strerror or e}") from e
+
+
+def write_with_data(proto: onnx.ModelProto, path: Path) -> Path:
+    """Write a model and, to `<name>.data` beside it, its large weights, with no copy of them all; returns that path."""
+    light = skeleton(proto)
+    data = path.with_name(f"{path.name}.data")
+    del light.graph.input[:], light.graph.node[:], light.graph.initializer[:]
+    light.graph.input.extend(proto.graph.input)
+    light.graph.node.extend(proto.graph.node)
+    with data.open("wb") as file:
+        for tensor in proto.graph.initializer:
+            if math.prod(tensor.dims) <= SMALL:
+                light.graph.initializer.add().CopyFrom(tensor)
+                continue
+            file.write(b"\0" * (-file.tell() % PAGE))
+            content = tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
+            entry = light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            entry.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", data.name), ("offset", file.tell()), ("length", len(content))):
+                entry.external_data.add(key=key, value=str(value))
+            file.write(content)
+    path.write_bytes(light.SerializeToString(deterministic=True))
+    return data
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:

@@ -13,14 +13,28 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from passes.layers import Geometry
 
-__all__ = ["Decomposition", "chain_macs", "chain_parameters", "compose", "error", "least_squares", "root"]
+__all__ = [
+    "Decomposition",
+    "Factors",
+    "Solver",
+    "chain_macs",
+    "chain_parameters",
+    "compose",
+    "error",
+    "least_squares",
+    "root",
+]
+
+
+Factors = tuple[np.ndarray, ...]
+Solver = Callable[[int], Factors]
 
 
 class Decomposition(ABC):
@@ -41,18 +55,22 @@ class Decomposition(ABC):
         """The chain's geometries, first to last."""
 
     @abstractmethod
-    def factors(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, rank: int) -> tuple[np.ndarray, ...]:
-        """The links' weights.
+    def solver(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray) -> Solver:
+        """What finds the links' weights for a rank; what all ranks share is computed here, once.
 
         Args:
             geometry: the layer's.
             weight: (O, I, *kernel), float64.
             moment: (n, n) second moment of its patches in the order (I, *kernel), float64.
-            rank: from 1 to `max_rank`.
 
         Returns:
-            float64 arrays, one a link, each of the link's `weight_shape`.
+            A function of the rank, from 1 to `max_rank`, to float64 arrays, one a link, each of the link's
+            `weight_shape`.
         """
+
+    def factors(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, rank: int) -> Factors:
+        """The links' weights at one rank."""
+        return self.solver(geometry, weight, moment)(rank)
 
     def rank_for(self, geometry: Geometry, size: Sequence[int], ratio: float, align: int) -> int | None:
         """The largest rank, a multiple of `align`, at `ratio` of the layer's MACs or less; None if none is."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from tensorly.decomposition import parafac
 
-from passes.decompose.base import Decomposition, least_squares, mode_moment, root
+from passes.decompose.base import Decomposition, Factors, Solver, least_squares, mode_moment, root
 from passes.decompose.output_svd import pointwise
 from passes.layers import Geometry
 
@@ -53,25 +53,29 @@ class CP(Decomposition):
             pointwise(geometry, rank, geometry.outputs),
         )
 
-    def factors(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, rank: int) -> tuple[np.ndarray, ...]:
+    def solver(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray) -> Solver:
         o, i, k = geometry.outputs, geometry.inputs, math.prod(geometry.kernel)
-        if rank >= self.max_rank(geometry):
-            inputs, places = _pairs(weight.reshape(o, i, k))
-        else:
-            half, inverse_half = root(mode_moment(moment, geometry))
-            whitened = np.einsum("oik,ij->ojk", weight.reshape(o, i, k), half)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # tensorly warns where it fills ranks above a mode's size
-                _, (_, inputs, places) = parafac(
-                    whitened, rank, n_iter_max=30, init="svd", tol=1e-5, random_state=0, normalize_factors=True
-                )
-            inputs = inverse_half @ inputs
-        join = np.einsum("ir,kr->rik", inputs, places).reshape(rank, -1)  # z = join x
-        half_way = join @ moment
-        outputs = least_squares(half_way @ join.T, weight.reshape(o, -1) @ half_way.T)
-        ones = [1] * len(geometry.kernel)
-        first, last = inputs.T.reshape(rank, i, *ones), outputs.reshape(o, rank, *ones)
-        return first, places.T.reshape(rank, 1, *geometry.kernel), last
+        half, inverse_half = root(mode_moment(moment, geometry))
+        whitened = np.einsum("oik,ij->ojk", weight.reshape(o, i, k), half, optimize=True)
+
+        def factors(rank: int) -> Factors:
+            if rank >= self.max_rank(geometry):
+                inputs, places = _pairs(weight.reshape(o, i, k))
+            else:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # tensorly warns where it fills ranks above a mode's size
+                    _, (_, inputs, places) = parafac(
+                        whitened, rank, n_iter_max=30, init="svd", tol=1e-5, random_state=0, normalize_factors=True
+                    )
+                inputs = inverse_half @ inputs
+            join = np.einsum("ir,kr->rik", inputs, places).reshape(rank, -1)  # z = join x
+            half_way = join @ moment
+            outputs = least_squares(half_way @ join.T, weight.reshape(o, -1) @ half_way.T)
+            ones = [1] * len(geometry.kernel)
+            first, last = inputs.T.reshape(rank, i, *ones), outputs.reshape(o, rank, *ones)
+            return first, places.T.reshape(rank, 1, *geometry.kernel), last
+
+        return factors
 
 
 def _pairs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

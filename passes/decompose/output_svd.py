@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from passes.decompose.base import Decomposition
+from passes.decompose.base import Decomposition, Factors, Solver, root
 from passes.layers import Geometry
 
 __all__ = ["OutputSVD", "pointwise"]
@@ -30,11 +30,19 @@ class OutputSVD(Decomposition):
     def links(self, geometry: Geometry, rank: int) -> tuple[Geometry, ...]:
         return (replace(geometry, outputs=rank), pointwise(geometry, rank, geometry.outputs))
 
-    def factors(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, rank: int) -> tuple[np.ndarray, ...]:
+    def solver(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray) -> Solver:
         matrix = weight.reshape(geometry.outputs, -1)
-        leading = np.linalg.eigh(matrix @ moment @ matrix.T)[1][:, ::-1][:, :rank]
-        first = (leading.T @ matrix).reshape(rank, *geometry.weight_shape[1:])
-        return first, leading.reshape(geometry.outputs, rank, *[1] * len(geometry.kernel))
+        if geometry.outputs > geometry.features:  # V as left singular vectors of W M^½, the smaller problem
+            vectors = np.linalg.svd(matrix @ root(moment)[0], full_matrices=False)[0]
+        else:
+            vectors = np.linalg.eigh(matrix @ moment @ matrix.T)[1][:, ::-1]
+
+        def factors(rank: int) -> Factors:
+            leading = vectors[:, :rank]
+            first = (leading.T @ matrix).reshape(rank, *geometry.weight_shape[1:])
+            return first, leading.reshape(geometry.outputs, rank, *[1] * len(geometry.kernel))
+
+        return factors
 
 
 def pointwise(geometry: Geometry, inputs: int, outputs: int) -> Geometry:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from passes.decompose.base import Decomposition, least_squares, root
+from passes.decompose.base import Decomposition, Factors, Solver, least_squares, root
 from passes.layers import Geometry
 
 __all__ = ["SpatialSVD"]
@@ -37,16 +37,20 @@ class SpatialSVD(Decomposition):
             Geometry(rank, geometry.outputs, (1, kx), (1, sx), (0, left, 0, right), (1, dx)),
         )
 
-    def factors(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, rank: int) -> tuple[np.ndarray, ...]:
+    def solver(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray) -> Solver:
         o, i, (ky, kx) = geometry.outputs, geometry.inputs, geometry.kernel
         by_place = moment.reshape(i * ky, kx, i * ky, kx)
         half, inverse_half = root(np.einsum("axbx->ab", by_place) / kx)
         matrix = weight.transpose(1, 2, 3, 0).reshape(i * ky, kx * o)
-        left = np.linalg.svd(half @ matrix, full_matrices=False)[0][:, :rank]
-        vertical = left.T @ inverse_half  # (rank, I ky)
-        # z[r, x] = Σ_(i,y) V[r, (i, y)] patch[(i, y), x]; y = H z
-        half_way = np.einsum("ra,axbw->rxbw", vertical, by_place, optimize=True)
-        features = np.einsum("rxbw,sb->rxsw", half_way, vertical, optimize=True).reshape(rank * kx, -1)
-        responses = np.einsum("ow,rxw->orx", weight.reshape(o, -1), half_way.reshape(rank, kx, -1), optimize=True)
-        horizontal = least_squares(features, responses.reshape(o, -1))
-        return vertical.reshape(rank, i, ky, 1), horizontal.reshape(o, rank, 1, kx)
+        vectors = np.linalg.svd(half @ matrix, full_matrices=False)[0]
+
+        def factors(rank: int) -> Factors:
+            vertical = vectors[:, :rank].T @ inverse_half  # (rank, I ky)
+            # z[r, x] = Σ_(i,y) V[r, (i, y)] patch[(i, y), x]; y = H z
+            half_way = np.einsum("ra,axbw->rxbw", vertical, by_place, optimize=True)
+            features = np.einsum("rxbw,sb->rxsw", half_way, vertical, optimize=True).reshape(rank * kx, -1)
+            responses = np.einsum("ow,rxw->orx", weight.reshape(o, -1), half_way.reshape(rank, kx, -1), optimize=True)
+            horizontal = least_squares(features, responses.reshape(o, -1))
+            return vertical.reshape(rank, i, ky, 1), horizontal.reshape(o, rank, 1, kx)
+
+        return factors

@@ -13,11 +13,14 @@ from dataclasses import replace
 import numpy as np
 from tensorly.decomposition import partial_tucker
 
-from passes.decompose.base import Decomposition, least_squares, mode_moment, root
+from passes.decompose.base import Decomposition, Factors, Solver, least_squares, mode_moment, root
 from passes.decompose.output_svd import OutputSVD, pointwise
 from passes.layers import Geometry
 
 __all__ = ["Tucker2"]
+
+# Of orthogonal iteration, which starts at the truncated SVDs: only its input factor is used.
+ITERATIONS = 2
 
 
 class Tucker2(Decomposition):
@@ -47,18 +50,22 @@ class Tucker2(Decomposition):
             pointwise(geometry, rank, geometry.outputs),
         )
 
-    def factors(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, rank: int) -> tuple[np.ndarray, ...]:
+    def solver(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray) -> Solver:
         o, i, k = geometry.outputs, geometry.inputs, math.prod(geometry.kernel)
-        s = self.input_rank(geometry, rank)
         half, inverse_half = root(mode_moment(moment, geometry))
-        whitened = np.einsum("oik,ij->ojk", weight.reshape(o, i, k), half)
-        (_, factors), _ = partial_tucker(whitened, rank=[min(rank, s * k), s], modes=[0, 1], n_iter_max=20)
-        project = np.asarray(factors[1]).T @ inverse_half  # (s, I)
+        whitened = np.einsum("oik,ij->ojk", weight.reshape(o, i, k), half, optimize=True)
         by_place = moment.reshape(i, k, i * k)
-        half_way = np.einsum("si,ikn->skn", project, by_place, optimize=True)  # E[z xᵀ]
-        features = np.einsum("skiq,ti->sktq", half_way.reshape(s, k, i, k), project, optimize=True).reshape(s * k, -1)
-        responses = weight.reshape(o, -1) @ half_way.reshape(s * k, -1).T
-        inner = geometry.resized(s, o)
-        core = least_squares(features, responses).reshape(inner.weight_shape)
-        middle, last = OutputSVD().factors(inner, core, features, rank)
-        return project.reshape(s, i, *[1] * len(geometry.kernel)), middle, last
+
+        def factors(rank: int) -> Factors:
+            s = self.input_rank(geometry, rank)
+            (_, found), _ = partial_tucker(whitened, rank=[min(rank, s * k), s], modes=[0, 1], n_iter_max=ITERATIONS)
+            project = np.asarray(found[1]).T @ inverse_half  # (s, I)
+            half_way = np.einsum("si,ikn->skn", project, by_place, optimize=True)  # E[z xᵀ]
+            features = np.einsum("skiq,ti->sktq", half_way.reshape(s, k, i, k), project, optimize=True)
+            responses = weight.reshape(o, -1) @ half_way.reshape(s * k, -1).T
+            inner, second = geometry.resized(s, o), features.reshape(s * k, -1)
+            core = least_squares(second, responses).reshape(inner.weight_shape)
+            middle, last = OutputSVD().factors(inner, core, second, rank)
+            return project.reshape(s, i, *[1] * len(geometry.kernel)), middle, last
+
+        return factors
