@@ -68,7 +68,7 @@ def _allowed(profile: Profile, strategy: Strategy) -> Allowed:
     if strategy == "ahc":  # both or neither; low rank alone where there is nothing to prune
 
         def both_or_neither(layer: LayerProfile, c: LayerChoice) -> bool:
-            if layer.input_group == layer.output_group:  # nothing to prune, or a grouped Conv, which is only pruned
+            if layer.input_group is None and layer.output_group is None:
                 return True
             return (c.inputs == c.outputs == 0) == (c.method == KEEP)
 
