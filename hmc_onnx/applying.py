@@ -23,6 +23,7 @@ from passes.channels import Channels, trace
 from passes.decompose import DECOMPOSITIONS, compose
 from passes.errors import PlanError
 from passes.layers import Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
+from passes.linear_algebra import damped, ridge
 from passes.model import Model
 from passes.shapes import Shapes, infer_shapes
 
@@ -127,7 +128,7 @@ def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: 
     weight = np.concatenate([_solve(w, moments) for w, moments in zip(own, groups, strict=True)])
     if method == KEEP:
         kernels = np.split(weight, len(groups))
-        write_layer(node, weight, np.concatenate([_bias(k, m) for k, m in zip(kernels, groups, strict=True)]))
+        write_layer(model.graph, node, weight, np.concatenate([_bias(k, m) for k, m in zip(kernels, groups, strict=True)]))
         return
     moments = groups[0]
     decomposition = DECOMPOSITIONS.get(method)
@@ -181,10 +182,8 @@ def _shortcut(node: gs.Node, walks: _Walks) -> str | None:
 def _solve(weight: np.ndarray, moments: Moments) -> np.ndarray:
     """argmin_B E‖t - B x‖² + λ‖B - W‖²: least squares, held to the layer's weights W where the data say nothing."""
     second, cross = moments.second, moments.cross
-    n = len(second)
-    ridge = RIDGE * max(np.trace(second) / n, np.finfo(float).tiny)
     own = weight.reshape(len(weight), -1)
-    solved = np.linalg.solve(second + ridge * np.eye(n), (cross + ridge * own).T).T
+    solved = np.linalg.solve(damped(second, RIDGE), (cross + ridge(second, RIDGE) * own).T).T
     return np.asarray(solved.reshape(weight.shape))
 
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from passes.linear_algebra import damped
+
 __all__ = ["Consumer", "Elimination", "eliminate"]
 
 # Into how many lots the channels of a group are cut.
@@ -101,9 +103,7 @@ class _State:
         self.shape = consumer.weight.shape
         self.b = consumer.weight.reshape(len(consumer.weight), -1).copy()
         moment = consumer.moment
-        n = len(moment)
-        floor = 1e-6 * max(np.trace(moment) / n, np.finfo(float).tiny)
-        self.p = np.linalg.inv(moment + floor * np.eye(n))
+        self.p = np.linalg.inv(damped(moment, 1e-6))
         self.scale = 1 / max(np.einsum("on,on->", self.b @ moment, self.b), np.finfo(float).tiny)
         k = math.prod(self.shape[2:])
         channels = [np.flatnonzero(consumer.classes == c) for c in range(size)]

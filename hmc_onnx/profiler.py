@@ -65,7 +65,7 @@ def _profile(model: Model, data: CalibrationData, settings: Settings, progress: 
         raise ModelError(f"the model has nothing to compress ({reasons}): give a network of Convs")
     nodes = {n.name: n for n in model.graph.nodes}
     for name, subject in subjects.layers.items():  # own initializers, bias included, which can then be fed
-        write_layer(nodes[name], subject.layer.weight, subject.layer.bias)
+        write_layer(model.graph, nodes[name], subject.layer.weight, subject.layer.bias)
     chunks = [feeds for feeds, _ in data.head(settings.samples).chunks(settings.batch)]
     _measure_moments(Walk(model, chunks, settings.provider), subjects.layers, settings, progress)
 

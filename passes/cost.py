@@ -10,11 +10,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
-from passes.model import Model
+from passes.model import Model, element_type
 from passes.shapes import Shapes, batch_one, infer_shapes
 
 __all__ = ["Cost", "costs", "total"]
@@ -49,7 +47,7 @@ def costs(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> 
                 seen.add(tensor.name)
                 count = math.prod(tensor.shape)
                 parameters += count
-                size += count * _dtype(tensor).itemsize
+                size += count * element_type(tensor).itemsize
         cost = Cost(_macs(node, shapes) // batch, parameters, size)
         table[node.name] = table.get(node.name, Cost()) + cost
     return table
@@ -60,14 +58,8 @@ def total(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> 
     return sum(costs(model, inputs).values(), Cost())
 
 
-def _dtype(tensor: gs.Constant) -> np.dtype:
-    """The element type, which graphsurgeon gives as ONNX's number where plain numpy has none."""
-    dtype = tensor.dtype
-    return onnx.helper.tensor_dtype_to_np_dtype(dtype) if isinstance(dtype, int) else np.dtype(dtype)
-
-
 def _is_float(tensor: gs.Constant) -> bool:
-    return _dtype(tensor).kind == "f" or "float" in _dtype(tensor).name
+    return "float" in element_type(tensor).name  # bfloat16 is not of numpy's kind "f"
 
 
 def _macs(node: gs.Node, shapes: Shapes) -> int:

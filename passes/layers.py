@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from passes.errors import ModelError
+from passes.model import element_type
+from passes.naming import unused_name
 from passes.shapes import Shapes
 
 __all__ = [
@@ -29,8 +29,8 @@ __all__ = [
     "write_layer",
 ]
 
-# What numpy computes with: graphsurgeon gives other types as a number of ONNX's.
-FLOATS = (np.float16, np.float32, np.float64)
+# By name, as bfloat16 is a type of ml_dtypes and not of numpy.
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,9 @@ def why_not_a_layer(node: gs.Node, shapes: Shapes) -> str | None:
         return "its weights are computed, not constant"
     if node.domain not in (None, "", "ai.onnx"):
         return f"it is an operator of the custom domain '{node.domain}'"
-    if node.inputs[1].dtype not in FLOATS:
-        return f"its weights are {_type_name(node.inputs[1].dtype)}, not float16, float32 or float64"
+    kind = element_type(node.inputs[1]).name
+    if kind not in FLOATS:
+        return f"its weights are {kind}, not {', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
     if node.op == "Gemm":
         if node.attrs.get("transA", 0):
             return "its input is transposed (transA = 1)"
@@ -131,10 +132,6 @@ def why_not_a_layer(node: gs.Node, shapes: Shapes) -> str | None:
     if _auto_padded(node) and None in shapes.get(node.inputs[0].name, (None,) * 3)[2:]:
         return "it has auto_pad and the size of its input is not known"
     return None
-
-
-def _type_name(dtype: Any) -> str:
-    return onnx.TensorProto.DataType.Name(dtype).lower() if isinstance(dtype, int) else np.dtype(dtype).name
 
 
 def _auto_padded(node: gs.Node) -> bool:
@@ -183,45 +180,47 @@ def _conv_geometry(node: gs.Node, weight_shape: tuple[int, ...], shapes: Shapes)
     return Geometry(weight_shape[1] * groups, weight_shape[0], kernel, strides, pads, dilations, groups)
 
 
-def write_layer(node: gs.Node, weight: np.ndarray, bias: np.ndarray) -> None:
-    """Put new values (float64, any channel counts) into a node, in the node's own weight type and layout."""
-    old = node.inputs[1]
-    dtype = old.dtype
+def write_layer(graph: gs.Graph, node: gs.Node, weight: np.ndarray, bias: np.ndarray) -> None:
+    """Put new values (float64, any channel counts) into a node of a graph, in its own weight type and layout."""
+    dtype = element_type(node.inputs[1])
     if node.op == "Gemm":
         weight = weight if node.attrs.get("transB", 0) else weight.T
         node.attrs.pop("alpha", None)
         node.attrs.pop("beta", None)
-    node.inputs[1] = gs.Constant(_own_name(node, 1, f"{node.name}:weight"), weight.astype(dtype))
-    new_bias = gs.Constant(_own_name(node, 2, f"{node.name}:bias"), bias.astype(dtype))
+    node.inputs[1] = gs.Constant(_own_name(graph, node, 1, f"{node.name}:weight"), weight.astype(dtype))
+    new_bias = gs.Constant(_own_name(graph, node, 2, f"{node.name}:bias"), bias.astype(dtype))
     if len(node.inputs) > 2:
         node.inputs[2] = new_bias
     else:
         node.inputs.append(new_bias)
 
 
-def _own_name(node: gs.Node, index: int, otherwise: str) -> str:
+def _own_name(graph: gs.Graph, node: gs.Node, index: int, otherwise: str) -> str:
     """The name of a node's initializer if no other node reads it."""
     if len(node.inputs) > index and not node.inputs[index].is_empty() and len(node.inputs[index].outputs) == 1:
-        return node.inputs[index].name
-    return otherwise
+        return str(node.inputs[index].name)
+    return unused_name(graph, otherwise)
 
 
-def chain_nodes(node: gs.Node, links: Sequence[tuple[Geometry, np.ndarray]], bias: np.ndarray) -> list[gs.Node]:
+def chain_nodes(
+    graph: gs.Graph, node: gs.Node, links: Sequence[tuple[Geometry, np.ndarray]], bias: np.ndarray
+) -> list[gs.Node]:
     """New nodes that carry `links` one after the other from the node's input to its output; bias on the last.
 
     Each link is (geometry, weight (O, I / groups, *kernel)). Nothing is attached to the graph yet but the
     new nodes' own ends: the old node must be disconnected by the caller.
     """
     nodes: list[gs.Node] = []
-    dtype = node.inputs[1].dtype
+    dtype = element_type(node.inputs[1])
     x = node.inputs[0]
     for i, (geometry, weight) in enumerate(links):
         last = i == len(links) - 1
-        name = f"{node.name}/{i}"
-        y = node.outputs[0] if last else gs.Variable(f"{name}:output", x.dtype)
-        inputs = [x, gs.Constant(f"{name}:weight", weight.astype(dtype))]
-        if last:
-            inputs.append(gs.Constant(f"{name}:bias", bias.astype(dtype)))
+        name = unused_name(graph, f"{node.name}/{i}")
+        y = node.outputs[0] if last else gs.Variable(unused_name(graph, f"{name}:output"), x.dtype)
+        inputs = [x, gs.Constant(unused_name(graph, f"{name}:weight"), weight.astype(dtype))]
+        if last or (node.op == "Gemm" and graph.opset < 11):  # where a Gemm without bias is not one
+            values = bias if last else np.zeros(geometry.outputs)
+            inputs.append(gs.Constant(unused_name(graph, f"{name}:bias"), values.astype(dtype)))
         nodes.append(gs.Node(node.op, name, _attributes(node.op, geometry), inputs, [] if last else [y]))
         x = y
     return nodes
@@ -246,7 +245,7 @@ def replace_by_chain(
     position = next((i for i, n in enumerate(graph.nodes) if n is node), None)
     if position is None:
         raise ModelError(f"node '{node.name}' is not in the graph")
-    nodes = chain_nodes(node, links, bias)
+    nodes = chain_nodes(graph, node, links, bias)
     output = node.outputs[0]
     node.outputs.clear()
     node.inputs.clear()

@@ -22,11 +22,13 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, Message
 
 from passes.errors import ModelError, OutputError
+from passes.sparse import densify
 
 __all__ = [
     "SMALL",
     "Model",
     "constant_value",
+    "element_type",
     "load",
     "save",
     "skeleton",
@@ -94,9 +96,9 @@ class Model:
     def to_proto(self) -> onnx.ModelProto:
         """The model as an onnx.ModelProto, with the file's own header, inputs, outputs and node texts."""
         proto = gs.export_onnx(self.graph, do_type_check=False)
-        used_domains = {node.domain for node in proto.graph.node}
+        used_domains = {_domain(node.domain) for node in proto.graph.node}
         _copy_fields(self.header, proto, skip={"graph", "functions"})
-        for domain in used_domains - {o.domain for o in proto.opset_import} - {"ai.onnx"}:
+        for domain in used_domains - {_domain(o.domain) for o in proto.opset_import}:
             raise ModelError(f"the model uses operators of domain '{domain}' but imports no opset for it")
         graph = proto.graph
         _copy_fields(
@@ -175,6 +177,11 @@ class Model:
         return sha.hexdigest()
 
 
+def _domain(name: str) -> str:
+    """A domain's name; the default one may be spelt out."""
+    return "" if name == "ai.onnx" else name
+
+
 def constant_value(tensor: gs.Tensor) -> np.ndarray | None:
     """The value of an initializer, or of a tensor made by a Constant node; None where it is computed."""
     if isinstance(tensor, gs.Constant):
@@ -184,10 +191,16 @@ def constant_value(tensor: gs.Tensor) -> np.ndarray | None:
     return None
 
 
+def element_type(constant: gs.Constant) -> np.dtype:
+    """The element type of an initializer; graphsurgeon gives one that plain numpy lacks, bfloat16, as ONNX's number."""
+    dtype = constant.dtype
+    return onnx.helper.tensor_dtype_to_np_dtype(dtype) if isinstance(dtype, int) else np.dtype(dtype)
+
+
 def check(proto: onnx.ModelProto) -> None:
     """Run the ONNX checker and strict shape inference; ModelError with the first line if they object."""
     try:
-        onnx.checker.check_model(skeleton(proto), full_check=True)
+        onnx.checker.check_model(skeleton(densify(proto)), full_check=True)
         for tensor in proto.graph.initializer:
             onnx.checker.check_tensor(tensor)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:

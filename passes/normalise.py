@@ -1,10 +1,11 @@
 """Normalisation: one form for what exporters write in many, exact to float rounding.
 
-1. Weights in Constant nodes become initializers (onnx-ir).
+1. Weights in Constant nodes become initializers (onnx-ir), sparse ones dense.
 2. What can be computed from constants is (onnxscript).
 3. Nodes that nothing reads go (onnx-ir), and so do Identity nodes.
-4. BatchNormalization after Conv is folded into it.
-5. MatMul by a constant becomes Gemm where the input has rank 2, with the Add of a constant that follows it.
+4. An initializer that is an output, or is read inside an If or a Loop, is left to them; others get a copy.
+5. BatchNormalization after Conv is folded into it.
+6. MatMul by a constant becomes Gemm where the input has rank 2, with the Add of a constant that follows it.
 
 The two folds are here and not onnxscript's rules because those rename the nodes, by which the report
 and the plan speak of them, and compute in the model's own precision; these keep the name and use float64.
@@ -22,26 +23,45 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from passes.layers import FLOATS
-from passes.model import Model
+from passes.model import Model, element_type
+from passes.naming import unused_name
 from passes.shapes import infer_shapes
+from passes.sparse import densify
+from passes.subgraph import outer_tensors
 
 __all__ = ["normalise"]
 
 
 def normalise(proto: onnx.ModelProto) -> Model:
     """The model in normal form, as a graph to rewrite; the proto given is not changed."""
+    proto = densify(proto)
     module = ir.from_proto(proto)
+    if "ai.onnx" in module.opset_imports:  # the same domain as "", spelt out
+        module.opset_imports.setdefault("", module.opset_imports.pop("ai.onnx"))
+    _own_constants(module)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(module)
     optimizer.fold_constants(module, input_size_limit=2**31, should_fold=_always_fold)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(module)
     common.RemoveUnusedNodesPass()(module)
     model = Model(ir.to_proto(module))
+    del model.header.opset_import[:]
+    model.header.opset_import.extend(proto.opset_import)
     remove_identities(model)
     name_nodes(model.graph)
+    separate_constants(model)
     fold_batchnorm(model)
     matmul_to_gemm(model)
     model.graph.cleanup().toposort()
     return model
+
+
+def _own_constants(module: ir.Model) -> None:
+    """Give the Constant nodes tensors of their own: the pass that lifts them renames what is still the caller's."""
+    for node in ir.traversal.RecursiveGraphIterator(module.graph):
+        if node.op_type == "Constant" and "value" in node.attributes:
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(ir.to_proto(node.attributes["value"].as_tensor()))
+            node.attributes["value"] = ir.AttrTensor("value", ir.from_proto(tensor))
 
 
 def _always_fold(node: ir.Node) -> bool | None:
@@ -72,6 +92,25 @@ def remove_identities(model: Model) -> int:
         removed += 1
     model.graph.cleanup()
     return removed
+
+
+def separate_constants(model: Model) -> int:
+    """Give the nodes of the main graph copies of initializers that must stay as they are; returns how many.
+
+    These are outputs of the model, and what graphs inside a node read from around it.
+    """
+    fixed = {t.name for t in model.graph.outputs if isinstance(t, gs.Constant)}
+    for node in model.graph.nodes:
+        fixed.update(t.name for t in outer_tensors(node) if isinstance(t, gs.Constant))
+    copies: dict[str, gs.Constant] = {}
+    for node in model.graph.nodes:
+        for i, tensor in enumerate(node.inputs):
+            if tensor.name in fixed:
+                if tensor.name not in copies:
+                    name = unused_name(model.graph, f"{tensor.name}:own")
+                    copies[tensor.name] = gs.Constant(name, np.asarray(tensor.values))
+                node.inputs[i] = copies[tensor.name]
+    return len(copies)
 
 
 def name_nodes(graph: gs.Graph) -> None:
@@ -109,7 +148,7 @@ def fold_batchnorm(model: Model) -> int:
             conv.inputs.pop()
         if not all(isinstance(t, gs.Constant) for t in conv.inputs[1:]):
             continue
-        if conv.inputs[1].dtype not in FLOATS:
+        if element_type(conv.inputs[1]).name not in FLOATS:
             continue
         scale, shift, mean, variance = (np.asarray(t.values, np.float64) for t in bn.inputs[1:5])
         weight = conv.inputs[1]
@@ -117,12 +156,12 @@ def fold_batchnorm(model: Model) -> int:
         bias = np.asarray(conv.inputs[2].values, np.float64) if len(conv.inputs) > 2 else 0.0
         values = np.asarray(weight.values)
         by_output = s.reshape(-1, *[1] * (values.ndim - 1))
-        conv.inputs[1] = _constant(conv, weight, (by_output * values.astype(np.float64)).astype(values.dtype))
+        conv.inputs[1] = _constant(model.graph, conv, weight, (by_output * values.astype(np.float64)).astype(values.dtype))
         new_bias = (s * (bias - mean) + shift).astype(values.dtype)
         if len(conv.inputs) > 2:
-            conv.inputs[2] = _constant(conv, conv.inputs[2], new_bias)
+            conv.inputs[2] = _constant(model.graph, conv, conv.inputs[2], new_bias)
         else:
-            conv.inputs.append(gs.Constant(f"{conv.name}:bias", new_bias))
+            conv.inputs.append(gs.Constant(unused_name(model.graph, f"{conv.name}:bias"), new_bias))
         conv.outputs = [bn.outputs[0]]
         bn.outputs.clear()
         bn.inputs.clear()
@@ -139,19 +178,19 @@ def matmul_to_gemm(model: Model) -> int:
     fused = 0
     for matmul in matmuls:
         product, weight = matmul.outputs[0], matmul.inputs[1]
-        if len(shapes.get(matmul.inputs[0].name, ())) != 2 or weight.values.ndim != 2 or weight.dtype not in FLOATS:
+        if len(shapes.get(matmul.inputs[0].name, ())) != 2 or weight.values.ndim != 2 or element_type(weight).name not in FLOATS:
             continue
         matmul.op = "Gemm"
         fused += 1
         bias, add = _added(product, weight.shape[1])
         if bias is not None and add is not None and product.name not in outputs:
-            matmul.inputs.append(_constant(matmul, bias, np.asarray(bias.values).reshape(-1)))
+            matmul.inputs.append(_constant(model.graph, matmul, bias, np.asarray(bias.values).reshape(-1)))
             matmul.outputs = [add.outputs[0]]
             add.inputs.clear()
             add.outputs.clear()
         elif model.graph.opset < 11:  # where a Gemm without bias is not one
-            zeros = np.zeros(weight.shape[1], weight.dtype)
-            matmul.inputs.append(gs.Constant(f"{matmul.name}:bias", zeros))
+            zeros = np.zeros(weight.shape[1], element_type(weight))
+            matmul.inputs.append(gs.Constant(unused_name(model.graph, f"{matmul.name}:bias"), zeros))
     model.graph.cleanup()
     return fused
 
@@ -162,11 +201,11 @@ def _added(product: gs.Tensor, outputs: int) -> tuple[gs.Constant | None, gs.Nod
         return None, None
     add = product.outputs[0]
     bias = next((t for t in add.inputs if isinstance(t, gs.Constant)), None)
-    if bias is None or bias.dtype not in FLOATS or tuple(bias.shape) not in ((outputs,), (1, outputs)):
+    if bias is None or element_type(bias).name not in FLOATS or tuple(bias.shape) not in ((outputs,), (1, outputs)):
         return None, None
     return bias, add
 
 
-def _constant(node: gs.Node, old: gs.Constant, values: np.ndarray) -> gs.Constant:
+def _constant(graph: gs.Graph, node: gs.Node, old: gs.Constant, values: np.ndarray) -> gs.Constant:
     """A constant for `node` in place of `old`: under its name if only this node reads it, else under a new one."""
-    return gs.Constant(old.name if len(old.outputs) == 1 else f"{old.name}:{node.name}", values)
+    return gs.Constant(old.name if len(old.outputs) == 1 else unused_name(graph, f"{old.name}:{node.name}"), values)

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from passes.model import Model
 
-__all__ = ["nodes_between", "submodel"]
+__all__ = ["node_inputs", "nodes_between", "outer_tensors", "submodel"]
 
 
 def nodes_between(graph: gs.Graph, known: Collection[str], wanted: Iterable[str]) -> list[gs.Node]:
@@ -29,12 +29,18 @@ def nodes_between(graph: gs.Graph, known: Collection[str], wanted: Iterable[str]
 
 def node_inputs(node: gs.Node) -> list[gs.Tensor]:
     """What a node reads, with what its subgraphs read from outside; constants and empty inputs left out."""
-    read = [t for t in node.inputs if isinstance(t, gs.Variable) and t.name]
+    return [t for t in [*node.inputs, *outer_tensors(node)] if isinstance(t, gs.Variable) and t.name]
+
+
+def outer_tensors(node: gs.Node) -> list[gs.Tensor]:
+    """What the graphs inside a node (an If's, a Loop's) read or return of what is around it, constants too."""
+    found: list[gs.Tensor] = []
     for value in node.attrs.values():
         if isinstance(value, gs.Graph):
             made = {t.name for n in value.nodes for t in n.outputs} | {t.name for t in value.inputs}
-            read += [t for n in value.nodes for t in node_inputs(n) if t.name not in made]
-    return read
+            read = [t for n in value.nodes for t in [*n.inputs, *outer_tensors(n)]]
+            found += [t for t in [*read, *value.outputs] if t.name and t.name not in made]
+    return found
 
 
 def submodel(

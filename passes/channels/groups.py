@@ -11,6 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from passes.errors import ModelError
+from passes.naming import unused_name
 
 __all__ = ["Adjustment", "ChannelGroup", "Channels", "Slot", "find_groups"]
 
@@ -70,8 +71,9 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Channels:
-    """The result of tracing a model."""
+    """The result of tracing a model, whose `graph` it removes channels from."""
 
+    graph: gs.Graph = field(repr=False)
     groups: tuple[ChannelGroup, ...]
     adjustments: tuple[Adjustment, ...]
     carriers: dict[str, np.ndarray]
@@ -105,17 +107,17 @@ class Channels:
                 raise ModelError(f"pruning would leave tensor '{tensor}' without channels: remove fewer")
         for slot in slots:
             if not keep[slot.ids].all():
-                _take(slot, keep[slot.ids])
+                _take(self.graph, slot, keep[slot.ids])
         for adjustment in self.adjustments:
             if not keep[adjustment.ids].all():
                 adjustment.apply(keep)
 
 
-def _take(slot: Slot, keep: np.ndarray) -> None:
+def _take(graph: gs.Graph, slot: Slot, keep: np.ndarray) -> None:
     old = slot.node.inputs[slot.index]
     values = np.compress(keep, np.asarray(old.values), slot.axis)
     shared = len({id(n) for n in old.outputs}) > 1 or sum(t is old for t in slot.node.inputs) > 1
-    name = f"{old.name}:{slot.node.name}:{slot.index}" if shared else old.name
+    name = unused_name(graph, f"{old.name}:{slot.node.name}:{slot.index}") if shared else old.name
     slot.node.inputs[slot.index] = gs.Constant(name, values)
 
 

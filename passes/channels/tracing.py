@@ -42,6 +42,7 @@ class Tracer:
     """What the rules read and write while the graph is walked in topological order.
 
     Attributes:
+        graph: that is traced.
         shapes: of every tensor, at batch 1.
         opset: version of the default operator set.
         streams: by tensor name; a tensor without one carries no channels that could be removed.
@@ -52,6 +53,7 @@ class Tracer:
         count: number of ids so far.
     """
 
+    graph: gs.Graph
     shapes: Shapes
     opset: int
     streams: dict[str, Stream] = field(default_factory=dict)
@@ -142,7 +144,7 @@ def trace(model: Model, inputs: dict[str, tuple[int, ...]] | None = None) -> Cha
         model: the graph; later changes to it make the result stale.
         inputs: input shapes, by name; default: the model's own at batch 1.
     """
-    tracer = Tracer(infer_shapes(model, inputs or batch_one(model)), model.graph.opset)
+    tracer = Tracer(model.graph, infer_shapes(model, inputs or batch_one(model)), model.graph.opset)
     outputs = {t.name for t in model.graph.outputs}
     for node in model.graph.nodes:
         _trace_node(node, tracer, outputs)
@@ -150,7 +152,7 @@ def trace(model: Model, inputs: dict[str, tuple[int, ...]] | None = None) -> Cha
         tracer.close_tensors([output], f"it is the model's output '{output.name}'")
     carriers = {id(s.ids): (name, s.ids) for name, s in tracer.streams.items()}
     groups = find_groups(tracer.count, tracer.slots, tracer.ties, tracer.closed, [ids for _, ids in carriers.values()])
-    return Channels(groups, tuple(tracer.adjustments), dict(carriers.values()), tracer.count)
+    return Channels(model.graph, groups, tuple(tracer.adjustments), dict(carriers.values()), tracer.count)
 
 
 def _trace_node(node: gs.Node, tracer: Tracer, outputs: set[str]) -> None:

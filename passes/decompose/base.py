@@ -28,8 +28,7 @@ __all__ = [
     "chain_parameters",
     "compose",
     "error",
-    "least_squares",
-    "root",
+    "mode_moment",
 ]
 
 
@@ -113,29 +112,6 @@ def error(weight: np.ndarray, approximation: np.ndarray, moment: np.ndarray) -> 
     """tr((W - Ŵ) M (W - Ŵ)ᵀ): the squared error of a layer's outputs, summed over them, per position."""
     difference = (weight - approximation).reshape(len(weight), -1)
     return float(np.einsum("on,on->", difference @ moment, difference))
-
-
-def root(moment: np.ndarray, floor: float = 1e-8) -> tuple[np.ndarray, np.ndarray]:
-    """M^½ and M^-½ of a symmetric matrix, with eigenvalues below `floor` times the largest raised to it."""
-    values, vectors = np.linalg.eigh(moment)
-    values = np.sqrt(np.maximum(values, floor * _positive(values[-1])))
-    return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
-
-
-def least_squares(features: np.ndarray, targets: np.ndarray, floor: float = 1e-10) -> np.ndarray:
-    """B (O, m) that minimises E‖t - B z‖² from E[z zᵀ] (m, m) and E[t zᵀ] (O, m).
-
-    A multiple `floor` of the mean eigenvalue is added to the diagonal, so that features which are always
-    zero, or copies of each other, get small coefficients instead of none.
-    """
-    n = len(features)
-    damped = features + floor * _positive(np.trace(features) / n) * np.eye(n)
-    return np.linalg.solve(damped, targets.T).T
-
-
-def _positive(scale: float) -> float:
-    """1 in place of the scale of inputs that are always the same, for which every answer is as good."""
-    return scale if scale > np.finfo(float).tiny ** 0.5 else 1.0
 
 
 def mode_moment(moment: np.ndarray, geometry: Geometry) -> np.ndarray:

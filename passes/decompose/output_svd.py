@@ -10,8 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from passes.decompose.base import Decomposition, Factors, Solver, root
+from passes.decompose.base import Decomposition, Factors, Solver
 from passes.layers import Geometry
+from passes.linear_algebra import root
 
 __all__ = ["OutputSVD", "pointwise"]
 

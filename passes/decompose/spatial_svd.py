@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from passes.decompose.base import Decomposition, Factors, Solver, least_squares, root
+from passes.decompose.base import Decomposition, Factors, Solver
 from passes.layers import Geometry
+from passes.linear_algebra import least_squares, root
 
 __all__ = ["SpatialSVD"]
 

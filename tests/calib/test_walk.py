@@ -85,7 +85,7 @@ def test_nodes_replaced_ahead_of_the_walk_are_the_ones_that_run() -> None:
         layer = layer_of(node, shapes)
         scaled = layer.weight * (1 + 0.1 * i)
         if i % 2:
-            write_layer(node, scaled, layer.bias + 0.1)
+            write_layer(model.graph, node, scaled, layer.bias + 0.1)
         else:
             replace_by_chain(model.graph, node, [(layer.geometry, scaled)], layer.bias + 0.1)
     walk.advance(["logits"])

@@ -11,9 +11,10 @@ import pytest
 from zoo import Builder, assert_same, run
 
 from passes.cost import costs
-from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose, error, least_squares
-from passes.decompose.base import mode_moment, root
+from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose, error
+from passes.decompose.base import mode_moment
 from passes.layers import Geometry, layer_of, replace_by_chain
+from passes.linear_algebra import least_squares, root
 from passes.model import Model
 from passes.shapes import infer_shapes
 

@@ -102,7 +102,7 @@ class Split(Movement):
         def resize(keep: np.ndarray) -> None:
             node.attrs.pop("num_outputs", None)
             index = 1 if tracer.opset >= 13 else None
-            set_parameter(node, "split", index, np.array([keep[ids].sum() for ids in parts]))
+            set_parameter(tracer.graph, node, "split", index, np.array([keep[ids].sum() for ids in parts]))
 
         tracer.adjust(node, stream.ids, resize)
 
@@ -135,7 +135,7 @@ class Slice(Movement):
             for name, index, value in (("starts", 1, before), ("ends", 2, before + inside)):
                 bound = np.array(parameter(node, name, index))
                 bound[place] = value
-                set_parameter(node, name, index, bound)
+                set_parameter(tracer.graph, node, name, index, bound)
 
         tracer.adjust(node, stream.ids, resize)
 
@@ -163,7 +163,7 @@ class Gather(Movement):
         def renumber(keep: np.ndarray) -> None:
             now = np.cumsum(keep[stream.ids]) - 1
             places = np.arange(len(stream.ids))[indices]  # negative indices count from the end
-            set_parameter(node, "indices", 1, now[places[keep[ids]]].astype(indices.dtype))
+            set_parameter(tracer.graph, node, "indices", 1, now[places[keep[ids]]].astype(indices.dtype))
 
         tracer.adjust(node, stream.ids, renumber)
 
@@ -206,7 +206,7 @@ class Pad(Movement):
             now = np.array(parameter(node, "pads", 1))
             for at, end in ((place, first), (place + len(axes), last)):
                 now[at] = np.sign(now[at]) * keep[end].sum()
-            set_parameter(node, "pads", 1, now)
+            set_parameter(tracer.graph, node, "pads", 1, now)
 
         tracer.adjust(node, np.concatenate([first, last]), resize)
 

@@ -7,6 +7,7 @@ import onnx_graphsurgeon as gs
 
 from passes.channels.registry import Closed
 from passes.model import constant_value
+from passes.naming import unused_name
 
 __all__ = ["is_given", "parameter", "set_parameter", "weight"]
 
@@ -32,7 +33,7 @@ def parameter(node: gs.Node, name: str, index: int | None) -> np.ndarray | None:
     return np.atleast_1d(value)
 
 
-def set_parameter(node: gs.Node, name: str, index: int | None, value: np.ndarray) -> None:
+def set_parameter(graph: gs.Graph, node: gs.Node, name: str, index: int | None, value: np.ndarray) -> None:
     """Change a parameter where it stands; one that is left out becomes an input, or an attribute without an index."""
     if name in node.attrs or index is None:
         node.attrs[name] = value.tolist()
@@ -41,7 +42,7 @@ def set_parameter(node: gs.Node, name: str, index: int | None, value: np.ndarray
         node.inputs.append(gs.Variable.empty())
     old = constant_value(node.inputs[index])
     scalar = old is not None and old.ndim == 0
-    node.inputs[index] = gs.Constant(f"{node.name}:{name}", value.reshape(()) if scalar else value)
+    node.inputs[index] = gs.Constant(unused_name(graph, f"{node.name}:{name}"), value.reshape(()) if scalar else value)
 
 
 def weight(node: gs.Node, index: int) -> gs.Constant:

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from passes.channels.registry import Closed
 from passes.channels.tracing import Tracer
 from passes.model import constant_value
+from passes.naming import unused_name
 
 __all__ = ["Entry", "entries"]
 
@@ -41,7 +42,8 @@ class Entry:
             assert old is not None
             now = np.array(old)
             now.ravel()[self.offset] = keep[ids].sum()
-            node.inputs[self.index] = gs.Constant(f"{reader.name}:shape:{self.index}", now)
+            name = unused_name(tracer.graph, f"{reader.name}:shape:{self.index}")
+            node.inputs[self.index] = gs.Constant(name, now)
 
         tracer.adjust(node, ids, resize)
 
