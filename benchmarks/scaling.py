@@ -8,9 +8,12 @@ Prints, by part:
   by number of blocks, and the exponents of the power laws fitted to them: 1 is linear.
 - `inspect`: seconds of the command `hmc-onnx inspect` on a ResNet-152, the start of Python included.
 - `memory`: peak memory of `hmc-onnx inspect` on a model of 2.2 GB, and its ratio to the size of the file.
-- `memory-compress`: seconds and peak memory of `hmc-onnx compress`, worker processes included, by stage. It takes long,
-  and many times the model's size: it runs only when asked for, and is stopped where it would use more than `--most`.
-  `--gigabytes` and `--channels` set the model's size and shape for both memory parts.
+- `memory-compress`: seconds and peak memory of `hmc-onnx compress`, worker processes included, by stage. It takes long
+  and much memory: it runs only when asked for, and is stopped where it would hold more than `--most`. A stage begins
+  where the command first tells of it, which for work in worker processes is at the first result.
+
+The model of the memory parts is of `--gigabytes` and, by `--weights`, has them in 1×1 Convs of `--channels`, all of
+which can be compressed, or in two Gemms behind a few small blocks, which are too wide to be.
 """
 
 from __future__ import annotations
@@ -45,6 +48,13 @@ BLOCKS = (10, 20, 40, 80, 160)
 GIGABYTE = 1e9
 # A process is looked at this often, in seconds. What comes and goes in between is missed.
 INTERVAL = 0.05
+# Looking at many gigabytes takes longer, and holds up who is looked at: at most this share of the time goes into it.
+SHARE = 0.1
+# The small blocks in front of the wide Gemm; of few channels, as those of 3×3 Convs take long to decompose.
+SMALL_BLOCKS, SMALL_CHANNELS = 6, 24
+GEMMS = 2  # side by side, as one would be a tensor of more than 2 GiB, which protobuf refuses
+# Height and width of the input of the models whose memory is measured, by where they have their weights.
+SIZES = {"convs": 4, "gemm": 24}
 
 
 class Network:
@@ -93,12 +103,14 @@ class Network:
         attributes = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [kernel // 2] * 4}
         return self.node("Conv", x, weight, bias, **attributes)
 
-    def classifier(self, x: str, inputs: int, classes: int) -> onnx.ModelProto:
-        """The head behind the features, and the finished model."""
-        features = self.node("Flatten", self.node("GlobalAveragePool", x), axis=1)
-        weight = self.weight("head:weight", (classes, inputs), 1 / math.sqrt(inputs))
-        bias = self.weight("head:bias", (classes,), 0.1)
-        output = self.node("Gemm", features, weight, bias, transB=1)
+    def gemm(self, x: str, inputs: int, outputs: int) -> str:
+        """A fully connected layer."""
+        name = f"gemm_{len(self.nodes)}"
+        weight = self.weight(f"{name}:weight", (outputs, inputs), 1 / math.sqrt(inputs))
+        return self.node("Gemm", x, weight, self.weight(f"{name}:bias", (outputs,), 0.1), transB=1)
+
+    def model(self, output: str, classes: int) -> onnx.ModelProto:
+        """The finished model."""
         graph = helper.make_graph(
             self.nodes,
             "network",
@@ -108,16 +120,26 @@ class Network:
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
+    def classified(self, x: str, inputs: int, classes: int) -> onnx.ModelProto:
+        """The finished model, with a ResNet's head behind its features."""
+        features = self.node("Flatten", self.node("GlobalAveragePool", x), axis=1)
+        return self.model(self.gemm(features, inputs, classes), classes)
 
-def residual_network(network: Network, blocks: int, channels: int, kernel: int) -> onnx.ModelProto:
-    """Blocks of two Convs each, all of one width, after a stem."""
+
+def residual_trunk(network: Network, blocks: int, channels: int, kernel: int) -> str:
+    """Blocks of two Convs each, all of one width, behind a stem."""
     x = network.node("Relu", network.conv("input", 3, channels, kernel))
     gain = 1 / math.sqrt(blocks)  # so that the sum of all blocks stays moderate
     for _ in range(blocks):
         y = network.node("Relu", network.conv(x, channels, channels, kernel))
         y = network.conv(y, channels, channels, kernel, gain=gain)
         x = network.node("Relu", network.node("Add", y, x))
-    return network.classifier(x, channels, 10)
+    return x
+
+
+def residual_network(network: Network, blocks: int, channels: int, kernel: int) -> onnx.ModelProto:
+    """The trunk with a ResNet's head."""
+    return network.classified(residual_trunk(network, blocks, channels, kernel), channels, 10)
 
 
 def resnet152() -> onnx.ModelProto:
@@ -136,7 +158,7 @@ def resnet152() -> onnx.ModelProto:
                 x = network.conv(x, channels, 4 * width, 1, stride)
             x = network.node("Relu", network.node("Add", y, x))
             channels = 4 * width
-    return network.classifier(x, channels, 1000)
+    return network.classified(x, channels, 1000)
 
 
 def table(title: str, *columns: str) -> Table:
@@ -259,7 +281,9 @@ def watched(command: Sequence[str], most: float, folder: Path) -> Usage:
     try:
         before = time.perf_counter()
         while process.poll() is None:
+            looked = time.perf_counter()
             now, anonymous = memory_of(descendants(process.pid))
+            looked = time.perf_counter() - looked
             lines = errors.read_text().splitlines()
             stage = usage.stages.setdefault(lines[-1] if lines else "start, load", Stage())
             stage.seconds += time.perf_counter() - before
@@ -268,7 +292,7 @@ def watched(command: Sequence[str], most: float, folder: Path) -> Usage:
                 stage.peak, stage.anonymous = now, anonymous
             if now > most:
                 return usage
-            time.sleep(INTERVAL)
+            time.sleep(max(INTERVAL, looked / SHARE))
         usage.code = process.returncode
     finally:
         usage.said = errors.read_text()
@@ -278,40 +302,51 @@ def watched(command: Sequence[str], most: float, folder: Path) -> Usage:
     return usage
 
 
-def large_model(folder: Path, gigabytes: float, channels: int) -> tuple[Path, int]:
-    """The file, and the bytes of it and its weights: 1×1 Convs, which have many weights and little to compute."""
-    blocks = max(1, round(gigabytes * GIGABYTE / (2 * 4 * channels**2)))
+def large_model(args: argparse.Namespace, folder: Path) -> tuple[Path, int]:
+    """The file, and the bytes of it and its weights; of either kind, it has little to compute."""
     path = folder / "large.onnx"
     with (folder / "large.onnx.data").open("wb") as data:
-        onnx.save(residual_network(Network(4, data), blocks, channels, 1), path)
+        network = Network(SIZES[args.weights], data)
+        if args.weights == "convs":
+            blocks = max(1, round(args.gigabytes * GIGABYTE / (2 * 4 * args.channels**2)))
+            proto = residual_network(network, blocks, args.channels, 1)
+        else:
+            features = SMALL_CHANNELS * network.size**2
+            x = residual_trunk(network, SMALL_BLOCKS, SMALL_CHANNELS, 3)
+            hidden = round(args.gigabytes * GIGABYTE / (4 * features) / GEMMS)
+            x = network.node("Flatten", x, axis=1)
+            halves = [network.node("Relu", network.gemm(x, features, hidden)) for _ in range(GEMMS)]
+            proto = network.model(network.gemm(network.node("Add", *halves), hidden, 10), 10)
+        onnx.save(proto, path)
     return path, path.stat().st_size + Path(data.name).stat().st_size
 
 
-def memory(console: Console, gigabytes: float, channels: int, most: float) -> None:
+def memory(args: argparse.Namespace, console: Console) -> None:
     shown = table("Memory", "command", "model, GB", "seconds", "peak, GB", "anonymous, GB", "peak / model")
     with TemporaryDirectory() as name:
-        path, size = large_model(Path(name), gigabytes, channels)
-        usage = watched([sys.executable, "-m", "hmc_onnx", "inspect", str(path)], most * GIGABYTE, Path(name))
+        path, size = large_model(args, Path(name))
+        usage = watched([sys.executable, "-m", "hmc_onnx", "inspect", str(path)], args.most * GIGABYTE, Path(name))
     shown.add_row("inspect", f"{size / GIGABYTE:.2f}", *figures(usage.peak, size))
     console.print(shown)
-    explain(console, usage, most)
+    explain(console, usage, args.most)
 
 
-def memory_compress(console: Console, gigabytes: float, channels: int, most: float, target: str) -> None:
+def memory_compress(args: argparse.Namespace, console: Console) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
-        path, size = large_model(folder, gigabytes, channels)
+        path, size = large_model(args, folder)
         data = folder / "calibration.npz"
-        np.savez(data, input=np.random.default_rng(1).standard_normal((8, 3, 4, 4), np.float32))
+        shape = (8, 3, SIZES[args.weights], SIZES[args.weights])
+        np.savez(data, input=np.random.default_rng(1).standard_normal(shape, np.float32))
         command = [sys.executable, "-m", "hmc_onnx", "compress", str(path), "--output", str(folder / "smaller.onnx")]
-        command += ["--data", str(data), "--target", target, "--samples", "8", "--provider", "cpu"]
-        usage = watched(command, most * GIGABYTE, folder)
-    title = f"compress --target {target}, a model of {size / GIGABYTE:.2f} GB, {channels} channels"
+        command += ["--data", str(data), "--target", args.target, "--samples", "8", "--provider", "cpu"]
+        usage = watched(command, args.most * GIGABYTE, folder)
+    title = f"compress --target {args.target}, a model of {size / GIGABYTE:.2f} GB, weights in {args.weights}"
     shown = table(title, "stage", "seconds", "peak, GB", "anonymous, GB", "peak / model")
     for stage, used in [*usage.stages.items(), ("in all", usage.peak)]:
         shown.add_row(stage, *figures(used, size))
     console.print(shown)
-    explain(console, usage, most)
+    explain(console, usage, args.most)
 
 
 def figures(used: Stage, size: int) -> list[str]:
@@ -332,6 +367,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all but the last if not given")
     parser.add_argument("--gigabytes", type=float, default=2.2, help="size of the model whose memory is measured")
+    parser.add_argument("--weights", choices=list(SIZES), default="convs", help="where it has its weights")
     parser.add_argument("--channels", type=int, default=2048, help="inputs and outputs of each of its Convs")
     parser.add_argument("--most", type=float, default=16, help="gigabytes of memory above which a command is stopped")
     parser.add_argument("--target", default="macs=0.9", help="of memory-compress")
@@ -339,12 +375,13 @@ def main() -> None:
     if unknown := set(args.parts) - set(PARTS):  # argparse's choices refuse an empty list
         parser.error(f"no such part: {', '.join(sorted(unknown))}: use {', '.join(PARTS)}")
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a command that is watched goes, too
     console = Console(width=None if sys.stdout.isatty() else 120)
     run: dict[str, Callable[[], None]] = {
         "analysis": lambda: analysis(console),
         "inspect": lambda: inspect(console),
-        "memory": lambda: memory(console, args.gigabytes, args.channels, args.most),
-        "memory-compress": lambda: memory_compress(console, args.gigabytes, args.channels, args.most, args.target),
+        "memory": lambda: memory(args, console),
+        "memory-compress": lambda: memory_compress(args, console),
     }
     for part in args.parts or PARTS[:-1]:
         run[part]()

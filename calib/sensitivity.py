@@ -14,6 +14,7 @@ import numpy as np
 
 from calib.divergence import kl_divergence
 from calib.walk import Walk
+from passes.errors import ModelError
 from passes.progress import Progress, silent
 
 __all__ = ["Change", "sensitivities"]
@@ -37,7 +38,11 @@ class Change:
 
 
 def sensitivities(walk: Walk, changes: Sequence[Change], progress: Progress = silent) -> dict[Hashable, float]:
-    """Nats by option key, for all changes; the walk must be at the start of its graph."""
+    """Nats by option key, for all changes; the walk must be at the start of its graph.
+
+    Raises:
+        ModelError: the network's output is not a number.
+    """
     results: dict[Hashable, float] = {}
     reference: list[np.ndarray] | None = None
     of = sum(len(c.options) for c in changes)
@@ -48,6 +53,11 @@ def sensitivities(walk: Walk, changes: Sequence[Change], progress: Progress = si
         tail = walk.tail(change.initializers)
         if reference is None:
             reference = tail.outputs({})
+            if any(np.isnan(output).any() for output in reference):
+                raise ModelError(
+                    f"the model's '{walk.model.scores}' is NaN on some calibration images: "
+                    "check its weights, and that the images are preprocessed as for training"
+                )
         for key, values in change.options.items():
             progress("sensitivity", len(results), of)
             results[key] = kl_divergence(reference, tail.outputs(values()))

@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from passes.errors import ModelError, SettingsError
 from passes.model import EXTERNAL_DATA_THRESHOLD, first_line, write_with_data
+from passes.precision import in_float32
 
 __all__ = ["Session", "providers"]
 
@@ -74,6 +75,8 @@ def _works(provider: str) -> bool:
 class Session:
     """An onnxruntime session on a model held in memory.
 
+    A model of bfloat16 or float64 for which the provider has no kernels is computed in float32.
+
     Args:
         proto: the model.
         provider: as for `providers`.
@@ -90,15 +93,11 @@ class Session:
         options.log_severity_level = 4
         chosen = providers(provider)
         try:
-            if proto.ByteSize() < EXTERNAL_DATA_THRESHOLD:
-                self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=chosen)
-            else:
-                with TemporaryDirectory() as folder:
-                    path = Path(folder) / "model.onnx"
-                    write_with_data(proto, path)
-                    self._session = ort.InferenceSession(str(path), options, providers=chosen)
+            self._session = _start(proto, options, chosen)
         except Exception as e:  # onnxruntime's exceptions share no base but Exception
             raise ModelError(f"onnxruntime cannot load the model: {first_line(e)}") from e
+        fed = [*self._session.get_inputs(), *self._session.get_overridable_initializers()]
+        self._float32 = {i.name for i in fed if i.type == "tensor(float)"}
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
@@ -107,7 +106,31 @@ class Session:
         Raises:
             ModelError: onnxruntime fails on these inputs.
         """
+        values = {n: v.astype(np.float32, copy=False) if n in self._float32 else v for n, v in feeds.items()}
         try:
-            return list(self._session.run(None if outputs is None else list(outputs), dict(feeds)))
+            return list(self._session.run(None if outputs is None else list(outputs), values))
         except Exception as e:
             raise ModelError(f"onnxruntime cannot run the model: {first_line(e)}") from e
+
+
+def _start(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str]) -> ort.InferenceSession:
+    """A session on the model, or on one in float32 where this has types that cannot be run, fed or returned."""
+    try:
+        session = _load(proto, options, chosen)
+    except Exception:
+        computable = in_float32(proto)
+        if computable is None:
+            raise
+        return _load(computable, options, chosen)
+    if any(value.type == "tensor(bfloat16)" for value in (*session.get_inputs(), *session.get_outputs())):
+        return _load(in_float32(proto) or proto, options, chosen)
+    return session
+
+
+def _load(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str]) -> ort.InferenceSession:
+    if proto.ByteSize() < EXTERNAL_DATA_THRESHOLD:
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=chosen)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_with_data(proto, path)
+        return ort.InferenceSession(str(path), options, providers=chosen)

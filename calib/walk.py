@@ -80,7 +80,7 @@ class Tail:
 
     def __init__(self, walk: Walk, replaceable: Collection[str]) -> None:
         model, self._chunks = walk.model, walk.chunks
-        self._output = model.graph.outputs[model.main_output].name
+        self._output = model.scores
         held = set(walk.chunks[0])
         nodes = nodes_between(model.graph, held, [self._output])
         self._reads = sorted({t.name for node in nodes for t in node_inputs(node)} & held)
@@ -92,7 +92,7 @@ class Tail:
             self._replaceable = {v.name for v in proto.graph.input} - set(self._reads)
 
     def outputs(self, weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The graph's main output, chunk by chunk, with some initializers replaced."""
+        """The graph's `scores`, chunk by chunk, with some initializers replaced."""
         if self._session is None:
             return [chunk[self._output] for chunk in self._chunks]
         values = {n: v for n, v in weights.items() if n in self._replaceable}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from calib.batching import calibration_chunks, input_shapes
 from calib.data import CalibrationData
 from calib.moments import Moments, sample_positions, sampled_outputs, sampled_patches
 from calib.walk import Walk
@@ -49,14 +50,13 @@ def apply(
     """
     if plan.model != model.digest():
         raise PlanError("the plan was made for another model: plan again, or give the model it was made for")
-    inputs = {name: (1, *array.shape[1:]) for name, array in data.feeds.items()}
+    inputs = input_shapes(model.header, data)
     compressed = model.copy()
     kept = _prune(compressed, plan, inputs)
     shapes = infer_shapes(compressed, inputs)
-    chunks = [feeds for feeds, _ in data.head(plan.settings.samples).chunks(plan.settings.batch)]
-    walks = _Walks(
-        Walk(model, chunks, plan.settings.provider), Walk(compressed, chunks, plan.settings.provider), kept, plan
-    )
+    settings = plan.settings
+    chunks = calibration_chunks(model, data, settings.samples, settings.batch, settings.provider)
+    walks = _Walks(Walk(model, chunks, settings.provider), Walk(compressed, chunks, settings.provider), kept, plan)
     nodes = [n for n in compressed.graph.nodes if n.op in ("Conv", "Gemm") and n.name in plan.layers]
     missing = set(plan.layers) - {n.name for n in nodes}
     if missing:
@@ -128,7 +128,8 @@ def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: 
     weight = np.concatenate([_solve(w, moments) for w, moments in zip(own, groups, strict=True)])
     if method == KEEP:
         kernels = np.split(weight, len(groups))
-        write_layer(model.graph, node, weight, np.concatenate([_bias(k, m) for k, m in zip(kernels, groups, strict=True)]))
+        bias = np.concatenate([_bias(k, m) for k, m in zip(kernels, groups, strict=True)])
+        write_layer(model.graph, node, weight, bias)
         return
     moments = groups[0]
     decomposition = DECOMPOSITIONS.get(method)

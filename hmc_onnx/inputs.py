@@ -62,7 +62,7 @@ def _tensor_type(value: onnx.ValueInfoProto) -> tuple[np.dtype, tuple[int | None
     if not value.type.HasField("tensor_type"):
         raise ModelError(f"the model's input '{value.name}' is not a tensor: only image classifiers are supported")
     tensor = value.type.tensor_type
-    dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    dims = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), dims
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from calib.batching import calibration_chunks, input_shapes
 from calib.data import CalibrationData
 from calib.moments import sample_positions, sampled_patches
 from calib.sensitivity import Change, sensitivities
@@ -53,7 +54,7 @@ def profile(model: Model, data: CalibrationData, settings: Settings, progress: P
 
 
 def _profile(model: Model, data: CalibrationData, settings: Settings, progress: Progress) -> Profile:
-    inputs = {name: (1, *array.shape[1:]) for name, array in data.feeds.items()}
+    inputs = input_shapes(model.header, data)
     digest, table = model.digest(), costs(model, inputs)
     cost = sum(table.values(), Cost())
     model = model.copy()
@@ -66,7 +67,7 @@ def _profile(model: Model, data: CalibrationData, settings: Settings, progress: 
     nodes = {n.name: n for n in model.graph.nodes}
     for name, subject in subjects.layers.items():  # own initializers, bias included, which can then be fed
         write_layer(model.graph, nodes[name], subject.layer.weight, subject.layer.bias)
-    chunks = [feeds for feeds, _ in data.head(settings.samples).chunks(settings.batch)]
+    chunks = calibration_chunks(model, data, settings.samples, settings.batch, settings.provider)
     _measure_moments(Walk(model, chunks, settings.provider), subjects.layers, settings, progress)
 
     layers, align = subjects.layers, settings.align
@@ -76,7 +77,7 @@ def _profile(model: Model, data: CalibrationData, settings: Settings, progress: 
     tasks = [partial(decompositions, s, align) for s in layers.values()]
     plain: dict[str, list[Candidate]] = dict(zip(layers, run_tasks("decompositions", tasks, progress), strict=True))
 
-    few = math.ceil(settings.kl_samples / settings.batch)
+    few = math.ceil(settings.kl_samples / len(next(iter(chunks[0].values()))))
     walk = Walk(model, chunks[:few], settings.provider)
     changes = [*_group_changes(subjects, eliminations, nodes), *_layer_changes(layers, plain, nodes)]
     nats = sensitivities(walk, changes, progress)
@@ -130,6 +131,11 @@ def _measure_moments(walk: Walk, layers: dict[str, Subject], settings: Settings,
         positions = sample_positions(geometry, subject.size, settings.positions, rng)
         for x in walk.values(subject.layer.input):
             subject.moments.update(sampled_patches(x, geometry, positions))
+        if not np.isfinite(subject.moments.second).all():
+            raise ModelError(
+                f"layer '{subject.layer.name}' reads NaN or infinity on the calibration images: "
+                "check the weights of the layers before it, and that the images are preprocessed as for training"
+            )
     progress("second moments", len(layers), len(layers))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from pydantic import BaseModel, ConfigDict
 
+from calib.batching import batch_size, declared_batch, input_shapes
 from calib.data import CalibrationData
 from calib.divergence import kl_divergence, top1
 from calib.latency import interleaved
@@ -19,6 +20,10 @@ from passes.model import Model
 from passes.normalise import normalise
 
 __all__ = ["Side", "Timing", "Verification", "check_labels", "same_signature", "verify"]
+
+
+# Images run at once where the model leaves the number open.
+AT_ONCE = 128
 
 
 class _Frozen(BaseModel):
@@ -51,7 +56,7 @@ class Verification(_Frozen):
     """Model b against model a over some images.
 
     Attributes:
-        kl: mean KL divergence of b's main output (`Model.main_output`) from a's, in nats.
+        kl: mean KL divergence of b's class scores (`Model.scores`) from a's, in nats.
         agreement: share of images on which both choose the same class.
         difference: largest absolute difference of an output.
         images: how many, and `source` which.
@@ -96,9 +101,10 @@ def check_labels(proto: onnx.ModelProto, data: CalibrationData, provider: str = 
     """
     if data.labels is None:
         return
-    batch = _fixed_batch(proto) or 1
-    output = Session(proto, provider).run({name: array[:batch] for name, array in data.feeds.items()})
-    classes = output[Model(proto).main_output].reshape(batch, -1).shape[1]
+    batch = declared_batch(proto) or 1
+    session, scores = _judged(proto, provider)
+    (output,) = session.run({name: array[:batch] for name, array in data.feeds.items()}, [scores])
+    classes = output.reshape(batch, -1).shape[1]
     low, high = data.labels.min(), data.labels.max()
     if low < 0 or high >= classes:
         raise DataError(
@@ -134,18 +140,18 @@ def verify(
     same_signature(a, b)
     data = fit(a, data)
     check_labels(a, data, provider)
-    fixed = _fixed_batch(a)
-    chunks = [feeds for feeds, _ in data.chunks(fixed or 128)]
+    fixed = declared_batch(a)
+    size = fixed or batch_size(Model(a), data.feeds, AT_ONCE, provider)
+    chunks = [feeds for feeds, _ in data.chunks(size)]
     if fixed and len(next(iter(chunks[-1].values()))) < fixed:
         chunks = chunks[:-1]
-    main = Model(a).main_output
-    sessions = (Session(a, provider), Session(b, provider))
-    outputs = [[session.run(chunk)[main] for chunk in chunks] for session in sessions]
+    judged = [_judged(proto, provider) for proto in (a, b)]
+    outputs = [[session.run(chunk, [scores])[0] for chunk in chunks] for session, scores in judged]
     count = sum(len(o) for o in outputs[0])
     labels = None if data.labels is None else data.labels[:count]
     flat = [np.concatenate([o.reshape(len(o), -1) for o in side]) for side in outputs]
     timings = []
-    for batch in (fixed,) if fixed else [n for n in batches if n <= len(data)]:
+    for batch in (size,) if size < AT_ONCE else [n for n in batches if n <= len(data)]:
         feeds = {k: v[:batch] for k, v in data.feeds.items()}
         first, second = interleaved([a, b], feeds, provider, repeats=repeats, threads=threads)
         ratio = second.median / first.median
@@ -159,7 +165,7 @@ def verify(
                 uncertainty=ratio * relative,
             )
         )
-    shapes = {name: (1, *array.shape[1:]) for name, array in data.feeds.items()}
+    shapes = input_shapes(a, data)
     return Verification(
         a=_side(a, shapes, outputs[0], labels),
         b=_side(b, shapes, outputs[1], labels),
@@ -172,10 +178,15 @@ def verify(
     )
 
 
-def _fixed_batch(proto: onnx.ModelProto) -> int | None:
-    """The batch size that the model insists on."""
-    dims = proto.graph.input[0].type.tensor_type.shape.dim
-    return int(dims[0].dim_value) if len(dims) and dims[0].HasField("dim_value") else None
+def _judged(proto: onnx.ModelProto, provider: str) -> tuple[Session, str]:
+    """A session that gives the class scores too, and their name."""
+    scores = Model(proto).scores
+    if all(value.name != scores for value in proto.graph.output):
+        exposed = onnx.ModelProto()
+        exposed.CopyFrom(proto)
+        exposed.graph.output.append(onnx.ValueInfoProto(name=scores))
+        proto = exposed
+    return Session(proto, provider), scores
 
 
 def _side(

@@ -121,6 +121,8 @@ def why_not_a_layer(node: gs.Node, shapes: Shapes) -> str | None:
     kind = element_type(node.inputs[1]).name
     if kind not in FLOATS:
         return f"its weights are {kind}, not {', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
+    if not np.isfinite(node.inputs[1].values).all():
+        return "some of its weights are NaN or infinite"
     if node.op == "Gemm":
         if node.attrs.get("transA", 0):
             return "its input is transposed (transA = 1)"

@@ -44,6 +44,8 @@ gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 SMALL = 64
 # protobuf refuses messages of 2 GiB; beyond this the weights go to a file beside the model.
 EXTERNAL_DATA_THRESHOLD = 2**31 - 2**24
+# What may stand between the ArgMax of a classifier and its output.
+HANDED_ON = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 PAGE = 4096  # where external weights begin, so that they can be mapped
 
 
@@ -77,9 +79,22 @@ class Model:
 
     @property
     def main_output(self) -> int:
-        """Index of the output that is judged: the first of rank 2 (images by classes), else the first."""
-        ranks = [len(v.type.tensor_type.shape.dim) for v in self.header.graph.output]
-        return ranks.index(2) if 2 in ranks else 0
+        """Index of the output that is judged: the first of rank 2 (images by classes), floats first; else the first."""
+        types = [v.type.tensor_type for v in self.header.graph.output]
+        flat = [i for i, t in enumerate(types) if len(t.shape.dim) == 2]
+        floats = [i for i in flat if "FLOAT" in onnx.TensorProto.DataType.Name(types[i].elem_type)]
+        return next(iter(floats or flat), 0)
+
+    @property
+    def scores(self) -> str:
+        """Name of the tensor that is judged: the main output, or of one that gives the class alone, what it is of."""
+        tensor = self.graph.outputs[self.main_output]
+        at = tensor
+        while at.inputs and at.inputs[0].op in HANDED_ON:
+            at = at.inputs[0].inputs[0]
+        if at.inputs and at.inputs[0].op in ("ArgMax", "TopK"):
+            return str(at.inputs[0].inputs[0].name)
+        return str(tensor.name)
 
     def constants(self) -> list[gs.Constant]:
         """Every initializer that a node of the main graph reads, once, in order of use."""

@@ -61,7 +61,7 @@ def _own_constants(module: ir.Model) -> None:
         if node.op_type == "Constant" and "value" in node.attributes:
             tensor = onnx.TensorProto()
             tensor.CopyFrom(ir.to_proto(node.attributes["value"].as_tensor()))
-            node.attributes["value"] = ir.AttrTensor("value", ir.from_proto(tensor))
+            node.attributes["value"] = ir.AttrTensor("value", ir.serde.deserialize_tensor(tensor))
 
 
 def _always_fold(node: ir.Node) -> bool | None:
@@ -148,7 +148,7 @@ def fold_batchnorm(model: Model) -> int:
             conv.inputs.pop()
         if not all(isinstance(t, gs.Constant) for t in conv.inputs[1:]):
             continue
-        if element_type(conv.inputs[1]).name not in FLOATS:
+        if not _is_float(conv.inputs[1]):
             continue
         scale, shift, mean, variance = (np.asarray(t.values, np.float64) for t in bn.inputs[1:5])
         weight = conv.inputs[1]
@@ -156,7 +156,8 @@ def fold_batchnorm(model: Model) -> int:
         bias = np.asarray(conv.inputs[2].values, np.float64) if len(conv.inputs) > 2 else 0.0
         values = np.asarray(weight.values)
         by_output = s.reshape(-1, *[1] * (values.ndim - 1))
-        conv.inputs[1] = _constant(model.graph, conv, weight, (by_output * values.astype(np.float64)).astype(values.dtype))
+        scaled = (by_output * values.astype(np.float64)).astype(values.dtype)
+        conv.inputs[1] = _constant(model.graph, conv, weight, scaled)
         new_bias = (s * (bias - mean) + shift).astype(values.dtype)
         if len(conv.inputs) > 2:
             conv.inputs[2] = _constant(model.graph, conv, conv.inputs[2], new_bias)
@@ -178,7 +179,7 @@ def matmul_to_gemm(model: Model) -> int:
     fused = 0
     for matmul in matmuls:
         product, weight = matmul.outputs[0], matmul.inputs[1]
-        if len(shapes.get(matmul.inputs[0].name, ())) != 2 or weight.values.ndim != 2 or element_type(weight).name not in FLOATS:
+        if len(shapes.get(matmul.inputs[0].name, ())) != 2 or weight.values.ndim != 2 or not _is_float(weight):
             continue
         matmul.op = "Gemm"
         fused += 1
@@ -201,9 +202,13 @@ def _added(product: gs.Tensor, outputs: int) -> tuple[gs.Constant | None, gs.Nod
         return None, None
     add = product.outputs[0]
     bias = next((t for t in add.inputs if isinstance(t, gs.Constant)), None)
-    if bias is None or element_type(bias).name not in FLOATS or tuple(bias.shape) not in ((outputs,), (1, outputs)):
+    if bias is None or not _is_float(bias) or tuple(bias.shape) not in ((outputs,), (1, outputs)):
         return None, None
     return bias, add
+
+
+def _is_float(tensor: gs.Constant) -> bool:
+    return element_type(tensor).name in FLOATS
 
 
 def _constant(graph: gs.Graph, node: gs.Node, old: gs.Constant, values: np.ndarray) -> gs.Constant:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -28,9 +28,9 @@ def batch_one(model: Model) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for tensor in model.graph.inputs:
         dims = list(tensor.shape or [])
-        if dims and not isinstance(dims[0], int):
+        if dims and not _is_size(dims[0]):
             dims[0] = 1
-        if not all(isinstance(d, int) for d in dims):
+        if not all(map(_is_size, dims)):
             raise ModelError(
                 f"input '{tensor.name}' has unknown dimensions {list(tensor.shape)}: "
                 "state the input size (--size HEIGHT WIDTH), or export with a fixed one"
@@ -48,7 +48,7 @@ def infer_shapes(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = No
     """
     inputs = dict(inputs or {})
     graph = model.graph
-    values = [gs.Variable(t.name, t.dtype, inputs.get(t.name, t.shape)) for t in graph.inputs]
+    values = [gs.Variable(t.name, t.dtype, inputs.get(t.name, _open(t.shape))) for t in graph.inputs]
     large = {c.name: c for c in model.constants() if _size(c) > SMALL}
     values += [gs.Variable(c.name, c.dtype, c.shape) for c in large.values()]
     proto = onnx.ModelProto()
@@ -73,6 +73,16 @@ def infer_shapes(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = No
     except (onnx.shape_inference.InferenceError, RuntimeError) as e:
         raise ModelError(f"shape inference fails on the model: {first_line(e)}") from e
     return shapes | found
+
+
+def _open(shape: Sequence[object] | None) -> list[object] | None:
+    """A shape with axes of -1 and 0 as unknown ones."""
+    return None if shape is None else [d if isinstance(d, str) or _is_size(d) else None for d in shape]
+
+
+def _is_size(dim: object) -> bool:
+    """Whether an axis is given: exporters write unknown ones as names, as -1 and as 0."""
+    return isinstance(dim, int) and dim > 0
 
 
 def _inferred(proto: onnx.ModelProto) -> Shapes:

@@ -1,0 +1,76 @@
+"""How many images a model can be given at once: a batch size may be declared, or be written into the graph unsaid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from calib.data import CalibrationData
+from calib.sessions import Session
+from passes.errors import ModelError
+from passes.model import Model
+from passes.subgraph import nodes_between, submodel
+
+__all__ = ["batch_size", "calibration_chunks", "declared_batch", "input_shapes"]
+
+# Far above rounding, far below what images taken for one another make of an output.
+TOLERANCE = 0.01
+
+
+def declared_batch(proto: onnx.ModelProto) -> int | None:
+    """The batch size that the first input declares; None where it is open (an axis of -1 or 0 is)."""
+    defaults = {t.name for t in proto.graph.initializer}
+    value = next((v for v in proto.graph.input if v.name not in defaults), None)
+    dims = value.type.tensor_type.shape.dim if value is not None else []
+    return int(dims[0].dim_value) or None if len(dims) and dims[0].dim_value > 0 else None
+
+
+def input_shapes(proto: onnx.ModelProto, data: CalibrationData) -> dict[str, tuple[int, ...]]:
+    """The inputs' shapes with the sizes of the data, and of the batch one image or what the model declares."""
+    batch = declared_batch(proto) or 1
+    return {name: (batch, *array.shape[1:]) for name, array in data.feeds.items()}
+
+
+def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, provider: str = "cpu") -> int:
+    """The batch size to measure with: the wanted one, if parts of the graph can be run with it.
+
+    Tried on two batches together and one by one, whatever the inputs declare: a fixed size is often declared and
+    seldom needed. Where the outputs differ, it is the one declared, or 1.
+
+    Args:
+        model: the graph; its parts are run with their inputs' shapes open.
+        feeds: images by input name, at least one batch of the declared size.
+        wanted: see above.
+        provider: as for `Session`.
+    """
+    fixed = declared_batch(model.header) or 1
+    known = {name: array.dtype for name, array in feeds.items()}
+    nodes = nodes_between(model.graph, set(known), [model.scores])
+    if not nodes:
+        return fixed
+    session = Session(submodel(model, nodes, known, [model.scores]), provider)
+    two = {n: np.resize(a[: 2 * fixed], (2 * fixed, *a.shape[1:])) for n, a in feeds.items()}
+    halves = [session.run({n: a[at : at + fixed] for n, a in two.items()})[0] for at in (0, fixed)]
+    try:
+        (together,) = session.run(two)
+    except ModelError:
+        return fixed
+    apart = np.concatenate(halves)
+    if together.shape != apart.shape:
+        return fixed
+    difference = np.abs(together.astype(np.float64) - apart).max()
+    return wanted if difference <= TOLERANCE * max(np.abs(apart).max(), 1e-30) else fixed
+
+
+def calibration_chunks(
+    model: Model, data: CalibrationData, samples: int, wanted: int, provider: str = "cpu"
+) -> list[dict[str, np.ndarray]]:
+    """The first `samples` images in feeds of `batch_size`; what is left over of a fixed size is left out."""
+    images = data.head(samples)
+    size = batch_size(model, images.feeds, wanted, provider)
+    chunks = [feeds for feeds, _ in images.chunks(size)]
+    if size != wanted and len(chunks) > 1 and len(images) % size:
+        chunks.pop()
+    return chunks
