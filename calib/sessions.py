@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 
 from passes.errors import ModelError, SettingsError
-from passes.model import EXTERNAL_DATA_THRESHOLD, first_line, write_with_data
+from passes.model import EXTERNAL_DATA_THRESHOLD, byte_size, first_line, write_with_data
 from passes.precision import in_float32
 
 __all__ = ["Session", "providers"]
@@ -128,7 +128,7 @@ def _start(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str
 
 
 def _load(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str]) -> ort.InferenceSession:
-    if proto.ByteSize() < EXTERNAL_DATA_THRESHOLD:
+    if byte_size(proto) < EXTERNAL_DATA_THRESHOLD:
         return ort.InferenceSession(proto.SerializeToString(), options, providers=chosen)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

@@ -8,7 +8,7 @@ enter a residual sum, it is asked for the original sum less what the compressed 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,9 +149,10 @@ def _paired_moments(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) 
     """Moments of the compressed network's patches and the original's responses at the same places, a group each."""
     settings = walks.plan.settings
     keep = walks.kept.outputs[layer.name]
-    shortcut = _shortcut(node, walks)
-    walks.compressed.advance([layer.input, *([shortcut] if shortcut else [])])
-    walks.original.advance([walks.nodes[layer.name].outputs[0].name, *([shortcut] if shortcut else [])])
+    shortcut = _shortcut(node, shapes, walks)
+    also = [shortcut.name] if shortcut else []
+    walks.compressed.advance([layer.input, *also])
+    walks.original.advance([walks.nodes[layer.name].outputs[0].name, *also])
     size = tuple(d for d in shapes[layer.input][2:] if d is not None)
     positions = sample_positions(layer.geometry, size, settings.positions, walks.rng)
     geometry = layer.geometry.one_group()
@@ -161,23 +162,44 @@ def _paired_moments(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) 
     for mine, theirs in zip(held, answers, strict=True):
         target = sampled_outputs(theirs[layer.output], positions)[:, keep]
         if shortcut:
-            target = target + sampled_outputs(theirs[shortcut], positions)[:, keep]
-            target = target - sampled_outputs(mine[shortcut], positions)
+            target = target + sampled_outputs(shortcut.of(theirs), positions)[:, keep]
+            target = target - sampled_outputs(shortcut.of(mine), positions)
         inputs = np.split(mine[layer.input], len(groups), axis=1)
         for moments, x, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
             moments.update(sampled_patches(x, geometry, positions), t)
     return groups
 
 
-def _shortcut(node: gs.Node, walks: _Walks) -> str | None:
-    """The other term of the sum that a layer's output enters, if both networks have computed it already."""
-    readers = node.outputs[0].outputs
-    if len(readers) != 1 or readers[0].op != "Add":
+@dataclass(frozen=True)
+class _Shortcut:
+    """The other term of a residual sum, and the order that brings its axes to those of the layer's output."""
+
+    name: str
+    order: tuple[int, ...]
+
+    def of(self, chunk: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.transpose(chunk[self.name], self.order)
+
+
+def _shortcut(node: gs.Node, shapes: Shapes, walks: _Walks) -> _Shortcut | None:
+    """The other term of the sum that a layer's output enters, if both networks have computed it already.
+
+    On the way to the sum the output's axes may be turned, as where an exporter adds in NHWC.
+    """
+    tensor = node.outputs[0]
+    order = np.arange(len(shapes.get(tensor.name, ())))
+    while len(tensor.outputs) == 1 and tensor.outputs[0].op == "Transpose":
+        turn = tensor.outputs[0]
+        order = order[list(turn.attrs.get("perm", range(len(order))[::-1]))]
+        tensor = turn.outputs[0]
+    if len(tensor.outputs) != 1 or tensor.outputs[0].op != "Add":
         return None
-    other = next((t for t in readers[0].inputs if t is not node.outputs[0]), None)
+    other = next((t for t in tensor.outputs[0].inputs if t is not tensor), None)
     if other is None or not (walks.compressed.holds(other.name) and walks.original.holds(other.name)):
         return None
-    return str(other.name)
+    if shapes.get(other.name) != shapes.get(tensor.name):  # one that is spread over the other
+        return None
+    return _Shortcut(str(other.name), tuple(np.argsort(order).tolist()))
 
 
 def _solve(weight: np.ndarray, moments: Moments) -> np.ndarray:

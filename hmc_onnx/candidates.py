@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 
@@ -41,9 +41,9 @@ class Candidate:
     links: tuple[Geometry, ...]
     factors: tuple[np.ndarray, ...]
 
-    @cached_property
+    @property
     def kernel(self) -> np.ndarray:
-        """The dense kernel that the chain amounts to."""
+        """The dense kernel that the chain amounts to, made anew at each call: of all candidates they are large."""
         return compose(self.links, self.factors)
 
 

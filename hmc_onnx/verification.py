@@ -16,7 +16,7 @@ from calib.sessions import Session
 from hmc_onnx.inputs import fit
 from passes.cost import total
 from passes.errors import DataError, ModelError
-from passes.model import Model
+from passes.model import Model, byte_size
 from passes.normalise import normalise
 
 __all__ = ["Side", "Timing", "Verification", "check_labels", "same_signature", "verify"]
@@ -196,6 +196,6 @@ def _side(
     return Side(
         macs=cost.macs,
         parameters=cost.parameters,
-        bytes=proto.ByteSize(),
+        bytes=byte_size(proto),
         top1=None if labels is None else top1(outputs, labels),
     )

@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, Message
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.errors import ModelError, OutputError
 from passes.sparse import densify
@@ -27,6 +28,7 @@ from passes.sparse import densify
 __all__ = [
     "SMALL",
     "Model",
+    "byte_size",
     "constant_value",
     "element_type",
     "load",
@@ -59,6 +61,7 @@ class Model:
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.graph: gs.Graph = gs.import_onnx(proto)
+        _own_attributes(self.graph)
         self.header = onnx.ModelProto()
         _copy_fields(proto, self.header, skip={"graph", "functions"})
         _copy_fields(proto.graph, self.header.graph, skip={"node", "initializer", "sparse_initializer", "value_info"})
@@ -192,6 +195,18 @@ class Model:
         return sha.hexdigest()
 
 
+def _own_attributes(graph: gs.Graph) -> None:
+    """Give Constant nodes tensors of their own: graphsurgeon, when it exports, names those of the caller's model."""
+    for node in graph.nodes:
+        for key, value in node.attrs.items():
+            if isinstance(value, gs.Graph):
+                _own_attributes(value)
+            elif isinstance(value, gs.Constant) and isinstance(value._values, LazyValues):
+                tensor = onnx.TensorProto()
+                tensor.CopyFrom(value._values.tensor)
+                node.attrs[key] = gs.Constant(value.name, LazyValues(tensor))
+
+
 def _domain(name: str) -> str:
     """A domain's name; the default one may be spelt out."""
     return "" if name == "ai.onnx" else name
@@ -217,9 +232,24 @@ def check(proto: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(skeleton(densify(proto)), full_check=True)
         for tensor in proto.graph.initializer:
-            onnx.checker.check_tensor(tensor)
+            if tensor_bytes(tensor) < EXTERNAL_DATA_THRESHOLD:  # the check serialises it
+                onnx.checker.check_tensor(tensor)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
         raise ModelError(f"the ONNX checker rejects the model: {first_line(e)}") from e
+
+
+def byte_size(proto: onnx.ModelProto) -> int:
+    """Bytes of the file, or of the files; of a model over 1 GB without what protobuf writes around each weight.
+
+    protobuf's own ByteSize serialises the model to know, and fails on more than 2 GiB.
+    """
+    weights = sum(map(tensor_bytes, proto.graph.initializer))
+    return proto.ByteSize() if weights < 10**9 else skeleton(proto).ByteSize() + weights
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of a tensor's values."""
+    return int(math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -300,7 +330,7 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
         OutputError: the file cannot be written; nothing is left behind.
     """
     path = Path(path)
-    if proto.ByteSize() < EXTERNAL_DATA_THRESHOLD:
+    if byte_size(proto) < EXTERNAL_DATA_THRESHOLD:
         write_atomically(path, proto.SerializeToString(deterministic=True))
         return
     try:

@@ -4,10 +4,10 @@
 2. What can be computed from constants is (onnxscript).
 3. Nodes that nothing reads go (onnx-ir), and so do Identity nodes.
 4. An initializer that is an output, or is read inside an If or a Loop, is left to them; others get a copy.
-5. BatchNormalization after Conv is folded into it.
+5. The Add of a constant, and BatchNormalization, are folded into the Conv before them.
 6. MatMul by a constant becomes Gemm where the input has rank 2, with the Add of a constant that follows it.
 
-The two folds are here and not onnxscript's rules because those rename the nodes, by which the report
+These folds are here and not onnxscript's rules because those rename the nodes, by which the report
 and the plan speak of them, and compute in the model's own precision; these keep the name and use float64.
 The Identity nodes are not onnx-ir's pass because it loses the output of an If's branch that hands on a tensor
 from outside, and one of two outputs that are the same tensor.
@@ -49,6 +49,7 @@ def normalise(proto: onnx.ModelProto) -> Model:
     remove_identities(model)
     name_nodes(model.graph)
     separate_constants(model)
+    fold_bias(model)
     fold_batchnorm(model)
     matmul_to_gemm(model)
     model.graph.cleanup().toposort()
@@ -144,11 +145,7 @@ def fold_batchnorm(model: Model) -> int:
             continue
         if bn.attrs.get("training_mode", 0) or not all(isinstance(t, gs.Constant) for t in bn.inputs[1:5]):
             continue
-        if conv.inputs[-1].is_empty():  # a bias left out
-            conv.inputs.pop()
-        if not all(isinstance(t, gs.Constant) for t in conv.inputs[1:]):
-            continue
-        if not _is_float(conv.inputs[1]):
+        if not _drop_empty_bias(conv) or not _is_float(conv.inputs[1]):
             continue
         scale, shift, mean, variance = (np.asarray(t.values, np.float64) for t in bn.inputs[1:5])
         weight = conv.inputs[1]
@@ -163,9 +160,30 @@ def fold_batchnorm(model: Model) -> int:
             conv.inputs[2] = _constant(model.graph, conv, conv.inputs[2], new_bias)
         else:
             conv.inputs.append(gs.Constant(unused_name(model.graph, f"{conv.name}:bias"), new_bias))
-        conv.outputs = [bn.outputs[0]]
-        bn.outputs.clear()
-        bn.inputs.clear()
+        _take_over(conv, bn)
+        folded += 1
+    model.graph.cleanup()
+    return folded
+
+
+def fold_bias(model: Model) -> int:
+    """Fold the Add of a constant, one value a channel, into the bias of the Conv that only it reads; how many."""
+    outputs = {t.name for t in model.graph.outputs}
+    folded = 0
+    for conv in [n for n in model.graph.nodes if n.op == "Conv"]:
+        weight, product = conv.inputs[1], conv.outputs[0]
+        if product.name in outputs or not _drop_empty_bias(conv) or not _is_float(weight):
+            continue
+        bias, add = _added(product, weight.shape[0], len(weight.shape))
+        if bias is None or add is None:
+            continue
+        if len(conv.inputs) > 2:
+            own = np.asarray(conv.inputs[2].values)
+            total = (own.astype(np.float64) + bias.astype(np.float64)).astype(own.dtype)
+            conv.inputs[2] = _constant(model.graph, conv, conv.inputs[2], total)
+        else:
+            conv.inputs.append(gs.Constant(unused_name(model.graph, f"{conv.name}:bias"), bias))
+        _take_over(conv, add)
         folded += 1
     model.graph.cleanup()
     return folded
@@ -175,7 +193,7 @@ def matmul_to_gemm(model: Model) -> int:
     """x @ W, and x @ W + b, with rank-2 x and constant W (I, O), b (O) become Gemms; returns how many."""
     outputs = {t.name for t in model.graph.outputs}
     matmuls = [n for n in model.graph.nodes if n.op == "MatMul" and isinstance(n.inputs[1], gs.Constant)]
-    shapes = infer_shapes(model) if matmuls else {}
+    shapes = infer_shapes(model, _one_image(model)) if matmuls else {}
     fused = 0
     for matmul in matmuls:
         product, weight = matmul.outputs[0], matmul.inputs[1]
@@ -183,12 +201,10 @@ def matmul_to_gemm(model: Model) -> int:
             continue
         matmul.op = "Gemm"
         fused += 1
-        bias, add = _added(product, weight.shape[1])
+        bias, add = _added(product, weight.shape[1], 2)
         if bias is not None and add is not None and product.name not in outputs:
-            matmul.inputs.append(_constant(model.graph, matmul, bias, np.asarray(bias.values).reshape(-1)))
-            matmul.outputs = [add.outputs[0]]
-            add.inputs.clear()
-            add.outputs.clear()
+            matmul.inputs.append(gs.Constant(unused_name(model.graph, f"{matmul.name}:bias"), bias))
+            _take_over(matmul, add)
         elif model.graph.opset < 11:  # where a Gemm without bias is not one
             zeros = np.zeros(weight.shape[1], element_type(weight))
             matmul.inputs.append(gs.Constant(unused_name(model.graph, f"{matmul.name}:bias"), zeros))
@@ -196,15 +212,37 @@ def matmul_to_gemm(model: Model) -> int:
     return fused
 
 
-def _added(product: gs.Tensor, outputs: int) -> tuple[gs.Constant | None, gs.Node | None]:
-    """The constant bias that is added to a product, and the Add, if that is all that reads it."""
+def _one_image(model: Model) -> dict[str, tuple[int, ...]]:
+    """Input shapes with one image where the batch is open: below opset 14 a Reshape to it has no rank otherwise."""
+    return {t.name: (1, *t.shape[1:]) for t in model.graph.inputs if t.shape and not isinstance(t.shape[0], int)}
+
+
+def _drop_empty_bias(conv: gs.Node) -> bool:
+    """Take an input away that is left out; whether the weights are constant."""
+    if conv.inputs[-1].is_empty():
+        conv.inputs.pop()
+    return all(isinstance(t, gs.Constant) for t in conv.inputs[1:])
+
+
+def _added(product: gs.Tensor, outputs: int, rank: int) -> tuple[np.ndarray | None, gs.Node | None]:
+    """What is added to a product of a rank, one value an output (O,), and the Add, if that is all that reads it."""
     if len(product.outputs) != 1 or product.outputs[0].op != "Add":
         return None, None
     add = product.outputs[0]
     bias = next((t for t in add.inputs if isinstance(t, gs.Constant)), None)
-    if bias is None or not _is_float(bias) or tuple(bias.shape) not in ((outputs,), (1, outputs)):
+    if bias is None or not _is_float(bias) or len(bias.shape) > rank:
         return None, None
-    return bias, add
+    shape = (1,) * (rank - len(bias.shape)) + tuple(bias.shape)
+    if shape[1] not in (1, outputs) or any(d != 1 for d in (shape[0], *shape[2:])):
+        return None, None
+    return np.broadcast_to(np.asarray(bias.values).reshape(-1), outputs).copy(), add
+
+
+def _take_over(node: gs.Node, reader: gs.Node) -> None:
+    """The node gives what its reader gave, which goes."""
+    node.outputs = [reader.outputs[0]]
+    reader.inputs.clear()
+    reader.outputs.clear()
 
 
 def _is_float(tensor: gs.Constant) -> bool:

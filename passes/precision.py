@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from passes.model import EXTERNAL_DATA_THRESHOLD, byte_size
+
 __all__ = ["in_float32"]
 
 OTHERS = (TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -21,7 +23,7 @@ def in_float32(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     Returns:
         None for a model that has neither, or is too large to be copied as one message.
     """
-    if proto.ByteSize() >= 2**31:
+    if byte_size(proto) >= EXTERNAL_DATA_THRESHOLD:
         return None
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)

@@ -25,7 +25,10 @@ ITERATIONS = 2
 
 
 class Tucker2(Decomposition):
-    """Rank r on the output side; on the input side s = r I / O, so that both are cut in proportion."""
+    """Rank r on the output side; on the input side s = r I / O, so that both are cut in proportion, or r / k k if more.
+
+    A k×k Conv from s channels has no more than s k k independent outputs.
+    """
 
     name = "tucker"
 
@@ -37,11 +40,12 @@ class Tucker2(Decomposition):
         return None
 
     def max_rank(self, geometry: Geometry) -> int:
-        return geometry.outputs
+        return min(geometry.outputs, geometry.features)
 
     def input_rank(self, geometry: Geometry, rank: int) -> int:
-        """s, which is I at the full rank r = O."""
-        return max(1, min(geometry.inputs, round(rank * geometry.inputs / geometry.outputs)))
+        """s, which is I at the full rank."""
+        in_proportion = round(rank * geometry.inputs / geometry.outputs)
+        return min(geometry.inputs, max(in_proportion, math.ceil(rank / math.prod(geometry.kernel))))
 
     def links(self, geometry: Geometry, rank: int) -> tuple[Geometry, ...]:
         s = self.input_rank(geometry, rank)
@@ -59,7 +63,7 @@ class Tucker2(Decomposition):
 
         def factors(rank: int) -> Factors:
             s = self.input_rank(geometry, rank)
-            (_, found), _ = partial_tucker(whitened, rank=[min(rank, s * k), s], modes=[0, 1], n_iter_max=ITERATIONS)
+            (_, found), _ = partial_tucker(whitened, rank=[rank, s], modes=[0, 1], n_iter_max=ITERATIONS)
             project = np.asarray(found[1]).T @ inverse_half  # (s, I)
             half_way = np.einsum("si,ikn->skn", project, by_place, optimize=True)  # E[z xᵀ]
             features = np.einsum("skiq,ti->sktq", half_way.reshape(s, k, i, k), project, optimize=True)

@@ -30,6 +30,7 @@ GEOMETRIES = {
     "1-D": Geometry(4, 6, (3,), (2,), (1, 0), (1,)),
     "3-D": Geometry(2, 4, (3, 2, 3), (1, 2, 1), (1, 0, 1, 1, 1, 0), (1, 1, 1)),
     "3x3, many inputs": Geometry(12, 2, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "3x3, many outputs": Geometry(2, 24, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
     "5x5, one input": Geometry(1, 3, (5, 5), (1, 1), (2, 2, 2, 2), (1, 1)),
     "Gemm": Geometry(12, 5),
 }
@@ -40,6 +41,7 @@ SPATIAL = [
     "3x3",
     "3x3, fewer outputs",
     "3x3, many inputs",
+    "3x3, many outputs",
     "3x3, stride 2",
     "3x3, dilated, no pads",
     "5x3, uneven",

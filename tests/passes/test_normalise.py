@@ -389,11 +389,6 @@ def a_bias_that_makes_rows(b: Builder) -> str:
     return b.node("Add", b.node("MatMul", x, b.const(b.normal(960, 5))), b.const(b.normal(5, 1)))
 
 
-def a_scalar_bias(b: Builder) -> str:
-    x = b.node("Flatten", "input")
-    return b.node("Add", b.node("MatMul", x, b.const(b.normal(192, 5))), b.const(np.float32(0.5)))
-
-
 def a_bias_of_rank_three(b: Builder) -> str:
     x = b.node("Flatten", "input")
     return b.node("Add", b.node("MatMul", x, b.const(b.normal(192, 5))), b.const(b.normal(1, 1, 5)))
@@ -426,7 +421,6 @@ def a_constant_on_the_left(b: Builder) -> str:
         rank_three,
         a_bias_for_each_row,
         a_bias_that_makes_rows,
-        a_scalar_bias,
         a_bias_of_rank_three,
         no_constant_bias,
         a_product_that_is_read_twice,
@@ -442,6 +436,48 @@ def test_what_is_no_bias_stays_a_sum(build, opset: int) -> None:
     before = operators(proto).count("Add")
     assert operators(done).count("Add") == before
     assert operators(done).count("Gemm") == (build not in (rank_three, a_constant_on_the_left))
+
+
+def flattened(b: Builder, x: str, form: str) -> str:
+    """A Flatten as exporters write it that compute the shape."""
+    if form == "paddle":
+        batch = b.node("Slice", b.node("Shape", x), b.const([0]), b.const([1]), b.const([0]))
+    else:
+        batch = b.node("Gather", b.node("Shape", x), b.const(np.array(0)))
+        batch = b.node("Unsqueeze", batch, b.const([0])) if b.opset >= 13 else b.node("Unsqueeze", batch, axes=[0])
+    return b.node("Reshape", x, b.node("Concat", batch, b.const([-1]), axis=0))
+
+
+@pytest.mark.parametrize("bias", [(), (1,), (5,), (1, 5)])
+@pytest.mark.parametrize("form", ["paddle", "torch"])
+@pytest.mark.parametrize("opset", [11, 13, 14])
+def test_a_matmul_of_an_open_batch_behind_a_computed_flatten_becomes_a_gemm(
+    opset: int, form: str, bias: tuple[int, ...]
+) -> None:
+    b = Builder(opset=opset)
+    x = b.matmul(flattened(b, "input", form), 192, 5, bias=False)
+    y = b.node("Add", x, b.const(b.normal(*bias)))
+    assert operators(normalised(b.model({y: ("N", 5)}), images(5, 8)))[-1] == "Gemm"
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (4, 1, 1), (1,), ()])
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("swap", [True, False])
+def test_a_constant_for_each_channel_behind_a_conv_is_its_bias(shape: tuple[int, ...], own: bool, swap: bool) -> None:
+    b = Builder()
+    terms = b.conv("input", 3, 4, bias=own), b.const(b.normal(*shape), "added")
+    proto = b.model(b.batchnorm(b.node("Add", *(terms[::-1] if swap else terms)), 4))
+    done = normalised(proto, images(3, 8))
+    assert operators(done) == ["Conv"]
+    assert len(done.graph.initializer) == 2
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 1, 8, 8), (8, 1), (5, 1, 1, 1), (1, 1, 4, 1, 1)])
+def test_a_constant_of_other_axes_behind_a_conv_stays_a_sum(shape: tuple[int, ...]) -> None:
+    b = Builder()
+    size = 4 if shape == (4,) else 8
+    proto = b.model(b.node("Add", b.conv("input", 3, 4), b.const(b.normal(*shape))), (5, 3, size, size))
+    assert operators(normalised(proto, images(5, size))) == ["Conv", "Add"]
 
 
 @pytest.mark.parametrize("opset", [10, 17])
