@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from calib.data import CalibrationData
-from calib.sessions import Session
+from calib.sessions import CPU, Runtime, Session
 from passes.errors import ModelError
 from passes.model import Model
 from passes.subgraph import nodes_between, submodel
@@ -33,7 +33,7 @@ def input_shapes(proto: onnx.ModelProto, data: CalibrationData) -> dict[str, tup
     return {name: (batch, *array.shape[1:]) for name, array in data.feeds.items()}
 
 
-def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, provider: str = "cpu") -> int:
+def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, runtime: Runtime = CPU) -> int:
     """The batch size to measure with: the wanted one, if parts of the graph can be run with it.
 
     Tried on two batches together and one by one, whatever the inputs declare: a fixed size is often declared and
@@ -43,14 +43,14 @@ def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, provi
         model: the graph; its parts are run with their inputs' shapes open.
         feeds: images by input name, at least one batch of the declared size.
         wanted: see above.
-        provider: as for `Session`.
+        runtime: as for `Session`.
     """
     fixed = declared_batch(model.header) or 1
     known = {name: array.dtype for name, array in feeds.items()}
     nodes = nodes_between(model.graph, set(known), [model.scores])
     if not nodes:
         return fixed
-    session = Session(submodel(model, nodes, known, [model.scores]), provider)
+    session = Session(submodel(model, nodes, known, [model.scores]), runtime)
     two = {n: np.resize(a[: 2 * fixed], (2 * fixed, *a.shape[1:])) for n, a in feeds.items()}
     halves = [session.run({n: a[at : at + fixed] for n, a in two.items()})[0] for at in (0, fixed)]
     try:
@@ -65,11 +65,11 @@ def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, provi
 
 
 def calibration_chunks(
-    model: Model, data: CalibrationData, samples: int, wanted: int, provider: str = "cpu"
+    model: Model, data: CalibrationData, samples: int, wanted: int, runtime: Runtime = CPU
 ) -> list[dict[str, np.ndarray]]:
     """The first `samples` images in feeds of `batch_size`; what is left over of a fixed size is left out."""
     images = data.head(samples)
-    size = batch_size(model, images.feeds, wanted, provider)
+    size = batch_size(model, images.feeds, wanted, runtime)
     chunks = [feeds for feeds, _ in images.chunks(size)]
     if size != wanted and len(chunks) > 1 and len(images) % size:
         chunks.pop()

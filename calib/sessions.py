@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -17,7 +18,7 @@ from passes.errors import ModelError, SettingsError
 from passes.model import EXTERNAL_DATA_THRESHOLD, byte_size, first_line, write_with_data
 from passes.precision import in_float32
 
-__all__ = ["Session", "providers"]
+__all__ = ["CPU", "Runtime", "Session", "providers"]
 
 ort.set_default_logger_severity(4)  # its errors reach the user as exceptions
 
@@ -26,6 +27,17 @@ _PROVIDERS = {
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
     "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
 }
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How onnxruntime runs models: a provider as for `providers`, and intra-op threads (0: onnxruntime's default)."""
+
+    provider: str = "cpu"
+    threads: int = 0
+
+
+CPU = Runtime()
 
 
 def providers(choice: str) -> list[str]:
@@ -79,19 +91,18 @@ class Session:
 
     Args:
         proto: the model.
-        provider: as for `providers`.
-        threads: intra-op threads; 0 leaves onnxruntime its default.
+        runtime: how to run it.
 
     Raises:
         ModelError: onnxruntime cannot load the model.
         SettingsError: as for `providers`.
     """
 
-    def __init__(self, proto: onnx.ModelProto, provider: str = "cpu", threads: int = 0) -> None:
+    def __init__(self, proto: onnx.ModelProto, runtime: Runtime = CPU) -> None:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = runtime.threads
         options.log_severity_level = 4
-        chosen = providers(provider)
+        chosen = providers(runtime.provider)
         try:
             self._session = _start(proto, options, chosen)
         except Exception as e:  # onnxruntime's exceptions share no base but Exception

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from calib.sessions import Session
+from calib.sessions import CPU, Runtime, Session
 from passes.model import Model
 from passes.subgraph import node_inputs, nodes_between, submodel
 
@@ -26,12 +26,12 @@ class Walk:
     Args:
         model: the graph. Nodes that have not run yet may be changed or replaced between two `advance`s.
         chunks: the calibration images, as one feed of the model's inputs a chunk.
-        provider: as for `Session`.
+        runtime: as for `Session`.
     """
 
-    def __init__(self, model: Model, chunks: Iterable[Mapping[str, np.ndarray]], provider: str = "cpu") -> None:
+    def __init__(self, model: Model, chunks: Iterable[Mapping[str, np.ndarray]], runtime: Runtime = CPU) -> None:
         self.model = model
-        self.provider = provider
+        self.runtime = runtime
         self.chunks: list[Chunk] = [dict(chunk) for chunk in chunks]
         self._done: set[str] = set()
 
@@ -47,7 +47,7 @@ class Walk:
             keep = [name for name in made if name in ahead or name in wanted]
             reads = {t.name for node in nodes for t in node_inputs(node)} & held
             proto = submodel(self.model, nodes, {n: self.chunks[0][n].dtype for n in sorted(reads)}, keep)
-            session = Session(proto, self.provider)
+            session = Session(proto, self.runtime)
             for chunk in self.chunks:
                 results = session.run({n: chunk[n] for n in reads}, keep)
                 chunk.update(zip(keep, results, strict=True))
@@ -88,7 +88,7 @@ class Tail:
         self._session: Session | None = None  # where the output is held already, nothing can change it
         if nodes:
             proto = submodel(model, nodes, dtypes, [self._output], replaceable)
-            self._session = Session(proto, walk.provider)
+            self._session = Session(proto, walk.runtime)
             self._replaceable = {v.name for v in proto.graph.input} - set(self._reads)
 
     def outputs(self, weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:

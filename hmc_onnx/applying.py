@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from calib.batching import calibration_chunks, input_shapes
 from calib.data import CalibrationData
 from calib.moments import Moments, sample_positions, sampled_outputs, sampled_patches
+from calib.observing import observe
 from calib.walk import Walk
 from hmc_onnx.plans import Plan
 from hmc_onnx.profiles import KEEP
@@ -53,10 +54,11 @@ def apply(
     inputs = input_shapes(model.header, data)
     compressed = model.copy()
     kept = _prune(compressed, plan, inputs)
+    observe(compressed, inputs, plan.settings.runtime)
     shapes = infer_shapes(compressed, inputs)
     settings = plan.settings
-    chunks = calibration_chunks(model, data, settings.samples, settings.batch, settings.provider)
-    walks = _Walks(Walk(model, chunks, settings.provider), Walk(compressed, chunks, settings.provider), kept, plan)
+    chunks = calibration_chunks(model, data, settings.samples, settings.batch, settings.runtime)
+    walks = _Walks(Walk(model, chunks, settings.runtime), Walk(compressed, chunks, settings.runtime), kept, plan)
     nodes = [n for n in compressed.graph.nodes if n.op in ("Conv", "Gemm") and n.name in plan.layers]
     missing = set(plan.layers) - {n.name for n in nodes}
     if missing:

@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from calib.observing import observe
 from hmc_onnx.inputs import signature
 from hmc_onnx.subjects import Subject, find_subjects
 from passes.channels import ChannelGroup, trace
@@ -31,7 +32,7 @@ def inspect(proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout:
         ModelError: sizes are open and not given.
     """
     inputs = {name: _closed(name, shape, size, layout) for name, (_, shape) in signature(proto).items()}
-    model = normalise(proto)
+    model = observe(normalise(proto), inputs)
     cost, shapes = costs(model, inputs), infer_shapes(model, inputs)
     subjects = find_subjects(model, inputs)
     layers = Table(title="Layers that compute", title_justify="left")
@@ -65,9 +66,15 @@ def inspect(proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout:
             escape(_members(group, "consumes")),
             "yes" if reason is None else escape(f"no: {reason}"),
         )
+    alone = Table(title="Layers inside other nodes", title_justify="left")
+    for column in ("layer", "why it is left alone"):
+        alone.add_column(column, overflow="fold")
+    for layer, why in subjects.inside.items():
+        alone.add_row(escape(layer), escape(why))
     macs = sum(c.macs for c in cost.values())
     parameters = sum(c.parameters for c in cost.values())
-    return Group(layers, table, f"In all: {macs:,} MACs an image, {parameters:,} parameters")
+    tables = (layers, table, alone) if subjects.inside else (layers, table)
+    return Group(*tables, f"In all: {macs:,} MACs an image, {parameters:,} parameters")
 
 
 def _closed(name: str, shape: tuple[int | None, ...], size: tuple[int, int] | None, layout: str) -> tuple[int, ...]:

@@ -12,7 +12,9 @@ from typing import Any
 
 import onnx
 
+from calib.batching import input_shapes
 from calib.data import CalibrationData, CalibrationDataReader
+from calib.observing import observe
 from calib.sessions import providers
 from hmc_onnx.applying import apply as apply_plan
 from hmc_onnx.inputs import check_supported, fit, load_supported
@@ -23,7 +25,7 @@ from hmc_onnx.settings import Settings, Strategy, Target, parse_target
 from hmc_onnx.solver import solve
 from hmc_onnx.verification import Verification, check_labels, same_signature, verify
 from passes.errors import OutputError, PlanError
-from passes.model import save
+from passes.model import Model, save
 from passes.normalise import normalise
 from passes.progress import Progress, silent
 
@@ -51,6 +53,10 @@ def _proto(model: ModelLike) -> onnx.ModelProto:
     return check_supported(model) if isinstance(model, onnx.ModelProto) else load_supported(model)
 
 
+def _normalised(proto: onnx.ModelProto, data: CalibrationData, settings: Settings) -> Model:
+    return observe(normalise(proto), input_shapes(proto, data), settings.runtime)
+
+
 def profile(
     model: ModelLike, calibration: DataLike, settings: Settings | None = None, progress: Progress = silent
 ) -> Profile:
@@ -68,7 +74,8 @@ def profile(
     settings = settings or Settings()
     providers(settings.provider)
     proto = _proto(model)
-    return profile_model(normalise(proto), fit(proto, calibration, settings.samples), settings, progress)
+    data = fit(proto, calibration, settings.samples)
+    return profile_model(_normalised(proto, data, settings), data, settings, progress)
 
 
 def apply(model: ModelLike, plan: Plan, calibration: DataLike, progress: Progress = silent) -> onnx.ModelProto:
@@ -81,7 +88,7 @@ def apply(model: ModelLike, plan: Plan, calibration: DataLike, progress: Progres
     data = fit(proto, calibration, plan.settings.samples)
     if data.digest() != plan.data:
         raise PlanError("the plan was made with other calibration data: give the same data and seed, or plan again")
-    compressed = apply_plan(normalise(proto), plan, data, progress).finished()
+    compressed = apply_plan(_normalised(proto, data, plan.settings), plan, data, progress).finished()
     same_signature(proto, compressed)
     return compressed
 
@@ -115,11 +122,11 @@ def compress(
     proto = _proto(model)
     data = fit(proto, calibration, settings.samples)
     images = data if test is None else fit(proto, test)
-    check_labels(proto, images, settings.provider)
+    check_labels(proto, images, settings.runtime)
     profiled = profile(proto, data, settings, progress)
     plan = solve(profiled, target, strategy)
     compressed = apply(proto, plan, data, progress)
-    report = verify(proto, compressed, images, provider=settings.provider)
+    report = verify(proto, compressed, images, runtime=settings.runtime)
     return Result(compressed, plan, profiled, report)
 
 

@@ -67,8 +67,8 @@ def _profile(model: Model, data: CalibrationData, settings: Settings, progress: 
     nodes = {n.name: n for n in model.graph.nodes}
     for name, subject in subjects.layers.items():  # own initializers, bias included, which can then be fed
         write_layer(model.graph, nodes[name], subject.layer.weight, subject.layer.bias)
-    chunks = calibration_chunks(model, data, settings.samples, settings.batch, settings.provider)
-    _measure_moments(Walk(model, chunks, settings.provider), subjects.layers, settings, progress)
+    chunks = calibration_chunks(model, data, settings.samples, settings.batch, settings.runtime)
+    _measure_moments(Walk(model, chunks, settings.runtime), subjects.layers, settings, progress)
 
     layers, align = subjects.layers, settings.align
     tasks: list[Callable[[], Any]] = [removal(g, layers, align) for g in subjects.groups.values()]
@@ -78,7 +78,7 @@ def _profile(model: Model, data: CalibrationData, settings: Settings, progress: 
     plain: dict[str, list[Candidate]] = dict(zip(layers, run_tasks("decompositions", tasks, progress), strict=True))
 
     few = math.ceil(settings.kl_samples / len(next(iter(chunks[0].values()))))
-    walk = Walk(model, chunks[:few], settings.provider)
+    walk = Walk(model, chunks[:few], settings.runtime)
     changes = [*_group_changes(subjects, eliminations, nodes), *_layer_changes(layers, plain, nodes)]
     nats = sensitivities(walk, changes, progress)
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from calib.sessions import Runtime
 from passes.errors import SettingsError
 
 __all__ = ["Settings", "Strategy", "Target", "parse_target"]
@@ -38,7 +39,13 @@ class Settings(BaseModel):
     align: int = Field(default=4, ge=1, description="ranks and channel counts are multiples of this")
     seed: int = Field(default=0, ge=0)
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
+    threads: int = Field(default=0, ge=0, description="threads of onnxruntime; 0: its default")
     batch: int = Field(default=128, ge=1, description="images run at once while measuring")
+
+    @property
+    def runtime(self) -> Runtime:
+        """How onnxruntime is to run."""
+        return Runtime(self.provider, self.threads)
 
 
 def parse_target(text: str) -> Target:

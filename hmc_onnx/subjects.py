@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from calib.moments import Moments
 from passes.channels import ChannelGroup, trace
@@ -19,6 +20,7 @@ from passes.shapes import Shapes, infer_shapes
 
 # A second-moment matrix of so many features takes 800 MB; wide_resnet50_2 has 9,216 at most.
 MOST_FEATURES = 10_000
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 __all__ = ["Subject", "Subjects", "find_subjects"]
 
@@ -53,11 +55,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Subjects:
-    """All layers by name in graph order, all groups by name, and the reasons against the others."""
+    """All layers by name in graph order, all groups by name, and the reasons against the others.
+
+    `inside` are those of `declined` that are within other nodes: in the branches of an If, say.
+    """
 
     layers: dict[str, Subject]
     groups: dict[str, ChannelGroup]
     declined: dict[str, str]
+    inside: dict[str, str]
 
 
 def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjects:
@@ -70,7 +76,9 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
     shapes = infer_shapes(model, inputs)
     layers: dict[str, Subject] = {}
     declined: dict[str, str] = {}
+    inside: dict[str, str] = {}
     for position, node in enumerate(model.graph.nodes):
+        inside |= _inside(node, model.graph)
         if node.op not in ("Conv", "Gemm"):
             continue
         reason = why_not_a_layer(node, shapes) or _size_unknown(shapes, node.inputs[0].name)
@@ -104,7 +112,20 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
     for name in [n for n, s in layers.items() if s.grouped and s.input_group is None]:
         del layers[name]
         declined[name] = "it is a grouped Conv, which is only pruned, and its channels cannot be"
-    return Subjects(layers, groups, declined)
+    return Subjects(layers, groups, declined | inside, inside)
+
+
+def _inside(node: gs.Node, graph: gs.Graph) -> dict[str, str]:
+    """The layers within a node that has graphs inside it, or is a local function, and why they are left alone."""
+    bodies = [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
+    bodies += [f for f in graph.functions if (f.name, f.domain) == (node.op, node.domain)]
+    found: dict[str, str] = {}
+    for inner in (n for body in bodies for n in body.nodes):
+        if inner.op in LAYERS:
+            what = f"{inner.op} node '{inner.name}' in '{node.name}'" if inner.name else f"{inner.op} in '{node.name}'"
+            found[what] = f"it is inside {node.op} node '{node.name}', where nothing is changed and no MACs are counted"
+        found |= _inside(inner, graph)
+    return found
 
 
 def _size_unknown(shapes: Shapes, name: str) -> str | None:

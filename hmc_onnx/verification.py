@@ -12,7 +12,8 @@ from calib.batching import batch_size, declared_batch, input_shapes
 from calib.data import CalibrationData
 from calib.divergence import kl_divergence, top1
 from calib.latency import interleaved
-from calib.sessions import Session
+from calib.observing import observe
+from calib.sessions import CPU, Runtime, Session
 from hmc_onnx.inputs import fit
 from passes.cost import total
 from passes.errors import DataError, ModelError
@@ -93,7 +94,7 @@ def _values(proto: onnx.ModelProto, what: str) -> dict[str, onnx.ValueInfoProto]
     return {v.name: v for v in getattr(proto.graph, what) if v.name not in defaults}
 
 
-def check_labels(proto: onnx.ModelProto, data: CalibrationData, provider: str = "cpu") -> None:
+def check_labels(proto: onnx.ModelProto, data: CalibrationData, runtime: Runtime = CPU) -> None:
     """Check that the labels, if there are any, are classes of the model.
 
     Raises:
@@ -102,7 +103,7 @@ def check_labels(proto: onnx.ModelProto, data: CalibrationData, provider: str = 
     if data.labels is None:
         return
     batch = declared_batch(proto) or 1
-    session, scores = _judged(proto, provider)
+    session, scores = _judged(proto, runtime)
     (output,) = session.run({name: array[:batch] for name, array in data.feeds.items()}, [scores])
     classes = output.reshape(batch, -1).shape[1]
     low, high = data.labels.min(), data.labels.max()
@@ -118,20 +119,18 @@ def verify(
     b: onnx.ModelProto,
     data: CalibrationData,
     *,
-    provider: str = "cpu",
+    runtime: Runtime = CPU,
     batches: tuple[int, ...] = (1, 8, 64),
     repeats: int = 30,
-    threads: int = 0,
 ) -> Verification:
     """Compare model b with model a.
 
     Args:
         a, b: the models; b must have a's signature.
         data: images, with or without labels.
-        provider: execution provider for everything.
+        runtime: how to run everything.
         batches: batch sizes at which to measure the latency; those that the data or the model allow.
         repeats: runs of each model at each batch size.
-        threads: intra-op threads; 0 for onnxruntime's default.
 
     Raises:
         ModelError: the signatures differ, or a model does not run.
@@ -139,13 +138,13 @@ def verify(
     """
     same_signature(a, b)
     data = fit(a, data)
-    check_labels(a, data, provider)
+    check_labels(a, data, runtime)
     fixed = declared_batch(a)
-    size = fixed or batch_size(Model(a), data.feeds, AT_ONCE, provider)
+    size = fixed or batch_size(normalise(a), data.feeds, AT_ONCE, runtime)
     chunks = [feeds for feeds, _ in data.chunks(size)]
     if fixed and len(next(iter(chunks[-1].values()))) < fixed:
         chunks = chunks[:-1]
-    judged = [_judged(proto, provider) for proto in (a, b)]
+    judged = [_judged(proto, runtime) for proto in (a, b)]
     outputs = [[session.run(chunk, [scores])[0] for chunk in chunks] for session, scores in judged]
     count = sum(len(o) for o in outputs[0])
     labels = None if data.labels is None else data.labels[:count]
@@ -153,7 +152,7 @@ def verify(
     timings = []
     for batch in (size,) if size < AT_ONCE else [n for n in batches if n <= len(data)]:
         feeds = {k: v[:batch] for k, v in data.feeds.items()}
-        first, second = interleaved([a, b], feeds, provider, repeats=repeats, threads=threads)
+        first, second = interleaved([a, b], feeds, runtime, repeats=repeats)
         ratio = second.median / first.median
         relative = first.uncertainty / first.median + second.uncertainty / second.median
         timings.append(
@@ -167,8 +166,8 @@ def verify(
         )
     shapes = input_shapes(a, data)
     return Verification(
-        a=_side(a, shapes, outputs[0], labels),
-        b=_side(b, shapes, outputs[1], labels),
+        a=_side(a, shapes, outputs[0], labels, runtime),
+        b=_side(b, shapes, outputs[1], labels, runtime),
         kl=kl_divergence(outputs[0], outputs[1]),
         agreement=float((flat[0].argmax(1) == flat[1].argmax(1)).mean()),
         difference=float(np.abs(flat[0].astype(np.float64) - flat[1]).max()),
@@ -178,7 +177,7 @@ def verify(
     )
 
 
-def _judged(proto: onnx.ModelProto, provider: str) -> tuple[Session, str]:
+def _judged(proto: onnx.ModelProto, runtime: Runtime) -> tuple[Session, str]:
     """A session that gives the class scores too, and their name."""
     scores = Model(proto).scores
     if all(value.name != scores for value in proto.graph.output):
@@ -186,13 +185,19 @@ def _judged(proto: onnx.ModelProto, provider: str) -> tuple[Session, str]:
         exposed.CopyFrom(proto)
         exposed.graph.output.append(onnx.ValueInfoProto(name=scores))
         proto = exposed
-    return Session(proto, provider), scores
+    return Session(proto, runtime), scores
 
 
 def _side(
-    proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], outputs: list[np.ndarray], labels: np.ndarray | None
+    proto: onnx.ModelProto,
+    shapes: dict[str, tuple[int, ...]],
+    outputs: list[np.ndarray],
+    labels: np.ndarray | None,
+    runtime: Runtime,
 ) -> Side:
-    cost = total(normalise(proto), shapes)  # computed pads and shapes would hide the size of what follows
+    cost = total(
+        observe(normalise(proto), shapes, runtime), shapes
+    )  # computed pads and shapes would hide the size of what follows
     return Side(
         macs=cost.macs,
         parameters=cost.parameters,

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ __all__ = [
     "save",
     "skeleton",
     "substitute",
+    "without_weights",
     "write_atomically",
     "write_with_data",
 ]
@@ -57,16 +58,22 @@ class Model:
     Args:
         proto: the model; it is not changed, and must not be changed while the Model lives (large
             initializers are shared, not copied).
+        original: the model that `proto` was made from, whose header and order are kept; default: `proto` itself.
+
+    Attributes:
+        observed: shapes by tensor name that a run has shown and inference does not know; set by whoever ran it.
     """
 
-    def __init__(self, proto: onnx.ModelProto) -> None:
+    def __init__(self, proto: onnx.ModelProto, original: onnx.ModelProto | None = None) -> None:
         self.graph: gs.Graph = gs.import_onnx(proto)
         _own_attributes(self.graph)
+        self.observed: dict[str, onnx.ValueInfoProto] = {}
+        own = original or proto
         self.header = onnx.ModelProto()
-        _copy_fields(proto, self.header, skip={"graph", "functions"})
-        _copy_fields(proto.graph, self.header.graph, skip={"node", "initializer", "sparse_initializer", "value_info"})
-        self._value_info = {info.name: info for info in proto.graph.value_info}
-        self._order = {t.name: i for i, t in enumerate(proto.graph.initializer)}
+        _copy_fields(own, self.header, skip={"graph", "functions"})
+        _copy_fields(own.graph, self.header.graph, skip={"node", "initializer", "sparse_initializer", "value_info"})
+        self._value_info = {info.name: info for info in own.graph.value_info}
+        self._order = {t.name: i for i, t in enumerate(own.graph.initializer)}
         self._node_texts = {
             node.output[0]: (node.op_type, node.doc_string, list(node.metadata_props))
             for node in proto.graph.node
@@ -257,16 +264,22 @@ def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     Operators whose outputs onnx 1.23 cannot infer are replaced by others of the same shape.
     """
+    copy = without_weights(proto, {t.name for t in proto.graph.initializer if math.prod(t.dims) > SMALL})
+    substitute(copy.graph)
+    return copy
+
+
+def without_weights(proto: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """A copy in which some initializers are inputs."""
     copy = onnx.ModelProto()
     _copy_fields(proto, copy, skip={"graph"})
     _copy_fields(proto.graph, copy.graph, skip={"initializer"})
     inputs = {v.name for v in copy.graph.input}
     for tensor in proto.graph.initializer:
-        if math.prod(tensor.dims) <= SMALL:
+        if tensor.name not in names:
             copy.graph.initializer.add().CopyFrom(tensor)
         elif tensor.name not in inputs:
             copy.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    substitute(copy.graph)
     return copy
 
 

@@ -4,7 +4,7 @@
 2. What can be computed from constants is (onnxscript).
 3. Nodes that nothing reads go (onnx-ir), and so do Identity nodes.
 4. An initializer that is an output, or is read inside an If or a Loop, is left to them; others get a copy.
-5. The Add of a constant, and BatchNormalization, are folded into the Conv before them.
+5. BatchNormalization, and constants that multiply or are added to each channel, fold into the Conv before them.
 6. MatMul by a constant becomes Gemm where the input has rank 2, with the Add of a constant that follows it.
 
 These folds are here and not onnxscript's rules because those rename the nodes, by which the report
@@ -15,15 +15,18 @@ from outside, and one of two outputs that are the same tensor.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnx_ir as ir
+from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from passes.layers import FLOATS
-from passes.model import Model, element_type
+from passes.model import SMALL, Model, element_type, without_weights
 from passes.naming import unused_name
 from passes.shapes import infer_shapes
 from passes.sparse import densify
@@ -31,11 +34,14 @@ from passes.subgraph import outer_tensors
 
 __all__ = ["normalise"]
 
+LAYERS = ("Conv", "ConvTranspose", "Gemm")
+
 
 def normalise(proto: onnx.ModelProto) -> Model:
     """The model in normal form, as a graph to rewrite; the proto given is not changed."""
     proto = densify(proto)
-    module = ir.from_proto(proto)
+    weights = _plain_weights(proto)
+    module = ir.from_proto(without_weights(proto, weights))
     if "ai.onnx" in module.opset_imports:  # the same domain as "", spelt out
         module.opset_imports.setdefault("", module.opset_imports.pop("ai.onnx"))
     _own_constants(module)
@@ -43,17 +49,34 @@ def normalise(proto: onnx.ModelProto) -> Model:
     optimizer.fold_constants(module, input_size_limit=2**31, should_fold=_always_fold)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(module)
     common.RemoveUnusedNodesPass()(module)
-    model = Model(ir.to_proto(module))
-    del model.header.opset_import[:]
-    model.header.opset_import.extend(proto.opset_import)
+    model = Model(ir.to_proto(module), proto)
+    _put_back(model.graph, weights)
     remove_identities(model)
     name_nodes(model.graph)
     separate_constants(model)
-    fold_bias(model)
-    fold_batchnorm(model)
+    fold_affine(model)
     matmul_to_gemm(model)
     model.graph.cleanup().toposort()
     return model
+
+
+def _plain_weights(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Large initializers that are nothing but weights of layers: there is nothing to fold, and a copy would cost."""
+    others = {v.name for v in (*proto.graph.input, *proto.graph.output)}
+    for node in proto.graph.node:
+        others.update(node.input[:1] if node.op_type in LAYERS else node.input)
+    if any(a.HasField("g") or a.graphs for node in proto.graph.node for a in node.attribute):
+        return {}  # graphs inside it may read what is around them
+    tensors = (t for t in proto.graph.initializer if math.prod(t.dims) > SMALL)
+    return {t.name: t for t in tensors if t.name not in others}
+
+
+def _put_back(graph: gs.Graph, weights: dict[str, onnx.TensorProto]) -> None:
+    for tensor in [t for t in graph.inputs if t.name in weights]:
+        constant = gs.Constant(tensor.name, LazyValues(weights[tensor.name]))
+        for node in list(tensor.outputs):
+            node.inputs = [constant if t is tensor else t for t in node.inputs]
+    graph.inputs = [t for t in graph.inputs if t.name not in weights]
 
 
 def _own_constants(module: ir.Model) -> None:
@@ -131,62 +154,64 @@ def name_nodes(graph: gs.Graph) -> None:
         node.name = name
 
 
-def fold_batchnorm(model: Model) -> int:
-    """Fold each inference BatchNormalization into the Conv whose output only it reads; returns how many.
+def fold_affine(model: Model) -> int:
+    """Fold what multiplies each channel by a constant or adds one into the Conv that only it reads; returns how many.
 
-    With s = scale / sqrt(var + epsilon), BN(W * x + b) = (s W) * x + s (b - mean) + shift.
+    s (W * x + b) + t = (s W) * x + (s b + t), one after the other as long as there are any.
     """
     outputs = {t.name for t in model.graph.outputs}
     folded = 0
-    for bn in [n for n in model.graph.nodes if n.op == "BatchNormalization"]:
-        x = bn.inputs[0]
-        conv = x.inputs[0] if len(x.inputs) == 1 else None
-        if conv is None or conv.op != "Conv" or len(x.outputs) != 1 or x.name in outputs or len(bn.outputs) != 1:
-            continue
-        if bn.attrs.get("training_mode", 0) or not all(isinstance(t, gs.Constant) for t in bn.inputs[1:5]):
-            continue
-        if not _drop_empty_bias(conv) or not _is_float(conv.inputs[1]):
-            continue
-        scale, shift, mean, variance = (np.asarray(t.values, np.float64) for t in bn.inputs[1:5])
-        weight = conv.inputs[1]
-        s = scale / np.sqrt(variance + bn.attrs.get("epsilon", 1e-5))
-        bias = np.asarray(conv.inputs[2].values, np.float64) if len(conv.inputs) > 2 else 0.0
-        values = np.asarray(weight.values)
-        by_output = s.reshape(-1, *[1] * (values.ndim - 1))
-        scaled = (by_output * values.astype(np.float64)).astype(values.dtype)
-        conv.inputs[1] = _constant(model.graph, conv, weight, scaled)
-        new_bias = (s * (bias - mean) + shift).astype(values.dtype)
-        if len(conv.inputs) > 2:
-            conv.inputs[2] = _constant(model.graph, conv, conv.inputs[2], new_bias)
-        else:
-            conv.inputs.append(gs.Constant(unused_name(model.graph, f"{conv.name}:bias"), new_bias))
-        _take_over(conv, bn)
-        folded += 1
-    model.graph.cleanup()
-    return folded
-
-
-def fold_bias(model: Model) -> int:
-    """Fold the Add of a constant, one value a channel, into the bias of the Conv that only it reads; how many."""
-    outputs = {t.name for t in model.graph.outputs}
-    folded = 0
     for conv in [n for n in model.graph.nodes if n.op == "Conv"]:
-        weight, product = conv.inputs[1], conv.outputs[0]
-        if product.name in outputs or not _drop_empty_bias(conv) or not _is_float(weight):
+        if conv.inputs[-1].is_empty():  # a bias left out
+            conv.inputs.pop()
+        if not all(isinstance(t, gs.Constant) for t in conv.inputs[1:]) or not _is_float(conv.inputs[1]):
             continue
-        bias, add = _added(product, weight.shape[0], len(weight.shape))
-        if bias is None or add is None:
-            continue
-        if len(conv.inputs) > 2:
-            own = np.asarray(conv.inputs[2].values)
-            total = (own.astype(np.float64) + bias.astype(np.float64)).astype(own.dtype)
-            conv.inputs[2] = _constant(model.graph, conv, conv.inputs[2], total)
-        else:
-            conv.inputs.append(gs.Constant(unused_name(model.graph, f"{conv.name}:bias"), bias))
-        _take_over(conv, add)
-        folded += 1
+        while conv.outputs[0].name not in outputs and len(conv.outputs[0].outputs) == 1:
+            reader = conv.outputs[0].outputs[0]
+            affine = _affine(reader, conv.inputs[1].shape[0], len(conv.inputs[1].shape))
+            if affine is None:
+                break
+            _absorb(model.graph, conv, *affine)
+            _take_over(conv, reader)
+            folded += 1
     model.graph.cleanup()
     return folded
+
+
+def _affine(node: gs.Node, channels: int, rank: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """s and t (O,), float64, of a node that gives s x + t; None if it does not.
+
+    Of a BatchNormalization s = scale / sqrt(var + epsilon) and t = shift - s mean.
+    """
+    one, zero = np.ones(channels), np.zeros(channels)
+    if node.op == "BatchNormalization":
+        given = node.inputs[1:5]
+        if node.attrs.get("training_mode", 0) or len(node.outputs) != 1 or not node.attrs.get("spatial", 1):
+            return None
+        if not all(isinstance(t, gs.Constant) for t in given):
+            return None
+        scale, shift, mean, variance = (np.asarray(t.values, np.float64) for t in given)
+        s = scale / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
+        return s, shift - s * mean
+    if node.op in ("Add", "Mul") or (node.op == "Sub" and isinstance(node.inputs[1], gs.Constant)):
+        constant = next((t for t in node.inputs if isinstance(t, gs.Constant)), None)
+        values = None if constant is None else _by_channel(constant, channels, rank)
+        if values is not None:
+            return {"Add": (one, values), "Sub": (one, -values), "Mul": (values, zero)}[node.op]
+    return None
+
+
+def _absorb(graph: gs.Graph, conv: gs.Node, s: np.ndarray, t: np.ndarray) -> None:
+    weight = conv.inputs[1]
+    values = np.asarray(weight.values)
+    if (s != 1).any():
+        scaled = s.reshape(-1, *[1] * (values.ndim - 1)) * values.astype(np.float64)
+        conv.inputs[1] = _constant(graph, conv, weight, scaled.astype(values.dtype))
+    if len(conv.inputs) > 2:
+        bias = (s * np.asarray(conv.inputs[2].values, np.float64) + t).astype(values.dtype)
+        conv.inputs[2] = _constant(graph, conv, conv.inputs[2], bias)
+    elif t.any():
+        conv.inputs.append(gs.Constant(unused_name(graph, f"{conv.name}:bias"), t.astype(values.dtype)))
 
 
 def matmul_to_gemm(model: Model) -> int:
@@ -201,9 +226,10 @@ def matmul_to_gemm(model: Model) -> int:
             continue
         matmul.op = "Gemm"
         fused += 1
-        bias, add = _added(product, weight.shape[1], 2)
+        bias, add = _added(product, weight.shape[1])
         if bias is not None and add is not None and product.name not in outputs:
-            matmul.inputs.append(gs.Constant(unused_name(model.graph, f"{matmul.name}:bias"), bias))
+            values = bias.astype(element_type(weight))
+            matmul.inputs.append(gs.Constant(unused_name(model.graph, f"{matmul.name}:bias"), values))
             _take_over(matmul, add)
         elif model.graph.opset < 11:  # where a Gemm without bias is not one
             zeros = np.zeros(weight.shape[1], element_type(weight))
@@ -217,25 +243,22 @@ def _one_image(model: Model) -> dict[str, tuple[int, ...]]:
     return {t.name: (1, *t.shape[1:]) for t in model.graph.inputs if t.shape and not isinstance(t.shape[0], int)}
 
 
-def _drop_empty_bias(conv: gs.Node) -> bool:
-    """Take an input away that is left out; whether the weights are constant."""
-    if conv.inputs[-1].is_empty():
-        conv.inputs.pop()
-    return all(isinstance(t, gs.Constant) for t in conv.inputs[1:])
-
-
-def _added(product: gs.Tensor, outputs: int, rank: int) -> tuple[np.ndarray | None, gs.Node | None]:
-    """What is added to a product of a rank, one value an output (O,), and the Add, if that is all that reads it."""
+def _added(product: gs.Tensor, outputs: int) -> tuple[np.ndarray | None, gs.Node | None]:
+    """What is added to a matrix, one value a column (O,), float64, and the Add, if that is all that reads it."""
     if len(product.outputs) != 1 or product.outputs[0].op != "Add":
         return None, None
-    add = product.outputs[0]
-    bias = next((t for t in add.inputs if isinstance(t, gs.Constant)), None)
-    if bias is None or not _is_float(bias) or len(bias.shape) > rank:
-        return None, None
-    shape = (1,) * (rank - len(bias.shape)) + tuple(bias.shape)
-    if shape[1] not in (1, outputs) or any(d != 1 for d in (shape[0], *shape[2:])):
-        return None, None
-    return np.broadcast_to(np.asarray(bias.values).reshape(-1), outputs).copy(), add
+    affine = _affine(product.outputs[0], outputs, 2)
+    return (None, None) if affine is None else (affine[1], product.outputs[0])
+
+
+def _by_channel(constant: gs.Constant, channels: int, rank: int) -> np.ndarray | None:
+    """A constant as one value for each channel (axis 1 of `rank`), float64, if that is how it spreads."""
+    if not _is_float(constant) or len(constant.shape) > rank:
+        return None
+    shape = (1,) * (rank - len(constant.shape)) + tuple(constant.shape)
+    if shape[1] not in (1, channels) or any(d != 1 for d in (shape[0], *shape[2:])):
+        return None
+    return np.broadcast_to(np.asarray(constant.values, np.float64).reshape(-1), channels)
 
 
 def _take_over(node: gs.Node, reader: gs.Node) -> None:

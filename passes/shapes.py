@@ -58,6 +58,7 @@ def infer_shapes(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = No
         proto.graph.input.append(OnnxExporter.export_value_info_proto(value, do_type_check=False))
     for output in graph.outputs:
         proto.graph.output.append(onnx.ValueInfoProto(name=output.name))
+    proto.graph.value_info.extend(model.observed.values())
     proto.graph.node.extend(OnnxExporter.export_node(node) for node in graph.nodes)
     substitute(proto.graph)
     small = (c for c in model.constants() if c.name not in large)

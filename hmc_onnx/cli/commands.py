@@ -43,6 +43,7 @@ def compress(
     seed: Choices.Seed = None,
     align: Choices.Align = None,
     provider: Choices.Provider = None,
+    threads: Choices.Threads = None,
     test_data: Choices.TestData = None,
     labels: Choices.Labels = None,
     report: Choices.Report = None,
@@ -108,6 +109,7 @@ def profile(
     seed: Choices.Seed = None,
     align: Choices.Align = None,
     provider: Choices.Provider = None,
+    threads: Choices.Threads = None,
     config: Choices.Config = None,
 ) -> None:
     """Measure how much a model bears each candidate; writes a profile (JSON)."""
@@ -195,6 +197,7 @@ def verify(
     samples: Choices.Samples = None,
     seed: Choices.Seed = None,
     provider: Choices.Provider = None,
+    threads: Choices.Threads = None,
     labels: Choices.Labels = None,
     report: Choices.Report = None,
     config: Choices.Config = None,
@@ -213,7 +216,7 @@ def verify(
     images = _test(first, run, None, run.samples, settings.seed) or _read(
         first, run, run.need("data"), run.samples, settings.seed, "train"
     )
-    result = verify_models(first, second, _labelled(images, run), provider=settings.provider)
+    result = verify_models(first, second, _labelled(images, run), runtime=settings.runtime)
     if report is not None:
         write_json(result, report)
     show(comparison(result))
@@ -235,7 +238,7 @@ def _settings(run: Run) -> Settings:
     from hmc_onnx.settings import Settings
     from passes.errors import SettingsError
 
-    names = ("samples", "seed", "align", "provider")
+    names = ("samples", "seed", "align", "provider", "threads")
     try:
         return Settings(**{n: getattr(run, n) for n in names if getattr(run, n) is not None})
     except ValidationError as e:

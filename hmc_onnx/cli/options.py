@@ -82,6 +82,7 @@ class Choices:
         typer.Option(help="Ranks and channel counts are multiples of this. [4]"),
     ]
     Provider = Annotated[Optional[ProviderName], typer.Option(help="Where to run. [auto]")]  # noqa: UP045
+    Threads = Annotated[Optional[int], typer.Option(help="Threads of onnxruntime; 0 is its default. [0]")]  # noqa: UP045
     Labels = Annotated[
         Optional[bool],  # noqa: UP045
         typer.Option("--labels/--no-labels", help="Report top-1 accuracy where the data have labels. [--labels]"),
@@ -123,6 +124,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": _WHOLE,
     "align": _WHOLE,
     "provider": _TEXT,
+    "threads": _WHOLE,
     "labels": (lambda value: isinstance(value, bool), "true or false"),
 }
 

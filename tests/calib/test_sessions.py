@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from zoo import images, resnet, run
 
-from calib.sessions import Session, providers
+from calib.sessions import Runtime, Session, providers
 from passes.errors import ModelError, SettingsError
 
 
@@ -39,7 +39,7 @@ def test_auto_is_cuda_where_it_works_and_else_the_cpu(cuda_works: bool) -> None:
 def test_cuda_starts_or_the_user_is_told_what_to_do(proto, cuda_works: bool) -> None:
     def attempt() -> tuple[list[str], str]:
         try:
-            Session(proto, "cuda").run({"input": images(2, 8)})
+            Session(proto, Runtime("cuda")).run({"input": images(2, 8)})
             return providers("cuda"), ""
         except SettingsError as e:
             return [], str(e)
@@ -53,7 +53,7 @@ def test_cuda_starts_or_the_user_is_told_what_to_do(proto, cuda_works: bool) -> 
         assert "install onnxruntime-gpu" in said and "use cpu" in said and "\n" not in said
 
 
-@pytest.mark.parametrize("use", [providers, lambda choice: Session(resnet((1,), (4,)), choice)])
+@pytest.mark.parametrize("use", [providers, lambda choice: Session(resnet((1,), (4,)), Runtime(choice))])
 def test_an_unknown_provider_is_a_wrong_setting(use) -> None:
     with pytest.raises(SettingsError, match="unknown provider 'gpu': use auto, cpu, cuda or tensorrt"):
         use("gpu")
@@ -61,7 +61,7 @@ def test_an_unknown_provider_is_a_wrong_setting(use) -> None:
 
 def test_a_session_gives_the_outputs_asked_for(proto) -> None:
     x = images(3, 8)
-    session = Session(proto, "cpu", threads=1)
+    session = Session(proto, Runtime(threads=1))
     assert session.outputs == ["logits"]
     expected = run(proto, x)[0]
     for found in (session.run({"input": x}), session.run({"input": x}, ["logits"])):

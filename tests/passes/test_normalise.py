@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from zoo import Builder, assert_same, images, pad_channels, parsed, resnet, run
 
 from passes.model import Model
-from passes.normalise import fold_batchnorm, matmul_to_gemm, name_nodes, normalise
+from passes.normalise import fold_affine, matmul_to_gemm, name_nodes, normalise
 
 IMAGE = ("N", 3, 8, 8)
 
@@ -357,8 +357,8 @@ def test_a_weight_that_another_conv_reads_too_is_not_changed_for_it() -> None:
 
 def test_the_number_of_folds_is_returned() -> None:
     model = Model(resnet((1, 1), (4, 8), batchnorm="nodes"))
-    assert fold_batchnorm(model) == 5
-    assert fold_batchnorm(model) == 0
+    assert fold_affine(model) == 5
+    assert fold_affine(model) == 0
 
 
 # MatMul and Add
@@ -470,6 +470,20 @@ def test_a_constant_for_each_channel_behind_a_conv_is_its_bias(shape: tuple[int,
     done = normalised(proto, images(3, 8))
     assert operators(done) == ["Conv"]
     assert len(done.graph.initializer) == 2
+
+
+def test_scales_shifts_and_batch_norms_behind_a_conv_are_all_folded() -> None:
+    b = Builder()
+    x = b.batchnorm(b.conv("input", 3, 4, bias=False), 4)  # of Caffe, which has scale and shift apart
+    x = b.node("Add", b.node("Mul", x, b.const(b.normal(4, 1, 1))), b.const(b.normal(4, 1, 1)))
+    x = b.node("Mul", b.node("Sub", x, b.const(b.normal(1, 4, 1, 1))), b.const(np.float32(0.5)))
+    assert operators(normalised(b.model(b.node("Relu", x)))) == ["Conv", "Relu"]
+
+
+def test_a_conv_taken_from_a_constant_is_not_one_less_it() -> None:
+    b = Builder()
+    proto = b.model(b.node("Sub", b.const(b.normal(4, 1, 1)), b.conv("input", 3, 4)))
+    assert operators(normalised(proto)) == ["Conv", "Sub"]
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 1, 8, 8), (8, 1), (5, 1, 1, 1), (1, 1, 4, 1, 1)])

@@ -1,0 +1,126 @@
+"""The zoo: every ResNet as every exporter writes it, compressed to half its MACs with no layer left out, and run.
+
+The exports are torch's own (tests/data/exports); tests/forms.py writes them as tf2onnx and Paddle would. Few candidates
+are offered, as the table is of graphs: the choice among many is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import pytest
+from exported import exported, names
+from forms import FORMS
+from zoo import run
+
+import hmc_onnx
+from hmc_onnx.inputs import signature
+from hmc_onnx.verification import same_signature
+from passes.decompose import DECOMPOSITIONS
+
+SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=16, positions=8, align=2, batch=16, provider="cpu", threads=1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A topology: its layers, its channel groups, and how many layers write into the largest of them.
+
+    That one is a residual stream; with shortcuts of option A, which pad it with zeros, the stages share one.
+    """
+
+    layers: int
+    groups: int
+    writers: int
+
+
+TABLE = {
+    "resnet18": Row(21, 12, 3),
+    "resnet34": Row(37, 20, 7),
+    "resnet50": Row(54, 37, 7),
+    "resnet50_v1": Row(54, 37, 7),
+    "resnet101": Row(105, 71, 24),
+    "resnet152": Row(156, 105, 37),
+    "wide_resnet50_2": Row(54, 37, 7),
+    "resnext50": Row(54, 21, 7),
+    "preresnet18": Row(21, 12, 3),
+    "preresnet50": Row(54, 37, 7),
+    "seresnet18": Row(37, 20, 5),
+    "seresnet50": Row(86, 53, 13),
+    "resnet20a": Row(20, 10, 10),
+    "resnet32a": Row(32, 16, 16),
+    "resnet44a": Row(44, 22, 22),
+    "resnet56a": Row(56, 28, 28),
+    "resnet110a": Row(110, 55, 55),
+    "resnet20b": Row(22, 12, 4),
+    "resnet32b": Row(34, 18, 6),
+    "resnet44b": Row(46, 24, 8),
+    "resnet56b": Row(58, 30, 10),
+    "resnet110b": Row(112, 57, 19),
+    "resnet20c": Row(29, 19, 2),
+    "resnet32c": Row(47, 31, 2),
+    "resnet44c": Row(65, 43, 2),
+    "resnet56c": Row(83, 55, 2),
+    "resnet110c": Row(164, 109, 2),
+}
+EXPORTERS = ("torchscript-9", "torchscript-13", "torchscript-20", "dynamo-18", "dynamo-23")
+# BatchNormalization is folded by the exporters, but for these
+UNFOLDED = {f"{topology}-torchscript-17-bn" for topology in ("resnet20a", "resnet50", "preresnet18", "seresnet50")}
+SKIPPED = {
+    f"resnet{depth}a-torchscript-9": "torch refuses slices with a step before opset 10"
+    for depth in (20, 32, 44, 56, 110)
+}
+
+
+def test_the_table_has_every_export_but_those_that_are_skipped() -> None:
+    exports = {f"{topology}-{exporter}" for topology in TABLE for exporter in EXPORTERS}
+    assert set(names()) == (exports | UNFOLDED) - set(SKIPPED)
+    assert set(SKIPPED) < exports
+
+
+@pytest.fixture(autouse=True)
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the channels or an SVD of half the MACs, in this process."""
+    monkeypatch.setattr("hmc_onnx.profiler.workers", contextlib.nullcontext)
+    for constant in ("SHARES", "RATIOS", "RATIOS_WHEN_PRUNED"):
+        monkeypatch.setattr(f"hmc_onnx.candidates.{constant}", (0.5,))
+    for name in set(DECOMPOSITIONS) - {"svd"}:
+        monkeypatch.delitem(DECOMPOSITIONS, name)
+
+
+def check_halved(original: onnx.ModelProto, row: Row) -> None:
+    ((name, (dtype, shape)),) = signature(original).items()
+    images = np.random.default_rng(0).normal(size=(SETTINGS.samples, *(d or 16 for d in shape[1:]))).astype(dtype)
+    result = hmc_onnx.compress(original, {name: images}, "macs=0.5", settings=SETTINGS)
+    groups = result.profile.groups
+    assert len(result.profile.layers) == row.layers
+    assert len(groups) == row.groups
+    assert max(len(group.producers) for group in groups) == row.writers
+    assert all(len(group.choices) > 1 for group in groups if group.size > SETTINGS.align)
+    assert len(result.plan.declined) == 1  # the classes, which are the model's output
+    assert 0 < result.report.b.macs <= result.report.a.macs / 2
+
+    onnx.checker.check_model(result.model, full_check=True)
+    onnx.shape_inference.infer_shapes(result.model, check_type=True, strict_mode=True)
+    same_signature(original, result.model)
+    ours, theirs = (run(model, {name: images})[0] for model in (result.model, original))
+    assert ours.shape == theirs.shape
+    (one,) = run(result.model, {name: images[:1]})
+    np.testing.assert_allclose(one, ours[:1], rtol=0, atol=1e-3 * np.abs(ours).max())
+    common = theirs.mean(0)  # what tells one image from another is left
+    assert np.corrcoef((ours - common).ravel(), (theirs - common).ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("name", names())
+def test_an_export_is_halved(name: str) -> None:
+    check_halved(exported(name), TABLE[name.split("-")[0]])
+
+
+@pytest.mark.parametrize("topology", TABLE)
+@pytest.mark.parametrize("form", FORMS)
+def test_another_form_is_halved(form: str, topology: str) -> None:
+    unfolded = f"{topology}-torchscript-17-bn"
+    source = unfolded if unfolded in UNFOLDED else f"{topology}-torchscript-13"
+    check_halved(FORMS[form](exported(source)), TABLE[topology])
