@@ -7,7 +7,7 @@ session serves every value that is tried for the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,10 @@ from passes.errors import ModelError
 from passes.progress import Progress, silent
 
 __all__ = ["Change", "sensitivities"]
+
+# Share of the nodes behind a cut that are run again for changes further on, to save the building of sessions. What
+# may be changed is not constant to onnxruntime either, which keeps it from the fastest kernels.
+WINDOW = 0.05
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,9 @@ def sensitivities(walk: Walk, changes: Sequence[Change], progress: Progress = si
     results: dict[Hashable, float] = {}
     reference: list[np.ndarray] | None = None
     of = sum(len(c.options) for c in changes)
-    for change in sorted(changes, key=lambda c: c.position):
-        if not change.options:
-            continue
-        walk.advance([change.tensor])
-        tail = walk.tail(change.initializers)
+    for window in _windows([c for c in changes if c.options], len(walk.model.graph.nodes)):
+        walk.advance([window[0].tensor])
+        tail = walk.tail([name for change in window for name in change.initializers])
         if reference is None:
             reference = tail.outputs({})
             if any(np.isnan(output).any() for output in reference):
@@ -58,8 +60,21 @@ def sensitivities(walk: Walk, changes: Sequence[Change], progress: Progress = si
                     f"the model's '{walk.model.scores}' is NaN on some calibration images: "
                     "check its weights, and that the images are preprocessed as for training"
                 )
-        for key, values in change.options.items():
-            progress("sensitivity", len(results), of)
-            results[key] = kl_divergence(reference, tail.outputs(values()))
+        for change in window:
+            for key, values in change.options.items():
+                progress("sensitivity", len(results), of)
+                results[key] = kl_divergence(reference, tail.outputs(values()))
     progress("sensitivity", of, of)
     return results
+
+
+def _windows(changes: Sequence[Change], nodes: int) -> Iterator[list[Change]]:
+    """Changes in graph order that share a session: it begins where the first of them does."""
+    window: list[Change] = []
+    for change in sorted(changes, key=lambda c: c.position):
+        if window and change.position > window[0].position + WINDOW * (nodes - window[0].position):
+            yield window
+            window = []
+        window.append(change)
+    if window:
+        yield window

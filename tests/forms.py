@@ -302,7 +302,7 @@ class Paddle(Form):
         layer, x, result = self.layer("flatten"), self.read(node.inputs[0]), node.outputs[0]
         bounds = [self.constant([v], f"{layer}.{what}") for what, v in (("starts", 0), ("ends", 1), ("axes", 0))]
         batch = self.helper("Slice", [self.helper("Shape", [x]), *bounds])
-        rest = self.constant([-1, *[1] * (len(result.shape) - 2)], f"{layer}.rest")
+        rest = self.constant([-1, *[1] * (len(result.shape or "NC") - 2)], f"{layer}.rest")
         shape = self.helper("Concat", [batch, rest], axis=0)
         self.written[result.name, NCHW] = self.helper("Reshape", [x, shape], f"{layer}.tmp_0")
 

@@ -18,6 +18,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 from zoo import Builder, assert_same, run
 
 import hmc_onnx
+from calib.observing import observe
 from calib.sessions import Session
 from hmc_onnx.inputs import signature
 from passes.cost import total
@@ -603,7 +604,8 @@ def about(proto: ModelProto) -> dict[str, Any]:
 
 
 def macs(proto: ModelProto, feeds: Feeds) -> int:
-    return total(normalise(proto), {name: (1, *values.shape[1:]) for name, values in feeds.items()}).macs
+    shapes = {name: (1, *values.shape[1:]) for name, values in feeds.items()}
+    return total(observe(normalise(proto), shapes), shapes).macs
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not row.refused])
