@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
@@ -19,17 +19,16 @@ __all__ = ["batch_size", "calibration_chunks", "declared_batch", "input_shapes"]
 TOLERANCE = 0.01
 
 
-def declared_batch(proto: onnx.ModelProto) -> int | None:
-    """The batch size that the first input declares; None where it is open (an axis of -1 or 0 is)."""
-    defaults = {t.name for t in proto.graph.initializer}
-    value = next((v for v in proto.graph.input if v.name not in defaults), None)
+def declared_batch(proto: onnx.ModelProto, fed: Collection[str]) -> int | None:
+    """The batch size that the first of the inputs that are fed declares; None where it is open, as by -1 or 0."""
+    value = next((v for v in proto.graph.input if v.name in fed), None)
     dims = value.type.tensor_type.shape.dim if value is not None else []
     return int(dims[0].dim_value) or None if len(dims) and dims[0].dim_value > 0 else None
 
 
 def input_shapes(proto: onnx.ModelProto, data: CalibrationData) -> dict[str, tuple[int, ...]]:
     """The inputs' shapes with the sizes of the data, and of the batch one image or what the model declares."""
-    batch = declared_batch(proto) or 1
+    batch = declared_batch(proto, data.feeds) or 1
     return {name: (batch, *array.shape[1:]) for name, array in data.feeds.items()}
 
 
@@ -45,7 +44,7 @@ def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, runti
         wanted: see above.
         runtime: as for `Session`.
     """
-    fixed = declared_batch(model.header) or 1
+    fixed = declared_batch(model.header, feeds) or 1
     known = {name: array.dtype for name, array in feeds.items()}
     nodes = nodes_between(model.graph, set(known), [model.scores])
     if not nodes:

@@ -102,7 +102,7 @@ def check_labels(proto: onnx.ModelProto, data: CalibrationData, runtime: Runtime
     """
     if data.labels is None:
         return
-    batch = declared_batch(proto) or 1
+    batch = declared_batch(proto, data.feeds) or 1
     session, scores = _judged(proto, runtime)
     (output,) = session.run({name: array[:batch] for name, array in data.feeds.items()}, [scores])
     classes = output.reshape(batch, -1).shape[1]
@@ -139,7 +139,7 @@ def verify(
     same_signature(a, b)
     data = fit(a, data)
     check_labels(a, data, runtime)
-    fixed = declared_batch(a)
+    fixed = declared_batch(a, data.feeds)
     size = fixed or batch_size(normalise(a), data.feeds, AT_ONCE, runtime)
     chunks = [feeds for feeds, _ in data.chunks(size)]
     if fixed and len(next(iter(chunks[-1].values()))) < fixed:

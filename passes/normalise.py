@@ -41,7 +41,10 @@ def normalise(proto: onnx.ModelProto) -> Model:
     """The model in normal form, as a graph to rewrite; the proto given is not changed."""
     proto = densify(proto)
     weights = _plain_weights(proto)
-    module = ir.from_proto(without_weights(proto, weights))
+    light = without_weights(proto, weights)
+    if proto.ir_version < 4:
+        _forget_defaults(light.graph)
+    module = ir.from_proto(light)
     if "ai.onnx" in module.opset_imports:  # the same domain as "", spelt out
         module.opset_imports.setdefault("", module.opset_imports.pop("ai.onnx"))
     _own_constants(module)
@@ -60,9 +63,17 @@ def normalise(proto: onnx.ModelProto) -> Model:
     return model
 
 
+def _forget_defaults(graph: onnx.GraphProto) -> None:
+    """Take initializers from the inputs, where below IR version 4 they had to be: they are constants all the same."""
+    constants = {t.name for t in graph.initializer}
+    kept = [v for v in graph.input if v.name not in constants]
+    del graph.input[:]
+    graph.input.extend(kept)
+
+
 def _plain_weights(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """Large initializers that are nothing but weights of layers: there is nothing to fold, and a copy would cost."""
-    others = {v.name for v in (*proto.graph.input, *proto.graph.output)}
+    others = {v.name for v in (*(proto.graph.input if proto.ir_version > 3 else ()), *proto.graph.output)}
     for node in proto.graph.node:
         others.update(node.input[:1] if node.op_type in LAYERS else node.input)
     if any(a.HasField("g") or a.graphs for node in proto.graph.node for a in node.attribute):

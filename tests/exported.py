@@ -22,7 +22,7 @@ SUFFIX = ".onnx.gz"
 # Times He's standard deviation: activations stay moderate through 54 blocks, where each adds to an identity (GAIN)
 # and where each shortcut is a convolution (CONVOLVED), which would let images fade away at the former gain.
 GAIN, CONVOLVED = 0.7, 0.85
-THROUGH = ("Identity", "Transpose", "Unsqueeze")  # on the way from a weight to the operator that reads it
+THROUGH = ("Identity", "Reshape", "Transpose", "Unsqueeze")  # on the way from a weight to the operator that reads it
 
 
 def names() -> list[str]:
