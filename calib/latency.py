@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 
-from calib.sessions import CPU, Runtime, Session
+from calib.sessions import Session
 
 __all__ = ["Latency", "interleaved"]
 
@@ -23,18 +22,12 @@ class Latency:
 
 
 def interleaved(
-    models: Sequence[onnx.ModelProto],
-    feeds: Mapping[str, np.ndarray],
-    runtime: Runtime = CPU,
-    *,
-    repeats: int = 30,
-    warm_up: int = 3,
+    sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], *, repeats: int = 30, warm_up: int = 3
 ) -> list[Latency]:
     """Time the models in turns, so that what else the machine does falls on all of them alike.
 
     The interval is the median's distribution-free one, from order statistics: ranks n/2 ± 0.98 √n.
     """
-    sessions = [Session(m, runtime) for m in models]
     seconds = np.zeros((repeats, len(sessions)))
     for i in range(-warm_up, repeats):
         for j, session in enumerate(sessions):

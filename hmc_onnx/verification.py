@@ -102,8 +102,12 @@ def check_labels(proto: onnx.ModelProto, data: CalibrationData, runtime: Runtime
     """
     if data.labels is None:
         return
-    batch = declared_batch(proto, data.feeds) or 1
-    session, scores = _judged(proto, runtime)
+    _check_labels(data, declared_batch(proto, data.feeds) or 1, *_judged(proto, runtime))
+
+
+def _check_labels(data: CalibrationData, batch: int, session: Session, scores: str) -> None:
+    if data.labels is None:
+        return
     (output,) = session.run({name: array[:batch] for name, array in data.feeds.items()}, [scores])
     classes = output.reshape(batch, -1).shape[1]
     low, high = data.labels.min(), data.labels.max()
@@ -138,13 +142,13 @@ def verify(
     """
     same_signature(a, b)
     data = fit(a, data)
-    check_labels(a, data, runtime)
     fixed = declared_batch(a, data.feeds)
     size = fixed or batch_size(normalise(a), data.feeds, AT_ONCE, runtime)
     chunks = [feeds for feeds, _ in data.chunks(size)]
     if fixed and len(next(iter(chunks[-1].values()))) < fixed:
         chunks = chunks[:-1]
     judged = [_judged(proto, runtime) for proto in (a, b)]
+    _check_labels(data, fixed or 1, *judged[0])
     outputs = [[session.run(chunk, [scores])[0] for chunk in chunks] for session, scores in judged]
     count = sum(len(o) for o in outputs[0])
     labels = None if data.labels is None else data.labels[:count]
@@ -152,7 +156,7 @@ def verify(
     timings = []
     for batch in (size,) if size < AT_ONCE else [n for n in batches if n <= len(data)]:
         feeds = {k: v[:batch] for k, v in data.feeds.items()}
-        first, second = interleaved([a, b], feeds, runtime, repeats=repeats)
+        first, second = interleaved([session for session, _ in judged], feeds, repeats=repeats)
         ratio = second.median / first.median
         relative = first.uncertainty / first.median + second.uncertainty / second.median
         timings.append(

@@ -6,7 +6,7 @@ import numpy as np
 from zoo import Builder
 
 from calib.latency import interleaved
-from calib.sessions import Runtime
+from calib.sessions import Runtime, Session
 
 
 def convs(width: int) -> tuple:
@@ -15,9 +15,9 @@ def convs(width: int) -> tuple:
 
 
 def test_each_model_has_its_time_and_the_heavier_one_more() -> None:
-    light, heavy = convs(2), convs(256)
+    light, heavy = (Session(convs(width), Runtime(threads=1)) for width in (2, 256))
     feeds = {"input": np.ones((4, 3, 32, 32), np.float32)}
-    found = interleaved([heavy, light, heavy], feeds, repeats=11, warm_up=2, runtime=Runtime(threads=1))
+    found = interleaved([heavy, light, heavy], feeds, repeats=11, warm_up=2)
     assert len(found) == 3
     assert found[0].median > 3 * found[1].median
     assert found[2].median > 3 * found[1].median

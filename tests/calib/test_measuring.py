@@ -152,7 +152,7 @@ def test_divergence_and_accuracy_by_hand() -> None:
 
 
 def test_latency_tells_a_large_network_from_a_small_one() -> None:
-    small, large = resnet((1,), (4,)), resnet((8,), (64,))
+    small, large = Session(resnet((1,), (4,))), Session(resnet((8,), (64,)))
     first, second = interleaved([small, large], {"input": images(8)}, repeats=9)
     assert 0 < first.median < second.median
     assert min(first.uncertainty, second.uncertainty) >= 0

@@ -24,8 +24,8 @@ from passes.decompose import DECOMPOSITIONS
 
 SETTINGS = hmc_onnx.Settings(samples=2, kl_samples=2, positions=16, align=4, batch=2, provider="cpu")
 # The share of the MACs to keep; the inputs of a layer above which it is left alone; and of the channel groups how many
-# can be pruned. Where branches are joined a layer reads several of them, and grouped Convs with shuffled channels have no
-# whole group to spare.
+# can be pruned. Where branches are joined a layer reads several of them, and grouped Convs with shuffled channels have
+# no whole group to spare.
 TABLE = {
     "light_bvlc_alexnet": (0.85, 2500, 0),
     "light_densenet121": (0.5, 1200, 58),
