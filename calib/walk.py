@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from calib.sessions import CPU, Runtime, Session
 from passes.model import Model
@@ -65,6 +66,10 @@ class Walk:
     def holds(self, name: str) -> bool:
         """Whether a tensor is at hand."""
         return name in self.chunks[0]
+
+    def missing(self, name: str) -> list[gs.Node]:
+        """The nodes that have to run for a tensor, in graph order."""
+        return nodes_between(self.model.graph, set(self.chunks[0]), [name])
 
     def values(self, name: str) -> Iterator[np.ndarray]:
         """A held tensor, chunk by chunk."""

@@ -33,6 +33,7 @@ __all__ = ["apply"]
 
 # Ridge towards the layer's own weights, as a share of the mean eigenvalue of its patches' second moment.
 RIDGE = 1e-3
+LAYERS = ("Conv", "Gemm")
 
 
 def apply(
@@ -59,7 +60,7 @@ def apply(
     settings = plan.settings
     chunks = calibration_chunks(model, data, settings.samples, settings.batch, settings.runtime)
     walks = _Walks(Walk(model, chunks, settings.runtime), Walk(compressed, chunks, settings.runtime), kept, plan)
-    nodes = [n for n in compressed.graph.nodes if n.op in ("Conv", "Gemm") and n.name in plan.layers]
+    nodes = [n for n in compressed.graph.nodes if n.op in LAYERS and n.name in plan.layers]
     missing = set(plan.layers) - {n.name for n in nodes}
     if missing:
         raise PlanError(f"the plan names a layer that the model does not have: '{min(missing)}'")
@@ -184,7 +185,7 @@ class _Shortcut:
 
 
 def _shortcut(node: gs.Node, shapes: Shapes, walks: _Walks) -> _Shortcut | None:
-    """The other term of the sum that a layer's output enters, if both networks have computed it already.
+    """The other term of the sum that a layer's output enters, if no layer is left before it in either network.
 
     On the way to the sum the output's axes may be turned, as where an exporter adds in NHWC.
     """
@@ -197,7 +198,9 @@ def _shortcut(node: gs.Node, shapes: Shapes, walks: _Walks) -> _Shortcut | None:
     if len(tensor.outputs) != 1 or tensor.outputs[0].op != "Add":
         return None
     other = next((t for t in tensor.outputs[0].inputs if t is not tensor), None)
-    if other is None or not (walks.compressed.holds(other.name) and walks.original.holds(other.name)):
+    if not isinstance(other, gs.Variable):
+        return None
+    if any(n.op in LAYERS for walk in (walks.compressed, walks.original) for n in walk.missing(other.name)):
         return None
     if shapes.get(other.name) != shapes.get(tensor.name):  # one that is spread over the other
         return None

@@ -168,7 +168,7 @@ def name_nodes(graph: gs.Graph) -> None:
 def fold_affine(model: Model) -> int:
     """Fold what multiplies each channel by a constant or adds one into the Conv that only it reads; returns how many.
 
-    s (W * x + b) + t = (s W) * x + (s b + t), one after the other as long as there are any.
+    s (W * x + b) + t = (s W) * x + (s b + t), one after the other as long as there are any, through Transposes too.
     """
     outputs = {t.name for t in model.graph.outputs}
     folded = 0
@@ -177,25 +177,30 @@ def fold_affine(model: Model) -> int:
             conv.inputs.pop()
         if not all(isinstance(t, gs.Constant) for t in conv.inputs[1:]) or not _is_float(conv.inputs[1]):
             continue
-        while conv.outputs[0].name not in outputs and len(conv.outputs[0].outputs) == 1:
-            reader = conv.outputs[0].outputs[0]
-            affine = _affine(reader, conv.inputs[1].shape[0], len(conv.inputs[1].shape))
+        last, axis = conv, 1  # the Conv, or the last of the Transposes behind it, and where its channels are
+        while last.outputs[0].name not in outputs and len(last.outputs[0].outputs) == 1:
+            reader = last.outputs[0].outputs[0]
+            if reader.op == "Transpose":
+                rank = len(conv.inputs[1].shape)
+                last, axis = reader, list(reader.attrs.get("perm", range(rank)[::-1])).index(axis)
+                continue
+            affine = _affine(reader, conv.inputs[1].shape[0], len(conv.inputs[1].shape), axis)
             if affine is None:
                 break
             _absorb(model.graph, conv, *affine)
-            _take_over(conv, reader)
+            _take_over(last, reader)
             folded += 1
     model.graph.cleanup()
     return folded
 
 
-def _affine(node: gs.Node, channels: int, rank: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _affine(node: gs.Node, channels: int, rank: int, axis: int = 1) -> tuple[np.ndarray, np.ndarray] | None:
     """s and t (O,), float64, of a node that gives s x + t; None if it does not.
 
     Of a BatchNormalization s = scale / sqrt(var + epsilon) and t = shift - s mean.
     """
     one, zero = np.ones(channels), np.zeros(channels)
-    if node.op == "BatchNormalization":
+    if node.op == "BatchNormalization" and axis == 1:
         given = node.inputs[1:5]
         if node.attrs.get("training_mode", 0) or len(node.outputs) != 1 or not node.attrs.get("spatial", 1):
             return None
@@ -206,7 +211,7 @@ def _affine(node: gs.Node, channels: int, rank: int) -> tuple[np.ndarray, np.nda
         return s, shift - s * mean
     if node.op in ("Add", "Mul") or (node.op == "Sub" and isinstance(node.inputs[1], gs.Constant)):
         constant = next((t for t in node.inputs if isinstance(t, gs.Constant)), None)
-        values = None if constant is None else _by_channel(constant, channels, rank)
+        values = None if constant is None else _by_channel(constant, channels, rank, axis)
         if values is not None:
             return {"Add": (one, values), "Sub": (one, -values), "Mul": (values, zero)}[node.op]
     return None
@@ -262,12 +267,12 @@ def _added(product: gs.Tensor, outputs: int) -> tuple[np.ndarray | None, gs.Node
     return (None, None) if affine is None else (affine[1], product.outputs[0])
 
 
-def _by_channel(constant: gs.Constant, channels: int, rank: int) -> np.ndarray | None:
-    """A constant as one value for each channel (axis 1 of `rank`), float64, if that is how it spreads."""
+def _by_channel(constant: gs.Constant, channels: int, rank: int, axis: int) -> np.ndarray | None:
+    """A constant as one value for each channel (an axis of `rank`), float64, if that is how it spreads."""
     if not _is_float(constant) or len(constant.shape) > rank:
         return None
     shape = (1,) * (rank - len(constant.shape)) + tuple(constant.shape)
-    if shape[1] not in (1, channels) or any(d != 1 for d in (shape[0], *shape[2:])):
+    if shape[axis] not in (1, channels) or any(d != 1 for d in (*shape[:axis], *shape[axis + 1 :])):
         return None
     return np.broadcast_to(np.asarray(constant.values, np.float64).reshape(-1), channels)
 

@@ -124,3 +124,19 @@ def test_another_form_is_halved(form: str, topology: str) -> None:
     unfolded = f"{topology}-torchscript-17-bn"
     source = unfolded if unfolded in UNFOLDED else f"{topology}-torchscript-13"
     check_halved(FORMS[form](exported(source)), TABLE[topology])
+
+
+@pytest.mark.parametrize("name", ["preresnet18-torchscript-17-bn", "resnet18-torchscript-13"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_form_makes_no_difference_to_what_comes_out(form: str, name: str) -> None:
+    source = exported(name)
+    images = np.random.default_rng(0).normal(size=(64, 3, 64, 64)).astype(np.float32)
+    settings = SETTINGS.model_copy(update={"samples": 64})
+    outputs = []
+    for model, turned in ((source, images), (FORMS[form](source), images.transpose(0, 2, 3, 1))):
+        ((image, (_, shape)),) = signature(model).items()
+        feeds = {image: np.ascontiguousarray(turned) if shape[-1] == 3 else images}
+        result = hmc_onnx.compress(model, feeds, "macs=0.5", strategy="prune", settings=settings)
+        outputs.append(run(result.model, feeds)[0])
+    common = outputs[0].mean(0)
+    assert np.corrcoef((outputs[0] - common).ravel(), (outputs[1] - common).ravel())[0, 1] > 0.99

@@ -480,6 +480,24 @@ def test_scales_shifts_and_batch_norms_behind_a_conv_are_all_folded() -> None:
     assert operators(normalised(b.model(b.node("Relu", x)))) == ["Conv", "Relu"]
 
 
+@pytest.mark.parametrize("shape", [(4,), (1, 1, 1, 4), (), (1, 1)])
+def test_a_bias_in_nhwc_is_folded_into_the_conv(shape: tuple[int, ...]) -> None:
+    b = Builder()
+    x = b.node("Transpose", b.conv("input", 3, 4, bias=False), perm=[0, 2, 3, 1])
+    x = b.node("Transpose", b.node("Add", x, b.const(b.normal(*shape))), perm=[0, 3, 1, 2])
+    proto = b.model(b.node("Relu", b.batchnorm(x, 4)))
+    assert operators(normalised(proto)) == ["Conv", "Transpose", "Transpose", "Relu"]
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (8, 8, 1), (4, 1, 1), (1, 8, 1, 1)])
+def test_a_constant_of_other_axes_in_nhwc_is_no_bias(shape: tuple[int, ...]) -> None:
+    b = Builder()
+    size = 4 if shape == (4, 1, 1) else 8
+    x = b.node("Transpose", b.conv("input", 3, 4), perm=[0, 2, 3, 1])
+    proto = b.model(b.node("Add", x, b.const(b.normal(*shape))), (5, 3, size, size))
+    assert operators(normalised(proto, images(5, size))) == ["Conv", "Transpose", "Add"]
+
+
 def test_a_conv_taken_from_a_constant_is_not_one_less_it() -> None:
     b = Builder()
     proto = b.model(b.node("Sub", b.const(b.normal(4, 1, 1)), b.conv("input", 3, 4)))
