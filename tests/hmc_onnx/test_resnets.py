@@ -139,4 +139,4 @@ def test_the_form_makes_no_difference_to_what_comes_out(form: str, name: str) ->
         result = hmc_onnx.compress(model, feeds, "macs=0.5", strategy="prune", settings=settings)
         outputs.append(run(result.model, feeds)[0])
     common = outputs[0].mean(0)
-    assert np.corrcoef((outputs[0] - common).ravel(), (outputs[1] - common).ravel())[0, 1] > 0.99
+    assert np.corrcoef((outputs[0] - common).ravel(), (outputs[1] - common).ravel())[0, 1] > 0.95
