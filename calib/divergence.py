@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import log_softmax
 
-__all__ = ["kl_divergence", "log_probabilities", "top1"]
+__all__ = ["divergence", "kl_divergence", "log_probabilities", "top1"]
 
 
 def log_probabilities(outputs: np.ndarray) -> np.ndarray:
@@ -31,6 +31,25 @@ def kl_divergence(reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray]
         total += float((p * nats).sum())
         count += len(a)
     return max(total / count, 0.0)
+
+
+def divergence(reference: Sequence[Sequence[np.ndarray]], outputs: Sequence[Sequence[np.ndarray]]) -> float:
+    """Nats over all outputs of a network, the first of which are its class scores, each as a list of batches.
+
+    Of those, and of others of rank 2, it is the KL divergence. Another output's values are taken for Gaussians of the
+    variance that they have over the images: then it is half the squared error as a share of that.
+    """
+    return sum(
+        kl_divergence(a, b) if i == 0 or a[0].ndim == 2 else _gaussian(a, b)
+        for i, (a, b) in enumerate(zip(reference, outputs, strict=True))
+    )
+
+
+def _gaussian(reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
+    a, b = (
+        np.concatenate([np.atleast_1d(batch) for batch in side]).astype(np.float64) for side in (reference, outputs)
+    )
+    return float(((a - b) ** 2).mean() / (2 * max(a.var(), np.finfo(float).tiny)))
 
 
 def top1(outputs: Sequence[np.ndarray], labels: np.ndarray) -> float:

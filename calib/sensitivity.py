@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calib.divergence import kl_divergence
+from calib.divergence import divergence
 from calib.walk import Walk
 from passes.errors import ModelError
 from passes.progress import Progress, silent
@@ -48,22 +48,22 @@ def sensitivities(walk: Walk, changes: Sequence[Change], progress: Progress = si
         ModelError: the network's output is not a number.
     """
     results: dict[Hashable, float] = {}
-    reference: list[np.ndarray] | None = None
+    reference: list[list[np.ndarray]] | None = None
     of = sum(len(c.options) for c in changes)
     for window in _windows([c for c in changes if c.options], len(walk.model.graph.nodes)):
         walk.advance([window[0].tensor])
         tail = walk.tail([name for change in window for name in change.initializers])
         if reference is None:
             reference = tail.outputs({})
-            if any(np.isnan(output).any() for output in reference):
+            if any(np.isnan(chunk).any() for output in reference for chunk in output):
                 raise ModelError(
-                    f"the model's '{walk.model.scores}' is NaN on some calibration images: "
+                    "the model's output is NaN on some calibration images: "
                     "check its weights, and that the images are preprocessed as for training"
                 )
         for change in window:
             for key, values in change.options.items():
                 progress("sensitivity", len(results), of)
-                results[key] = kl_divergence(reference, tail.outputs(values()))
+                results[key] = divergence(reference, tail.outputs(values()))
     progress("sensitivity", of, of)
     return results
 

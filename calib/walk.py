@@ -85,20 +85,25 @@ class Tail:
 
     def __init__(self, walk: Walk, replaceable: Collection[str]) -> None:
         model, self._chunks = walk.model, walk.chunks
-        self._output = model.scores
+        self._outputs = model.judged
         held = set(walk.chunks[0])
-        nodes = nodes_between(model.graph, held, [self._output])
+        nodes = nodes_between(model.graph, held, self._outputs)
         self._reads = sorted({t.name for node in nodes for t in node_inputs(node)} & held)
         dtypes = {n: walk.chunks[0][n].dtype for n in self._reads}
         self._session: Session | None = None  # where the output is held already, nothing can change it
         if nodes:
-            proto = submodel(model, nodes, dtypes, [self._output], replaceable)
+            proto = submodel(model, nodes, dtypes, [n for n in self._outputs if n not in held], replaceable)
             self._session = Session(proto, walk.runtime)
             self._replaceable = {v.name for v in proto.graph.input} - set(self._reads)
 
-    def outputs(self, weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The graph's `scores`, chunk by chunk, with some initializers replaced."""
-        if self._session is None:
-            return [chunk[self._output] for chunk in self._chunks]
-        values = {n: v for n, v in weights.items() if n in self._replaceable}
-        return [self._session.run({n: c[n] for n in self._reads} | values)[0] for c in self._chunks]
+    def outputs(self, weights: Mapping[str, np.ndarray]) -> list[list[np.ndarray]]:
+        """What the graph is `judged` by, chunk by chunk each, with some initializers replaced."""
+        found: list[list[np.ndarray]] = []
+        values = {n: v for n, v in weights.items() if self._session is not None and n in self._replaceable}
+        for chunk in self._chunks:
+            computed: dict[str, np.ndarray] = {}
+            if self._session is not None:
+                feeds = {n: chunk[n] for n in self._reads} | values
+                computed = dict(zip(self._session.outputs, self._session.run(feeds), strict=True))
+            found.append([computed[n] if n in computed else chunk[n] for n in self._outputs])
+        return [list(chunks) for chunks in zip(*found, strict=True)]

@@ -13,9 +13,18 @@ from calib.data import CalibrationData, from_reader
 from calib.preprocess import PRESETS, Preprocess
 from calib.readers import read
 from passes.errors import DataError, ModelError, SettingsError
-from passes.model import load
+from passes.model import check, first_line, load
 
-__all__ = ["check_supported", "check_varied", "fit", "load_data", "load_supported", "preprocessing", "signature"]
+__all__ = [
+    "check_kind",
+    "check_supported",
+    "check_varied",
+    "fit",
+    "load_data",
+    "load_supported",
+    "preprocessing",
+    "signature",
+]
 
 
 # Operators of quantised models, besides those whose names begin with QLinear.
@@ -27,11 +36,20 @@ OLDEST_OPSET = 7
 
 
 def check_supported(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model itself, if it is of a kind that can be compressed.
+    """The model itself, if it is valid and of a kind that can be compressed.
 
     Raises:
-        ModelError: it is quantised, or older than opset 7.
+        ModelError: it is not valid ONNX, is quantised, or older than opset 7.
     """
+    try:
+        check(proto)
+    except ValueError as e:
+        raise ModelError(f"the model is damaged: {first_line(e)}") from e
+    return check_kind(proto)
+
+
+def check_kind(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself, if it is of a kind that can be compressed; raises as `check_supported`."""
     for node in proto.graph.node:
         if node.op_type in QUANTISED or node.op_type.startswith("QLinear"):
             raise ModelError(
@@ -48,8 +66,8 @@ def check_supported(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def load_supported(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """`passes.model.load` and `check_supported`."""
-    return check_supported(load(path))
+    """`passes.model.load` and `check_kind`."""
+    return check_kind(load(path))
 
 
 def signature(proto: onnx.ModelProto) -> dict[str, tuple[np.dtype, tuple[int | None, ...]]]:

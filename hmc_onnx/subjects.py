@@ -145,7 +145,7 @@ def _unfit(group: ChannelGroup, layers: dict[str, Subject]) -> str | None:
         if layers[slot.node.name].grouped:  # over what cannot be pruned, so that only its outputs could
             return f"the grouped Conv '{slot.node.name}' takes part and is left as it is"
         if (classes < 0).any():
-            return f"'{slot.node.name}' reads it together with channels of other groups"
+            return f"'{slot.node.name}' reads it together with channels of other groups, or with zeros"
     for slot, classes in group.members("follows"):
         if slot.node.name in layers and layers[slot.node.name].grouped and (classes < 0).any():
             return f"the grouped Conv '{slot.node.name}' passes it on together with channels of other groups"

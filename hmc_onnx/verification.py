@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from calib.batching import batch_size, declared_batch, input_shapes
 from calib.data import CalibrationData
-from calib.divergence import kl_divergence, top1
+from calib.divergence import divergence, top1
 from calib.latency import interleaved
 from calib.observing import observe
 from calib.sessions import CPU, Runtime, Session
@@ -57,7 +57,7 @@ class Verification(_Frozen):
     """Model b against model a over some images.
 
     Attributes:
-        kl: mean KL divergence of b's class scores (`Model.scores`) from a's, in nats.
+        kl: mean KL divergence of b's class scores from a's, in nats, with that of other outputs (`divergence`).
         agreement: share of images on which both choose the same class.
         difference: largest absolute difference of an output.
         images: how many, and `source` which.
@@ -105,10 +105,10 @@ def check_labels(proto: onnx.ModelProto, data: CalibrationData, runtime: Runtime
     _check_labels(data, declared_batch(proto, data.feeds) or 1, *_judged(proto, runtime))
 
 
-def _check_labels(data: CalibrationData, batch: int, session: Session, scores: str) -> None:
+def _check_labels(data: CalibrationData, batch: int, session: Session, names: list[str]) -> None:
     if data.labels is None:
         return
-    (output,) = session.run({name: array[:batch] for name, array in data.feeds.items()}, [scores])
+    (output,) = session.run({name: array[:batch] for name, array in data.feeds.items()}, names[:1])
     classes = output.reshape(batch, -1).shape[1]
     low, high = data.labels.min(), data.labels.max()
     if low < 0 or high >= classes:
@@ -149,7 +149,8 @@ def verify(
         chunks = chunks[:-1]
     judged = [_judged(proto, runtime) for proto in (a, b)]
     _check_labels(data, fixed or 1, *judged[0])
-    outputs = [[session.run(chunk, [scores])[0] for chunk in chunks] for session, scores in judged]
+    everything = [_outputs(session, names, chunks) for session, names in judged]
+    outputs = [side[0] for side in everything]  # the class scores
     count = sum(len(o) for o in outputs[0])
     labels = None if data.labels is None else data.labels[:count]
     flat = [np.concatenate([o.reshape(len(o), -1) for o in side]) for side in outputs]
@@ -172,24 +173,33 @@ def verify(
     return Verification(
         a=_side(a, shapes, outputs[0], labels, runtime),
         b=_side(b, shapes, outputs[1], labels, runtime),
-        kl=kl_divergence(outputs[0], outputs[1]),
+        kl=divergence(*everything),
         agreement=float((flat[0].argmax(1) == flat[1].argmax(1)).mean()),
-        difference=float(np.abs(flat[0].astype(np.float64) - flat[1]).max()),
+        difference=max(_difference(x, y) for x, y in zip(*everything, strict=True)),
         images=count,
         source=data.source,
         timings=timings,
     )
 
 
-def _judged(proto: onnx.ModelProto, runtime: Runtime) -> tuple[Session, str]:
-    """A session that gives the class scores too, and their name."""
-    scores = Model(proto).scores
-    if all(value.name != scores for value in proto.graph.output):
+def _outputs(session: Session, names: list[str], chunks: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
+    """What is judged, batch by batch each."""
+    return [list(batches) for batches in zip(*(session.run(chunk, names) for chunk in chunks), strict=True)]
+
+
+def _difference(x: list[np.ndarray], y: list[np.ndarray]) -> float:
+    return max(float(np.abs(a.astype(np.float64) - b).max()) for a, b in zip(x, y, strict=True))
+
+
+def _judged(proto: onnx.ModelProto, runtime: Runtime) -> tuple[Session, list[str]]:
+    """A session, and the names of what the model is judged by: its class scores first, though they be no output."""
+    names = Model(proto).judged
+    if all(value.name != names[0] for value in proto.graph.output):
         exposed = onnx.ModelProto()
         exposed.CopyFrom(proto)
-        exposed.graph.output.append(onnx.ValueInfoProto(name=scores))
+        exposed.graph.output.append(onnx.ValueInfoProto(name=names[0]))
         proto = exposed
-    return Session(proto, runtime), scores
+    return Session(proto, runtime), names
 
 
 def _side(

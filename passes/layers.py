@@ -128,7 +128,7 @@ def why_not_a_layer(node: gs.Node, shapes: Shapes) -> str | None:
             return "its input is transposed (transA = 1)"
         bias = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
         outputs = node.inputs[1].shape[0 if node.attrs.get("transB", 0) else 1]
-        if bias is not None and tuple(bias.shape) not in ((outputs,), (1, outputs)):
+        if bias is not None and tuple(bias.shape) not in ((outputs,), (1, outputs), (1, 1), (1,), ()):
             return f"its bias has shape {tuple(bias.shape)}, not one value an output"
         return None
     if _auto_padded(node) and None in shapes.get(node.inputs[0].name, (None,) * 3)[2:]:
@@ -148,7 +148,7 @@ def layer_of(node: gs.Node, shapes: Shapes) -> Layer:
         weight = weight if node.attrs.get("transB", 0) else weight.T
         alpha, beta = node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)
         weight = weight if alpha == 1 else alpha * weight.astype(np.float64)
-        bias = None if bias is None else beta * bias.reshape(-1)
+        bias = None if bias is None else beta * np.broadcast_to(bias.reshape(-1), len(weight))
         geometry = Geometry(weight.shape[1], weight.shape[0])
     else:
         geometry = _conv_geometry(node, weight.shape, shapes)

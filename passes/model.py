@@ -92,7 +92,7 @@ class Model:
         """Index of the output that is judged: the first of rank 2 (images by classes), floats first; else the first."""
         types = [v.type.tensor_type for v in self.header.graph.output]
         flat = [i for i, t in enumerate(types) if len(t.shape.dim) == 2]
-        floats = [i for i in flat if "FLOAT" in onnx.TensorProto.DataType.Name(types[i].elem_type)]
+        floats = [i for i in flat if _is_float(types[i].elem_type)]
         return next(iter(floats or flat), 0)
 
     @property
@@ -105,6 +105,13 @@ class Model:
         if at.inputs and at.inputs[0].op in ("ArgMax", "TopK"):
             return str(at.inputs[0].inputs[0].name)
         return str(tensor.name)
+
+    @property
+    def judged(self) -> list[str]:
+        """Names of all tensors that are judged: the scores, then the other outputs of floats that are computed."""
+        types = {v.name: v.type.tensor_type.elem_type for v in self.header.graph.output}
+        floats = (t.name for t in self.graph.outputs if t.inputs and _is_float(types.get(t.name, 0)))
+        return list(dict.fromkeys([self.scores, *floats]))
 
     def constants(self) -> list[gs.Constant]:
         """Every initializer that a node of the main graph reads, once, in order of use."""
@@ -200,6 +207,11 @@ class Model:
         for tensor in proto.graph.initializer:  # one by one, as together they may be too large for protobuf
             sha.update(tensor.SerializeToString(deterministic=True))
         return sha.hexdigest()
+
+
+def _is_float(element_type: int) -> bool:
+    name = onnx.TensorProto.DataType.Name(element_type)
+    return "FLOAT" in name or name == "DOUBLE"
 
 
 def _own_attributes(graph: gs.Graph) -> None:

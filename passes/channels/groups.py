@@ -100,10 +100,10 @@ class Channels:
                 keep[group.ids[c]] = False
         slots = {id(s): s for g in self.groups for s in g.slots}.values()
         for slot in slots:
-            if not keep[slot.ids].any():
+            if len(slot.ids) and not keep[slot.ids].any():
                 raise ModelError(f"pruning would leave node '{slot.node.name}' without channels: remove fewer")
         for tensor, ids in self.carriers.items():
-            if not keep[ids].any():
+            if len(ids) and not keep[ids].any():
                 raise ModelError(f"pruning would leave tensor '{tensor}' without channels: remove fewer")
         for slot in slots:
             if not keep[slot.ids].all():

@@ -88,6 +88,8 @@ def table() -> str:
         "What becomes of the channels of a tensor at each operator (`python -m passes.channels` prints this page).",
         "An operator that is not here, or of another domain, closes the channels that it touches: they are not pruned,",
         "and the report says why. The same holds where a rule cannot follow the use that a graph makes of it.",
+        "Of the groups that are found, those are pruned that Convs and Gemms (or a MatMul of matrices) write and read,",
+        "each reading one group alone: their least-squares repair needs that. `hmc-onnx inspect` says which these are.",
         "",
         "| operators | channels |",
         "|---|---|",

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from calib.divergence import kl_divergence, log_probabilities, top1
+from calib.divergence import divergence, kl_divergence, log_probabilities, top1
 
 P = np.array([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1], [1 / 3, 1 / 3, 1 / 3]])
 Q = np.array([[0.25, 0.5, 0.25], [0.1, 0.1, 0.8], [0.2, 0.2, 0.6]])
@@ -62,3 +62,13 @@ def test_trailing_axes_of_one_do_not_matter() -> None:
 def test_top1_counts_over_uneven_batches() -> None:
     assert top1([Q[:1], Q[1:]], np.array([1, 0, 2])) == pytest.approx(2 / 3)
     assert top1([Q], np.array([0, 0, 0])) == 0
+
+
+def test_all_outputs_count_classes_by_kl_and_maps_by_their_squared_error() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 4, 3, 5, 5))
+    by_hand = ((a - b) ** 2).mean() / (2 * a.var())
+    assert divergence([[P], [a[:1], a[1:]]], [[Q], [b[:1], b[1:]]]) == pytest.approx(sum(BY_HAND) / 3 + by_hand)
+    assert divergence([[P], [P]], [[Q], [Q]]) == pytest.approx(2 * sum(BY_HAND) / 3)
+    assert divergence([[P], [a]], [[P], [a]]) == 0
+    assert divergence([[P], [a * 0]], [[P], [a * 0]]) == 0

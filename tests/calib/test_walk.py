@@ -112,9 +112,9 @@ def test_a_tail_with_other_weights_is_the_whole_model_with_them(place: int, cuts
         for t in node.inputs[1:]:
             t.values = values[t.name]
         expected = everything(changed.to_proto(), x)["logits"]
-        close(np.concatenate(tail.outputs(values)), expected)
-        assert [len(y) for y in tail.outputs(values)] == [len(c["input"]) for c in chunked(x, *cuts)]
-    close(np.concatenate(tail.outputs({})), everything(model.to_proto(), x)["logits"])
+        close(np.concatenate(*tail.outputs(values)), expected)
+        assert [len(y) for y in tail.outputs(values)[0]] == [len(c["input"]) for c in chunked(x, *cuts)]
+    close(np.concatenate(*tail.outputs({})), everything(model.to_proto(), x)["logits"])
 
 
 def test_a_model_that_is_walked_keeps_its_own_weights() -> None:
@@ -132,4 +132,4 @@ def test_behind_the_output_no_weight_matters() -> None:
     walk.advance(["logits"])
     name = next(n for n in model.graph.nodes if n.op == "Conv").inputs[1].name
     outputs = walk.tail([name]).outputs({name: np.zeros(1, np.float32)})
-    close(np.concatenate(outputs), everything(model.to_proto(), x)["logits"])
+    close(np.concatenate(*outputs), everything(model.to_proto(), x)["logits"])

@@ -239,3 +239,12 @@ def test_features_beside_the_classes_are_an_output_like_any_other() -> None:
     result = hmc_onnx.compress(proto, calibration(), "macs=0.7", settings=SMALL)
     assert [o.name for o in result.model.graph.output] == [o.name for o in proto.graph.output]
     assert 0 < result.report.kl < 0.5
+
+
+def test_a_model_whose_weights_were_left_in_their_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(resnet((1,), (4,), size=8), path, save_as_external_data=True, location="weights", size_threshold=0)
+    proto = onnx.load(path, load_external_data=False)
+    with pytest.raises(hmc_onnx.HmcError, match="the ONNX checker rejects the model: Data of TensorProto") as error:
+        hmc_onnx.compress(proto, [images(8, 8)], "macs=0.5", settings=SMALL)
+    assert len(str(error.value).splitlines()) == 1

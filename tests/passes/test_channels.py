@@ -756,3 +756,24 @@ def test_every_operator_with_a_rule_is_drawn_or_closes() -> None:
     here = Path(__file__)
     texts = "".join(p.read_text() for p in (here, here.parents[1] / "drawing.py", here.parents[1] / "zoo.py"))
     assert sorted(op for op in rules() if f'"{op}"' not in texts and op not in ALONE) == []
+
+
+def test_channels_that_are_split_for_a_shuffle_or_for_split_attention_stay_many() -> None:
+    b = Builder()
+    x = b.node("Reshape", b.conv("input", 3, 16, at="one"), b.const([0, 2, 8, 8, 8]))
+    x = b.node("Reshape", b.node("Transpose", x, perm=[0, 2, 1, 3, 4]), b.const([0, 16, 8, 8]))
+    x = b.node("Reshape", b.conv(x, 16, 12, at="two"), b.const([0, 2, 6, 8, 8]))
+    x = b.node("ReduceSum", x, b.const([1]), keepdims=0)
+    groups = {g.name: g for g in trace(Model(b.model(b.conv(x, 6, 4, at="three")))).groups}
+    assert (groups["one/Conv"].size, groups["one/Conv"].closed) == (8, None)
+    assert (groups["two/Conv"].size, groups["two/Conv"].closed) == (6, None)
+
+
+def test_an_empty_part_of_a_split_stands_in_no_one_s_way() -> None:
+    b = Builder()
+    parts = b.node("Split", b.conv("input", 3, 8, at="one"), b.const([0, 8]), outputs=2, axis=1)
+    x = b.node("Concat", parts, b.nodes[-1].output[1], axis=1)
+    model = Model(b.model(b.conv(x, 8, 4, at="two")))
+    channels = trace(model)
+    channels.remove({"one/Conv": np.array([1, 5])})
+    assert run(model.finished(), images(2, 8))[0].shape == (2, 4, 8, 8)

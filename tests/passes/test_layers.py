@@ -344,7 +344,17 @@ def test_a_transposed_input() -> None:
     assert reason(y, b, (2, 12)) == "its input is transposed (transA = 1)"
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (7, 1), (7, 5)])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+def test_a_bias_that_is_one_value_for_all_outputs(shape: tuple[int, ...], beta: float) -> None:
+    b = Builder()
+    y = b.node("Gemm", "input", b.const(b.normal(12, 5)), b.const(np.full(shape, 3, np.float32)), beta=beta)
+    model = Model(b.model(y, (7, 12)))
+    assert why_not_a_layer(node_of(model), infer_shapes(model)) is None
+    np.testing.assert_array_equal(read(model).bias, np.full(5, 3 * beta))
+
+
+@pytest.mark.parametrize("shape", [(7, 1), (7, 5)])
 def test_a_bias_that_is_not_one_value_an_output(shape: tuple[int, ...]) -> None:
     b = Builder()
     y = b.node("Gemm", "input", b.const(b.normal(12, 5)), b.const(np.ones(shape, np.float32)))

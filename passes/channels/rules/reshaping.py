@@ -16,13 +16,18 @@ __all__: list[str] = []
 
 
 def collapse(ids: np.ndarray, tracer: Tracer) -> Stream:
-    """The axis along which a tensor of ids varies; of several the first, and what lies along the others is tied."""
+    """The axis along which a tensor of ids varies; of several one is chosen, and what lies along the others is tied.
+
+    That is the longest that has each channel once, or else the first: where channels are split in two axes, as for a
+    shuffle, the longer one leaves more to choose from; one that is merged with the image's is no axis of channels.
+    """
     if ids.ndim < 2 or ids.shape[0] != 1:
         raise Closed("mixes channels with the batch")
     slices = [(axis, np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)) for axis in range(1, ids.ndim)]
     varied = [(axis, rows) for axis, rows in slices if (rows != rows[:1]).any()]
     alone = [(axis, rows) for axis, rows in varied or slices if (rows == rows[:, :1]).all()]
-    axis, rows = (alone or varied)[0]
+    once = {axis for axis, rows in varied if len(np.unique(rows[:, 0])) == len(rows)}
+    axis, rows = max(alone or varied, key=lambda found: (found[0] in once) * len(found[1]))
     if not alone:
         tracer.tie(rows, rows[:, :1])
     return Stream(axis, np.ascontiguousarray(rows[:, 0]))
