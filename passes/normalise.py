@@ -231,18 +231,22 @@ def _absorb(graph: gs.Graph, conv: gs.Node, s: np.ndarray, t: np.ndarray) -> Non
 
 
 def matmul_to_gemm(model: Model) -> int:
-    """x @ W, and x @ W + b, with rank-2 x and constant W (I, O), b (O) become Gemms; returns how many."""
+    """x @ W, and x @ W + b, with x (N, I) or (N, 1, …, I), constant W (I, O) and b (O) become Gemms; returns how many.
+
+    Around one of more than two axes, as Keras writes a gate, x is flattened and the response reshaped.
+    """
     outputs = {t.name for t in model.graph.outputs}
     matmuls = [n for n in model.graph.nodes if n.op == "MatMul" and isinstance(n.inputs[1], gs.Constant)]
     shapes = infer_shapes(model, _one_image(model)) if matmuls else {}
     fused = 0
     for matmul in matmuls:
         product, weight = matmul.outputs[0], matmul.inputs[1]
-        if len(shapes.get(matmul.inputs[0].name, ())) != 2 or weight.values.ndim != 2 or not _is_float(weight):
+        shape = shapes.get(matmul.inputs[0].name, ())
+        if len(shape) < 2 or any(d != 1 for d in shape[1:-1]) or weight.values.ndim != 2 or not _is_float(weight):
             continue
         matmul.op = "Gemm"
         fused += 1
-        bias, add = _added(product, weight.shape[1])
+        bias, add = _added(product, weight.shape[1], len(shape))
         if bias is not None and add is not None and product.name not in outputs:
             values = bias.astype(element_type(weight))
             matmul.inputs.append(gs.Constant(unused_name(model.graph, f"{matmul.name}:bias"), values))
@@ -250,8 +254,23 @@ def matmul_to_gemm(model: Model) -> int:
         elif model.graph.opset < 11:  # where a Gemm without bias is not one
             zeros = np.zeros(weight.shape[1], element_type(weight))
             matmul.inputs.append(gs.Constant(unused_name(model.graph, f"{matmul.name}:bias"), zeros))
+        if len(shape) > 2:
+            _between_reshapes(model.graph, matmul, len(shape), weight.shape[1])
     model.graph.cleanup()
     return fused
+
+
+def _between_reshapes(graph: gs.Graph, gemm: gs.Node, rank: int, outputs: int) -> None:
+    """Flatten what a Gemm reads, and give its response the axes of one in between again."""
+    x, y = gemm.inputs[0], gemm.outputs[0]
+    flat = gs.Variable(unused_name(graph, f"{gemm.name}:flat"), x.dtype)
+    response = gs.Variable(unused_name(graph, f"{gemm.name}:response"), y.dtype)
+    target = gs.Constant(unused_name(graph, f"{gemm.name}:shape"), np.array([0, *[1] * (rank - 2), outputs]))
+    before = gs.Node("Flatten", unused_name(graph, f"{gemm.name}:flatten"), {"axis": 1}, [x], [flat])
+    gemm.inputs[0], gemm.outputs[0] = flat, response
+    after = gs.Node("Reshape", unused_name(graph, f"{gemm.name}:reshape"), {}, [response, target], [y])
+    at = next(i for i, n in enumerate(graph.nodes) if n is gemm)
+    graph.nodes[at : at + 1] = [before, gemm, after]
 
 
 def _one_image(model: Model) -> dict[str, tuple[int, ...]]:
@@ -259,11 +278,11 @@ def _one_image(model: Model) -> dict[str, tuple[int, ...]]:
     return {t.name: (1, *t.shape[1:]) for t in model.graph.inputs if t.shape and not isinstance(t.shape[0], int)}
 
 
-def _added(product: gs.Tensor, outputs: int) -> tuple[np.ndarray | None, gs.Node | None]:
-    """What is added to a matrix, one value a column (O,), float64, and the Add, if that is all that reads it."""
+def _added(product: gs.Tensor, outputs: int, rank: int) -> tuple[np.ndarray | None, gs.Node | None]:
+    """What is added to a product, one value a column (O,), float64, and the Add, if that is all that reads it."""
     if len(product.outputs) != 1 or product.outputs[0].op != "Add":
         return None, None
-    affine = _affine(product.outputs[0], outputs, 2)
+    affine = _affine(product.outputs[0], outputs, rank, rank - 1)
     return (None, None) if affine is None else (affine[1], product.outputs[0])
 
 

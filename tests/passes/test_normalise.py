@@ -438,6 +438,17 @@ def test_what_is_no_bias_stays_a_sum(build, opset: int) -> None:
     assert operators(done).count("Gemm") == (build not in (rank_three, a_constant_on_the_left))
 
 
+@pytest.mark.parametrize("bias", [None, (), (5,), (1, 1, 1, 5)])
+@pytest.mark.parametrize("opset", [9, 13, 18])
+def test_a_dense_layer_on_a_pooled_image_in_nhwc_becomes_a_gemm(opset: int, bias: tuple[int, ...] | None) -> None:
+    b = Builder(opset=opset)
+    x = b.mean(b.node("Transpose", "input", perm=[0, 2, 3, 1]), (1, 2), keepdims=1)
+    y = b.matmul(x, 3, 5, bias=False)
+    y = y if bias is None else b.node("Add", y, b.const(b.normal(*bias)))
+    done = normalised(b.model({b.node("Sigmoid", y): ("N", 1, 1, 5)}))
+    assert operators(done) == ["Transpose", "ReduceMean", "Flatten", "Gemm", "Reshape", "Sigmoid"]
+
+
 def flattened(b: Builder, x: str, form: str) -> str:
     """A Flatten as exporters write it that compute the shape."""
     if form == "paddle":
