@@ -191,7 +191,7 @@ class Tf2onnx(Form):
     def write_elementwise(self, node: gs.Node) -> None:
         """Adds and Muls come two on NCHW, two on NHWC; the others stay in what they find, every fifth does not."""
         layout, turn = NCHW, self.turn(node.op)
-        if len(node.outputs[0].shape) == 4:
+        if len(node.outputs[0].shape or ()) == 4:
             on_nhwc = (turn // 2) % 2 if len(node.inputs) > 1 else (node.inputs[0].name, NCHW) not in self.written
             layout = NHWC if on_nhwc ^ (len(node.inputs) == 1 and turn % 5 == 4) else NCHW
         name = f"{self.layer(KERAS.get(node.op, node.op.lower()))}/{node.op}"
@@ -224,7 +224,7 @@ class Tf2onnx(Form):
     def write_flatten(self, node: gs.Node) -> None:
         """A Reshape from or to NHWC."""
         x, (result, layout) = node.inputs[0], (node.outputs[0], NCHW)
-        if len(result.shape) == 4:  # a gate, N x C x 1 x 1
+        if len(result.shape or ()) == 4:  # a gate, N x C x 1 x 1
             shape, y, layout = [-1, 1, 1, x.shape[1]], self.read(x), NHWC
         elif "GlobalAveragePool" in {maker.op for maker in x.inputs}:  # flat already
             self.written[result.name, NCHW] = self.read(x)
