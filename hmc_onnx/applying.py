@@ -151,7 +151,7 @@ def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: 
 def _paired_moments(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) -> list[Moments]:
     """Moments of the compressed network's patches and the original's responses at the same places, a group each."""
     settings = walks.plan.settings
-    keep = walks.kept.outputs[layer.name]
+    keep = walks.kept.outputs.get(layer.name, slice(None))  # none where its channels are not followed
     shortcut = _shortcut(node, shapes, walks)
     also = [shortcut.name] if shortcut else []
     walks.compressed.advance([layer.input, *also])

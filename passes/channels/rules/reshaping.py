@@ -27,7 +27,9 @@ def collapse(ids: np.ndarray, tracer: Tracer) -> Stream:
     varied = [(axis, rows) for axis, rows in slices if (rows != rows[:1]).any()]
     alone = [(axis, rows) for axis, rows in varied or slices if (rows == rows[:, :1]).all()]
     once = {axis for axis, rows in varied if len(np.unique(rows[:, 0])) == len(rows)}
-    axis, rows = max(alone or varied, key=lambda found: (found[0] in once) * len(found[1]))
+    found = alone or varied
+    split = len(found) == 2 and ids.ndim > 4  # a vector that becomes an image is split too, and its first axis counts
+    axis, rows = max(found, key=lambda f: (f[0] in once) * len(f[1])) if split else found[0]
     if not alone:
         tracer.tie(rows, rows[:, :1])
     return Stream(axis, np.ascontiguousarray(rows[:, 0]))
