@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.errors import ModelError, OutputError
-from passes.sparse import densify
+from passes.sparse import densify, inner_graphs
 
 __all__ = [
     "SMALL",
@@ -424,7 +424,7 @@ def _pop_initializers(graph: onnx.GraphProto, names: set[str]) -> list[onnx.Tens
     """Take initializers out of the graphs inside a graph, where graphsurgeon puts a copy of all that they read."""
     found: dict[str, onnx.TensorProto] = {}
     for attribute in (a for node in graph.node for a in node.attribute):
-        for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+        for inner in inner_graphs(attribute):
             found |= {t.name: t for t in _pop_initializers(inner, names)}
             found |= {t.name: t for t in inner.initializer if t.name in names}
             kept = [t for t in inner.initializer if t.name not in names]

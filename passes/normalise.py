@@ -5,7 +5,7 @@
 3. Nodes that nothing reads go (onnx-ir), and so do Identity nodes.
 4. An initializer that is an output, or is read inside an If or a Loop, is left to them; others get a copy.
 5. BatchNormalization, and constants that multiply or are added to each channel, fold into the Conv before them.
-6. MatMul by a constant becomes Gemm where the input has rank 2, with the Add of a constant that follows it.
+6. MatMul by a constant becomes Gemm where the input is one vector an image, with the Add of a constant behind it.
 
 These folds are here and not onnxscript's rules because those rename the nodes, by which the report
 and the plan speak of them, and compute in the model's own precision; these keep the name and use float64.
@@ -29,7 +29,7 @@ from passes.layers import FLOATS
 from passes.model import SMALL, Model, element_type, without_weights
 from passes.naming import unused_name
 from passes.shapes import infer_shapes
-from passes.sparse import densify
+from passes.sparse import densify, inner_graphs
 from passes.subgraph import outer_tensors
 
 __all__ = ["normalise"]
@@ -76,7 +76,7 @@ def _plain_weights(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     others = {v.name for v in (*(proto.graph.input if proto.ir_version > 3 else ()), *proto.graph.output)}
     for node in proto.graph.node:
         others.update(node.input[:1] if node.op_type in LAYERS else node.input)
-    if any(a.HasField("g") or a.graphs for node in proto.graph.node for a in node.attribute):
+    if any(inner_graphs(a) for node in proto.graph.node for a in node.attribute):
         return {}  # graphs inside it may read what is around them
     tensors = (t for t in proto.graph.initializer if math.prod(t.dims) > SMALL)
     return {t.name: t for t in tensors if t.name not in others}

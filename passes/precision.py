@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx
 from onnx import TensorProto
 
 from passes.model import EXTERNAL_DATA_THRESHOLD, byte_size
+from passes.sparse import inner_graphs
 
 __all__ = ["in_float32"]
 
@@ -49,15 +48,9 @@ def _convert(owner: onnx.GraphProto | onnx.FunctionProto) -> bool:
             changed = True
         if attribute.HasField("t"):
             changed |= _convert_tensor(attribute.t)
-        for inner in _inner(attribute):
+        for inner in inner_graphs(attribute):
             changed |= _convert(inner)
     return changed
-
-
-def _inner(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
-    if attribute.HasField("g"):
-        yield attribute.g
-    yield from attribute.graphs
 
 
 def _convert_tensor(tensor: TensorProto) -> bool:

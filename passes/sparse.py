@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
-__all__ = ["densify"]
+__all__ = ["densify", "inner_graphs"]
 
 
 def densify(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -31,8 +31,13 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """A graph and all graphs inside it."""
     yield graph
     for attribute in (a for node in graph.node for a in node.attribute):
-        for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+        for inner in inner_graphs(attribute):
             yield from _graphs(inner)
+
+
+def inner_graphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
+    """The graphs that an attribute holds, such as a branch of an If."""
+    return [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
 
 
 def _has_sparse(graph: onnx.GraphProto) -> bool:
