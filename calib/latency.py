@@ -10,7 +10,7 @@ import numpy as np
 
 from calib.sessions import Session
 
-__all__ = ["Latency", "interleaved"]
+__all__ = ["Latency", "interleaved", "median_interval"]
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,7 @@ class Latency:
 def interleaved(
     sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], *, repeats: int = 30, warm_up: int = 3
 ) -> list[Latency]:
-    """Time the models in turns, so that what else the machine does falls on all of them alike.
-
-    The interval is the median's distribution-free one, from order statistics: ranks n/2 ± 0.98 √n.
-    """
+    """Time the models in turns, so that what else the machine does falls on all of them alike."""
     seconds = np.zeros((repeats, len(sessions)))
     for i in range(-warm_up, repeats):
         for j, session in enumerate(sessions):
@@ -35,8 +32,12 @@ def interleaved(
             session.run(feeds)
             if i >= 0:
                 seconds[i, j] = time.perf_counter() - start
-    seconds.sort(axis=0)
-    spread = 0.98 * np.sqrt(repeats)
-    low, high = max(int(repeats / 2 - spread), 0), min(int(repeats / 2 + spread), repeats - 1)
-    medians, widths = np.median(seconds, axis=0), (seconds[high] - seconds[low]) / 2
-    return [Latency(float(m), float(w)) for m, w in zip(medians, widths, strict=True)]
+    return [median_interval(column) for column in seconds.T]
+
+
+def median_interval(seconds: np.ndarray) -> Latency:
+    """The median of some measured times, with its distribution-free interval from order statistics: ranks n/2 ± 0.98 √n."""
+    n, ordered = len(seconds), np.sort(seconds)
+    spread = 0.98 * np.sqrt(n)
+    low, high = max(int(n / 2 - spread), 0), min(int(n / 2 + spread), n - 1)
+    return Latency(float(np.median(ordered)), float(ordered[high] - ordered[low]) / 2)

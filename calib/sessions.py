@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import cache
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -18,7 +20,7 @@ from passes.errors import ModelError, SettingsError
 from passes.model import EXTERNAL_DATA_THRESHOLD, byte_size, first_line, write_with_data
 from passes.precision import in_float32
 
-__all__ = ["CPU", "Runtime", "Session", "providers"]
+__all__ = ["CPU", "KernelTime", "Runtime", "Session", "providers"]
 
 ort.set_default_logger_severity(4)  # its errors reach the user as exceptions
 
@@ -92,14 +94,21 @@ class Session:
     Args:
         proto: the model.
         runtime: how to run it.
+        profiled: keep the time of every kernel, for `profile`.
 
     Raises:
         ModelError: onnxruntime cannot load the model.
         SettingsError: as for `providers`.
     """
 
-    def __init__(self, proto: onnx.ModelProto, runtime: Runtime = CPU) -> None:
+    def __init__(self, proto: onnx.ModelProto, runtime: Runtime = CPU, profiled: bool = False) -> None:
         options = ort.SessionOptions()
+        # Else the threads of one session spin for a while after its run, and take the cores from the next session's.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._folder = TemporaryDirectory() if profiled else None
+        if self._folder is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(self._folder.name) / "kernels")
         options.intra_op_num_threads = runtime.threads
         options.log_severity_level = 4
         chosen = providers(runtime.provider)
@@ -110,6 +119,7 @@ class Session:
         fed = [*self._session.get_inputs(), *self._session.get_overridable_initializers()]
         self._float32 = {i.name for i in fed if i.type == "tensor(float)"}
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
+        self.input_shapes: dict[str, list[Any]] = {i.name: i.shape for i in self._session.get_inputs()}
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
         """The named outputs (all by default) for one batch.
@@ -122,6 +132,25 @@ class Session:
             return list(self._session.run(None if outputs is None else list(outputs), values))
         except Exception as e:
             raise ModelError(f"onnxruntime cannot run the model: {first_line(e)}") from e
+
+    def profile(self) -> list[KernelTime]:
+        """What has run since the session was made, kernel by kernel, in order; once, for a session that is `profiled`."""
+        assert self._folder is not None
+        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        self._folder.cleanup()
+        return [
+            KernelTime(e["name"].removesuffix("_kernel_time"), e["args"]["op_name"], e["dur"] * 1e-6)
+            for e in sorted(events, key=lambda e: e["ts"])
+            if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")
+        ]
+
+
+class KernelTime(NamedTuple):
+    """One run of one kernel: the node's name in the optimised graph, its operator, and seconds, in microseconds' steps."""
+
+    name: str
+    op: str
+    seconds: float
 
 
 def _start(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str]) -> ort.InferenceSession:

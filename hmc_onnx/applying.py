@@ -29,7 +29,7 @@ from passes.linear_algebra import damped, ridge
 from passes.model import Model
 from passes.shapes import Shapes, infer_shapes
 
-__all__ = ["apply"]
+__all__ = ["apply", "shaped"]
 
 # Ridge towards the layer's own weights, as a share of the mean eigenvalue of its patches' second moment.
 RIDGE = 1e-3
@@ -58,7 +58,7 @@ def apply(
     observe(compressed, inputs, plan.settings.runtime)
     shapes = infer_shapes(compressed, inputs)
     settings = plan.settings
-    chunks = calibration_chunks(model, data, settings.samples, settings.batch, settings.runtime)
+    chunks = calibration_chunks(model, data, settings.samples, settings.chunk, settings.runtime)
     walks = _Walks(Walk(model, chunks, settings.runtime), Walk(compressed, chunks, settings.runtime), kept, plan)
     nodes = [n for n in compressed.graph.nodes if n.op in LAYERS and n.name in plan.layers]
     missing = set(plan.layers) - {n.name for n in nodes}
@@ -77,6 +77,32 @@ def apply(
     compressed.forget_shapes()
     compressed.graph.cleanup().toposort()
     return compressed
+
+
+def shaped(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> Model:
+    """A network of the planned shapes: pruned as planned, the chains with random weights. It takes the same time.
+
+    Args:
+        model: normalised, the one the plan was made from; not changed.
+        plan: see `hmc_onnx.plans`.
+        inputs: input shapes at batch 1.
+
+    Raises:
+        PlanError: as for `apply`.
+    """
+    model = model.copy()
+    _prune(model, plan, inputs)
+    observe(model, inputs, plan.settings.runtime)
+    shapes = infer_shapes(model, inputs)
+    rng = np.random.default_rng(plan.settings.seed)
+    for node in [n for n in model.graph.nodes if n.name in plan.layers and plan.layers[n.name].method != KEEP]:
+        layer, step = layer_of(node, shapes), plan.layers[node.name]
+        links = DECOMPOSITIONS[step.method].links(layer.geometry, step.rank)
+        weights = [rng.standard_normal(link.weight_shape) / np.sqrt(link.features) for link in links]
+        replace_by_chain(model.graph, node, list(zip(links, weights, strict=True)), layer.bias)
+    model.forget_shapes()
+    model.graph.cleanup().toposort()
+    return model
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 
 import numpy as np
 
@@ -16,7 +17,23 @@ from passes.channels import ChannelGroup
 from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose, error
 from passes.layers import Geometry
 
-__all__ = ["Candidate", "Curve", "decompositions", "front", "layer_choices", "removal"]
+__all__ = [
+    "Candidate",
+    "Curve",
+    "Offer",
+    "Times",
+    "decompositions",
+    "front",
+    "layer_choices",
+    "offers",
+    "removal",
+    "timed",
+    "variants",
+    "whole_offers",
+]
+
+# Seconds of a layer's chains, by their links; None where latency does not matter.
+Times = Mapping[tuple[Geometry, ...], float] | None
 
 # Shares of a layer's MACs at which each decomposition is tried: alone, and on top of pruning.
 RATIOS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15)
@@ -26,55 +43,76 @@ SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 
 
 @dataclass(frozen=True)
+class Offer:
+    """A decomposition at a rank, before its weights are known; `seconds` where latency is measured."""
+
+    method: str
+    rank: int
+    links: tuple[Geometry, ...]
+    macs: int
+    parameters: int
+    seconds: float | None = None
+
+    @property
+    def cost(self) -> float:
+        """What candidates for one layer are compared by: seconds where they are measured, else MACs."""
+        return self.macs if self.seconds is None else self.seconds
+
+
+@dataclass(frozen=True)
 class Candidate:
-    """A decomposition at a rank. `error` is the share of the layer's response that it loses.
+    """An offer with its weights. `error` is the share of the layer's response that it loses.
 
     Of a layer some of whose channels are gone, it is the share of the response that is left: the channels
     that stay are those that matter more.
     """
 
-    method: str
-    rank: int
-    macs: int
-    parameters: int
+    offer: Offer
     error: float
-    links: tuple[Geometry, ...]
     factors: tuple[np.ndarray, ...]
 
     @property
     def kernel(self) -> np.ndarray:
         """The dense kernel that the chain amounts to, made anew at each call: of all candidates they are large."""
-        return compose(self.links, self.factors)
+        return compose(self.offer.links, self.factors)
 
 
-def front(
-    geometry: Geometry,
-    weight: np.ndarray,
-    moment: np.ndarray,
-    size: Sequence[int],
-    *,
-    align: int,
-    methods: Sequence[str],
-    ratios: Sequence[float],
-) -> list[Candidate]:
-    """The decompositions of a layer that no cheaper one beats in error, cheapest last.
-
-    Only these are worth measuring: at equal cost a larger local error does not make a better network.
-    """
-    response = max(error(weight, np.zeros_like(weight), moment), np.finfo(float).tiny)
+def offers(
+    geometry: Geometry, size: Sequence[int], align: int, methods: Sequence[str], ratios: Sequence[float]
+) -> list[Offer]:
+    """Every decomposition of a layer at the largest aligned rank within each share of its MACs."""
     found = []
     for name in methods:
         method = DECOMPOSITIONS[name]
         if method.why_not(geometry):
             continue
-        solve = method.solver(geometry, weight, moment)
         for rank in sorted({r for ratio in ratios if (r := method.rank_for(geometry, size, ratio, align))}):
             links = method.links(geometry, rank)
-            factors = solve(rank)
-            loss = error(weight, compose(links, factors), moment) / response
-            cost = (chain_macs(links, size), chain_parameters(links))
-            found.append(Candidate(name, rank, *cost, loss, links, factors))
-    found.sort(key=lambda c: (c.macs, c.error))
+            found.append(Offer(name, rank, links, chain_macs(links, size), chain_parameters(links)))
+    return found
+
+
+def timed(offered: Sequence[Offer], whole: Geometry, times: Times) -> list[Offer]:
+    """The offers that are faster than the layer itself, with their seconds; all of them where nothing is timed."""
+    if times is None:
+        return list(offered)
+    found = [replace(o, seconds=times[o.links]) for o in offered]
+    return [o for o in found if o.cost < times[whole,]]
+
+
+def front(geometry: Geometry, weight: np.ndarray, moment: np.ndarray, offered: Sequence[Offer]) -> list[Candidate]:
+    """The offers that no cheaper one beats in error, cheapest last.
+
+    Only these are worth measuring: at equal cost a larger local error does not make a better network.
+    """
+    response = max(error(weight, np.zeros_like(weight), moment), np.finfo(float).tiny)
+    found = []
+    for name, own in groupby(offered, key=lambda o: o.method):
+        solve = DECOMPOSITIONS[name].solver(geometry, weight, moment)
+        for offer in own:
+            factors = solve(offer.rank)
+            found.append(Candidate(offer, error(weight, compose(offer.links, factors), moment) / response, factors))
+    found.sort(key=lambda c: (c.offer.cost, c.error))
     best: list[Candidate] = []
     for candidate in found:
         if not best or candidate.error < best[-1].error * (1 - 1e-9):
@@ -82,19 +120,18 @@ def front(
     return best[::-1]
 
 
-def decompositions(subject: Subject, align: int) -> list[Candidate]:
-    """The front of a whole layer over all methods; a grouped Conv has none."""
+def whole_offers(subject: Subject, align: int) -> list[Offer]:
+    """What is on offer for a whole layer; nothing for a grouped Conv."""
     if subject.grouped:
         return []
-    return front(
-        subject.layer.geometry,
-        subject.layer.weight,
-        subject.moments.second,
-        subject.size,
-        align=align,
-        methods=list(DECOMPOSITIONS),
-        ratios=RATIOS,
-    )
+    return offers(subject.layer.geometry, subject.size, align, list(DECOMPOSITIONS), RATIOS)
+
+
+def decompositions(subject: Subject, align: int, times: Times = None) -> list[Candidate]:
+    """The front of a whole layer over all methods; a grouped Conv has none."""
+    geometry = subject.layer.geometry
+    offered = timed(whole_offers(subject, align), geometry, times)
+    return front(geometry, subject.layer.weight, subject.moments.second, offered) if offered else []
 
 
 def removal(group: ChannelGroup, layers: dict[str, Subject], align: int) -> Callable[[], Elimination]:
@@ -131,13 +168,55 @@ class Curve:
         return float(math.exp(np.interp(inside, self._errors, self._sensitivities) + at - inside))
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A layer as its input and output group's choices leave it, with what is on offer for it then."""
+
+    inputs: int
+    outputs: int
+    kept_in: np.ndarray
+    kept_out: np.ndarray
+    geometry: Geometry
+    offers: list[Offer]
+
+    @property
+    def chains(self) -> list[tuple[Geometry, ...]]:
+        """Of the layer undecomposed, and of the offers."""
+        return [(self.geometry,), *(o.links for o in self.offers)]
+
+
+def variants(
+    subject: Subject,
+    input_group: GroupProfile | None,
+    output_group: GroupProfile | None,
+    align: int,
+    methods: Sequence[str],
+) -> Iterator[Variant]:
+    """The layer with each choice of its groups.
+
+    It is decomposed whole, or pruned at one end: at both it stays dense, or the combinations would be too many.
+    """
+    geometry = subject.layer.geometry
+    for a, gone_in in enumerate(_removed(input_group)):
+        kept_in = _kept(subject.input_classes, gone_in, geometry.inputs)
+        for b, gone_out in enumerate(_removed(output_group)):
+            if subject.grouped and a != b:  # the same group at both ends
+                continue
+            kept_out = _kept(subject.output_classes, gone_out, geometry.outputs)
+            part = geometry.resized(int(kept_in.sum()), int(kept_out.sum()))
+            offered: list[Offer] = []
+            if not subject.grouped and (a == 0) != (b == 0):
+                offered = offers(part, subject.size, align, methods, RATIOS_WHEN_PRUNED)
+            yield Variant(a, b, kept_in, kept_out, part, offered)
+
+
 def layer_choices(
     subject: Subject,
     plain: Sequence[Candidate],
     measured: Sequence[float],
-    input_group: tuple[GroupProfile, dict[int, np.ndarray]] | None,
-    output_group: GroupProfile | None,
-    align: int,
+    own: Sequence[Variant],
+    repaired: Mapping[int, np.ndarray],
+    times: Times = None,
 ) -> list[LayerChoice]:
     """Every choice of a layer, for each choice of its input and output group.
 
@@ -145,64 +224,48 @@ def layer_choices(
         subject: the layer.
         plain: its decompositions when whole, and
         measured: their sensitivities.
-        input_group: its input group's profile, with this layer's repaired weight for each removal count.
-        output_group: its output group's profile.
-        align: ranks are multiples of this.
+        own: its `variants`.
+        repaired: its weight, solved again, for each choice of its input group but the first.
+        times: of all its chains.
     """
-    geometry = subject.layer.geometry
     curve = Curve([(c.error, s) for c, s in zip(plain, measured, strict=True)])
-    methods = sorted({c.method for c in plain})
     moment = np.zeros((0, 0)) if subject.grouped else subject.moments.second
     choices = []
-    for a, gone_in in enumerate(_removed(input_group[0] if input_group else None)):
-        kept_in = _kept(subject.input_classes, gone_in, geometry.inputs)
-        weight = subject.layer.weight
-        if input_group and gone_in and not subject.grouped:
-            weight = input_group[1][len(gone_in)]
-        for b, gone_out in enumerate(_removed(output_group)):
-            if subject.grouped and a != b:  # the same group at both ends
-                continue
-            kept_out = _kept(subject.output_classes, gone_out, geometry.outputs)
-            part = geometry.resized(int(kept_in.sum()), int(kept_out.sum()))
-            choice = LayerChoice(
-                inputs=a,
-                outputs=b,
-                method=KEEP,
-                rank=0,
-                macs=part.macs(subject.size),
-                parameters=part.parameters + part.outputs,
-                error=0.0,
-                sensitivity=0.0,
-                measured=True,
-            )
-            choices.append(choice)
-            if a == b == 0:
-                found, known = list(plain), list(measured)
-            elif subject.grouped or (a and b):  # at both ends it stays dense, or the combinations would be too many
-                found, known = [], []
-            else:
-                features = np.flatnonzero(np.repeat(kept_in, math.prod(geometry.kernel)))
-                found = front(
-                    part,
-                    weight[np.ix_(kept_out, kept_in)],
-                    moment[np.ix_(features, features)],
-                    subject.size,
-                    align=align,
-                    methods=methods,
-                    ratios=RATIOS_WHEN_PRUNED,
-                )
-                known = [curve(c.error) for c in found]
-            for candidate, sensitivity in zip(found, known, strict=True):
-                update = {
-                    "method": candidate.method,
-                    "rank": candidate.rank,
-                    "macs": candidate.macs,
-                    "parameters": candidate.parameters,
-                    "error": candidate.error,
-                    "sensitivity": sensitivity,
-                    "measured": a == b == 0,
-                }
-                choices.append(choice.model_copy(update=update))
+    for v in own:
+        whole = v.inputs == v.outputs == 0
+        choice = LayerChoice(
+            inputs=v.inputs,
+            outputs=v.outputs,
+            method=KEEP,
+            rank=0,
+            macs=v.geometry.macs(subject.size),
+            parameters=v.geometry.parameters + v.geometry.outputs,
+            seconds=None if times is None else times[v.geometry,],
+            error=0.0,
+            sensitivity=0.0,
+            measured=True,
+        )
+        choices.append(choice)
+        found, known = (list(plain), list(measured)) if whole else ([], [])
+        offered = timed(v.offers, v.geometry, times)
+        if offered:
+            features = np.flatnonzero(np.repeat(v.kept_in, math.prod(v.geometry.kernel)))
+            weight = repaired.get(v.inputs, subject.layer.weight)[np.ix_(v.kept_out, v.kept_in)]
+            found = front(v.geometry, weight, moment[np.ix_(features, features)], offered)
+            known = [curve(c.error) for c in found]
+        for candidate, sensitivity in zip(found, known, strict=True):
+            offer = candidate.offer
+            update = {
+                "method": offer.method,
+                "rank": offer.rank,
+                "macs": offer.macs,
+                "parameters": offer.parameters,
+                "seconds": offer.seconds,
+                "error": candidate.error,
+                "sensitivity": sensitivity,
+                "measured": whole,
+            }
+            choices.append(choice.model_copy(update=update))
     return choices
 
 

@@ -14,16 +14,17 @@ import onnx
 
 from calib.batching import input_shapes
 from calib.data import CalibrationData, CalibrationDataReader
+from calib.latency_table import LatencyTable
 from calib.observing import observe
 from calib.sessions import providers
 from hmc_onnx.applying import apply as apply_plan
+from hmc_onnx.fitting import fitted
 from hmc_onnx.inputs import check_supported, fit, load_supported
 from hmc_onnx.plans import Plan
 from hmc_onnx.profiler import profile as profile_model
 from hmc_onnx.profiles import Profile
 from hmc_onnx.settings import Settings, Strategy, Target, parse_target
-from hmc_onnx.solver import solve
-from hmc_onnx.verification import Verification, check_labels, same_signature, verify
+from hmc_onnx.verification import BATCHES, Verification, check_labels, same_signature, verify
 from passes.errors import OutputError, PlanError
 from passes.model import Model, save
 from passes.normalise import normalise
@@ -58,7 +59,11 @@ def _normalised(proto: onnx.ModelProto, data: CalibrationData, settings: Setting
 
 
 def profile(
-    model: ModelLike, calibration: DataLike, settings: Settings | None = None, progress: Progress = silent
+    model: ModelLike,
+    calibration: DataLike,
+    settings: Settings | None = None,
+    progress: Progress = silent,
+    table: LatencyTable | None = None,
 ) -> Profile:
     """Measure what each candidate costs and how much the network bears it.
 
@@ -67,6 +72,7 @@ def profile(
         calibration: images; anything that follows onnxruntime's CalibrationDataReader protocol, or CalibrationData.
         settings: see `Settings`.
         progress: called as the work goes on.
+        table: latencies of another machine, to plan for it.
 
     Raises:
         ModelError, DataError, SettingsError: see their docstrings.
@@ -75,7 +81,7 @@ def profile(
     providers(settings.provider)
     proto = _proto(model)
     data = fit(proto, calibration, settings.samples)
-    return profile_model(_normalised(proto, data, settings), data, settings, progress)
+    return profile_model(_normalised(proto, data, settings), data, settings, progress, proto, table)
 
 
 def apply(model: ModelLike, plan: Plan, calibration: DataLike, progress: Progress = silent) -> onnx.ModelProto:
@@ -102,31 +108,36 @@ def compress(
     settings: Settings | None = None,
     test: DataLike | None = None,
     progress: Progress = silent,
+    table: LatencyTable | None = None,
 ) -> Result:
-    """Compress a model to a share of its MACs or parameters, with no training and no labels.
+    """Compress a model to a share of its time, MACs or parameters, with no training and no labels.
 
     Args:
         model: an onnx.ModelProto or a path.
         calibration: images as in `profile`.
-        target: a `Target`, or "macs=0.5", "params=0.5", or both.
+        target: a `Target`, or "latency=0.6", "macs=0.5", "params=0.5", or several of them.
         strategy: "hmc", or one of the methods alone: "nahc", "ahc", "prune", "lowrank".
         settings: see `Settings`.
         test: images to compare the models on; the calibration images if not given.
         progress: called as the work goes on.
+        table: latencies of another machine, to plan for it.
 
     Raises:
         ModelError, DataError, SettingsError: see their docstrings.
     """
     target = parse_target(target) if isinstance(target, str) else target
     settings = settings or Settings()
+    if target.latency is not None:
+        settings = settings.model_copy(update={"latency": True})
     proto = _proto(model)
     data = fit(proto, calibration, settings.samples)
     images = data if test is None else fit(proto, test)
     check_labels(proto, images, settings.runtime)
-    profiled = profile(proto, data, settings, progress)
-    plan = solve(profiled, target, strategy)
+    profiled = profile(proto, data, settings, progress, table)
+    plan = fitted(proto, _normalised(proto, data, settings), profiled, data, target, strategy, progress)
     compressed = apply(proto, plan, data, progress)
-    report = verify(proto, compressed, images, runtime=settings.runtime)
+    batches = sorted({*BATCHES, *([plan.latency.batch] if plan.latency else [])})
+    report = verify(proto, compressed, images, runtime=settings.runtime, batches=tuple(batches))
     return Result(compressed, plan, profiled, report)
 
 

@@ -8,12 +8,13 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from calib.latency_table import Machine
 from hmc_onnx.profiles import Profile
 from hmc_onnx.settings import Settings, Strategy, Target
 from passes.errors import PlanError
 from passes.model import write_atomically
 
-__all__ = ["GroupPlan", "LayerPlan", "Plan", "read_plan", "read_profile", "write_json"]
+__all__ = ["GroupPlan", "LayerPlan", "Plan", "PlannedLatency", "read_plan", "read_profile", "write_json"]
 
 
 class _Frozen(BaseModel):
@@ -46,13 +47,33 @@ class LayerPlan(_Frozen):
     sensitivity: float = 0.0
     macs: int = 0
     parameters: int = 0
+    seconds: float | None = None
     reason: str = ""
+
+
+class PlannedLatency(_Frozen):
+    """The time of a run of the planned network, as a share of the original's.
+
+    Attributes:
+        machine, batch: that it holds for.
+        expected: the sum of the parts.
+        measured: of a network of the planned shapes, before it is repaired; None where none was built.
+        uncertainty: half-width of its 95 % interval.
+        by_macs: layers that could not be timed alone.
+    """
+
+    machine: Machine
+    batch: int
+    expected: float
+    measured: float | None = None
+    uncertainty: float | None = None
+    by_macs: list[str] = Field(default_factory=list)
 
 
 class Plan(_Frozen):
     """Everything that `apply` does, keyed by the model and data it was made from.
 
-    `macs`, `parameters` and `sensitivity` are what the solver expects of the whole network.
+    `macs`, `parameters`, `latency` and `sensitivity` are what the solver expects of the whole network.
     """
 
     version: Literal[1] = 1
@@ -66,6 +87,7 @@ class Plan(_Frozen):
     declined: dict[str, str] = Field(default_factory=dict)
     macs: int
     parameters: int
+    latency: PlannedLatency | None = None
     sensitivity: float
 
 

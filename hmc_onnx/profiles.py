@@ -11,9 +11,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from calib.latency_table import Machine
 from hmc_onnx.settings import Settings
 
-__all__ = ["KEEP", "GroupChoice", "GroupProfile", "LayerChoice", "LayerProfile", "Profile"]
+__all__ = ["KEEP", "GroupChoice", "GroupProfile", "LatencyProfile", "LayerChoice", "LayerProfile", "Profile"]
 
 KEEP = "keep"
 
@@ -45,6 +46,7 @@ class LayerChoice(_Frozen):
 
     Attributes:
         inputs, outputs: index into the choices of the input and output group; 0 where there is no group.
+        seconds: time of the layer's chain in a run of the serving batch; None where latency is not measured.
         error: share of the layer's response (squared) that the decomposition loses.
         sensitivity: nats; measured, or read off the layer's measured curve at `error`.
     """
@@ -55,6 +57,7 @@ class LayerChoice(_Frozen):
     rank: int
     macs: int
     parameters: int
+    seconds: float | None = None
     error: float
     sensitivity: float
     measured: bool
@@ -68,18 +71,41 @@ class LayerProfile(_Frozen):
     output_group: str | None
     macs: int
     parameters: int
+    seconds: float | None = None
     choices: list[LayerChoice]
 
 
+class LatencyProfile(_Frozen):
+    """What the latencies are of.
+
+    Attributes:
+        machine: that they hold for.
+        batch: images a run.
+        seconds: a run of the whole original model, and
+        uncertainty: the half-width of its 95 % interval.
+        table: digest of the latency table.
+        by_macs: layers that could not be timed alone: their share of the time is taken by their MACs.
+    """
+
+    machine: Machine
+    batch: int
+    seconds: float
+    uncertainty: float
+    table: str
+    by_macs: list[str]
+
+
 class Profile(_Frozen):
-    """All that planning needs."""
+    """All that planning needs. `align`: ranks and numbers of channels on offer are multiples of this."""
 
     version: Literal[1] = 1
     model: str
     data: str
     settings: Settings
+    align: int
     macs: int
     parameters: int
+    latency: LatencyProfile | None = None
     groups: list[GroupProfile]
     layers: list[LayerProfile]
     declined: dict[str, str]

@@ -15,10 +15,11 @@ Strategy = Literal["hmc", "nahc", "ahc", "prune", "lowrank"]
 
 
 class Target(BaseModel):
-    """The share of the original's MACs and parameters that may be used; 1 where there is no bound."""
+    """The share of the original's time, MACs and parameters that may be used; None where there is no bound."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    latency: float | None = Field(default=None, gt=0, le=1)
     macs: float | None = Field(default=None, gt=0, le=1)
     params: float | None = Field(default=None, gt=0, le=1)
 
@@ -36,11 +37,22 @@ class Settings(BaseModel):
         default=256, ge=1, description="of these, images for measuring sensitivity, by whole batches"
     )
     positions: int = Field(default=64, ge=1, description="output positions looked at in each image")
-    align: int = Field(default=4, ge=1, description="ranks and channel counts are multiples of this")
+    align: int | None = Field(
+        default=None,
+        ge=1,
+        description="ranks and channel counts are multiples of this; None: as many as pay where latency is measured, "
+        "8 for TensorRT, else 4",
+    )
     seed: int = Field(default=0, ge=0)
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
     threads: int = Field(default=0, ge=0, description="threads of onnxruntime; 0: its default")
-    batch: int = Field(default=128, ge=1, description="images run at once while measuring")
+    latency: bool = Field(default=False, description="measure the time of every candidate")
+    batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="images a run when serving, which latency is measured at; None: what the model declares, else 1",
+    )
+    chunk: int = Field(default=128, ge=1, description="images run at once while measuring sensitivity")
 
     @property
     def runtime(self) -> Runtime:
@@ -49,7 +61,7 @@ class Settings(BaseModel):
 
 
 def parse_target(text: str) -> Target:
-    """Read "macs=0.5", "params=0.4" or both with a comma between.
+    """Read "latency=0.6", "macs=0.5", "params=0.4" or several with commas between.
 
     Raises:
         SettingsError: anything else, or a share outside (0, 1].
@@ -62,7 +74,9 @@ def parse_target(text: str) -> Target:
         except ValueError:
             repeated = True
         if repeated or name not in Target.model_fields:
-            raise SettingsError(f"target '{text}' is not understood: write macs=0.5, params=0.5 or macs=0.5,params=0.6")
+            raise SettingsError(
+                f"target '{text}' is not understood: write latency=0.6, macs=0.5 or params=0.5, or several with commas between"
+            )
     for name, value in values.items():
         if not 0 < value <= 1:
             raise SettingsError(f"target {name}={value:g} is out of range: it is a share, above 0 and at most 1")

@@ -21,35 +21,49 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from hmc_onnx.grouping import bearing, differences
-from hmc_onnx.plans import GroupPlan, LayerPlan, Plan
-from hmc_onnx.profiles import KEEP, GroupProfile, LayerChoice, LayerProfile, Profile
+from hmc_onnx.plans import GroupPlan, LayerPlan, Plan, PlannedLatency
+from hmc_onnx.profiles import KEEP, GroupProfile, LatencyProfile, LayerChoice, LayerProfile, Profile
 from hmc_onnx.settings import Strategy, Target
 from passes.errors import HmcError, SettingsError
 
 __all__ = ["solve"]
 
+# What may be bounded, and how a target names it.
+NAMES = {"seconds": "latency", "macs": "macs", "parameters": "params"}
 Allowed = Callable[[LayerProfile, LayerChoice], bool]
 
 
-def solve(profile: Profile, target: Target, strategy: Strategy = "hmc") -> Plan:
+def solve(profile: Profile, target: Target, strategy: Strategy = "hmc", correction: float = 1.0) -> Plan:
     """The plan of least total sensitivity.
+
+    Args:
+        profile: with latencies, if the target bounds the latency.
+        target: see `Target`.
+        strategy: which choices are allowed.
+        correction: share of the time that is allowed, of that which the target does: below 1 where networks of the
+            planned shapes have been found slower than the sum of their parts.
 
     Raises:
         SettingsError: no combination of candidates meets the target; the message says what is possible.
     """
-    bounds = {k: v for k, v in (("macs", target.macs), ("parameters", target.params)) if v is not None}
+    shares = {"seconds": target.latency, "macs": target.macs, "parameters": target.params}
+    bounds = {k: v for k, v in shares.items() if v is not None}
     if not bounds:
-        raise SettingsError("the target bounds nothing: give macs=… or params=…")
+        raise SettingsError("the target bounds nothing: give latency=…, macs=… or params=…")
+    if "seconds" in bounds:
+        if profile.latency is None:
+            raise SettingsError("the profile has no latencies: profile again with --latency, or give another target")
+        bounds["seconds"] *= correction
     program = _Program(profile, _allowed(profile, strategy))
-    limits = {k: share * getattr(profile, k) for k, share in bounds.items()}
+    limits = {k: share * program.original[k] for k, share in bounds.items()}
     solution = program.minimise(program.sensitivity, limits)
     if solution is None:
         possible = []
         for k in bounds:
             least = program.minimise(program.cost[k], {})
             assert least is not None
-            share = math.ceil(program.spent(k, least) / getattr(profile, k) * 1000) / 1000  # up: it can be asked for
-            possible.append(f"{'macs' if k == 'macs' else 'params'}={share:.3f}")
+            least_share = program.spent(k, least) / program.original[k] / (correction if k == "seconds" else 1)
+            possible.append(f"{NAMES[k]}={math.ceil(least_share * 1000) / 1000:.3f}")  # up: it can be asked for
         raise SettingsError(
             f"target {target} is below what strategy '{strategy}' can reach on this model, "
             f"{' or '.join(possible)}: keep more"
@@ -96,10 +110,13 @@ class _Program:
     """The variables, their costs, and the constraints that make a choice a choice."""
 
     def __init__(self, profile: Profile, allowed: Allowed) -> None:
+        self.original = {"macs": float(profile.macs), "parameters": float(profile.parameters)}
+        if profile.latency is not None:
+            self.original["seconds"] = profile.latency.seconds
         self.layers = [
             (layer, c)
             for layer in profile.layers
-            for c in _undominated([c for c in layer.choices if allowed(layer, c)])
+            for c in _undominated([c for c in layer.choices if allowed(layer, c)], list(self.original))
         ]
         self.groups = [(g, a) for g in profile.groups for a in range(len(g.choices))]
         self.count = len(self.groups) + len(self.layers)
@@ -107,13 +124,8 @@ class _Program:
         self.sensitivity = np.array(
             [g.choices[a].sensitivity for g, a in self.groups] + [c.sensitivity for _, c in self.layers]
         )
-        self.cost = {
-            "macs": np.array(zeros + [float(c.macs) for _, c in self.layers]),
-            "parameters": np.array(zeros + [float(c.parameters) for _, c in self.layers]),
-        }
-        self.fixed = {
-            k: getattr(profile, k) - sum(getattr(layer, k) for layer in profile.layers) for k in ("macs", "parameters")
-        }
+        self.cost = {k: np.array(zeros + [float(getattr(c, k) or 0) for _, c in self.layers]) for k in self.original}
+        self.fixed = {k: v - sum(getattr(layer, k) or 0 for layer in profile.layers) for k, v in self.original.items()}
         self.choice = self._choice_constraints(profile)
 
     def _choice_constraints(self, profile: Profile) -> LinearConstraint:
@@ -150,7 +162,7 @@ class _Program:
         """The best 0/1 vector, or None if there is none within the limits."""
         constraints = [self.choice]
         for k, limit in limits.items():
-            scale = max(limit, 1.0) / 1e4  # HiGHS's tolerance is 1e-6, absolute: a limit is kept to ten digits
+            scale = max(abs(limit), 1e-12) / 1e4  # HiGHS's tolerance is 1e-6, absolute: a limit is kept to ten digits
             constraints.append(LinearConstraint(self.cost[k][None] / scale, -np.inf, (limit - self.fixed[k]) / scale))
         scaled = objective / max(float(np.abs(objective).max(initial=0.0)), 1e-300)
         result = milp(
@@ -167,23 +179,22 @@ class _Program:
         return np.round(result.x)
 
     def spent(self, what: str, solution: np.ndarray) -> float:
-        """MACs or parameters of a solution, for the whole network."""
+        """Seconds, MACs or parameters of a solution, for the whole network."""
         return float(self.cost[what] @ solution) + self.fixed[what]
 
 
-def _undominated(choices: list[LayerChoice]) -> list[LayerChoice]:
-    """Without those that another one with the same channels beats in MACs, parameters and sensitivity."""
-    kept: list[LayerChoice] = []
-    for c in sorted(choices, key=lambda c: (c.macs, c.parameters, c.sensitivity)):
-        if not any(
-            k.inputs == c.inputs
-            and k.outputs == c.outputs
-            and k.parameters <= c.parameters
-            and k.sensitivity <= c.sensitivity
-            for k in kept
-        ):
-            kept.append(c)
-    return kept
+def _undominated(choices: list[LayerChoice], costs: list[str]) -> list[LayerChoice]:
+    """Without those that another one with the same channels beats in all costs and in sensitivity."""
+    kept: dict[tuple[int, int], list[tuple[tuple[float, ...], LayerChoice]]] = {}
+    for value, c in sorted(((_values(c, costs), c) for c in choices), key=lambda pair: pair[0]):
+        own = kept.setdefault((c.inputs, c.outputs), [])
+        if not any(all(a <= b for a, b in zip(other, value, strict=True)) for other, _ in own):
+            own.append((value, c))
+    return [c for own in kept.values() for _, c in own]
+
+
+def _values(choice: LayerChoice, costs: list[str]) -> tuple[float, ...]:
+    return (*(getattr(choice, k) or 0.0 for k in costs), choice.sensitivity)
 
 
 def _plan(profile: Profile, program: _Program, solution: np.ndarray, target: Target, strategy: Strategy) -> Plan:
@@ -204,6 +215,7 @@ def _plan(profile: Profile, program: _Program, solution: np.ndarray, target: Tar
                 sensitivity=c.sensitivity,
                 macs=c.macs,
                 parameters=c.parameters,
+                seconds=c.seconds,
                 reason=_reason(layer, c),
             )
     return Plan(
@@ -217,7 +229,17 @@ def _plan(profile: Profile, program: _Program, solution: np.ndarray, target: Tar
         declined=profile.declined,
         macs=round(program.spent("macs", solution)),
         parameters=round(program.spent("parameters", solution)),
+        latency=None if profile.latency is None else _planned_latency(profile.latency, program, solution),
         sensitivity=float(program.sensitivity @ solution),
+    )
+
+
+def _planned_latency(measured: LatencyProfile, program: _Program, solution: np.ndarray) -> PlannedLatency:
+    return PlannedLatency(
+        batch=measured.batch,
+        machine=measured.machine,
+        expected=program.spent("seconds", solution) / measured.seconds,
+        by_macs=measured.by_macs,
     )
 
 

@@ -20,11 +20,13 @@ from passes.errors import DataError, ModelError
 from passes.model import Model, byte_size
 from passes.normalise import normalise
 
-__all__ = ["Side", "Timing", "Verification", "check_labels", "same_signature", "verify"]
+__all__ = ["BATCHES", "Side", "Timing", "Verification", "check_labels", "same_signature", "verify"]
 
 
 # Images run at once where the model leaves the number open.
 AT_ONCE = 128
+# Batch sizes at which latency is measured.
+BATCHES = (1, 8, 64)
 
 
 class _Frozen(BaseModel):
@@ -124,7 +126,7 @@ def verify(
     data: CalibrationData,
     *,
     runtime: Runtime = CPU,
-    batches: tuple[int, ...] = (1, 8, 64),
+    batches: tuple[int, ...] = BATCHES,
     repeats: int = 30,
 ) -> Verification:
     """Compare model b with model a.

@@ -27,7 +27,7 @@ from passes.normalise import normalise
 from passes.shapes import batch_one, infer_shapes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SMALL = hmc_onnx.Settings(samples=48, kl_samples=16, batch=16, align=2)
+SMALL = hmc_onnx.Settings(samples=48, kl_samples=16, chunk=16, align=2)
 
 
 def calibration(count: int = 48) -> CalibrationData:

@@ -28,7 +28,7 @@ from passes.model import save
 from passes.normalise import normalise
 from passes.sparse import densify
 
-SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=16, positions=8, align=2, batch=16, provider="cpu", threads=1)
+SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=16, positions=8, align=2, chunk=16, provider="cpu", threads=1)
 Feeds = dict[str, np.ndarray]
 Part = Callable[[Builder, str], str]
 Axes = tuple[int | str | None, ...]

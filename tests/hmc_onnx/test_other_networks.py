@@ -22,7 +22,7 @@ from hmc_onnx.inspection import inspect
 from hmc_onnx.verification import same_signature
 from passes.decompose import DECOMPOSITIONS
 
-SETTINGS = hmc_onnx.Settings(samples=2, kl_samples=2, positions=16, align=4, batch=2, provider="cpu")
+SETTINGS = hmc_onnx.Settings(samples=2, kl_samples=2, positions=16, align=4, chunk=2, provider="cpu")
 # The share of the MACs to keep; the inputs of a layer above which it is left alone; and of the channel groups how many
 # can be pruned. Where branches are joined a layer reads several of them, and grouped Convs with shuffled channels have
 # no whole group to spare.

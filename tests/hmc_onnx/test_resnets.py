@@ -21,7 +21,7 @@ from hmc_onnx.inputs import signature
 from hmc_onnx.verification import same_signature
 from passes.decompose import DECOMPOSITIONS
 
-SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=16, positions=8, align=2, batch=16, provider="cpu", threads=1)
+SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=16, positions=8, align=2, chunk=16, provider="cpu", threads=1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+"""The time of probes (`passes.probe`) on onnxruntime: many in one session, kernel by kernel, in turns.
+
+On the CPU onnxruntime tells the time of each kernel, and a probe's time is that of the kernels between the Conv before
+and the Conv behind it, with the changes of layout that lie between. Other providers start kernels and do not wait for
+them: there a session for each probe is timed as a whole, and one without the links is taken off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from calib.latency import Latency, interleaved, median_interval
+from calib.sessions import CPU, KernelTime, Runtime, Session, providers
+from passes.errors import ModelError
+from passes.probe import AROUND, Probe, probe_model
+from passes.progress import Progress, silent
+
+__all__ = ["time_probes"]
+
+# Runs of a lot of probes, and how long they may take in all after the least number of them.
+MOST_RUNS, LEAST_RUNS, SECONDS = 40, 12, 1.0
+WARM_UP = 3
+# Of one lot: MACs, so that it does not run too long, and probes.
+LOT_MACS, LOT_PROBES = 2e9, 32
+
+
+def time_probes(
+    probes: Sequence[Probe], runtime: Runtime = CPU, progress: Progress = silent
+) -> Iterator[tuple[Probe, Latency | None]]:
+    """The probes' times as they are measured; None for one that onnxruntime cannot run."""
+    by_kernel = providers(runtime.provider)[0] == "CPUExecutionProvider"
+    done = 0
+    for lot in _lots(probes):
+        progress("latency", done, len(probes))
+        yield from zip(lot, _time_lot(lot, runtime, by_kernel), strict=True)
+        done += len(lot)
+    progress("latency", len(probes), len(probes))
+
+
+def _lots(probes: Sequence[Probe]) -> Iterator[list[Probe]]:
+    """Probes of one batch and element type that share a session."""
+    waiting: dict[tuple[int, str], list[Probe]] = defaultdict(list)
+    for probe in probes:
+        lot = waiting[probe.batch, probe.dtype]
+        if lot and (len(lot) == LOT_PROBES or sum(p.macs for p in lot) + probe.macs > LOT_MACS):
+            yield waiting.pop((probe.batch, probe.dtype))
+            lot = waiting[probe.batch, probe.dtype]
+        lot.append(probe)
+    yield from waiting.values()
+
+
+def _time_lot(lot: list[Probe], runtime: Runtime, by_kernel: bool) -> list[Latency | None]:
+    try:
+        return list(_by_kernel(lot, runtime) if by_kernel else _by_session(lot, runtime))
+    except ModelError:
+        if len(lot) == 1:
+            return [None]
+        return [time for probe in lot for time in _time_lot([probe], runtime, by_kernel)]
+
+
+def _feeds(session: Session) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in session.input_shapes.items()}
+
+
+def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Latency]:
+    session = Session(probe_model(lot), runtime, profiled=True)
+    feeds = _feeds(session)
+    start = time.perf_counter()
+    for run in range(WARM_UP + MOST_RUNS):
+        if run == WARM_UP:
+            start = time.perf_counter()
+        if run >= WARM_UP + LEAST_RUNS and time.perf_counter() - start > SECONDS:
+            break
+        session.run(feeds)
+    seconds = _probe_seconds(session.profile(), len(lot))
+    return [median_interval(s[WARM_UP:]) for s in seconds]
+
+
+def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarray]:
+    """Seconds of each probe in each run.
+
+    A kernel belongs to the probe in its name. One that onnxruntime has put in to change a layout is named after nothing:
+    it belongs to the kernel that runs next, but for those at the ends of the model.
+    """
+    runs: list[dict[int, float]] = []
+    seen: set[str] = set()
+    loose = 0.0
+    behind = True
+    for name, op, seconds in kernels:
+        probe, slash, part = name.partition("/")
+        if not slash or not probe.isdigit():
+            loose += 0.0 if behind else seconds
+            continue
+        if not runs or name in seen:  # a kernel that has run already: the next run begins
+            runs.append(defaultdict(float))
+            seen.clear()
+        seen.add(name)
+        around = part.split("_")[0] in AROUND
+        if part.split("_")[0] in ("before", "pool"):
+            loose = 0.0
+        runs[-1][int(probe)] += loose + (0.0 if around else seconds)
+        loose = 0.0
+        behind = part.startswith("pool")
+    return [np.array([run[i] for run in runs]) for i in range(probes)]
+
+
+def _by_session(lot: Sequence[Probe], runtime: Runtime) -> Iterator[Latency]:
+    for probe in lot:
+        sessions = [Session(probe_model([probe], bare), runtime) for bare in (False, True)]
+        whole, bare_ = interleaved(sessions, _feeds(sessions[0]))
+        yield Latency(max(whole.median - bare_.median, 0.0), float(np.hypot(whole.uncertainty, bare_.uncertainty)))

@@ -1,0 +1,186 @@
+"""The time of a model, of its layers, and of what they may become: probes looked up in a latency table, or measured.
+
+A chain's time is that of its probe: the links, with what follows the layer. A chain that cannot be timed alone is taken
+for as many times faster than its layer as its MACs are fewer, and of a layer that cannot be, its share of the model's
+time for its share of the MACs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from calib.batching import declared_batch
+from calib.data import CalibrationData
+from calib.latency import interleaved
+from calib.latency_table import Entry, LatencyTable, cached_table, this_machine
+from calib.sessions import Runtime, Session
+from hmc_onnx.profiles import LatencyProfile
+from hmc_onnx.subjects import Subject
+from passes.decompose import DECOMPOSITIONS, chain_macs
+from passes.errors import OutputError, SettingsError
+from passes.layers import Geometry
+from passes.model import element_type
+from passes.probe import Probe, epilogue
+from passes.progress import Progress, silent
+from passes.shapes import Shapes
+
+__all__ = ["DEFAULT_ALIGN", "Chain", "Clock", "serving_batch", "serving_feeds"]
+
+Chain = tuple[Geometry, ...]
+
+# Channels that ranks and counts are multiples of where nothing is measured.
+DEFAULT_ALIGN = 4
+STEPS = (64, 32, 16, 8, 4, 2)
+# Half a step narrower saves less than this share of what it would if time went with width: it does not pay.
+PAYS = 0.5
+
+
+class Clock:
+    """Times for one model on one machine.
+
+    Args:
+        key: digest of the model.
+        subjects: its layers by name, and
+        nodes: all its nodes by name.
+        shapes: of its tensors.
+        batch: images a run.
+        runtime: as it is served.
+        table: times of another machine, to plan for it; None: this machine's from the cache, which is added to.
+
+    Raises:
+        SettingsError: the provider does not work here.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        subjects: Mapping[str, Subject],
+        nodes: Mapping[str, gs.Node],
+        shapes: Shapes,
+        batch: int,
+        runtime: Runtime,
+        table: LatencyTable | None = None,
+    ) -> None:
+        self._key = f"model {key} × {batch}"
+        self.subjects, self.batch, self.runtime = subjects, batch, runtime
+        self._foreign = table is not None
+        self._path: Path | None = None
+        if table is None:
+            table, self._path = cached_table(this_machine(runtime))
+        self.table = table
+        self._kinds = {n: (element_type(nodes[n].inputs[1]).name, epilogue(nodes[n], shapes)) for n in subjects}
+        self._macs = {n: s.layer.geometry.macs(s.size) for n, s in subjects.items()}
+        self._by_macs: set[str] = set()
+
+    def time_whole(self, proto: onnx.ModelProto, data: CalibrationData) -> Entry:
+        """The time of a run of the whole model.
+
+        Raises:
+            SettingsError: the table of another machine has none.
+        """
+        entry = self.table.entries.get(self._key)
+        if entry is None and self._foreign:
+            raise SettingsError(
+                f"the latency table (of {self.table.machine}) has no time of this model at batch {self.batch}: make it "
+                f"there with 'hmc-onnx latency measure MODEL --batch {self.batch}'"
+            )
+        if entry is None:
+            (time,) = interleaved([Session(proto, self.runtime)], serving_feeds(data, self.batch), repeats=60)
+            entry = Entry(seconds=time.median, uncertainty=time.uncertainty)
+            self.table.entries[self._key] = entry
+        return entry
+
+    def probe(self, name: str, chain: Chain) -> Probe:
+        """A layer's chain as a probe."""
+        dtype, follows = self._kinds[name]
+        return Probe(chain, self.subjects[name].size, self.batch, dtype, follows)
+
+    def measure(self, chains: Iterable[tuple[str, Chain]], progress: Progress = silent) -> None:
+        """Time the chains of layers that the table lacks, and keep the table."""
+        if self._foreign:
+            return
+        if self.table.measure((self.probe(name, chain) for name, chain in chains), self.runtime, progress):
+            self.keep()
+
+    def keep(self) -> None:
+        """Write the table to the cache, where that can be."""
+        if self._path is not None:
+            try:
+                self.table.write(self._path)
+            except (OSError, OutputError):
+                self._path = None  # it is only a cache
+
+    def times(self, name: str, chains: Collection[Chain]) -> dict[Chain, float]:
+        """Seconds of a layer's chains, the layer itself being one."""
+        whole = self.table.entries[self._key].seconds
+        assert whole is not None
+        own = self.table.seconds(self.probe(name, (self.subjects[name].layer.geometry,)))
+        if own is None:
+            self._by_macs.add(name)
+            own = whole * self._macs[name] / sum(self._macs.values())
+        found = {}
+        for chain in chains:
+            seconds = None if name in self._by_macs else self.table.seconds(self.probe(name, chain))
+            if seconds is None:
+                self._by_macs.add(name)
+                seconds = own * chain_macs(chain, self.subjects[name].size) / max(self._macs[name], 1)
+            found[chain] = seconds
+        return found
+
+    def align(self) -> int:
+        """The step of the staircase that time is over width: ranks and numbers of channels between steps do not pay.
+
+        It is looked for in a chain from many channels over a few to many, of the layer with most MACs.
+        """
+        name = max((n for n, s in self.subjects.items() if not s.grouped), key=self._macs.__getitem__)
+        layer = self.subjects[name].layer.geometry
+        wide = layer.resized(*(max(n, 2 * STEPS[0]) for n in (layer.inputs, layer.outputs)))
+        chains = {w: DECOMPOSITIONS["svd"].links(wide, w) for step in STEPS for w in _widths(step)}
+        self.measure((name, chain) for chain in chains.values())
+        seconds = {w: self.table.seconds(self.probe(name, chain)) for w, chain in chains.items()}
+        for step in STEPS:
+            ends = [(seconds[w], seconds[w - step // 2], w) for w in _widths(step)[1::2]]
+            saved = [(a - b) / a / (step / 2 / w) for a, b, w in ends if a is not None and b is not None]
+            if saved and np.mean(saved) < PAYS:
+                return step
+        return DEFAULT_ALIGN
+
+    def profile(self) -> LatencyProfile:
+        """What the times are of."""
+        whole = self.table.entries[self._key]
+        assert whole.seconds is not None
+        return LatencyProfile(
+            machine=self.table.machine,
+            batch=self.batch,
+            seconds=whole.seconds,
+            uncertainty=whole.uncertainty,
+            table=self.table.digest(),
+            by_macs=sorted(self._by_macs),
+        )
+
+
+def _widths(step: int) -> list[int]:
+    """Widths at which a step would show: half a step below an end, and the end, of the second step and the third."""
+    return [w for end in (2 * step, 3 * step) if end <= 2 * STEPS[0] for w in (end - step // 2, end)]
+
+
+def serving_batch(proto: onnx.ModelProto, fed: Collection[str], wanted: int | None) -> int:
+    """Images a run when serving: those that are wanted, or what the model declares, or 1.
+
+    Raises:
+        SettingsError: the model declares another number.
+    """
+    declared = declared_batch(proto, fed)
+    if declared and wanted and declared != wanted:
+        raise SettingsError(f"--batch {wanted}: the model takes batches of {declared}: leave the option out")
+    return wanted or declared or 1
+
+
+def serving_feeds(data: CalibrationData, batch: int) -> dict[str, np.ndarray]:
+    """One run's feeds of a number of images, repeated where the data have fewer."""
+    return {name: np.resize(array[:batch], (batch, *array.shape[1:])) for name, array in data.feeds.items()}

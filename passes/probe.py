@@ -1,0 +1,205 @@
+"""A few links of a network as a model of their own, to be timed as a runtime would run them within the network.
+
+A runtime fuses a Conv with what follows, and may keep activations in a layout of its own, so a Conv between the
+model's inputs and outputs is timed wrongly. A probe therefore has a Conv (or Gemm) before and behind its links, and
+behind the links what follows them in the network: activations, and the sum with a shortcut. Many probes are branches
+of one model: it runs long enough for all threads to be awake, and what else the machine does falls on all alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import helper, numpy_helper
+
+from passes.layers import Geometry
+from passes.shapes import Shapes
+
+__all__ = ["AROUND", "Probe", "epilogue", "probe_model"]
+
+# Channels of the input of a probe's model: enough for a runtime that handles them in blocks.
+CHANNELS = 16
+# What follows a Conv and may be fused with it.
+ACTIVATIONS = ("Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
+# Last parts of the names of a probe's nodes that are not its links nor what follows them.
+AROUND = ("before", "after", "other", "pool")
+OPSET = 14  # the oldest with all ACTIVATIONS
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Links in a chain, the spatial size of their input, the batch, the element type, and what follows them.
+
+    Its text is its identity: probes of one text are measured once.
+    """
+
+    links: tuple[Geometry, ...]
+    size: tuple[int, ...]
+    batch: int
+    dtype: str = "float32"
+    epilogue: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        size = "×".join(map(str, self.size))
+        parts = [f"{self.dtype} {self.batch}×{self.links[0].inputs}{'×' + size if size else ''}"]
+        parts += [_link_text(link) for link in self.links]
+        return " > ".join([*parts, *self.epilogue])
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of a run."""
+        size, macs = self.size, 0
+        for link in self.links:
+            macs += link.macs(size)
+            size = link.output_size(size)
+        return macs * self.batch
+
+
+def _link_text(link: Geometry) -> str:
+    parts = [str(link.outputs)]
+    if link.kernel:
+        parts.append("×".join(map(str, link.kernel)))
+    d = len(link.kernel)
+    for letter, values, default in (
+        ("s", link.strides, (1,) * d),
+        ("p", link.pads, (0,) * 2 * d),
+        ("d", link.dilations, (1,) * d),
+        ("g", (link.groups,), (1,)),
+    ):
+        if values != default:
+            parts.append(letter + ",".join(map(str, values if len(set(values)) > 1 else values[:1])))
+    return " ".join(parts)
+
+
+def epilogue(node: gs.Node, shapes: Shapes) -> tuple[str, ...]:
+    """What follows a layer and may be fused with it: the sum with a shortcut that ends here, then an activation.
+
+    A sum is charged to the last Conv that enters it, in graph order.
+    """
+    found: list[str] = []
+    tensor = node.outputs[0]
+    while len(tensor.outputs) == 1:
+        reader = tensor.outputs[0]
+        others = [t for t in reader.inputs if t is not tensor]
+        if reader.op == "Add" and not found and others and _ends_here(others[0], tensor, shapes):
+            found.append("Add")
+        elif reader.op in ACTIVATIONS and not (found and found[-1] in ACTIVATIONS):
+            found.append(reader.op)
+        else:
+            break
+        tensor = reader.outputs[0]
+    return tuple(found)
+
+
+def _ends_here(other: gs.Tensor, tensor: gs.Tensor, shapes: Shapes) -> bool:
+    if not isinstance(other, gs.Variable) or shapes.get(other.name) != shapes.get(tensor.name):
+        return False
+    return bool(other.inputs) and not (other.inputs[0].op == "Conv" and len(other.outputs) == 1)
+
+
+def probe_model(probes: Sequence[Probe], bare: bool = False) -> onnx.ModelProto:
+    """A model with a branch for each probe: its nodes are named `i/…`, i the probe's index.
+
+    Args:
+        probes: of one batch and element type.
+        bare: without the links and what follows them: what has to be taken off where a session is timed as a whole.
+    """
+    builder = _Builder(probes[0])
+    for i, probe in enumerate(probes):
+        builder.branch(i, probe, bare)
+    return builder.model()
+
+
+class _Builder:
+    def __init__(self, probe: Probe) -> None:
+        self.batch, self.dtype = probe.batch, probe.dtype
+        self.type = helper.np_dtype_to_tensor_dtype(np.dtype("float32" if probe.dtype == "bfloat16" else probe.dtype))
+        self.rng = np.random.default_rng(0)
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.inputs: dict[str, onnx.ValueInfoProto] = {}
+        self.outputs: list[onnx.ValueInfoProto] = []
+
+    def branch(self, i: int, probe: Probe, bare: bool) -> None:
+        first, last = probe.links[0], probe.links[-1]
+        x = stem = self.layer(f"{i}/before", self.input(probe.size), _pointwise(CHANNELS, first.inputs, probe.size))
+        size = probe.size
+        for n, link in enumerate(probe.links):
+            x = x if bare else self.layer(f"{i}/link{n}", x, link)
+            size = link.output_size(size)
+        if bare:
+            x = self.layer(f"{i}/other", stem, _fitting(first.inputs, last.outputs, probe.size, size))
+        for op in () if bare else probe.epilogue:
+            inputs = [x]
+            if op == "Add":
+                fitting = _fitting(first.inputs, last.outputs, probe.size, size)
+                inputs.append(self.layer(f"{i}/other", stem, fitting))
+            x = self.node(op, f"{i}/{op}", inputs)
+        x = self.layer(f"{i}/after", x, _pointwise(last.outputs, CHANNELS, size))
+        if size:
+            x = self.node("GlobalAveragePool", f"{i}/pool", [x])
+        self.outputs.append(helper.make_tensor_value_info(x, self.type, None))
+
+    def input(self, size: Sequence[int]) -> str:
+        """The model's input of a spatial size, which all its probes share."""
+        name = "x" + "x".join(map(str, size))
+        if name not in self.inputs:
+            self.inputs[name] = helper.make_tensor_value_info(name, self.type, [self.batch, CHANNELS, *size])
+        return name
+
+    def layer(self, name: str, x: str, geometry: Geometry) -> str:
+        """A Conv or Gemm with random weights that keep the activations' size."""
+        weight = self.rng.standard_normal(geometry.weight_shape) * math.sqrt(2 / geometry.features)
+        inputs = [x, self.constant(f"{name}:weight", weight), self.constant(f"{name}:bias", np.zeros(geometry.outputs))]
+        if not geometry.kernel:
+            return self.node("Gemm", name, inputs, transB=1)
+        return self.node(
+            "Conv",
+            name,
+            inputs,
+            kernel_shape=geometry.kernel,
+            strides=geometry.strides,
+            pads=geometry.pads,
+            dilations=geometry.dilations,
+            group=geometry.groups,
+        )
+
+    def constant(self, name: str, values: np.ndarray) -> str:
+        dtype = helper.tensor_dtype_to_np_dtype(self.type)
+        self.initializers.append(numpy_helper.from_array(values.astype(dtype), name))
+        return name
+
+    def node(self, op: str, name: str, inputs: Sequence[str], **attributes: Any) -> str:
+        if op == "Clip":
+            inputs = [*inputs, self.constant(f"{name}:low", np.array(0)), self.constant(f"{name}:high", np.array(6))]
+        self.nodes.append(helper.make_node(op, inputs, [name], name, **attributes))
+        return name
+
+    def model(self) -> onnx.ModelProto:
+        graph = helper.make_graph(
+            self.nodes, "probes", list(self.inputs.values()), self.outputs, initializer=self.initializers
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+
+
+def _pointwise(inputs: int, outputs: int, size: Sequence[int]) -> Geometry:
+    d = len(size)
+    return Geometry(inputs, outputs, (1,) * d, (1,) * d, (0,) * 2 * d, (1,) * d)
+
+
+def _fitting(inputs: int, outputs: int, size: Sequence[int], wanted: Sequence[int]) -> Geometry:
+    """A cheap Conv from one spatial size to another."""
+    d = len(size)
+    strides = [max(n // w, 1) for n, w in zip(size, wanted, strict=True)]
+    short = [(w - 1) * s + 1 - n for n, w, s in zip(size, wanted, strides, strict=True)]  # below 0: what is too much
+    kernel = tuple(
+        1 if (n - 1) // s + 1 == w else max(1 - e, 1) for n, w, s, e in zip(size, wanted, strides, short, strict=True)
+    )
+    pads = (*(0,) * d, *(max(e, 0) for e in short))
+    return Geometry(inputs, outputs, kernel, tuple(strides), pads, (1,) * d)
