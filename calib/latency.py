@@ -10,34 +10,59 @@ import numpy as np
 
 from calib.sessions import Session
 
-__all__ = ["Latency", "interleaved", "median_interval"]
+__all__ = ["Median", "Timings", "interleaved", "median"]
+
+# How long to measure: what else the machine does comes in spells of a second and more.
+SECONDS = 3.0
+REPEATS, WARM_UP = 30, 3
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Median seconds of a run, and the half-width of its 95 % interval, in seconds."""
+class Median:
+    """A median, and the half-width of its 95 % interval."""
 
-    median: float
+    value: float
     uncertainty: float
 
 
-def interleaved(
-    sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], *, repeats: int = 30, warm_up: int = 3
-) -> list[Latency]:
-    """Time the models in turns, so that what else the machine does falls on all of them alike."""
-    seconds = np.zeros((repeats, len(sessions)))
-    for i in range(-warm_up, repeats):
-        for j, session in enumerate(sessions):
-            start = time.perf_counter()
-            session.run(feeds)
-            if i >= 0:
-                seconds[i, j] = time.perf_counter() - start
-    return [median_interval(column) for column in seconds.T]
-
-
-def median_interval(seconds: np.ndarray) -> Latency:
-    """The median of some measured times, with its distribution-free interval from order statistics: ranks n/2 ± 0.98 √n."""
-    n, ordered = len(seconds), np.sort(seconds)
+def median(values: np.ndarray) -> Median:
+    """The median of measured values with its distribution-free interval, from order statistics: ranks n/2 ± 0.98 √n."""
+    n, ordered = len(values), np.sort(values)
     spread = 0.98 * np.sqrt(n)
     low, high = max(int(n / 2 - spread), 0), min(int(n / 2 + spread), n - 1)
-    return Latency(float(np.median(ordered)), float(ordered[high] - ordered[low]) / 2)
+    return Median(float(np.median(ordered)), float(ordered[high] - ordered[low]) / 2)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of each run (turns, models)."""
+
+    seconds: np.ndarray
+
+    def latency(self, model: int) -> Median:
+        """Seconds of a run of one model."""
+        return median(self.seconds[:, model])
+
+    def ratio(self, model: int, base: int = 0) -> Median:
+        """The time of one model as a share of another's, turn by turn: a slow spell falls on both alike."""
+        return median(self.seconds[:, model] / self.seconds[:, base])
+
+
+def interleaved(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], seconds: float | None = None) -> Timings:
+    """Time the models in turns, so that what else the machine does falls on all of them alike.
+
+    Args:
+        sessions: one a model.
+        feeds: of one run.
+        seconds: how long to measure, if `REPEATS` turns take less; default: `SECONDS`.
+    """
+    turns: list[list[float]] = []
+    start, least = time.perf_counter(), SECONDS if seconds is None else seconds
+    while len(turns) < WARM_UP + REPEATS or time.perf_counter() - start < least:
+        turn = []
+        for session in sessions:
+            before = time.perf_counter()
+            session.run(feeds)
+            turn.append(time.perf_counter() - before)
+        turns.append(turn)
+    return Timings(np.array(turns[WARM_UP:]))

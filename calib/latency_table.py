@@ -73,7 +73,7 @@ class LatencyTable(BaseModel):
         """
         missing = list({str(p): p for p in probes if str(p) not in self.entries}.values())
         for probe, time in time_probes(missing, runtime, progress):
-            entry = Entry(seconds=None) if time is None else Entry(seconds=time.median, uncertainty=time.uncertainty)
+            entry = Entry(seconds=None) if time is None else Entry(seconds=time.value, uncertainty=time.uncertainty)
             self.entries[str(probe)] = entry
         return len(missing)
 

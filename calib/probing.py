@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from calib.latency import Latency, interleaved, median_interval
+from calib.latency import Median, interleaved, median
 from calib.sessions import CPU, KernelTime, Runtime, Session, providers
 from passes.errors import ModelError
 from passes.probe import AROUND, Probe, probe_model
@@ -30,7 +30,7 @@ LOT_MACS, LOT_PROBES = 2e9, 32
 
 def time_probes(
     probes: Sequence[Probe], runtime: Runtime = CPU, progress: Progress = silent
-) -> Iterator[tuple[Probe, Latency | None]]:
+) -> Iterator[tuple[Probe, Median | None]]:
     """The probes' times as they are measured; None for one that onnxruntime cannot run."""
     by_kernel = providers(runtime.provider)[0] == "CPUExecutionProvider"
     done = 0
@@ -53,7 +53,7 @@ def _lots(probes: Sequence[Probe]) -> Iterator[list[Probe]]:
     yield from waiting.values()
 
 
-def _time_lot(lot: list[Probe], runtime: Runtime, by_kernel: bool) -> list[Latency | None]:
+def _time_lot(lot: list[Probe], runtime: Runtime, by_kernel: bool) -> list[Median | None]:
     try:
         return list(_by_kernel(lot, runtime) if by_kernel else _by_session(lot, runtime))
     except ModelError:
@@ -67,7 +67,7 @@ def _feeds(session: Session) -> dict[str, np.ndarray]:
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in session.input_shapes.items()}
 
 
-def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Latency]:
+def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Median]:
     session = Session(probe_model(lot), runtime, profiled=True)
     feeds = _feeds(session)
     start = time.perf_counter()
@@ -78,20 +78,20 @@ def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Latency]:
             break
         session.run(feeds)
     seconds = _probe_seconds(session.profile(), len(lot))
-    return [median_interval(s[WARM_UP:]) for s in seconds]
+    return [median(s[WARM_UP:]) for s in seconds]
 
 
 def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarray]:
     """Seconds of each probe in each run.
 
-    A kernel belongs to the probe in its name. One that onnxruntime has put in to change a layout is named after nothing:
+    A kernel belongs to the probe in its name. One that onnxruntime has put in to change a layout has a name of its own:
     it belongs to the kernel that runs next, but for those at the ends of the model.
     """
     runs: list[dict[int, float]] = []
     seen: set[str] = set()
     loose = 0.0
     behind = True
-    for name, op, seconds in kernels:
+    for name, _, seconds in kernels:
         probe, slash, part = name.partition("/")
         if not slash or not probe.isdigit():
             loose += 0.0 if behind else seconds
@@ -109,8 +109,9 @@ def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarra
     return [np.array([run[i] for run in runs]) for i in range(probes)]
 
 
-def _by_session(lot: Sequence[Probe], runtime: Runtime) -> Iterator[Latency]:
+def _by_session(lot: Sequence[Probe], runtime: Runtime) -> Iterator[Median]:
     for probe in lot:
         sessions = [Session(probe_model([probe], bare), runtime) for bare in (False, True)]
-        whole, bare_ = interleaved(sessions, _feeds(sessions[0]))
-        yield Latency(max(whole.median - bare_.median, 0.0), float(np.hypot(whole.uncertainty, bare_.uncertainty)))
+        timings = interleaved(sessions, _feeds(sessions[0]), seconds=0)
+        links = median(timings.seconds[:, 0] - timings.seconds[:, 1])
+        yield Median(max(links.value, 0.0), links.uncertainty)

@@ -134,7 +134,7 @@ class Session:
             raise ModelError(f"onnxruntime cannot run the model: {first_line(e)}") from e
 
     def profile(self) -> list[KernelTime]:
-        """What has run since the session was made, kernel by kernel, in order; once, for a session that is `profiled`."""
+        """What a `profiled` session has run since it was made, kernel by kernel, in order; it can be asked once."""
         assert self._folder is not None
         events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
         self._folder.cleanup()
@@ -146,7 +146,7 @@ class Session:
 
 
 class KernelTime(NamedTuple):
-    """One run of one kernel: the node's name in the optimised graph, its operator, and seconds, in microseconds' steps."""
+    """One run of one kernel: the node's name in the optimised graph, its operator, and seconds."""
 
     name: str
     op: str

@@ -20,8 +20,9 @@ from calib.moments import Moments, sample_positions, sampled_outputs, sampled_pa
 from calib.observing import observe
 from calib.walk import Walk
 from hmc_onnx.plans import Plan
-from hmc_onnx.profiles import KEEP
-from passes.channels import Channels, trace
+from hmc_onnx.profiles import KEEP, REMOVED
+from passes.branches import branch_sum, remove_branch
+from passes.channels import ChannelGroup, Channels, trace
 from passes.decompose import DECOMPOSITIONS, compose
 from passes.errors import PlanError
 from passes.layers import Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
@@ -34,6 +35,7 @@ __all__ = ["apply", "shaped"]
 # Ridge towards the layer's own weights, as a share of the mean eigenvalue of its patches' second moment.
 RIDGE = 1e-3
 LAYERS = ("Conv", "Gemm")
+UNCHANGED = (KEEP, REMOVED)
 
 
 def apply(
@@ -60,13 +62,14 @@ def apply(
     settings = plan.settings
     chunks = calibration_chunks(model, data, settings.samples, settings.chunk, settings.runtime)
     walks = _Walks(Walk(model, chunks, settings.runtime), Walk(compressed, chunks, settings.runtime), kept, plan)
-    nodes = [n for n in compressed.graph.nodes if n.op in LAYERS and n.name in plan.layers]
-    missing = set(plan.layers) - {n.name for n in nodes}
-    if missing:
-        raise PlanError(f"the plan names a layer that the model does not have: '{min(missing)}'")
+    nodes = {n.name: n for n in compressed.graph.nodes if n.op in LAYERS and n.name in plan.layers}
     changed = False
-    for done, node in enumerate(nodes):
-        progress("repair", done, len(nodes))
+    for done, name in enumerate(_in_order(model, nodes, plan)):
+        progress("repair", done, len(plan.layers))
+        if plan.layers[name].method == REMOVED:
+            changed = True
+            continue
+        node = nodes[name]
         if why_not_a_layer(node, shapes):
             raise PlanError(f"the plan names a layer that cannot be changed: '{node.name}'")
         step = plan.layers[node.name]
@@ -95,7 +98,7 @@ def shaped(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> Mode
     observe(model, inputs, plan.settings.runtime)
     shapes = infer_shapes(model, inputs)
     rng = np.random.default_rng(plan.settings.seed)
-    for node in [n for n in model.graph.nodes if n.name in plan.layers and plan.layers[n.name].method != KEEP]:
+    for node in [n for n in model.graph.nodes if n.name in plan.layers and plan.layers[n.name].method not in UNCHANGED]:
         layer, step = layer_of(node, shapes), plan.layers[node.name]
         links = DECOMPOSITIONS[step.method].links(layer.geometry, step.rank)
         weights = [rng.standard_normal(link.weight_shape) / np.sqrt(link.features) for link in links]
@@ -103,6 +106,20 @@ def shaped(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> Mode
     model.forget_shapes()
     model.graph.cleanup().toposort()
     return model
+
+
+def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan) -> list[str]:
+    """The plan's layers in the model's order, after a check that those are there, and only those, that are not removed."""
+    ordered = [n.name for n in model.graph.nodes if n.name in plan.layers]
+    for name, layer in plan.layers.items():
+        if name not in ordered:
+            raise PlanError(f"the plan names a layer that the model does not have: '{name}'")
+        if (layer.method == REMOVED) != (name not in nodes):
+            raise PlanError(
+                f"layer '{name}': it is removed where all channels of the group that it reads or writes are, in a "
+                "residual branch, and only there: change both or neither"
+            )
+    return ordered
 
 
 @dataclass(frozen=True)
@@ -114,27 +131,47 @@ class _Kept:
 
 
 def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kept:
+    shapes = infer_shapes(model, inputs)
     channels: Channels = trace(model, inputs)
     known = {g.name: g for g in channels.groups}
-    removed = {}
+    removed: dict[str, np.ndarray] = {}
+    gone: list[ChannelGroup] = []
     for name, group in plan.groups.items():
         if name not in known or known[name].size != group.size:
             raise PlanError(f"the plan names a channel group that the model does not have: '{name}'")
         if any(not 0 <= c < group.size for c in group.removed):
             raise PlanError(f"the plan removes channels of '{name}' that it does not have: it has {group.size}")
-        if group.removed:
+        if len(set(group.removed)) == group.size:
+            gone.append(known[name])
+        elif group.removed:
             removed[name] = np.array(group.removed)
     outputs: dict[str, np.ndarray] = {}
     touched = set()
     for group_ in channels.groups:
         for slot, classes in zip(group_.slots, group_.classes, strict=True):
-            gone = np.isin(classes, removed.get(group_.name, np.zeros(0, int)))
+            lost = np.isin(classes, removed.get(group_.name, np.zeros(0, int)))
             if slot.role == "produces" or (slot.node.op == "Conv" and slot.index == 1 and slot.axis == 0):
-                outputs[slot.node.name] = outputs.get(slot.node.name, True) & ~gone
-            if gone.any():
+                outputs[slot.node.name] = outputs.get(slot.node.name, True) & ~lost
+            if lost.any():
                 touched.add(slot.node.name)
     channels.remove(removed)
+    _remove_branches(model, gone, shapes)
     return _Kept(outputs, touched)
+
+
+def _remove_branches(model: Model, gone: list[ChannelGroup], shapes: Shapes) -> None:
+    """Take out the residual branches that groups are in of which nothing is kept."""
+    readers = {group.name: [s.node for s, _ in group.members("consumes")] for group in gone}
+    for nodes in readers.values():
+        if len(nodes) == 1 and branch_sum(model.graph, nodes[0], shapes) is not None:
+            remove_branch(model.graph, nodes[0])
+    model.graph.cleanup()
+    left = {id(n) for n in model.graph.nodes}
+    for name, nodes in readers.items():
+        if any(id(n) in left for n in nodes):
+            raise PlanError(
+                f"the plan removes all channels of '{name}', which is no residual branch of its own: keep some"
+            )
 
 
 @dataclass

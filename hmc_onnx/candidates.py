@@ -11,7 +11,7 @@ from itertools import groupby
 import numpy as np
 
 from hmc_onnx.elimination import Consumer, Elimination, eliminate
-from hmc_onnx.profiles import KEEP, GroupProfile, LayerChoice
+from hmc_onnx.profiles import KEEP, REMOVED, GroupProfile, LayerChoice
 from hmc_onnx.subjects import Subject
 from passes.channels import ChannelGroup
 from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose, error
@@ -170,7 +170,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Variant:
-    """A layer as its input and output group's choices leave it, with what is on offer for it then."""
+    """A layer as its input and output group's choices leave it, with what is on offer for it then.
+
+    Of a layer that is removed nothing is kept.
+    """
 
     inputs: int
     outputs: int
@@ -180,9 +183,14 @@ class Variant:
     offers: list[Offer]
 
     @property
+    def removed(self) -> bool:
+        """Whether it goes with its residual branch."""
+        return not (self.kept_in.any() and self.kept_out.any())
+
+    @property
     def chains(self) -> list[tuple[Geometry, ...]]:
         """Of the layer undecomposed, and of the offers."""
-        return [(self.geometry,), *(o.links for o in self.offers)]
+        return [] if self.removed else [(self.geometry,), *(o.links for o in self.offers)]
 
 
 def variants(
@@ -203,8 +211,13 @@ def variants(
             if subject.grouped and a != b:  # the same group at both ends
                 continue
             kept_out = _kept(subject.output_classes, gone_out, geometry.outputs)
-            part = geometry.resized(int(kept_in.sum()), int(kept_out.sum()))
+            if not kept_in.any() and kept_out.any() and not subject.ends_branch:  # the branch would go on
+                continue
             offered: list[Offer] = []
+            if not (kept_in.any() and kept_out.any()):
+                yield Variant(a, b, kept_in, kept_out, geometry, offered)
+                continue
+            part = geometry.resized(int(kept_in.sum()), int(kept_out.sum()))
             if not subject.grouped and (a == 0) != (b == 0):
                 offered = offers(part, subject.size, align, methods, RATIOS_WHEN_PRUNED)
             yield Variant(a, b, kept_in, kept_out, part, offered)
@@ -236,11 +249,11 @@ def layer_choices(
         choice = LayerChoice(
             inputs=v.inputs,
             outputs=v.outputs,
-            method=KEEP,
+            method=REMOVED if v.removed else KEEP,
             rank=0,
-            macs=v.geometry.macs(subject.size),
-            parameters=v.geometry.parameters + v.geometry.outputs,
-            seconds=None if times is None else times[v.geometry,],
+            macs=0 if v.removed else v.geometry.macs(subject.size),
+            parameters=0 if v.removed else v.geometry.parameters + v.geometry.outputs,
+            seconds=None if times is None else 0.0 if v.removed else times[v.geometry,],
             error=0.0,
             sensitivity=0.0,
             measured=True,

@@ -11,7 +11,7 @@ import onnx
 
 from calib.batching import input_shapes
 from calib.data import CalibrationData
-from calib.latency import interleaved
+from calib.latency import Median, interleaved
 from calib.latency_table import this_machine
 from calib.sessions import Session
 from hmc_onnx.applying import shaped
@@ -29,7 +29,6 @@ __all__ = ["fitted"]
 # A plan is taken when its network's time is at most this much above the target, or this much below.
 ABOVE, BELOW = 0.005, 0.02
 MOST_PLANS = 6
-REPEATS = 60
 
 
 def fitted(
@@ -64,27 +63,27 @@ def fitted(
     correction, best = 1.0, None
     for attempt in range(MOST_PLANS):
         progress("plan", attempt, MOST_PLANS)
-        times = interleaved(
-            [original, Session(shaped(model, plan, inputs).finished(), runtime)], feeds, repeats=REPEATS
-        )
-        ratio = times[1].median / times[0].median
-        uncertainty = ratio * sum(t.uncertainty / t.median for t in times)
-        plan = plan.model_copy(
-            update={"latency": plan.latency.model_copy(update={"measured": ratio, "uncertainty": uncertainty})}
-        )
+        session = Session(shaped(model, plan, inputs).finished(), runtime)
+        share = interleaved([original, session], feeds).ratio(1)
+        plan = _measured(plan, share)
         if best is None or _misses(plan, target) < _misses(best, target):
             best = plan
-        if -BELOW <= ratio / target.latency - 1 <= ABOVE:
+        if -BELOW <= share.value / target.latency - 1 <= ABOVE:
             break
-        correction *= target.latency * (1 - BELOW / 2) / ratio
+        correction *= target.latency * (1 - BELOW / 2) / share.value
         try:
             plan = solve(profile, target, strategy, correction)
         except SettingsError:
             break
-        assert plan.latency is not None
     progress("plan", MOST_PLANS, MOST_PLANS)
     assert best is not None
     return best
+
+
+def _measured(plan: Plan, share: Median) -> Plan:
+    assert plan.latency is not None
+    latency = plan.latency.model_copy(update={"measured": share.value, "uncertainty": share.uncertainty})
+    return plan.model_copy(update={"latency": latency})
 
 
 def _misses(plan: Plan, target: Target) -> float:

@@ -47,9 +47,9 @@ def _difference(layer: LayerProfile, groups: dict[str, GroupProfile], layers: di
     lowrank = [(c.macs / layer.macs, c.sensitivity) for c in layer.choices if c.inputs == c.outputs == 0 and c.rank]
     own = [groups[n] for n in (layer.input_group, layer.output_group) if n is not None]
     prune = [
-        [(c.keep / g.size, c.sensitivity * _share(layer, g, layers)) for c in g.choices[1:]]
+        [(c.keep / g.size, c.sensitivity * _share(layer, g, layers)) for c in g.choices[1:] if c.keep]
         for g in own
-        if len(g.choices) > 1
+        if any(0 < c.keep < g.size for c in g.choices)
     ]
     if not lowrank and not prune:
         return None

@@ -90,8 +90,9 @@ class Clock:
                 f"there with 'hmc-onnx latency measure MODEL --batch {self.batch}'"
             )
         if entry is None:
-            (time,) = interleaved([Session(proto, self.runtime)], serving_feeds(data, self.batch), repeats=60)
-            entry = Entry(seconds=time.median, uncertainty=time.uncertainty)
+            session = Session(proto, self.runtime)
+            time = interleaved([session], serving_feeds(data, self.batch)).latency(0)
+            entry = Entry(seconds=time.value, uncertainty=time.uncertainty)
             self.table.entries[self._key] = entry
         return entry
 

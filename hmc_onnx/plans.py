@@ -22,7 +22,7 @@ class _Frozen(BaseModel):
 
 
 class GroupPlan(_Frozen):
-    """Classes to remove from a channel group (none: it stays whole)."""
+    """Classes to remove from a channel group (none: it stays whole; all: its residual branch goes)."""
 
     size: int
     removed: list[int]
@@ -33,8 +33,8 @@ class LayerPlan(_Frozen):
     """A decomposition for a layer ("keep": none), after its groups are pruned.
 
     Attributes:
-        method: a name of `passes.decompose.DECOMPOSITIONS`, or "keep".
-        rank: of the decomposition; 0 for "keep".
+        method: a name of `passes.decompose.DECOMPOSITIONS`, "keep", or "removed" with a residual branch.
+        rank: of the decomposition, else 0.
         bears: what the layer bears best: its group in the sense of HMC.
         difference: D of `hmc_onnx.grouping`.
         reason: one sentence.

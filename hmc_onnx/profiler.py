@@ -115,7 +115,10 @@ class _Profiler:
         changes = [*_group_changes(subjects, eliminations, self.nodes), *_layer_changes(layers, plain, self.nodes)]
         nats = sensitivities(walk, changes, self.progress)
 
-        groups = {g.name: _group_profile(g, eliminations[g.name], nats) for g in subjects.groups.values()}
+        groups = {
+            g.name: _group_profile(g, eliminations[g.name], nats, g.name in subjects.removable)
+            for g in subjects.groups.values()
+        }
         own = {n: self._variants(s, groups, plain[n], align) for n, s in layers.items()}
         times = self._times(clock, {n: [c for v in vs for c in v.chains] for n, vs in own.items()})
         tasks = [
@@ -207,6 +210,8 @@ def _group_changes(
             ("group", name, m): partial(_feeds, nodes, consumers, weights)
             for m, weights in eliminations[name].weights.items()
         }
+        if name in subjects.removable and consumers[0].ends_branch:
+            options["group", name, group.size] = partial(_branch_feeds, nodes, consumers[0])
         yield _change(consumers, options, nodes)
 
 
@@ -233,6 +238,11 @@ def _candidate_feeds(nodes: dict[str, gs.Node], subject: Subject, candidate: Can
     return _feeds(nodes, [subject], [candidate.kernel])
 
 
+def _branch_feeds(nodes: dict[str, gs.Node], end: Subject) -> dict[str, np.ndarray]:
+    """A residual branch that gives its mean only: the layers behind it are solved again, and bring that."""
+    return _feeds(nodes, [end], [np.zeros(end.layer.geometry.weight_shape)])
+
+
 def _feeds(
     nodes: dict[str, gs.Node], changed: Sequence[Subject], kernels: Sequence[np.ndarray]
 ) -> dict[str, np.ndarray]:
@@ -249,11 +259,16 @@ def _feeds(
     return feeds
 
 
-def _group_profile(group: ChannelGroup, elimination: Elimination, nats: dict[Hashable, float]) -> GroupProfile:
+def _group_profile(
+    group: ChannelGroup, elimination: Elimination, nats: dict[Hashable, float], removable: bool
+) -> GroupProfile:
     choices = [GroupChoice(keep=group.size, removed=[], sensitivity=0.0)]
     for m in sorted(elimination.weights):
         removed = sorted(int(c) for c in elimination.order[:m])
         choices.append(GroupChoice(keep=group.size - m, removed=removed, sensitivity=nats["group", group.name, m]))
+    if removable:
+        loss = nats.get(("group", group.name, group.size), 0.0)  # of a group further in: nothing on top
+        choices.append(GroupChoice(keep=0, removed=list(range(group.size)), sensitivity=loss))
     return GroupProfile(
         name=group.name,
         size=group.size,

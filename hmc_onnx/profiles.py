@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict
 from calib.latency_table import Machine
 from hmc_onnx.settings import Settings
 
-__all__ = ["KEEP", "GroupChoice", "GroupProfile", "LatencyProfile", "LayerChoice", "LayerProfile", "Profile"]
+__all__ = ["KEEP", "REMOVED", "GroupChoice", "GroupProfile", "LatencyProfile", "LayerChoice", "LayerProfile", "Profile"]
 
 KEEP = "keep"
+# Of a layer in a residual branch that is taken out of its sum.
+REMOVED = "removed"
 
 
 class _Frozen(BaseModel):
@@ -24,7 +26,10 @@ class _Frozen(BaseModel):
 
 
 class GroupChoice(_Frozen):
-    """Keep `keep` classes by removing `removed`, the repaired consumers measured at `sensitivity` nats."""
+    """Keep `keep` classes by removing `removed`, the repaired consumers measured at `sensitivity` nats.
+
+    With none kept the whole residual branch is removed; that is charged to the last group in it.
+    """
 
     keep: int
     removed: list[int]
@@ -42,7 +47,7 @@ class GroupProfile(_Frozen):
 
 
 class LayerChoice(_Frozen):
-    """One decomposition ("keep" for none) of a layer, with `inputs` and `outputs` as choices of its groups.
+    """One decomposition of a layer, or "keep" or "removed", with `inputs` and `outputs` as choices of its groups.
 
     Attributes:
         inputs, outputs: index into the choices of the input and output group; 0 where there is no group.

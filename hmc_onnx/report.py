@@ -48,7 +48,7 @@ def plan_tables(plan: Plan) -> Group:
         groups.add_column("channels", justify="right")
         groups.add_column("sensitivity", justify="right")
         for name, g in pruned.items():
-            kept = f"{g.size - len(g.removed)} of {g.size}"
+            kept = f"{g.size - len(g.removed)} of {g.size}" if len(g.removed) < g.size else "branch removed"
             groups.add_row(escape(name), kept, f"{g.sensitivity:.2e}")
         parts.append(groups)
     layers = Table(title=f"Layers (strategy {plan.strategy}, target {plan.target})", title_justify="left")
@@ -58,11 +58,15 @@ def plan_tables(plan: Plan) -> Group:
     layers.add_column("method")
     layers.add_column("rank", justify="right")
     layers.add_column("MACs", justify="right")
+    if plan.latency is not None:
+        layers.add_column("ms", justify="right")
     layers.add_column("why", overflow="fold")
     for name, layer in plan.layers.items():
         difference = "" if layer.difference is None else f"{layer.difference:+.2f}"
         rank = str(layer.rank or "")
-        layers.add_row(escape(name), layer.bears, difference, layer.method, rank, _count(layer.macs), layer.reason)
+        time = [] if plan.latency is None else [f"{1e3 * (layer.seconds or 0):.3f}"]
+        macs = _count(layer.macs)
+        layers.add_row(escape(name), layer.bears, difference, layer.method, rank, macs, *time, layer.reason)
     parts.append(layers)
     if plan.declined:
         left = Table(title="Left as they are", title_justify="left")

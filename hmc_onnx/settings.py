@@ -75,7 +75,8 @@ def parse_target(text: str) -> Target:
             repeated = True
         if repeated or name not in Target.model_fields:
             raise SettingsError(
-                f"target '{text}' is not understood: write latency=0.6, macs=0.5 or params=0.5, or several with commas between"
+                f"target '{text}' is not understood: "
+                "write latency=0.6, macs=0.5 or params=0.5, or several with commas between"
             )
     for name, value in values.items():
         if not 0 < value <= 1:

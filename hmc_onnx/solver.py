@@ -22,7 +22,7 @@ from scipy.sparse import coo_array
 
 from hmc_onnx.grouping import bearing, differences
 from hmc_onnx.plans import GroupPlan, LayerPlan, Plan, PlannedLatency
-from hmc_onnx.profiles import KEEP, GroupProfile, LatencyProfile, LayerChoice, LayerProfile, Profile
+from hmc_onnx.profiles import KEEP, REMOVED, GroupProfile, LatencyProfile, LayerChoice, LayerProfile, Profile
 from hmc_onnx.settings import Strategy, Target
 from passes.errors import HmcError, SettingsError
 
@@ -76,7 +76,7 @@ def _allowed(profile: Profile, strategy: Strategy) -> Allowed:
     if strategy == "hmc":
         return lambda layer, c: True
     if strategy == "prune":
-        return lambda layer, c: c.method == KEEP
+        return lambda layer, c: c.method in (KEEP, REMOVED)
     if strategy == "lowrank":
         return lambda layer, c: c.inputs == c.outputs == 0
     if strategy == "ahc":  # both or neither; low rank alone where there is nothing to prune
@@ -95,7 +95,7 @@ def _allowed(profile: Profile, strategy: Strategy) -> Allowed:
     def one_method(layer: LayerProfile, c: LayerChoice) -> bool:
         if {layer.input_group, layer.output_group} & pruned:
             ends = ((layer.input_group, c.inputs), (layer.output_group, c.outputs))
-            return c.method == KEEP and all(i == 0 or g in pruned for g, i in ends)
+            return c.method in (KEEP, REMOVED) and all(i == 0 or g in pruned for g, i in ends)
         return c.inputs == c.outputs == 0
 
     return one_method
@@ -244,6 +244,8 @@ def _planned_latency(measured: LatencyProfile, program: _Program, solution: np.n
 
 
 def _reason(layer: LayerProfile, choice: LayerChoice) -> str:
+    if choice.method == REMOVED:
+        return "the residual branch that it is in is removed"
     pruned = choice.inputs > 0 or choice.outputs > 0
     if choice.method == KEEP and not pruned:
         return "every candidate costs more accuracy for its saving than others elsewhere"

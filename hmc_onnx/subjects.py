@@ -13,6 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from calib.moments import Moments
+from passes.branches import branch_sum
 from passes.channels import ChannelGroup, trace
 from passes.layers import Layer, layer_of, why_not_a_layer
 from passes.model import Model
@@ -35,6 +36,7 @@ class Subject:
         position: of its node in the graph.
         input_group, output_group: the channel groups that it reads and writes, if they can be pruned.
         input_classes, output_classes: the class of each input and output channel in them.
+        ends_branch: whether it is the last of a residual branch that can be removed.
         moments: of its patches, once measured.
     """
 
@@ -45,6 +47,7 @@ class Subject:
     output_group: str | None = None
     input_classes: np.ndarray | None = None
     output_classes: np.ndarray | None = None
+    ends_branch: bool = False
     moments: Moments = field(default_factory=Moments)
 
     @property
@@ -57,11 +60,13 @@ class Subject:
 class Subjects:
     """All layers by name in graph order, all groups by name, and the reasons against the others.
 
-    `inside` are those of `declined` that are within other nodes: in the branches of an If, say.
+    `removable` are the groups whose channels may all go, since a residual branch goes with them. `inside` are those of
+    `declined` that are within other nodes: in the branches of an If, say.
     """
 
     layers: dict[str, Subject]
     groups: dict[str, ChannelGroup]
+    removable: set[str]
     declined: dict[str, str]
     inside: dict[str, str]
 
@@ -112,7 +117,33 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
     for name in [n for n, s in layers.items() if s.grouped and s.input_group is None]:
         del layers[name]
         declined[name] = "it is a grouped Conv, which is only pruned, and its channels cannot be"
-    return Subjects(layers, groups, declined | inside, inside)
+    removable = _removable(model.graph, layers, groups, shapes)
+    return Subjects(layers, groups, removable, declined | inside, inside)
+
+
+def _removable(
+    graph: gs.Graph, layers: dict[str, Subject], groups: dict[str, ChannelGroup], shapes: Shapes
+) -> set[str]:
+    """Groups that one layer reads, the last of a residual branch, and those that lie before such a group in the branch.
+
+    Of two branches that meet in a sum one can be removed.
+    """
+    nodes = {n.name: n for n in graph.nodes}
+    readers = {name: [s.node.name for s, _ in group.members("consumes")] for name, group in groups.items()}
+    only = {name: layers[own[0]] for name, own in readers.items() if len(own) == 1}
+    found: set[str] = set()
+    sums: set[int] = set()
+    for name, layer in only.items():
+        end = branch_sum(graph, nodes[layer.layer.name], shapes)
+        if layer.output_group != name and end is not None and id(end) not in sums:
+            sums.add(id(end))
+            layer.ends_branch = True
+            found.add(name)
+    size = -1
+    while size != len(found):
+        size = len(found)
+        found |= {name for name, layer in only.items() if layer.output_group in found}
+    return found
 
 
 def _inside(node: gs.Node, graph: gs.Graph) -> dict[str, str]:

@@ -43,7 +43,7 @@ class Side(_Frozen):
 
 
 class Timing(_Frozen):
-    """Median milliseconds of a run at a batch size, the two models taking turns, and the ratio b / a.
+    """Median milliseconds of a run at a batch size, the two models taking turns, and the median of b / a.
 
     `uncertainty` is the half-width of a 95 % interval of the ratio.
     """
@@ -127,7 +127,6 @@ def verify(
     *,
     runtime: Runtime = CPU,
     batches: tuple[int, ...] = BATCHES,
-    repeats: int = 30,
 ) -> Verification:
     """Compare model b with model a.
 
@@ -136,7 +135,6 @@ def verify(
         data: images, with or without labels.
         runtime: how to run everything.
         batches: batch sizes at which to measure the latency; those that the data or the model allow.
-        repeats: runs of each model at each batch size.
 
     Raises:
         ModelError: the signatures differ, or a model does not run.
@@ -159,16 +157,15 @@ def verify(
     timings = []
     for batch in (size,) if size < AT_ONCE else [n for n in batches if n <= len(data)]:
         feeds = {k: v[:batch] for k, v in data.feeds.items()}
-        first, second = interleaved([session for session, _ in judged], feeds, repeats=repeats)
-        ratio = second.median / first.median
-        relative = first.uncertainty / first.median + second.uncertainty / second.median
+        timing = interleaved([session for session, _ in judged], feeds)
+        share = timing.ratio(1)
         timings.append(
             Timing(
                 batch=batch,
-                a=first.median * 1e3,
-                b=second.median * 1e3,
-                ratio=ratio,
-                uncertainty=ratio * relative,
+                a=timing.latency(0).value * 1e3,
+                b=timing.latency(1).value * 1e3,
+                ratio=share.value,
+                uncertainty=share.uncertainty,
             )
         )
     shapes = input_shapes(a, data)
