@@ -45,7 +45,7 @@ class Machine(_Frozen):
 
 
 class Entry(_Frozen):
-    """Median seconds and the half-width of its 95 % interval; None where onnxruntime cannot run the probe."""
+    """Seconds and the half-width of its 95 % interval; None where onnxruntime cannot run the probe."""
 
     seconds: float | None
     uncertainty: float = 0.0

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from calib.latency import Median, interleaved, median
+from calib.latency import Estimate, interleaved, undisturbed
 from calib.sessions import CPU, KernelTime, Runtime, Session, providers
 from passes.errors import ModelError
 from passes.probe import AROUND, Probe, probe_model
@@ -22,7 +22,7 @@ from passes.progress import Progress, silent
 __all__ = ["time_probes"]
 
 # Runs of a lot of probes, and how long they may take in all after the least number of them.
-MOST_RUNS, LEAST_RUNS, SECONDS = 40, 12, 1.0
+MOST_RUNS, LEAST_RUNS, SECONDS = 60, 20, 2.0
 WARM_UP = 3
 # Of one lot: MACs, so that it does not run too long, and probes.
 LOT_MACS, LOT_PROBES = 2e9, 32
@@ -30,7 +30,7 @@ LOT_MACS, LOT_PROBES = 2e9, 32
 
 def time_probes(
     probes: Sequence[Probe], runtime: Runtime = CPU, progress: Progress = silent
-) -> Iterator[tuple[Probe, Median | None]]:
+) -> Iterator[tuple[Probe, Estimate | None]]:
     """The probes' times as they are measured; None for one that onnxruntime cannot run."""
     by_kernel = providers(runtime.provider)[0] == "CPUExecutionProvider"
     done = 0
@@ -53,7 +53,7 @@ def _lots(probes: Sequence[Probe]) -> Iterator[list[Probe]]:
     yield from waiting.values()
 
 
-def _time_lot(lot: list[Probe], runtime: Runtime, by_kernel: bool) -> list[Median | None]:
+def _time_lot(lot: list[Probe], runtime: Runtime, by_kernel: bool) -> list[Estimate | None]:
     try:
         return list(_by_kernel(lot, runtime) if by_kernel else _by_session(lot, runtime))
     except ModelError:
@@ -67,7 +67,7 @@ def _feeds(session: Session) -> dict[str, np.ndarray]:
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in session.input_shapes.items()}
 
 
-def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Median]:
+def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
     session = Session(probe_model(lot), runtime, profiled=True)
     feeds = _feeds(session)
     start = time.perf_counter()
@@ -78,7 +78,7 @@ def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Median]:
             break
         session.run(feeds)
     seconds = _probe_seconds(session.profile(), len(lot))
-    return [median(s[WARM_UP:]) for s in seconds]
+    return [undisturbed(s[WARM_UP:]) for s in seconds]
 
 
 def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarray]:
@@ -109,9 +109,9 @@ def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarra
     return [np.array([run[i] for run in runs]) for i in range(probes)]
 
 
-def _by_session(lot: Sequence[Probe], runtime: Runtime) -> Iterator[Median]:
+def _by_session(lot: Sequence[Probe], runtime: Runtime) -> Iterator[Estimate]:
     for probe in lot:
         sessions = [Session(probe_model([probe], bare), runtime) for bare in (False, True)]
         timings = interleaved(sessions, _feeds(sessions[0]), seconds=0)
-        links = median(timings.seconds[:, 0] - timings.seconds[:, 1])
-        yield Median(max(links.value, 0.0), links.uncertainty)
+        whole, rest = timings.latency(0), timings.latency(1)
+        yield Estimate(max(whole.value - rest.value, 0.0), float(np.hypot(whole.uncertainty, rest.uncertainty)))

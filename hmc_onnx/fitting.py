@@ -11,7 +11,7 @@ import onnx
 
 from calib.batching import input_shapes
 from calib.data import CalibrationData
-from calib.latency import Median, interleaved
+from calib.latency import Estimate, interleaved
 from calib.latency_table import this_machine
 from calib.sessions import Session
 from hmc_onnx.applying import shaped
@@ -80,7 +80,7 @@ def fitted(
     return best
 
 
-def _measured(plan: Plan, share: Median) -> Plan:
+def _measured(plan: Plan, share: Estimate) -> Plan:
     assert plan.latency is not None
     latency = plan.latency.model_copy(update={"measured": share.value, "uncertainty": share.uncertainty})
     return plan.model_copy(update={"latency": latency})

@@ -43,7 +43,7 @@ class Side(_Frozen):
 
 
 class Timing(_Frozen):
-    """Median milliseconds of a run at a batch size, the two models taking turns, and the median of b / a.
+    """Milliseconds of a run at a batch size, the two models taking turns, and the ratio b / a: see `calib.latency`.
 
     `uncertainty` is the half-width of a 95 % interval of the ratio.
     """
