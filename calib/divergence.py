@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import log_softmax
 
-__all__ = ["divergence", "kl_divergence", "log_probabilities", "top1"]
+__all__ = ["divergence", "divergences", "kl_divergence", "log_probabilities", "top1"]
 
 
 def log_probabilities(outputs: np.ndarray) -> np.ndarray:
@@ -23,33 +23,55 @@ def log_probabilities(outputs: np.ndarray) -> np.ndarray:
 
 def kl_divergence(reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
     """Mean KL(reference ‖ outputs) over all images, in nats; both as lists of batches of network outputs."""
-    total, count = 0.0, 0
+    return max(float(_kl(reference, outputs).mean()), 0.0)
+
+
+def _kl(reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> np.ndarray:
+    """KL divergence of each image (N,)."""
+    found = []
     for a, b in zip(reference, outputs, strict=True):
         log_p, log_q = log_probabilities(a), log_probabilities(b)
         p = np.exp(log_p)
         nats = np.subtract(log_p, log_q, out=np.zeros_like(p), where=p > 0)  # not log(p / q), as q may underflow
-        total += float((p * nats).sum())
-        count += len(a)
-    return max(total / count, 0.0)
+        found.append((p * nats).sum(1))
+    return np.concatenate(found)
 
 
 def divergence(reference: Sequence[Sequence[np.ndarray]], outputs: Sequence[Sequence[np.ndarray]]) -> float:
-    """Nats over all outputs of a network, the first of which are its class scores, each as a list of batches.
+    """The mean of `divergences`."""
+    return max(float(divergences(reference, outputs).mean()), 0.0)
+
+
+def divergences(
+    reference: Sequence[Sequence[np.ndarray]],
+    outputs: Sequence[Sequence[np.ndarray]],
+    spread: Sequence[Sequence[np.ndarray]] | None = None,
+) -> np.ndarray:
+    """Nats of each image (N,) over all outputs of a network, class scores first, each as a list of batches.
 
     Of those, and of others of rank 2, it is the KL divergence. Another output's values are taken for Gaussians of the
-    variance that they have over the images: then it is half the squared error as a share of that.
+    variance that they have over the images of `spread` (default: `reference`): then it is half the squared error as a
+    share of that.
     """
-    return sum(
-        kl_divergence(a, b) if i == 0 or a[0].ndim == 2 else _gaussian(a, b)
-        for i, (a, b) in enumerate(zip(reference, outputs, strict=True))
-    )
+    images = sum(len(batch) for batch in reference[0])
+    total = np.zeros(images)
+    for i, (a, b, all_) in enumerate(zip(reference, outputs, spread or reference, strict=True)):
+        total += _kl(a, b) if i == 0 or a[0].ndim == 2 else _gaussian(a, b, all_, images)
+    return total
 
 
-def _gaussian(reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
-    a, b = (
-        np.concatenate([np.atleast_1d(batch) for batch in side]).astype(np.float64) for side in (reference, outputs)
-    )
-    return float(((a - b) ** 2).mean() / (2 * max(a.var(), np.finfo(float).tiny)))
+def _gaussian(
+    reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray], spread: Sequence[np.ndarray], images: int
+) -> np.ndarray:
+    a, b, all_ = (_joined(side) for side in (reference, outputs, spread))
+    squares = (a - b) ** 2 / (2 * max(all_.var(), np.finfo(float).tiny))
+    if len(squares) != images:  # not one entry an image
+        return np.full(images, squares.mean())
+    return np.asarray(squares.reshape(images, -1).mean(1))
+
+
+def _joined(batches: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.atleast_1d(batch) for batch in batches]).astype(np.float64)
 
 
 def top1(outputs: Sequence[np.ndarray], labels: np.ndarray) -> float:

@@ -1,8 +1,9 @@
 """Time of one run of each of several models, measured side by side.
 
 What else a machine does only ever adds to a time, and adds more to a network of many small kernels, which wait for all
-threads at each: medians of two networks' times differ in ratio by a tenth and more between one spell and the next, and
-the lower deciles by a hundredth (ResNet-56 and its half, two virtual cores). So a time is the lower decile of many runs.
+threads at each: the ratio of two networks' medians differs by a tenth and more between one spell and the next, that of
+their lower deciles, within a spell, by a hundredth (ResNet-56 and its half, two virtual cores). So a time is the lower
+decile of many, and what was measured while a model known before took longer is measured again.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import numpy as np
 
 from calib.sessions import Session
 
-__all__ = ["Estimate", "Timings", "interleaved", "undisturbed"]
+__all__ = ["DISTURBED", "SECONDS", "TRIES", "Estimate", "Timings", "calm", "interleaved", "undisturbed"]
 
 # How long to measure: what else the machine does comes in spells of a second and more.
 SECONDS = 3.0
 REPEATS, WARM_UP = 30, 3
 DECILE = 0.1
+# A model that takes this much longer than before is disturbed by a spell that a longer measurement may outlast.
+DISTURBED, TRIES = 1.04, 5
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Estimate:
 
 
 def undisturbed(seconds: np.ndarray) -> Estimate:
-    """The lower decile of some times with its distribution-free interval, from order statistics: ranks q n ± 1.96 √(q (1 - q) n)."""
+    """The lower decile of some times; its interval is that of order statistics: ranks q n ± 1.96 √(q (1 - q) n)."""
     n, ordered = len(seconds), np.sort(seconds)
     spread = 1.96 * np.sqrt(DECILE * (1 - DECILE) * n)
     low, high = max(int(DECILE * n - spread), 0), min(int(np.ceil(DECILE * n + spread)), n - 1)
@@ -74,3 +77,21 @@ def interleaved(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], se
             turn.append(time.perf_counter() - before)
         turns.append(turn)
     return Timings(np.array(turns[WARM_UP:]))
+
+
+def calm(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], known: float) -> Timings:
+    """`interleaved`, again while the first model takes longer than it is known to; the calmest of these.
+
+    Args:
+        sessions, feeds: see there.
+        known: seconds of a run of the first model when nothing disturbs it.
+    """
+    best: Timings | None = None
+    for _ in range(TRIES):
+        timings = interleaved(sessions, feeds)
+        if best is None or timings.latency(0).value < best.latency(0).value:
+            best = timings
+        if best.latency(0).value <= known * DISTURBED:
+            break
+    assert best is not None
+    return best

@@ -10,7 +10,8 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Iterable
+import time as clock
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,9 @@ from passes.probe import Probe
 from passes.progress import Progress, silent
 
 __all__ = ["Entry", "LatencyTable", "Machine", "cached_table", "cached_tables", "read_table", "this_machine"]
+
+
+KEPT_EVERY = 1.0  # seconds
 
 
 class _Frozen(BaseModel):
@@ -65,17 +69,24 @@ class LatencyTable(BaseModel):
     machine: Machine
     entries: dict[str, Entry] = Field(default_factory=dict)
 
-    def measure(self, probes: Iterable[Probe], runtime: Runtime, progress: Progress = silent) -> int:
-        """Time those probes that have no entry yet, on this machine.
-
-        Returns:
-            How many that were.
-        """
+    def measure(
+        self,
+        probes: Iterable[Probe],
+        runtime: Runtime,
+        progress: Progress = silent,
+        kept: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Time those probes that have no entry yet, on this machine; `kept` is called now and then, to keep them."""
         missing = list({str(p): p for p in probes if str(p) not in self.entries}.values())
+        written = clock.monotonic()
         for probe, time in time_probes(missing, runtime, progress):
             entry = Entry(seconds=None) if time is None else Entry(seconds=time.value, uncertainty=time.uncertainty)
             self.entries[str(probe)] = entry
-        return len(missing)
+            if clock.monotonic() - written > KEPT_EVERY:
+                kept()
+                written = clock.monotonic()
+        if missing:
+            kept()
 
     def seconds(self, probe: Probe) -> float | None:
         """A probe's time; None where there is none that can be used."""

@@ -2,26 +2,40 @@
 
 Measured as the KL divergence of the output from the original's, over calibration images, without labels. Only
 the part of the graph behind the change runs, on activations held from one walk over the graph, and one
-session serves every value that is tried for the same weights.
+session serves every value that is tried for the same weights, and for those close by.
+
+Few images first. The options of one change are compared by what they cost: only those on the lower convex hull of
+sensitivity over cost are ever of use to a planner who mixes many changes, and an option that lies above the line
+between two others, by more than chance would have it, keeps what the first images gave.
 """
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
+from scipy.stats import norm
 
-from calib.divergence import divergence
-from calib.walk import Walk
+from calib.divergence import divergences
+from calib.sessions import CPU, Runtime
+from calib.walk import Tail, Walk
 from passes.errors import ModelError
+from passes.model import Model, byte_size
 from passes.progress import Progress, silent
 
-__all__ = ["Change", "sensitivities"]
+__all__ = ["Bench", "Change", "Gauge", "measure", "sensitivities", "windows"]
 
 # Share of the nodes behind a cut that are run again for changes further on, to save the building of sessions. What
 # may be changed is not constant to onnxruntime either, which keeps it from the fastest kernels.
 WINDOW = 0.05
+# Share of the images that all options are run on.
+FIRST = 0.25
+
+Values = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -33,48 +47,188 @@ class Change:
         position: of that node in the graph.
         initializers: their names.
         options: for each key, what makes the values, by initializer name.
+        costs: of the options, as shares of what no change costs; without them no option is out early.
     """
 
     tensor: str
     position: int
     initializers: tuple[str, ...]
-    options: Mapping[Hashable, Callable[[], dict[str, np.ndarray]]]
+    options: Mapping[Hashable, Callable[[], Values]]
+    costs: Mapping[Hashable, float] = field(default_factory=dict)
+
+    def made(self) -> Change:
+        """With all values made, to be sent away."""
+        options = {key: _Made(values()) for key, values in self.options.items()}
+        return Change(self.tensor, self.position, self.initializers, options, self.costs)
 
 
-def sensitivities(walk: Walk, changes: Sequence[Change], progress: Progress = silent) -> dict[Hashable, float]:
+@dataclass(frozen=True)
+class _Made:
+    values: Values
+
+    def __call__(self) -> Values:
+        return self.values
+
+
+class Gauge:
+    """Measures changes in graph order, on one walk.
+
+    Args:
+        walk: at the start of its graph.
+        confidence: with which an option must be known to be out before it is; None: none ever is.
+    """
+
+    def __init__(self, walk: Walk, confidence: float | None = None) -> None:
+        self.walk = walk
+        self.reached = -1
+        self._confidence = confidence
+        self._reference: list[list[np.ndarray]] = []
+        self._first = math.ceil(len(walk.chunks) * FIRST)
+
+    def measure(self, window: Sequence[Change], done: Callable[[], None] = lambda: None) -> dict[Hashable, float]:
+        """Nats by option key, for changes that share a session.
+
+        Raises:
+            ModelError: the network's output is not a number.
+        """
+        first = min(window, key=lambda c: c.position)
+        self.walk.advance([first.tensor])
+        self.reached = first.position
+        tail = self.walk.tail([name for change in window for name in change.initializers])
+        if not self._reference:
+            self._reference = tail.outputs({})
+            if any(np.isnan(chunk).any() for output in self._reference for chunk in output):
+                raise ModelError(
+                    "the model's output is NaN on some calibration images: "
+                    "check its weights, and that the images are preprocessed as for training"
+                )
+        results: dict[Hashable, float] = {}
+        for change in window:
+            few = slice(0, self._first if change.costs and self._confidence is not None else None)
+            nats = {}
+            for key, values in change.options.items():
+                nats[key] = self._divergences(tail, values(), few)
+                done()
+            if few.stop is not None and few.stop < len(self.walk.chunks):
+                for key in _in_play(change.costs, nats, self._confidence or 0.0):
+                    rest = self._divergences(tail, change.options[key](), slice(few.stop, None))
+                    nats[key] = np.concatenate([nats[key], rest])
+            results |= {key: max(float(n.mean()), 0.0) for key, n in nats.items()}
+        return results
+
+    def _divergences(self, tail: Tail, values: Values, chunks: slice) -> np.ndarray:
+        return divergences(
+            [output[chunks] for output in self._reference], tail.outputs(values, chunks), self._reference
+        )
+
+
+def _in_play(costs: Mapping[Hashable, float], nats: Mapping[Hashable, np.ndarray], confidence: float) -> list[Hashable]:
+    """The options that may lie on the lower convex hull of sensitivity over cost, of which no change is a part.
+
+    One is out if it lies above one that costs no more, or above the line between a cheaper and a dearer one, by more
+    than the standard error of that distance, over the images, times the confidence's quantile.
+    """
+    quantile = float(norm.ppf(confidence))
+    points = [(costs[k], n) for k, n in nats.items()]
+    points.append((1.0, np.zeros_like(points[0][1])))
+    kept = []
+    for key, own in nats.items():
+        cost = costs[key]
+        others = [(c, n) for c, n in points if n is not own]
+        lines = [n for c, n in others if c <= cost]
+        for low, cheap in [p for p in others if p[0] < cost]:
+            for high, dear in [p for p in others if p[0] > cost]:
+                share = (cost - low) / (high - low)
+                lines.append((1 - share) * cheap + share * dear)
+        above = own - min(lines, key=np.mean) if lines else np.zeros(1)
+        if above.mean() <= quantile * above.std() / math.sqrt(len(above)) or len(above) == 1:
+            kept.append(key)
+    return kept
+
+
+def sensitivities(
+    walk: Walk, changes: Sequence[Change], progress: Progress = silent, confidence: float | None = None
+) -> dict[Hashable, float]:
     """Nats by option key, for all changes; the walk must be at the start of its graph.
 
     Raises:
         ModelError: the network's output is not a number.
     """
+    gauge = Gauge(walk, confidence)
     results: dict[Hashable, float] = {}
-    reference: list[list[np.ndarray]] | None = None
-    of = sum(len(c.options) for c in changes)
-    for window in _windows([c for c in changes if c.options], len(walk.model.graph.nodes)):
-        walk.advance([window[0].tensor])
-        tail = walk.tail([name for change in window for name in change.initializers])
-        if reference is None:
-            reference = tail.outputs({})
-            if any(np.isnan(chunk).any() for output in reference for chunk in output):
-                raise ModelError(
-                    "the model's output is NaN on some calibration images: "
-                    "check its weights, and that the images are preprocessed as for training"
-                )
-        for change in window:
-            for key, values in change.options.items():
-                progress("sensitivity", len(results), of)
-                results[key] = divergence(reference, tail.outputs(values()))
-    progress("sensitivity", of, of)
+    of, count = sum(len(c.options) for c in changes), 0
+
+    def done() -> None:
+        nonlocal count
+        count += 1
+        progress("sensitivity", count, of)
+
+    progress("sensitivity", 0, of)
+    for window in windows(changes, len(walk.model.graph.nodes)):
+        results |= gauge.measure(window, done)
     return results
 
 
-def _windows(changes: Sequence[Change], nodes: int) -> Iterator[list[Change]]:
-    """Changes in graph order that share a session: it begins where the first of them does."""
+def windows(changes: Sequence[Change], nodes: int, most: int | None = None) -> Iterator[list[Change]]:
+    """Changes in graph order that share a session: it begins where the first of them does.
+
+    Args:
+        changes: those without options are left out.
+        nodes: number of nodes of the graph.
+        most: options in a window, if it has more than one change.
+    """
     window: list[Change] = []
-    for change in sorted(changes, key=lambda c: c.position):
-        if window and change.position > window[0].position + WINDOW * (nodes - window[0].position):
+    for change in sorted((c for c in changes if c.options), key=lambda c: c.position):
+        far = window and change.position > window[0].position + WINDOW * (nodes - window[0].position)
+        many = most is not None and sum(len(c.options) for c in [*window, change]) > most
+        if window and (far or many):
             yield window
             window = []
         window.append(change)
     if window:
         yield window
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that measuring takes, to be sent to each worker once.
+
+    Attributes:
+        key: of the bench: workers keep what they have made of it.
+        model: the graph.
+        chunks: calibration images, as one feed a chunk.
+        runtime: how to run it.
+        confidence: as for `Gauge`.
+        memory: bytes of activations that one worker may hold in memory.
+    """
+
+    key: str
+    model: onnx.ModelProto
+    chunks: list[dict[str, np.ndarray]]
+    runtime: Runtime = CPU
+    confidence: float | None = None
+    memory: int | None = None
+
+    def __sizeof__(self) -> int:
+        return byte_size(self.model) + sum(array.nbytes for chunk in self.chunks for array in chunk.values())
+
+
+_gauges: dict[str, Gauge] = {}
+_measuring = threading.Lock()
+
+
+def measure(bench: Callable[[], Bench], key: str, window: Sequence[Change]) -> dict[Hashable, float]:
+    """`Gauge.measure` in a worker process, on the walk that it keeps; begun anew where that is past the window.
+
+    Args:
+        bench: what gets it, called where nothing is kept yet.
+        key: of the bench.
+        window: changes that share a session.
+    """
+    with _measuring:
+        gauge = _gauges.get(key)
+        if gauge is None or gauge.reached > min(c.position for c in window):
+            _gauges.clear()
+            got = bench()
+            gauge = _gauges[key] = Gauge(Walk(Model(got.model), got.chunks, got.runtime, got.memory), got.confidence)
+        return gauge.measure(window)

@@ -12,13 +12,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from calib.activations import Activations, Store
 from calib.sessions import CPU, Runtime, Session
 from passes.model import Model
 from passes.subgraph import node_inputs, nodes_between, submodel
 
 __all__ = ["Walk"]
 
-Chunk = dict[str, np.ndarray]
+ALL = slice(None)
 
 
 class Walk:
@@ -28,12 +29,20 @@ class Walk:
         model: the graph. Nodes that have not run yet may be changed or replaced between two `advance`s.
         chunks: the calibration images, as one feed of the model's inputs a chunk.
         runtime: as for `Session`.
+        memory: bytes of activations to hold in memory, the rest being held on disk; None: all in memory.
     """
 
-    def __init__(self, model: Model, chunks: Iterable[Mapping[str, np.ndarray]], runtime: Runtime = CPU) -> None:
+    def __init__(
+        self,
+        model: Model,
+        chunks: Iterable[Mapping[str, np.ndarray]],
+        runtime: Runtime = CPU,
+        memory: int | None = None,
+    ) -> None:
         self.model = model
         self.runtime = runtime
-        self.chunks: list[Chunk] = [dict(chunk) for chunk in chunks]
+        store = Store(memory)
+        self.chunks: list[Activations] = [Activations(store, chunk) for chunk in chunks]
         self._done: set[str] = set()
 
     def advance(self, wanted: Collection[str]) -> None:
@@ -51,6 +60,8 @@ class Walk:
             session = Session(proto, self.runtime)
             for chunk in self.chunks:
                 results = session.run({n: chunk[n] for n in reads}, keep)
+                for name in [n for n in chunk if n not in ahead and n not in wanted]:  # before there is more to hold
+                    del chunk[name]
                 chunk.update(zip(keep, results, strict=True))
         ahead = self._read_ahead()
         for chunk in self.chunks:
@@ -96,11 +107,11 @@ class Tail:
             self._session = Session(proto, walk.runtime)
             self._replaceable = {v.name for v in proto.graph.input} - set(self._reads)
 
-    def outputs(self, weights: Mapping[str, np.ndarray]) -> list[list[np.ndarray]]:
-        """What the graph is `judged` by, chunk by chunk each, with some initializers replaced."""
+    def outputs(self, weights: Mapping[str, np.ndarray], chunks: slice = ALL) -> list[list[np.ndarray]]:
+        """What the graph is `judged` by, chunk by chunk each, with some initializers replaced; of some chunks."""
         found: list[list[np.ndarray]] = []
         values = {n: v for n, v in weights.items() if self._session is not None and n in self._replaceable}
-        for chunk in self._chunks:
+        for chunk in self._chunks[chunks]:
             computed: dict[str, np.ndarray] = {}
             if self._session is not None:
                 feeds = {n: chunk[n] for n in self._reads} | values

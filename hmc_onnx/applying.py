@@ -109,7 +109,7 @@ def shaped(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> Mode
 
 
 def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan) -> list[str]:
-    """The plan's layers in the model's order, after a check that those are there, and only those, that are not removed."""
+    """The plan's layers in the model's order, after a check that all are there but those that are removed."""
     ordered = [n.name for n in model.graph.nodes if n.name in plan.layers]
     for name, layer in plan.layers.items():
         if name not in ordered:
@@ -169,9 +169,7 @@ def _remove_branches(model: Model, gone: list[ChannelGroup], shapes: Shapes) -> 
     left = {id(n) for n in model.graph.nodes}
     for name, nodes in readers.items():
         if any(id(n) in left for n in nodes):
-            raise PlanError(
-                f"the plan removes all channels of '{name}', which is no residual branch of its own: keep some"
-            )
+            raise PlanError(f"the plan removes all channels of '{name}', which is no residual branch: keep some")
 
 
 @dataclass

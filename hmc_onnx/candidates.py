@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
-from hmc_onnx.elimination import Consumer, Elimination, eliminate
+from hmc_onnx.elimination import Consumer, eliminate
 from hmc_onnx.profiles import KEEP, REMOVED, GroupProfile, LayerChoice
 from hmc_onnx.subjects import Subject
 from passes.channels import ChannelGroup
@@ -134,8 +134,8 @@ def decompositions(subject: Subject, align: int, times: Times = None) -> list[Ca
     return front(geometry, subject.layer.weight, subject.moments.second, offered) if offered else []
 
 
-def removal(group: ChannelGroup, layers: dict[str, Subject], align: int) -> Callable[[], Elimination]:
-    """The elimination of a group's channels down to each count on offer, ready to run (and to be sent away)."""
+def removal(group: ChannelGroup, layers: dict[str, Subject], align: int) -> tuple[Any, ...]:
+    """`eliminate`, and its arguments for a group's channels down to each count on offer."""
     consumers = [
         Consumer(layers[s.node.name].layer.weight, layers[s.node.name].moments.second, c)
         for s, c in group.members("consumes")
@@ -144,7 +144,7 @@ def removal(group: ChannelGroup, layers: dict[str, Subject], align: int) -> Call
     counts = sorted(group.size - k for k in keeps if k < group.size)
     ends = [*group.members("produces"), *group.members("consumes")]
     floors = [*(classes for _, classes in ends), *group.parts]
-    return partial(eliminate, consumers, group.size, counts, floors, align)
+    return eliminate, consumers, group.size, counts, floors, align
 
 
 class Curve:

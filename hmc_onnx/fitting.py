@@ -11,7 +11,7 @@ import onnx
 
 from calib.batching import input_shapes
 from calib.data import CalibrationData
-from calib.latency import Estimate, interleaved
+from calib.latency import Estimate, calm
 from calib.latency_table import this_machine
 from calib.sessions import Session
 from hmc_onnx.applying import shaped
@@ -59,12 +59,13 @@ def fitted(
     if target.latency is None or plan.latency is None or plan.latency.machine != this_machine(runtime):
         return plan
     feeds, inputs = serving_feeds(data, plan.latency.batch), input_shapes(model.header, data)
-    original = Session(served, runtime)
+    original, known = Session(served, runtime), profile.latency.seconds if profile.latency else 0.0
     correction, best = 1.0, None
     for attempt in range(MOST_PLANS):
         progress("plan", attempt, MOST_PLANS)
         session = Session(shaped(model, plan, inputs).finished(), runtime)
-        share = interleaved([original, session], feeds).ratio(1)
+        timings = calm([original, session], feeds, known)
+        known, share = min(known, timings.latency(0).value), timings.ratio(1)
         plan = _measured(plan, share)
         if best is None or _misses(plan, target) < _misses(best, target):
             best = plan

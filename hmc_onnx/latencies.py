@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from calib.batching import declared_batch
 from calib.data import CalibrationData
 from calib.latency import interleaved
-from calib.latency_table import Entry, LatencyTable, cached_table, this_machine
+from calib.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
 from calib.sessions import Runtime, Session
 from hmc_onnx.profiles import LatencyProfile
 from hmc_onnx.subjects import Subject
@@ -51,6 +51,7 @@ class Clock:
         batch: images a run.
         runtime: as it is served.
         table: times of another machine, to plan for it; None: this machine's from the cache, which is added to.
+        folder: of the run's journal, where the table is kept, too: later runs may change the one in the cache.
 
     Raises:
         SettingsError: the provider does not work here.
@@ -65,13 +66,18 @@ class Clock:
         batch: int,
         runtime: Runtime,
         table: LatencyTable | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._key = f"model {key} × {batch}"
         self.subjects, self.batch, self.runtime = subjects, batch, runtime
         self._foreign = table is not None
-        self._path: Path | None = None
+        self._paths: list[Path] = []
         if table is None:
-            table, self._path = cached_table(this_machine(runtime))
+            table, path = cached_table(this_machine(runtime))
+            self._paths = [path] if folder is None else [path, folder / "latency.json"]
+            if folder is not None and self._paths[1].exists():
+                own = read_table(self._paths[1])
+                table = own if own.machine == table.machine else table
         self.table = table
         self._kinds = {n: (element_type(nodes[n].inputs[1]).name, epilogue(nodes[n], shapes)) for n in subjects}
         self._macs = {n: s.layer.geometry.macs(s.size) for n, s in subjects.items()}
@@ -94,6 +100,7 @@ class Clock:
             time = interleaved([session], serving_feeds(data, self.batch)).latency(0)
             entry = Entry(seconds=time.value, uncertainty=time.uncertainty)
             self.table.entries[self._key] = entry
+            self.keep()
         return entry
 
     def probe(self, name: str, chain: Chain) -> Probe:
@@ -105,16 +112,15 @@ class Clock:
         """Time the chains of layers that the table lacks, and keep the table."""
         if self._foreign:
             return
-        if self.table.measure((self.probe(name, chain) for name, chain in chains), self.runtime, progress):
-            self.keep()
+        self.table.measure((self.probe(name, chain) for name, chain in chains), self.runtime, progress, self.keep)
 
     def keep(self) -> None:
-        """Write the table to the cache, where that can be."""
-        if self._path is not None:
+        """Write the table to the cache and the journal, where that can be."""
+        for path in list(self._paths):
             try:
-                self.table.write(self._path)
+                self.table.write(path)
             except (OSError, OutputError):
-                self._path = None  # it is only a cache
+                self._paths.remove(path)  # it can be measured again
 
     def times(self, name: str, chains: Collection[Chain]) -> dict[Chain, float]:
         """Seconds of a layer's chains, the layer itself being one."""

@@ -1,27 +1,174 @@
-"""Independent tasks, run in processes by joblib."""
+"""Independent tasks, run by joblib: in processes of this machine, or on a Dask or Ray cluster that is there."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
 
-from passes.progress import Progress
+from hmc_onnx.journal import Journal
+from passes.errors import SettingsError
+from passes.progress import Progress, silent
 
-__all__ = ["run_tasks", "workers"]
+__all__ = ["HERE", "Pool", "Task", "Work", "pool"]
+
+Backend = Literal["processes", "dask", "ray"]
+Task = Callable[[], tuple[Any, ...]]
+
+# How often tasks are given out again that were lost with a worker.
+MOST_LOSSES = 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where long work is done; none of this changes its results.
+
+    Attributes:
+        folder: for the journal, from which a run that was cut off goes on.
+        backend, address: "processes" of this machine, or the cluster of "dask" or "ray" at an address.
+        jobs: processes of this machine; None: one a core.
+        memory: gigabytes of activations to hold in memory, of all processes together; what is more is held on disk.
+    """
+
+    folder: Path | None = None
+    backend: Backend = "processes"
+    address: str | None = None
+    jobs: int | None = None
+    memory: float = 2.0
+
+
+HERE = Work()
+
+
+class Pool:
+    """Runs tasks, and keeps their results in a journal. Made by `pool`."""
+
+    def __init__(self, work: Work, journal: Journal, progress: Progress, folder: Path) -> None:
+        self.work, self.journal, self.progress = work, journal, progress
+        self._folder = folder
+
+    @property
+    def workers(self) -> int:
+        """How many tasks run at once."""
+        return int(joblib.effective_n_jobs())
+
+    def run(
+        self, what: str, tasks: Mapping[str, Task], steps: Mapping[str, int] | None = None, here: bool = False
+    ) -> dict[str, Any]:
+        """The tasks' results by their names, in the tasks' order.
+
+        Args:
+            what: is done.
+            tasks: by name: what makes a function and its arguments, called when its turn comes.
+            steps: how many steps of the progress each task is; default: one.
+            here: one after the other in this process.
+        """
+        results: dict[str, Any] = {}
+        of, done = sum(steps.values()) if steps else len(tasks), 0
+        for name in tasks:
+            if f"{what}/{name}" in self.journal:
+                results[name] = self.journal.load(f"{what}/{name}")
+                done += steps[name] if steps else 1
+        self.progress(what, done, of)
+        losses = 0
+        while waiting := [name for name in tasks if name not in results]:
+            try:
+                for name, result in self._results({n: tasks[n] for n in waiting}, here):
+                    results[name] = result
+                    self.journal.save(f"{what}/{name}", result)
+                    done += steps[name] if steps else 1
+                    self.progress(what, done, of)
+            except BrokenProcessPool:  # a worker was killed: what it had in hand is done again
+                losses += 1
+                if losses > MOST_LOSSES:
+                    raise
+        return {name: results[name] for name in tasks}
+
+    def _results(self, tasks: Mapping[str, Task], here: bool) -> Iterator[tuple[str, Any]]:
+        if here or self.workers == 1:
+            yield from (_call(name, *task()) for name, task in tasks.items())
+            return
+        calls = (joblib.delayed(_call)(name, *task()) for name, task in tasks.items())
+        # as many in hand as there are workers and no more: the arguments are large
+        yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch="n_jobs + 1", batch_size=1)(calls)
+
+    def share(self, name: str, value: Any) -> Callable[[], Any]:
+        """What gets a large value in a worker, to be sent with tasks in its place: that goes to each worker once."""
+        if self.work.backend == "dask":
+            return _Value(value)
+        if self.work.backend == "ray":
+            import ray  # noqa: PLC0415  an extra
+
+            return _Reference(ray.put(value))
+        if self.workers == 1:
+            return _Value(value)
+        path = self._folder / f"{name}.joblib"
+        joblib.dump(value, path)
+        return _File(str(path))
+
+
+class _Value:
+    """The value itself; Dask sends what is as large as this says once, and hands it on between workers."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self) -> Any:
+        return self.value
+
+    def __sizeof__(self) -> int:
+        return int(self.value.__sizeof__())
+
+
+@dataclass(frozen=True)
+class _Reference:
+    reference: Any
+
+    def __call__(self) -> Any:
+        import ray  # noqa: PLC0415
+
+        return ray.get(self.reference)
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str
+
+    def __call__(self) -> Any:
+        return joblib.load(self.path, mmap_mode="r")
+
+
+def _call(name: str, function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
+    return name, function(*arguments)
 
 
 @contextmanager
-def workers() -> Iterator[None]:
-    """Within it, `run_tasks` keeps its processes; behind it they are gone, whatever happened."""
+def pool(work: Work, journal: Journal, progress: Progress = silent) -> Iterator[Pool]:
+    """A pool whose workers are there within it, and gone behind it, whatever happened.
+
+    Raises:
+        SettingsError: the backend is not installed, or its cluster is not there.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="hmc_onnx-")))
+        stack.enter_context(_BACKENDS[work.backend](work))
+        yield Pool(work, journal, progress, folder)
+
+
+@contextmanager
+def _processes(work: Work) -> Iterator[None]:
     # Large arrays are sent, not mapped: mapped ones would outlive workers that are killed, in /dev/shm.
     try:
-        with joblib.parallel_config("loky", n_jobs=-1, inner_max_num_threads=1, max_nbytes=None):
+        with joblib.parallel_config("loky", n_jobs=work.jobs or -1, inner_max_num_threads=1, max_nbytes=None):
             with _interrupts_ignored():
                 joblib.Parallel()(joblib.delayed(int)() for _ in range(joblib.cpu_count()))
             yield
@@ -44,14 +191,41 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def run_tasks(what: str, tasks: Sequence[Callable[[], Any]], progress: Progress) -> list[Any]:
-    """The tasks' results in order; one BLAS thread a process, as small matrices gain nothing from more."""
-    results = []
-    for result in joblib.Parallel(return_as="generator")(joblib.delayed(_call)(task) for task in tasks):
-        results.append(result)
-        progress(what, len(results), len(tasks))
-    return results
+@contextmanager
+def _dask(work: Work) -> Iterator[None]:
+    try:
+        from distributed import Client  # noqa: PLC0415  an extra
+    except ImportError as e:
+        raise SettingsError("--backend dask needs Dask: pip install 'hmc-onnx[dask]'") from e
+    if work.address is None:
+        raise SettingsError("--backend dask needs the scheduler's --address, such as tcp://10.0.0.1:8786")
+    try:
+        client = Client(work.address, timeout="10s")
+    except (OSError, ValueError) as e:
+        raise SettingsError(f"no Dask scheduler answers at '{work.address}': give its --address") from e
+    with client, joblib.parallel_config("dask", n_jobs=-1, client=client):
+        yield
 
 
-def _call(task: Callable[[], Any]) -> Any:
-    return task()
+@contextmanager
+def _ray(work: Work) -> Iterator[None]:
+    try:
+        import ray  # noqa: PLC0415  an extra
+        from ray.util.joblib import register_ray  # noqa: PLC0415
+    except ImportError as e:
+        raise SettingsError("--backend ray needs Ray: pip install 'hmc-onnx[ray]'") from e
+    if work.address is None:
+        raise SettingsError("--backend ray needs the cluster's --address, such as auto or 10.0.0.1:6379")
+    try:
+        ray.init(address=work.address, log_to_driver=False, logging_level="error")
+    except (ConnectionError, ValueError) as e:
+        raise SettingsError(f"no Ray cluster answers at '{work.address}': give its --address") from e
+    register_ray()
+    try:
+        with joblib.parallel_config("ray", n_jobs=-1):
+            yield
+    finally:
+        ray.shutdown()
+
+
+_BACKENDS = {"processes": _processes, "dask": _dask, "ray": _ray}

@@ -8,9 +8,9 @@ behind it, into which the candidates' kernels are fed one after the other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from calib.batching import calibration_chunks, input_shapes
 from calib.data import CalibrationData
 from calib.latency_table import LatencyTable
 from calib.moments import sample_positions, sampled_patches
-from calib.sensitivity import Change, sensitivities
+from calib.sensitivity import Bench, Change, measure, windows
+from calib.sessions import Runtime, providers
 from calib.walk import Walk
 from hmc_onnx.candidates import (
     Candidate,
@@ -34,8 +35,9 @@ from hmc_onnx.candidates import (
     whole_offers,
 )
 from hmc_onnx.elimination import Elimination
+from hmc_onnx.journal import Journal
 from hmc_onnx.latencies import DEFAULT_ALIGN, Chain, Clock, serving_batch
-from hmc_onnx.parallel import run_tasks, workers
+from hmc_onnx.parallel import HERE, Pool, Task, Work, pool
 from hmc_onnx.profiles import GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
 from hmc_onnx.settings import Settings
 from hmc_onnx.subjects import Subject, Subjects, find_subjects
@@ -47,7 +49,14 @@ from passes.model import Model
 from passes.progress import Progress, silent
 from passes.shapes import infer_shapes
 
-__all__ = ["profile"]
+__all__ = ["identity", "profile"]
+
+# Of the images that sensitivity is measured on, how many are run at once; the fewer, the fewer are first.
+KL_CHUNK = 64
+# With which an option must be known to be out, to be measured on the first images only.
+CONFIDENCE = 0.95
+# Options that one task measures: their kernels are sent with it.
+MOST_OPTIONS = 32
 
 
 def profile(
@@ -57,6 +66,7 @@ def profile(
     progress: Progress = silent,
     served: onnx.ModelProto | None = None,
     table: LatencyTable | None = None,
+    work: Work = HERE,
 ) -> Profile:
     """Profile a normalised model.
 
@@ -67,20 +77,22 @@ def profile(
         progress: called as the work goes on.
         served: the model as it is served, whose latency is measured; default: as it is normalised.
         table: latencies of another machine, to plan for it.
+        work: where the work is done.
 
     Raises:
         ModelError: the model has no layer that could be compressed.
         SettingsError: the latency table does not fit.
     """
-    with workers():
-        return _Profiler(model, data, settings, progress).profile(served or model.to_proto(), table)
+    profiler = _Profiler(model, data, settings)
+    with pool(work, profiler.journal(work), progress) as workers:
+        return profiler.profile(served or model.to_proto(), table, workers)
 
 
 class _Profiler:
     """One run: what all its steps share."""
 
-    def __init__(self, model: Model, data: CalibrationData, settings: Settings, progress: Progress) -> None:
-        self.data, self.settings, self.progress = data, settings, progress
+    def __init__(self, model: Model, data: CalibrationData, settings: Settings) -> None:
+        self.data, self.settings = data, settings
         self.inputs = input_shapes(model.header, data)
         self.digest, self.costs = model.digest(), costs(model, self.inputs)
         self.model = model.copy()
@@ -95,34 +107,35 @@ class _Profiler:
         for name, subject in self.layers.items():  # own initializers, bias included, which can then be fed
             write_layer(self.model.graph, self.nodes[name], subject.layer.weight, subject.layer.bias)
 
-    def profile(self, served: onnx.ModelProto, table: LatencyTable | None) -> Profile:
+    def journal(self, work: Work) -> Journal:
+        """The journal of the run."""
+        return Journal(work.folder, identity(self.digest, self.data, self.settings))
+
+    def profile(self, served: onnx.ModelProto, table: LatencyTable | None, workers: Pool) -> Profile:
+        """Measure, in workers."""
         settings, layers, subjects = self.settings, self.layers, self.subjects
-        clock = self._clock(served, table) if settings.latency else None
+        clock = self._clock(served, table, workers) if settings.latency else None
         align = settings.align or (clock.align() if clock else DEFAULT_ALIGN)
         chunks = calibration_chunks(self.model, self.data, settings.samples, settings.chunk, settings.runtime)
-        _measure_moments(Walk(self.model, chunks, settings.runtime), layers, settings, self.progress)
+        memory = int(workers.work.memory * 1e9)
+        _measure_moments(Walk(self.model, chunks, settings.runtime, memory), layers, settings, workers)
 
-        tasks: list[Callable[[], Any]] = [removal(g, layers, align) for g in subjects.groups.values()]
-        found = run_tasks("channels to spare", tasks, self.progress)
-        eliminations: dict[str, Elimination] = dict(zip(subjects.groups, found, strict=True))
-        times = self._times(clock, {n: [o.links for o in whole_offers(s, align)] for n, s in layers.items()})
-        tasks = [partial(decompositions, s, align, times[n]) for n, s in layers.items()]
-        found = run_tasks("decompositions", tasks, self.progress)
-        plain: dict[str, list[Candidate]] = dict(zip(layers, found, strict=True))
-
-        few = math.ceil(settings.kl_samples / len(next(iter(chunks[0].values()))))
-        walk = Walk(self.model, chunks[:few], settings.runtime)
-        changes = [*_group_changes(subjects, eliminations, self.nodes), *_layer_changes(layers, plain, self.nodes)]
-        nats = sensitivities(walk, changes, self.progress)
+        tasks: dict[str, Task] = {n: partial(removal, g, layers, align) for n, g in subjects.groups.items()}
+        eliminations: dict[str, Elimination] = workers.run("channels to spare", tasks)
+        times = self._times(clock, {n: [o.links for o in whole_offers(s, align)] for n, s in layers.items()}, workers)
+        tasks = {n: partial(_task, decompositions, s, align, times[n]) for n, s in layers.items()}
+        plain: dict[str, list[Candidate]] = workers.run("decompositions", tasks)
+        nats = self._sensitivities(eliminations, plain, workers)
 
         groups = {
             g.name: _group_profile(g, eliminations[g.name], nats, g.name in subjects.removable)
             for g in subjects.groups.values()
         }
         own = {n: self._variants(s, groups, plain[n], align) for n, s in layers.items()}
-        times = self._times(clock, {n: [c for v in vs for c in v.chains] for n, vs in own.items()})
-        tasks = [
-            partial(
+        times = self._times(clock, {n: [c for v in vs for c in v.chains] for n, vs in own.items()}, workers)
+        tasks = {
+            name: partial(
+                _task,
                 layer_choices,
                 s,
                 plain[name],
@@ -132,8 +145,8 @@ class _Profiler:
                 times[name],
             )
             for name, s in layers.items()
-        ]
-        choices = dict(zip(layers, run_tasks("decompositions after pruning", tasks, self.progress), strict=True))
+        }
+        choices = workers.run("decompositions after pruning", tasks)
         cost = sum(self.costs.values(), Cost())
         return Profile(
             model=self.digest,
@@ -148,19 +161,46 @@ class _Profiler:
             declined=subjects.declined,
         )
 
-    def _clock(self, served: onnx.ModelProto, table: LatencyTable | None) -> Clock:
+    def _sensitivities(
+        self, eliminations: dict[str, Elimination], plain: dict[str, list[Candidate]], workers: Pool
+    ) -> dict[Hashable, float]:
+        """Nats of each candidate: each worker walks the graph once, over a few of the images."""
+        settings, provider = self.settings, providers(self.settings.provider)[0]
+        changes = [
+            *_group_changes(self.subjects, eliminations, self.nodes),
+            *_layer_changes(self.layers, plain, self.nodes),
+        ]
+        chunk = min(settings.chunk, KL_CHUNK)
+        here = provider != "CPUExecutionProvider"  # where the workers would share one device
+        bench = Bench(
+            key=f"{self.digest} {self.data.digest()} {settings.model_dump_json()}",
+            model=self.model.to_proto(),
+            chunks=calibration_chunks(self.model, self.data, settings.kl_samples, chunk, settings.runtime),
+            runtime=settings.runtime if here else Runtime(settings.provider, 1),
+            confidence=None if settings.exhaustive else CONFIDENCE,
+            memory=int(workers.work.memory * 1e9 / (1 if here else workers.workers)),
+        )
+        windowed = {str(i): w for i, w in enumerate(windows(changes, len(self.model.graph.nodes), MOST_OPTIONS))}
+        shared = workers.share("bench", bench)
+        tasks: dict[str, Task] = {n: partial(_measuring, shared, bench.key, w) for n, w in windowed.items()}
+        steps = {n: sum(len(c.options) for c in w) for n, w in windowed.items()}
+        found = workers.run("sensitivity", tasks, steps, here)
+        return {key: value for window in found.values() for key, value in window.items()}
+
+    def _clock(self, served: onnx.ModelProto, table: LatencyTable | None, workers: Pool) -> Clock:
         batch = serving_batch(served, self.data.feeds, self.settings.batch)
         shapes = infer_shapes(self.model, self.inputs)
-        clock = Clock(self.digest, self.layers, self.nodes, shapes, batch, self.settings.runtime, table)
+        folder = workers.journal.folder
+        clock = Clock(self.digest, self.layers, self.nodes, shapes, batch, self.settings.runtime, table, folder)
         clock.time_whole(served, self.data)
         return clock
 
-    def _times(self, clock: Clock | None, chains: Mapping[str, list[Chain]]) -> dict[str, Times]:
+    def _times(self, clock: Clock | None, chains: Mapping[str, list[Chain]], workers: Pool) -> dict[str, Times]:
         """Seconds of each layer's chains and of the layer itself, measured where they are not known."""
         if clock is None:
             return dict.fromkeys(chains)
         every = {n: [(self.layers[n].layer.geometry,), *own] for n, own in chains.items()}
-        clock.measure(((n, c) for n, own in every.items() for c in own), self.progress)
+        clock.measure(((n, c) for n, own in every.items() for c in own), workers.progress)
         return {n: clock.times(n, own) for n, own in every.items()}
 
     def _variants(
@@ -182,15 +222,36 @@ class _Profiler:
         )
 
 
-def _measure_moments(walk: Walk, layers: dict[str, Subject], settings: Settings, progress: Progress) -> None:
+def identity(model: str, data: CalibrationData, settings: Settings) -> dict[str, str]:
+    """What a journal is of."""
+    return {
+        "model": model,
+        "data": data.digest(),
+        "settings": settings.model_dump_json(),
+        "version": version("hmc-onnx"),
+    }
+
+
+def _task(*call: Any) -> tuple[Any, ...]:
+    return call
+
+
+def _measuring(shared: Callable[[], Bench], key: str, window: Sequence[Change]) -> tuple[Any, ...]:
+    return measure, shared, key, [change.made() for change in window]
+
+
+def _measure_moments(walk: Walk, layers: dict[str, Subject], settings: Settings, workers: Pool) -> None:
     rng = np.random.default_rng(settings.seed)
-    for done, subject in enumerate(layers.values()):
-        progress("second moments", done, len(layers))
+    for done, (name, subject) in enumerate(layers.items()):
+        workers.progress("second moments", done, len(layers))
         if subject.grouped:
             continue
         geometry = subject.layer.geometry
-        walk.advance([subject.layer.input])
         positions = sample_positions(geometry, subject.size, settings.positions, rng)
+        if f"second moments/{name}" in workers.journal:
+            subject.moments = workers.journal.load(f"second moments/{name}")
+            continue
+        walk.advance([subject.layer.input])
         for x in walk.values(subject.layer.input):
             subject.moments.update(sampled_patches(x, geometry, positions))
         if not np.isfinite(subject.moments.second).all():
@@ -198,7 +259,8 @@ def _measure_moments(walk: Walk, layers: dict[str, Subject], settings: Settings,
                 f"layer '{subject.layer.name}' reads NaN or infinity on the calibration images: "
                 "check the weights of the layers before it, and that the images are preprocessed as for training"
             )
-    progress("second moments", len(layers), len(layers))
+        workers.journal.save(f"second moments/{name}", subject.moments)
+    workers.progress("second moments", len(layers), len(layers))
 
 
 def _group_changes(
@@ -212,7 +274,8 @@ def _group_changes(
         }
         if name in subjects.removable and consumers[0].ends_branch:
             options["group", name, group.size] = partial(_branch_feeds, nodes, consumers[0])
-        yield _change(consumers, options, nodes)
+        costs = {("group", name, m): 1 - m / group.size for m in [*eliminations[name].weights, group.size]}
+        yield _change(consumers, options, nodes, costs)
 
 
 def _layer_changes(
@@ -223,15 +286,20 @@ def _layer_changes(
             ("layer", name, c.offer.method, c.offer.rank): partial(_candidate_feeds, nodes, subject, c)
             for c in plain[name]
         }
-        yield _change([subject], options, nodes)
+        macs = subject.layer.geometry.macs(subject.size)
+        costs = {("layer", name, c.offer.method, c.offer.rank): c.offer.macs / macs for c in plain[name]}
+        yield _change([subject], options, nodes, costs)
 
 
 def _change(
-    changed: Sequence[Subject], options: Mapping[Any, Callable[[], dict[str, np.ndarray]]], nodes: dict[str, gs.Node]
+    changed: Sequence[Subject],
+    options: Mapping[Any, Callable[[], dict[str, np.ndarray]]],
+    nodes: dict[str, gs.Node],
+    costs: Mapping[Any, float],
 ) -> Change:
     first = min(changed, key=lambda s: s.position)
     initializers = tuple(t.name for s in changed for t in nodes[s.layer.name].inputs[1:3])
-    return Change(first.layer.input, first.position, initializers, options)
+    return Change(first.layer.input, first.position, initializers, options, costs)
 
 
 def _candidate_feeds(nodes: dict[str, gs.Node], subject: Subject, candidate: Candidate) -> dict[str, np.ndarray]:

@@ -52,6 +52,7 @@ class Settings(BaseModel):
         ge=1,
         description="images a run when serving, which latency is measured at; None: what the model declares, else 1",
     )
+    exhaustive: bool = Field(default=False, description="measure every candidate's sensitivity on all images")
     chunk: int = Field(default=128, ge=1, description="images run at once while measuring sensitivity")
 
     @property

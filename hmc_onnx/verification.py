@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from calib.batching import batch_size, declared_batch, input_shapes
 from calib.data import CalibrationData
 from calib.divergence import divergence, top1
-from calib.latency import interleaved
+from calib.latency import SECONDS, Timings, interleaved
 from calib.observing import observe
 from calib.sessions import CPU, Runtime, Session
 from hmc_onnx.inputs import fit
@@ -25,6 +25,8 @@ __all__ = ["BATCHES", "Side", "Timing", "Verification", "check_labels", "same_si
 
 # Images run at once where the model leaves the number open.
 AT_ONCE = 128
+# Times that each batch size is come back to.
+ROUNDS = 3
 # Batch sizes at which latency is measured.
 BATCHES = (1, 8, 64)
 
@@ -154,20 +156,13 @@ def verify(
     count = sum(len(o) for o in outputs[0])
     labels = None if data.labels is None else data.labels[:count]
     flat = [np.concatenate([o.reshape(len(o), -1) for o in side]) for side in outputs]
-    timings = []
-    for batch in (size,) if size < AT_ONCE else [n for n in batches if n <= len(data)]:
-        feeds = {k: v[:batch] for k, v in data.feeds.items()}
-        timing = interleaved([session for session, _ in judged], feeds)
-        share = timing.ratio(1)
-        timings.append(
-            Timing(
-                batch=batch,
-                a=timing.latency(0).value * 1e3,
-                b=timing.latency(1).value * 1e3,
-                ratio=share.value,
-                uncertainty=share.uncertainty,
-            )
-        )
+    sizes = (size,) if size < AT_ONCE else tuple(n for n in batches if n <= len(data))
+    sessions = [session for session, _ in judged]
+    rounds = [
+        {n: interleaved(sessions, {k: v[:n] for k, v in data.feeds.items()}, SECONDS / ROUNDS) for n in sizes}
+        for _ in range(ROUNDS)  # apart in time, as what else the machine does comes in spells
+    ]
+    timings = [_timing(n, Timings(np.concatenate([r[n].seconds for r in rounds]))) for n in sizes]
     shapes = input_shapes(a, data)
     return Verification(
         a=_side(a, shapes, outputs[0], labels, runtime),
@@ -179,6 +174,11 @@ def verify(
         source=data.source,
         timings=timings,
     )
+
+
+def _timing(batch: int, timings: Timings) -> Timing:
+    a, b, share = timings.latency(0), timings.latency(1), timings.ratio(1)
+    return Timing(batch=batch, a=a.value * 1e3, b=b.value * 1e3, ratio=share.value, uncertainty=share.uncertainty)
 
 
 def _outputs(session: Session, names: list[str], chunks: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:

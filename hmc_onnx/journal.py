@@ -1,0 +1,95 @@
+"""The journal: every measurement of a run, kept in a folder as it is made, so that a run that was cut off can go on.
+
+A value is written beside its place and moved there, so a value is there whole or not at all, whatever ends the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import joblib
+
+from passes.errors import OutputError, SettingsError
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """The values of one run.
+
+    Args:
+        folder: where they are kept; it is made if it is not there. None: nothing is kept.
+        identity: what the run is of, by name; values of another run are not used.
+
+    Raises:
+        SettingsError: the folder is that of a run that differs in one of these.
+        OutputError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path | None, identity: Mapping[str, str]) -> None:
+        self.folder = folder
+        if folder is None:
+            return
+        about = folder / "run.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not about.exists():
+                if any(folder.iterdir()):
+                    raise SettingsError(f"the work folder '{folder}' holds other files: give an empty one")
+                self._write(about, lambda path: path.write_text(json.dumps(dict(identity), indent=1) + "\n"))
+            found = json.loads(about.read_text(encoding="utf-8"))
+        except OSError as e:
+            raise OutputError(f"cannot use the work folder '{folder}': {e.strerror or e}") from e
+        except ValueError as e:
+            raise SettingsError(f"'{about}' is damaged: give another --work-dir") from e
+        for name, value in identity.items():
+            if found.get(name) != value:
+                raise SettingsError(
+                    f"the work folder '{folder}' is of a run with {_other(name)}: give another --work-dir, or remove it"
+                )
+
+    def __contains__(self, name: str) -> bool:
+        return self.folder is not None and self._place(name).exists()
+
+    def load(self, name: str) -> Any:
+        """A value that is there."""
+        return joblib.load(self._place(name))
+
+    def save(self, name: str, value: Any) -> None:
+        """Keep a value; raises OutputError."""
+        if self.folder is None:
+            return
+        place = self._place(name)
+        try:
+            place.parent.mkdir(exist_ok=True)
+            self._write(place, lambda path: joblib.dump(value, path))
+        except OSError as e:
+            raise OutputError(f"cannot write to the work folder '{self.folder}': {e.strerror or e}") from e
+
+    def _place(self, name: str) -> Path:
+        assert self.folder is not None
+        what, _, which = name.partition("/")
+        return self.folder / what.replace(" ", "-") / f"{hashlib.sha256(which.encode()).hexdigest()[:24]}.joblib"
+
+    def _write(self, place: Path, write: Any) -> None:
+        descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=".")
+        os.close(descriptor)
+        try:
+            write(Path(temporary))
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, place)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _other(name: str) -> str:
+    return {"model": "another model", "data": "other calibration data", "version": "another version of hmc_onnx"}.get(
+        name, f"other {name}"
+    )
