@@ -43,7 +43,8 @@ def time_probes(
         progress("latency", done, len(probes))
         yield from zip(lot, _time_lot(lot, runtime, by_kernel), strict=True)
         done += len(lot)
-    progress("latency", len(probes), len(probes))
+    if probes:
+        progress("latency", len(probes), len(probes))
 
 
 def _lots(probes: Sequence[Probe]) -> Iterator[list[Probe]]:

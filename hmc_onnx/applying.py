@@ -8,7 +8,7 @@ enter a residual sum, it is asked for the original sum less what the compressed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ from passes.errors import PlanError
 from passes.layers import Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
 from passes.linear_algebra import damped, ridge
 from passes.model import Model
+from passes.progress import Progress, silent
 from passes.shapes import Shapes, infer_shapes
 
 __all__ = ["apply", "shaped"]
@@ -39,7 +40,7 @@ UNCHANGED = (KEEP, REMOVED)
 
 
 def apply(
-    model: Model, plan: Plan, data: CalibrationData, progress: Callable[[str, int, int], None] = lambda *_: None
+    model: Model, plan: Plan, data: CalibrationData, progress: Progress = silent, memory: int | None = None
 ) -> Model:
     """The compressed model.
 
@@ -47,7 +48,8 @@ def apply(
         model: normalised, the one the plan was made from; not changed.
         plan: see `hmc_onnx.plans`.
         data: calibration images.
-        progress: called with (what, done, of).
+        progress: called as the work goes on.
+        memory: bytes of activations to hold in memory; None: all.
 
     Raises:
         PlanError: the plan is for another model, or asks for what the model does not have.
@@ -61,7 +63,9 @@ def apply(
     shapes = infer_shapes(compressed, inputs)
     settings = plan.settings
     chunks = calibration_chunks(model, data, settings.samples, settings.chunk, settings.runtime)
-    walks = _Walks(Walk(model, chunks, settings.runtime), Walk(compressed, chunks, settings.runtime), kept, plan)
+    half = None if memory is None else memory // 2
+    original, changing = (Walk(m, chunks, settings.runtime, half) for m in (model, compressed))
+    walks = _Walks(original, changing, kept, plan)
     nodes = {n.name: n for n in compressed.graph.nodes if n.op in LAYERS and n.name in plan.layers}
     changed = False
     for done, name in enumerate(_in_order(model, nodes, plan)):

@@ -27,6 +27,7 @@ __all__ = [
     "layer_choices",
     "offers",
     "removal",
+    "removal_counts",
     "timed",
     "variants",
     "whole_offers",
@@ -120,28 +121,34 @@ def front(geometry: Geometry, weight: np.ndarray, moment: np.ndarray, offered: S
     return best[::-1]
 
 
-def whole_offers(subject: Subject, align: int) -> list[Offer]:
-    """What is on offer for a whole layer; nothing for a grouped Conv."""
+def whole_offers(subject: Subject, align: int, fine: bool = True) -> list[Offer]:
+    """What is on offer for a whole layer; nothing for a grouped Conv. Not `fine`: every second share of its MACs."""
     if subject.grouped:
         return []
-    return offers(subject.layer.geometry, subject.size, align, list(DECOMPOSITIONS), RATIOS)
+    ratios = RATIOS if fine else RATIOS[1::2]
+    return offers(subject.layer.geometry, subject.size, align, list(DECOMPOSITIONS), ratios)
 
 
-def decompositions(subject: Subject, align: int, times: Times = None) -> list[Candidate]:
-    """The front of a whole layer over all methods; a grouped Conv has none."""
+def decompositions(subject: Subject, offered: Sequence[Offer], times: Times = None) -> list[Candidate]:
+    """The front of a whole layer over what is on offer for it."""
     geometry = subject.layer.geometry
-    offered = timed(whole_offers(subject, align), geometry, times)
+    offered = timed(offered, geometry, times)
     return front(geometry, subject.layer.weight, subject.moments.second, offered) if offered else []
 
 
-def removal(group: ChannelGroup, layers: dict[str, Subject], align: int) -> tuple[Any, ...]:
+def removal_counts(group: ChannelGroup, align: int, fine: bool = True) -> list[int]:
+    """How many of a group's channels may go, on offer. Not `fine`: every second share of them."""
+    keeps = {max(align, int(group.size * share) // align * align) for share in (SHARES if fine else SHARES[1::2])}
+    return sorted(group.size - k for k in keeps if k < group.size)
+
+
+def removal(group: ChannelGroup, layers: dict[str, Subject], align: int, fine: bool = True) -> tuple[Any, ...]:
     """`eliminate`, and its arguments for a group's channels down to each count on offer."""
     consumers = [
         Consumer(layers[s.node.name].layer.weight, layers[s.node.name].moments.second, c)
         for s, c in group.members("consumes")
     ]
-    keeps = {max(align, int(group.size * share) // align * align) for share in SHARES}
-    counts = sorted(group.size - k for k in keeps if k < group.size)
+    counts = removal_counts(group, align, fine)
     ends = [*group.members("produces"), *group.members("consumes")]
     floors = [*(classes for _, classes in ends), *group.parts]
     return eliminate, consumers, group.size, counts, floors, align
@@ -199,12 +206,13 @@ def variants(
     output_group: GroupProfile | None,
     align: int,
     methods: Sequence[str],
+    fine: bool = True,
 ) -> Iterator[Variant]:
     """The layer with each choice of its groups.
 
     It is decomposed whole, or pruned at one end: at both it stays dense, or the combinations would be too many.
     """
-    geometry = subject.layer.geometry
+    geometry, ratios = subject.layer.geometry, RATIOS_WHEN_PRUNED if fine else RATIOS_WHEN_PRUNED[1::2]
     for a, gone_in in enumerate(_removed(input_group)):
         kept_in = _kept(subject.input_classes, gone_in, geometry.inputs)
         for b, gone_out in enumerate(_removed(output_group)):
@@ -219,7 +227,7 @@ def variants(
                 continue
             part = geometry.resized(int(kept_in.sum()), int(kept_out.sum()))
             if not subject.grouped and (a == 0) != (b == 0):
-                offered = offers(part, subject.size, align, methods, RATIOS_WHEN_PRUNED)
+                offered = offers(part, subject.size, align, methods, ratios)
             yield Variant(a, b, kept_in, kept_out, part, offered)
 
 

@@ -17,7 +17,7 @@ from passes.errors import ModelError
 from passes.normalise import normalise
 from passes.shapes import infer_shapes
 
-__all__ = ["inspect"]
+__all__ = ["closed_shapes", "inspect"]
 
 
 def inspect(proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout: str = "NCHW") -> Group:
@@ -31,7 +31,7 @@ def inspect(proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout:
     Raises:
         ModelError: sizes are open and not given.
     """
-    inputs = {name: _closed(name, shape, size, layout) for name, (_, shape) in signature(proto).items()}
+    inputs = closed_shapes(proto, size, layout)
     model = observe(normalise(proto), inputs)
     cost, shapes = costs(model, inputs), infer_shapes(model, inputs)
     subjects = find_subjects(model, inputs)
@@ -75,6 +75,13 @@ def inspect(proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout:
     parameters = sum(c.parameters for c in cost.values())
     tables = (layers, table, alone) if subjects.inside else (layers, table)
     return Group(*tables, f"In all: {macs:,} MACs an image, {parameters:,} parameters")
+
+
+def closed_shapes(
+    proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout: str = "NCHW"
+) -> dict[str, tuple[int, ...]]:
+    """The inputs' shapes at batch 1, with height and width where the model leaves them open; raises as `inspect`."""
+    return {name: _closed(name, shape, size, layout) for name, (_, shape) in signature(proto).items()}
 
 
 def _closed(name: str, shape: tuple[int | None, ...], size: tuple[int, int] | None, layout: str) -> tuple[int, ...]:

@@ -18,18 +18,24 @@ from calib.batching import declared_batch
 from calib.data import CalibrationData
 from calib.latency import interleaved
 from calib.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
+from calib.observing import observe
 from calib.sessions import Runtime, Session
-from hmc_onnx.profiles import LatencyProfile
-from hmc_onnx.subjects import Subject
+from hmc_onnx.candidates import removal_counts, variants, whole_offers
+from hmc_onnx.inputs import signature
+from hmc_onnx.profiles import GroupChoice, GroupProfile, LatencyProfile
+from hmc_onnx.settings import Settings
+from hmc_onnx.subjects import Subject, find_subjects
+from passes.channels import ChannelGroup
 from passes.decompose import DECOMPOSITIONS, chain_macs
 from passes.errors import OutputError, SettingsError
 from passes.layers import Geometry
 from passes.model import element_type
+from passes.normalise import normalise
 from passes.probe import Probe, epilogue
 from passes.progress import Progress, silent
-from passes.shapes import Shapes
+from passes.shapes import Shapes, infer_shapes
 
-__all__ = ["DEFAULT_ALIGN", "Chain", "Clock", "serving_batch", "serving_feeds"]
+__all__ = ["DEFAULT_ALIGN", "Chain", "Clock", "measure_table", "serving_batch", "serving_feeds"]
 
 Chain = tuple[Geometry, ...]
 
@@ -169,6 +175,52 @@ class Clock:
             table=self.table.digest(),
             by_macs=sorted(self._by_macs),
         )
+
+
+def measure_table(
+    proto: onnx.ModelProto,
+    inputs: Mapping[str, tuple[int, ...]],
+    settings: Settings,
+    progress: Progress = silent,
+) -> LatencyTable:
+    """The times of a model, of its layers, and of all that they may become: it takes no calibration data.
+
+    Args:
+        proto: the model, as it is served.
+        inputs: shapes of the inputs.
+        settings: its batch, provider, threads, alignment and fineness are those of the profiles to come.
+        progress: called as the work goes on.
+
+    Raises:
+        ModelError, SettingsError: see their docstrings.
+    """
+    rng = np.random.default_rng(0)
+    types = {name: dtype for name, (dtype, _) in signature(proto).items()}
+    data = CalibrationData({n: rng.random(s).astype(types[n]) for n, s in inputs.items()}, None, "noise")
+    model = observe(normalise(proto), dict(inputs), settings.runtime)
+    subjects, shapes = find_subjects(model, inputs), infer_shapes(model, inputs)
+    nodes = {n.name: n for n in model.graph.nodes}
+    batch = serving_batch(proto, inputs, settings.batch)
+    clock = Clock(model.digest(), subjects.layers, nodes, shapes, batch, settings.runtime)
+    clock.time_whole(proto, data)
+    align = settings.align or clock.align()
+    groups = {n: _any_removal(g, align, settings.fine, n in subjects.removable) for n, g in subjects.groups.items()}
+    chains: list[tuple[str, Chain]] = []
+    for name, subject in subjects.layers.items():
+        ends = [groups[n] if n is not None else None for n in (subject.input_group, subject.output_group)]
+        found = list(variants(subject, ends[0], ends[1], align, list(DECOMPOSITIONS), settings.fine))
+        chains += [(name, (subject.layer.geometry,))]
+        chains += [(name, o.links) for o in whole_offers(subject, align, settings.fine)]
+        chains += [(name, chain) for variant in found for chain in variant.chains]
+    clock.measure(chains, progress)
+    return clock.table
+
+
+def _any_removal(group: ChannelGroup, align: int, fine: bool, removable: bool) -> GroupProfile:
+    """A group's profile as to how many channels go, and not which."""
+    counts = [0, *removal_counts(group, align, fine), *([group.size] if removable else [])]
+    choices = [GroupChoice(keep=group.size - m, removed=list(range(m)), sensitivity=0.0) for m in counts]
+    return GroupProfile(name=group.name, size=group.size, producers=[], consumers=[], choices=choices)
 
 
 def _widths(step: int) -> list[int]:

@@ -59,7 +59,7 @@ class Pool:
     @property
     def workers(self) -> int:
         """How many tasks run at once."""
-        return int(joblib.effective_n_jobs())
+        return int(joblib.effective_n_jobs(None))
 
     def run(
         self, what: str, tasks: Mapping[str, Task], steps: Mapping[str, int] | None = None, here: bool = False

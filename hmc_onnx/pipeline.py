@@ -20,12 +20,16 @@ from calib.sessions import providers
 from hmc_onnx.applying import apply as apply_plan
 from hmc_onnx.fitting import fitted
 from hmc_onnx.inputs import check_supported, fit, load_supported
+from hmc_onnx.journal import Journal
+from hmc_onnx.parallel import HERE, Work
 from hmc_onnx.plans import Plan
+from hmc_onnx.profiler import identity
 from hmc_onnx.profiler import profile as profile_model
 from hmc_onnx.profiles import Profile
+from hmc_onnx.searching import search, split
 from hmc_onnx.settings import Settings, Strategy, Target, parse_target
-from hmc_onnx.verification import BATCHES, Verification, check_labels, same_signature, verify
-from passes.errors import OutputError, PlanError
+from hmc_onnx.verification import BATCHES, Verification, Visited, check_labels, same_signature, verify
+from passes.errors import OutputError, PlanError, SettingsError
 from passes.model import Model, save
 from passes.normalise import normalise
 from passes.progress import Progress, silent
@@ -64,6 +68,7 @@ def profile(
     settings: Settings | None = None,
     progress: Progress = silent,
     table: LatencyTable | None = None,
+    work: Work = HERE,
 ) -> Profile:
     """Measure what each candidate costs and how much the network bears it.
 
@@ -73,6 +78,7 @@ def profile(
         settings: see `Settings`.
         progress: called as the work goes on.
         table: latencies of another machine, to plan for it.
+        work: where the work is done; with a folder, a run that was cut off goes on.
 
     Raises:
         ModelError, DataError, SettingsError: see their docstrings.
@@ -81,11 +87,20 @@ def profile(
     providers(settings.provider)
     proto = _proto(model)
     data = fit(proto, calibration, settings.samples)
-    return profile_model(_normalised(proto, data, settings), data, settings, progress, proto, table)
+    return profile_model(_normalised(proto, data, settings), data, settings, progress, proto, table, work)
 
 
-def apply(model: ModelLike, plan: Plan, calibration: DataLike, progress: Progress = silent) -> onnx.ModelProto:
+def apply(
+    model: ModelLike, plan: Plan, calibration: DataLike, progress: Progress = silent, work: Work = HERE
+) -> onnx.ModelProto:
     """Carry a plan out and check the result.
+
+    Args:
+        model: an onnx.ModelProto or a path.
+        plan: made for it.
+        calibration: the images that it was made with.
+        progress: called as the work goes on.
+        work: its `memory` bounds what is held of the activations.
 
     Raises:
         PlanError: the plan is for another model or other data, or asks for what cannot be.
@@ -94,7 +109,9 @@ def apply(model: ModelLike, plan: Plan, calibration: DataLike, progress: Progres
     data = fit(proto, calibration, plan.settings.samples)
     if data.digest() != plan.data:
         raise PlanError("the plan was made with other calibration data: give the same data and seed, or plan again")
-    compressed = apply_plan(_normalised(proto, data, plan.settings), plan, data, progress).finished()
+    compressed = apply_plan(
+        _normalised(proto, data, plan.settings), plan, data, progress, int(work.memory * 1e9)
+    ).finished()
     same_signature(proto, compressed)
     return compressed
 
@@ -102,43 +119,77 @@ def apply(model: ModelLike, plan: Plan, calibration: DataLike, progress: Progres
 def compress(
     model: ModelLike,
     calibration: DataLike,
-    target: Target | str,
+    target: Target | str | None = None,
     *,
+    max_drop: float | None = None,
     strategy: Strategy = "hmc",
     settings: Settings | None = None,
     test: DataLike | None = None,
     progress: Progress = silent,
     table: LatencyTable | None = None,
+    work: Work = HERE,
 ) -> Result:
-    """Compress a model to a share of its time, MACs or parameters, with no training and no labels.
+    """Compress a model to a share of its time, MACs or parameters, or as far as a loss allows, without training.
 
     Args:
         model: an onnx.ModelProto or a path.
-        calibration: images as in `profile`.
+        calibration: images as in `profile`; for `max_drop`, more than `settings.samples` of them.
         target: a `Target`, or "latency=0.6", "macs=0.5", "params=0.5", or several of them.
+        max_drop: in place of a target: the fastest network that loses no more top-1 (without labels: that chooses
+            another class on no larger share of the images), from 0 to 1, on images that nothing was fitted to.
         strategy: "hmc", or one of the methods alone: "nahc", "ahc", "prune", "lowrank".
         settings: see `Settings`.
         test: images to compare the models on; the calibration images if not given.
         progress: called as the work goes on.
         table: latencies of another machine, to plan for it.
+        work: where the work is done; with a folder, a run that was cut off goes on.
 
     Raises:
         ModelError, DataError, SettingsError: see their docstrings.
     """
+    if (target is None) == (max_drop is None):
+        raise SettingsError("give either a target, such as latency=0.6, or a bound on the loss (max_drop), not both")
+    if max_drop is not None and not 0 <= max_drop < 1:
+        raise SettingsError(f"max_drop {max_drop:g} is out of range: it is a share of the images, such as 0.01")
     target = parse_target(target) if isinstance(target, str) else target
     settings = settings or Settings()
-    if target.latency is not None:
+    if target is None or target.latency is not None:
         settings = settings.model_copy(update={"latency": True})
     proto = _proto(model)
-    data = fit(proto, calibration, settings.samples)
+    parts = None
+    if max_drop is None:
+        data = fit(proto, calibration, settings.samples)
+    else:
+        parts = split(fit(proto, calibration), settings.samples)
+        data = parts.calibration
+        check_labels(proto, parts.search, settings.runtime)
     images = data if test is None else fit(proto, test)
     check_labels(proto, images, settings.runtime)
-    profiled = profile(proto, data, settings, progress, table)
-    plan = fitted(proto, _normalised(proto, data, settings), profiled, data, target, strategy, progress)
-    compressed = apply(proto, plan, data, progress)
+    profiled = profile(proto, data, settings, progress, table, work)
+    normalised = _normalised(proto, data, settings)
+    journal = Journal(work.folder, identity(profiled.model, data, settings, table))
+
+    def plan_for(wanted: Target) -> Plan:
+        key = f"plans/{wanted} {strategy}"
+        if key not in journal:
+            journal.save(key, plan := fitted(proto, normalised, profiled, data, wanted, strategy, progress))
+            return plan
+        return journal.load(key)
+
+    def carried_out(plan: Plan) -> onnx.ModelProto:
+        return apply(proto, plan, data, progress, work)
+
+    curve: list[Visited] = []
+    if target is not None:
+        plan = plan_for(target)
+        compressed = carried_out(plan)
+    else:
+        assert parts is not None and max_drop is not None
+        found = search(proto, plan_for, carried_out, parts, max_drop, settings.runtime, journal, progress)
+        compressed, plan, curve = found.model, found.plan, found.curve
     batches = sorted({*BATCHES, *([plan.latency.batch] if plan.latency else [])})
     report = verify(proto, compressed, images, runtime=settings.runtime, batches=tuple(batches))
-    return Result(compressed, plan, profiled, report)
+    return Result(compressed, plan, profiled, report.model_copy(update={"curve": curve}))
 
 
 def check_output(path: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:

@@ -84,7 +84,7 @@ def profile(
         SettingsError: the latency table does not fit.
     """
     profiler = _Profiler(model, data, settings)
-    with pool(work, profiler.journal(work), progress) as workers:
+    with pool(work, profiler.journal(work, table), progress) as workers:
         return profiler.profile(served or model.to_proto(), table, workers)
 
 
@@ -107,9 +107,9 @@ class _Profiler:
         for name, subject in self.layers.items():  # own initializers, bias included, which can then be fed
             write_layer(self.model.graph, self.nodes[name], subject.layer.weight, subject.layer.bias)
 
-    def journal(self, work: Work) -> Journal:
+    def journal(self, work: Work, table: LatencyTable | None) -> Journal:
         """The journal of the run."""
-        return Journal(work.folder, identity(self.digest, self.data, self.settings))
+        return Journal(work.folder, identity(self.digest, self.data, self.settings, table))
 
     def profile(self, served: onnx.ModelProto, table: LatencyTable | None, workers: Pool) -> Profile:
         """Measure, in workers."""
@@ -120,10 +120,13 @@ class _Profiler:
         memory = int(workers.work.memory * 1e9)
         _measure_moments(Walk(self.model, chunks, settings.runtime, memory), layers, settings, workers)
 
-        tasks: dict[str, Task] = {n: partial(removal, g, layers, align) for n, g in subjects.groups.items()}
+        tasks: dict[str, Task] = {
+            n: partial(removal, g, layers, align, settings.fine) for n, g in subjects.groups.items()
+        }
         eliminations: dict[str, Elimination] = workers.run("channels to spare", tasks)
-        times = self._times(clock, {n: [o.links for o in whole_offers(s, align)] for n, s in layers.items()}, workers)
-        tasks = {n: partial(_task, decompositions, s, align, times[n]) for n, s in layers.items()}
+        offered = {n: whole_offers(s, align, settings.fine) for n, s in layers.items()}
+        times = self._times(clock, {n: [o.links for o in own] for n, own in offered.items()}, workers)
+        tasks = {n: partial(_task, decompositions, s, offered[n], times[n]) for n, s in layers.items()}
         plain: dict[str, list[Candidate]] = workers.run("decompositions", tasks)
         nats = self._sensitivities(eliminations, plain, workers)
 
@@ -207,7 +210,8 @@ class _Profiler:
         self, subject: Subject, groups: dict[str, GroupProfile], plain: Sequence[Candidate], align: int
     ) -> list[Variant]:
         ends = [groups[n] if n is not None else None for n in (subject.input_group, subject.output_group)]
-        return list(variants(subject, ends[0], ends[1], align, sorted({c.offer.method for c in plain})))
+        methods = sorted({c.offer.method for c in plain})
+        return list(variants(subject, ends[0], ends[1], align, methods, self.settings.fine))
 
     def _layer_profile(self, name: str, choices: list[LayerChoice]) -> LayerProfile:
         subject = self.layers[name]
@@ -222,13 +226,14 @@ class _Profiler:
         )
 
 
-def identity(model: str, data: CalibrationData, settings: Settings) -> dict[str, str]:
+def identity(model: str, data: CalibrationData, settings: Settings, table: LatencyTable | None) -> dict[str, str]:
     """What a journal is of."""
     return {
+        "version": version("hmc-onnx"),
         "model": model,
         "data": data.digest(),
         "settings": settings.model_dump_json(),
-        "version": version("hmc-onnx"),
+        "latency table": table.digest() if table else "",
     }
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from calib.latency_table import LatencyTable
 from hmc_onnx.plans import Plan
-from hmc_onnx.verification import Verification
+from hmc_onnx.verification import Verification, Visited
 
-__all__ = ["comparison", "plan_tables"]
+__all__ = ["comparison", "latency_table", "plan_tables"]
 
 
 def _count(value: int) -> str:
@@ -33,9 +36,37 @@ def comparison(v: Verification) -> Group:
     for t in v.timings:
         ratio = f"{t.ratio:.2f} ± {t.uncertainty:.2f}"
         table.add_row(f"latency, batch {t.batch}", f"{t.a:.2f} ms", f"{t.b:.2f} ms", ratio)
+    if v.curve:
+        return Group(_rows(table, v), _curve(v.curve))
+    return Group(_rows(table, v))
+
+
+def _rows(table: Table, v: Verification) -> Table:
     table.add_row("same class chosen", "", f"{v.agreement:.2%}", "")
     table.add_row("KL divergence", "", f"{v.kl:.4f} nats", "")
-    return Group(table)
+    return table
+
+
+def _curve(visited: Sequence[Visited]) -> Table:
+    table = Table(title="Networks visited", title_justify="left")
+    for column in ("time, asked", "time", "loss", "loss, confirmed", ""):
+        table.add_column(column, justify="right")
+    for p in visited:
+        shares = (f"{p.target:.3f}", f"{p.latency:.3f}", f"{p.drop:.2%}", f"{p.confirmed:.2%}")
+        table.add_row(*shares, "taken" if p.chosen else "")
+    return table
+
+
+def latency_table(table: LatencyTable) -> Table:
+    """A latency table's entries, slowest first."""
+    shown = Table(title=escape(str(table.machine)), title_justify="left")
+    shown.add_column("batch × channels × size > links > what follows", overflow="fold")
+    shown.add_column("µs", justify="right")
+    shown.add_column("±", justify="right")
+    for text, entry in sorted(table.entries.items(), key=lambda pair: -(pair[1].seconds or 0)):
+        time = "cannot be timed" if entry.seconds is None else f"{1e6 * entry.seconds:.1f}"
+        shown.add_row(escape(text), time, f"{1e6 * entry.uncertainty:.1f}")
+    return shown
 
 
 def plan_tables(plan: Plan) -> Group:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from calib.sessions import Runtime
 from passes.errors import SettingsError
 
-__all__ = ["Settings", "Strategy", "Target", "parse_target"]
+__all__ = ["QUICK", "Settings", "Strategy", "Target", "parse_target"]
 
 Strategy = Literal["hmc", "nahc", "ahc", "prune", "lowrank"]
 
@@ -52,6 +52,7 @@ class Settings(BaseModel):
         ge=1,
         description="images a run when serving, which latency is measured at; None: what the model declares, else 1",
     )
+    fine: bool = Field(default=True, description="offer all ranks and channel counts, and not every second")
     exhaustive: bool = Field(default=False, description="measure every candidate's sensitivity on all images")
     chunk: int = Field(default=128, ge=1, description="images run at once while measuring sensitivity")
 
@@ -59,6 +60,10 @@ class Settings(BaseModel):
     def runtime(self) -> Runtime:
         """How onnxruntime is to run."""
         return Runtime(self.provider, self.threads)
+
+
+# What `--quick` sets where nothing else is said.
+QUICK = {"samples": 256, "kl_samples": 64, "positions": 32, "fine": False}
 
 
 def parse_target(text: str) -> Target:

@@ -20,7 +20,7 @@ from passes.errors import DataError, ModelError
 from passes.model import Model, byte_size
 from passes.normalise import normalise
 
-__all__ = ["BATCHES", "Side", "Timing", "Verification", "check_labels", "same_signature", "verify"]
+__all__ = ["BATCHES", "Side", "Timing", "Verification", "Visited", "check_labels", "judged", "same_signature", "verify"]
 
 
 # Images run at once where the model leaves the number open.
@@ -57,6 +57,24 @@ class Timing(_Frozen):
     uncertainty: float
 
 
+class Visited(_Frozen):
+    """A network that was tried in a search for the fastest within a bound on the loss.
+
+    Attributes:
+        target: share of the original's time that was asked for.
+        latency: share that the network takes.
+        drop: loss of top-1 (without labels: share of images whose class changes) on the images to search with, and
+        confirmed: on others.
+        chosen: whether it is the one that was taken.
+    """
+
+    target: float
+    latency: float
+    drop: float
+    confirmed: float
+    chosen: bool
+
+
 class Verification(_Frozen):
     """Model b against model a over some images.
 
@@ -65,6 +83,7 @@ class Verification(_Frozen):
         agreement: share of images on which both choose the same class.
         difference: largest absolute difference of an output.
         images: how many, and `source` which.
+        curve: what was visited, where the network was searched for.
     """
 
     version: Literal[1] = 1
@@ -76,6 +95,7 @@ class Verification(_Frozen):
     images: int
     source: str
     timings: list[Timing]
+    curve: list[Visited] = []
 
 
 def same_signature(a: onnx.ModelProto, b: onnx.ModelProto) -> None:
@@ -106,7 +126,7 @@ def check_labels(proto: onnx.ModelProto, data: CalibrationData, runtime: Runtime
     """
     if data.labels is None:
         return
-    _check_labels(data, declared_batch(proto, data.feeds) or 1, *_judged(proto, runtime))
+    _check_labels(data, declared_batch(proto, data.feeds) or 1, *judged(proto, runtime))
 
 
 def _check_labels(data: CalibrationData, batch: int, session: Session, names: list[str]) -> None:
@@ -149,15 +169,15 @@ def verify(
     chunks = [feeds for feeds, _ in data.chunks(size)]
     if fixed and len(next(iter(chunks[-1].values()))) < fixed:
         chunks = chunks[:-1]
-    judged = [_judged(proto, runtime) for proto in (a, b)]
-    _check_labels(data, fixed or 1, *judged[0])
-    everything = [_outputs(session, names, chunks) for session, names in judged]
+    pair = [judged(proto, runtime) for proto in (a, b)]
+    _check_labels(data, fixed or 1, *pair[0])
+    everything = [_outputs(session, names, chunks) for session, names in pair]
     outputs = [side[0] for side in everything]  # the class scores
     count = sum(len(o) for o in outputs[0])
     labels = None if data.labels is None else data.labels[:count]
     flat = [np.concatenate([o.reshape(len(o), -1) for o in side]) for side in outputs]
     sizes = (size,) if size < AT_ONCE else tuple(n for n in batches if n <= len(data))
-    sessions = [session for session, _ in judged]
+    sessions = [session for session, _ in pair]
     rounds = [
         {n: interleaved(sessions, {k: v[:n] for k, v in data.feeds.items()}, SECONDS / ROUNDS) for n in sizes}
         for _ in range(ROUNDS)  # apart in time, as what else the machine does comes in spells
@@ -190,7 +210,7 @@ def _difference(x: list[np.ndarray], y: list[np.ndarray]) -> float:
     return max(float(np.abs(a.astype(np.float64) - b).max()) for a, b in zip(x, y, strict=True))
 
 
-def _judged(proto: onnx.ModelProto, runtime: Runtime) -> tuple[Session, list[str]]:
+def judged(proto: onnx.ModelProto, runtime: Runtime) -> tuple[Session, list[str]]:
     """A session, and the names of what the model is judged by: its class scores first, though they be no output."""
     names = Model(proto).judged
     if all(value.name != names[0] for value in proto.graph.output):

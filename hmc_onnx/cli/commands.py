@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from hmc_onnx.cli.console import progress_bar, show
-from hmc_onnx.cli.options import Choices, Run, StrategyName, merged
+from hmc_onnx.cli.options import BackendName, Choices, Run, StrategyName, merged
 
 if TYPE_CHECKING:
     import onnx
 
     from calib.data import CalibrationData
+    from calib.latency_table import LatencyTable
+    from hmc_onnx.parallel import Work
     from hmc_onnx.settings import Settings
 
 __all__ = ["app"]
@@ -33,6 +35,7 @@ def compress(
     output: Choices.Output,
     data: Choices.Data = None,
     target: Choices.Target = None,
+    max_drop: Choices.MaxDrop = None,
     strategy: Choices.Strategy = None,
     preset: Choices.Preset = None,
     mean: Choices.Mean = None,
@@ -44,6 +47,14 @@ def compress(
     align: Choices.Align = None,
     provider: Choices.Provider = None,
     threads: Choices.Threads = None,
+    batch: Choices.Batch = None,
+    latency_table: Choices.LatencyTable = None,
+    quick: Choices.Quick = None,
+    exhaustive: Choices.Exhaustive = None,
+    work_dir: Choices.WorkDir = None,
+    memory: Choices.Memory = None,
+    backend: Choices.Backend = None,
+    address: Choices.Address = None,
     test_data: Choices.TestData = None,
     labels: Choices.Labels = None,
     report: Choices.Report = None,
@@ -57,12 +68,16 @@ def compress(
     from hmc_onnx.plans import write_json
     from hmc_onnx.report import comparison, plan_tables
     from hmc_onnx.settings import parse_target
+    from passes.errors import SettingsError
 
     inputs = _inputs(model, config, run)
     check_output(output, *inputs)
     if report is not None:
         check_output(report, output, *inputs)
-    wanted, settings = parse_target(str(run.need("target"))), _settings(run)
+    if run.target is not None and run.max_drop is not None:
+        raise SettingsError("--target and --max-drop were both given: give one")
+    wanted = None if run.max_drop is not None else parse_target(str(run.need("target")))
+    settings, table, work = _settings(run), _table(run), _work(run)
     proto = load_supported(model)
     images, test = _images(proto, run, settings)
     with progress_bar() as progress:
@@ -70,10 +85,13 @@ def compress(
             proto,
             images,
             wanted,
+            max_drop=run.max_drop,
             strategy=_strategy(run),
             settings=settings,
             test=test,
             progress=progress,
+            table=table,
+            work=work,
         )
     result.save(output)
     if report is not None:
@@ -110,6 +128,15 @@ def profile(
     align: Choices.Align = None,
     provider: Choices.Provider = None,
     threads: Choices.Threads = None,
+    batch: Choices.Batch = None,
+    latency_table: Choices.LatencyTable = None,
+    latency: Choices.Latency = None,
+    quick: Choices.Quick = None,
+    exhaustive: Choices.Exhaustive = None,
+    work_dir: Choices.WorkDir = None,
+    memory: Choices.Memory = None,
+    backend: Choices.Backend = None,
+    address: Choices.Address = None,
     config: Choices.Config = None,
 ) -> None:
     """Measure how much a model bears each candidate; writes a profile (JSON)."""
@@ -120,10 +147,11 @@ def profile(
     from hmc_onnx.plans import write_json
 
     check_output(output, *_inputs(model, config, run))
-    settings, proto = _settings(run), load_supported(model)
+    settings = _settings(run).model_copy(update={"latency": run.latency is not False})
+    table, work, proto = _table(run), _work(run), load_supported(model)
     images = _calibration(proto, run, settings)
     with progress_bar() as progress:
-        result = profile_model(proto, images, settings, progress)
+        result = profile_model(proto, images, settings, progress, table, work)
     write_json(result, output)
     candidates = sum(c.measured for layer in result.layers for c in layer.choices)
     show(
@@ -222,6 +250,55 @@ def verify(
     show(comparison(result))
 
 
+latency = typer.Typer(no_args_is_help=True, help="The latency tables: what parts of networks take on this machine.")
+app.add_typer(latency, name="latency")
+
+
+@latency.command("show")
+def latency_show(
+    table: Annotated[
+        Optional[Path],  # noqa: UP045  typer reads annotations at run time
+        typer.Argument(metavar="[TABLE]", help="A table's file. Default: all in the cache."),
+    ] = None,
+) -> None:
+    """Show latency tables: the machine, and each part of a network with its time."""
+    from calib.latency_table import cached_tables, read_table
+    from hmc_onnx.report import latency_table
+
+    paths = cached_tables() if table is None else [table]
+    for path in paths:
+        show(latency_table(read_table(path)), str(path))
+    if not paths:
+        show("No table is in the cache yet: a plan for a share of the time makes one.")
+
+
+@latency.command("measure")
+def latency_measure(
+    model: Choices.Model,
+    output: Choices.Output,
+    size: Choices.Size = None,
+    layout: Choices.Layout = None,
+    align: Choices.Align = None,
+    provider: Choices.Provider = None,
+    threads: Choices.Threads = None,
+    batch: Choices.Batch = None,
+    quick: Choices.Quick = None,
+) -> None:
+    """Measure all that a model and its parts may become on this machine, to plan for it on another."""
+    run = merged(None, **_options(locals()))
+    from hmc_onnx.inputs import load_supported
+    from hmc_onnx.inspection import closed_shapes
+    from hmc_onnx.latencies import measure_table
+    from hmc_onnx.pipeline import check_output
+
+    check_output(output, model)
+    settings, proto = _settings(run), load_supported(model)
+    with progress_bar() as progress:
+        found = measure_table(proto, closed_shapes(proto, size, layout.value if layout else "NCHW"), settings, progress)
+    found.write(output)
+    show(f"{len(found.entries)} times on {found.machine}", f"Written: {output}")
+
+
 def _options(given: dict[str, Any]) -> dict[str, Any]:
     """The options of a command that a YAML file may hold too."""
     return {k: v for k, v in given.items() if k in Run.NAMES}
@@ -235,15 +312,35 @@ def _inputs(first: Path, config: Path | None, run: Run) -> list[Path]:
 def _settings(run: Run) -> Settings:
     from pydantic import ValidationError
 
-    from hmc_onnx.settings import Settings
+    from hmc_onnx.settings import QUICK, Settings
     from passes.errors import SettingsError
 
-    names = ("samples", "seed", "align", "provider", "threads")
+    names = ("samples", "seed", "align", "provider", "threads", "batch", "exhaustive")
+    given = {n: getattr(run, n) for n in names if getattr(run, n) is not None}
     try:
-        return Settings(**{n: getattr(run, n) for n in names if getattr(run, n) is not None})
+        return Settings(**(QUICK | given if run.quick else given))
     except ValidationError as e:
         problem = e.errors()[0]
         raise SettingsError(f"--{problem['loc'][0]} {problem['input']}: {problem['msg'].lower()}") from e
+
+
+def _table(run: Run) -> LatencyTable | None:
+    from calib.latency_table import read_table
+
+    return None if run.latency_table is None else read_table(run.latency_table)
+
+
+def _work(run: Run) -> Work:
+    from hmc_onnx.parallel import Work
+    from passes.errors import SettingsError
+
+    backend: Any = run.backend or "processes"
+    if backend not in BackendName.__members__:
+        raise SettingsError(f"unknown backend '{backend}': use {', '.join(BackendName.__members__)}")
+    if run.memory is not None and run.memory <= 0:
+        raise SettingsError(f"--memory {run.memory:g}: give gigabytes, above 0")
+    folder = None if run.work_dir is None else Path(run.work_dir)
+    return Work(folder, backend, run.address, memory=2.0 if run.memory is None else float(run.memory))
 
 
 def _strategy(run: Run) -> Any:
@@ -270,7 +367,8 @@ def _read(proto: onnx.ModelProto, run: Run, path: Any, samples: int | None, seed
 def _calibration(proto: onnx.ModelProto, run: Run, settings: Settings) -> CalibrationData:
     from hmc_onnx.inputs import check_varied
 
-    data = _read(proto, run, run.need("data"), settings.samples, settings.seed, "train")
+    samples = settings.samples if run.max_drop is None else 2 * settings.samples  # a half to search with
+    data = _read(proto, run, run.need("data"), samples, settings.seed, "train")
     check_varied(data)
     return data
 

@@ -36,6 +36,14 @@ class ProviderName(str, enum.Enum):
     tensorrt = "tensorrt"
 
 
+class BackendName(str, enum.Enum):
+    """Where profiling is done."""
+
+    processes = "processes"
+    dask = "dask"
+    ray = "ray"
+
+
 class LayoutName(str, enum.Enum):
     """The order of the axes of an image batch."""
 
@@ -69,7 +77,11 @@ class Choices:
     Layout = Annotated[Optional[LayoutName], typer.Option(help="Axes of the model's input.")]  # noqa: UP045
     Target = Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Share to keep: macs=0.5, params=0.5, or both with a comma."),
+        typer.Option(help="Share to keep: latency=0.6, macs=0.5, params=0.5, or several with commas."),
+    ]
+    MaxDrop = Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="In place of a target: the fastest network that loses no more top-1, such as 0.01."),
     ]
     Strategy = Annotated[
         Optional[StrategyName],  # noqa: UP045
@@ -79,10 +91,45 @@ class Choices:
     Seed = Annotated[Optional[int], typer.Option(help="Draws the calibration images and positions. [0]")]  # noqa: UP045
     Align = Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Ranks and channel counts are multiples of this. [4]"),
+        typer.Option(
+            help="Ranks and channel counts are multiples of this. [what pays where latency is measured, else 4]"
+        ),
     ]
     Provider = Annotated[Optional[ProviderName], typer.Option(help="Where to run. [auto]")]  # noqa: UP045
     Threads = Annotated[Optional[int], typer.Option(help="Threads of onnxruntime; 0 is its default. [0]")]  # noqa: UP045
+    Batch = Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Images a run when serving, which latency is measured at. [what the model declares, or 1]"),
+    ]
+    LatencyTable = Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Times of another machine, to plan for it: see `hmc-onnx latency measure`."),
+    ]
+    Latency = Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--latency/--no-latency", help="Measure the time of every candidate. [--latency]"),
+    ]
+    Quick = Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--quick/--no-quick", help="A quarter of the images and fewer candidates. [--no-quick]"),
+    ]
+    Exhaustive = Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--exhaustive/--no-exhaustive", help="Measure every candidate on all images. [--no-exhaustive]"),
+    ]
+    WorkDir = Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A folder for all that is measured: a run that was cut off goes on from it."),
+    ]
+    Memory = Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Gigabytes of activations to hold in memory; more goes to disk. [2]"),
+    ]
+    Backend = Annotated[
+        Optional[BackendName],  # noqa: UP045
+        typer.Option(help="Where to profile: processes of this machine, or a cluster. [processes]"),
+    ]
+    Address = Annotated[Optional[str], typer.Option(help="Of the dask or ray cluster.")]  # noqa: UP045
     Labels = Annotated[
         Optional[bool],  # noqa: UP045
         typer.Option("--labels/--no-labels", help="Report top-1 accuracy where the data have labels. [--labels]"),
@@ -110,6 +157,8 @@ def _numbers(value: Any) -> bool:
 _TEXT: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, str), "text")
 _WHOLE: tuple[Callable[[Any], bool], str] = (_whole, "a whole number")
 _NUMBERS: tuple[Callable[[Any], bool], str] = (_numbers, "a list of numbers, one a channel")
+_NUMBER: tuple[Callable[[Any], bool], str] = (lambda value: _whole(value) or isinstance(value, float), "a number")
+_TRUTH: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, bool), "true or false")
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data": _TEXT,
     "test_data": _TEXT,
@@ -125,7 +174,17 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "align": _WHOLE,
     "provider": _TEXT,
     "threads": _WHOLE,
-    "labels": (lambda value: isinstance(value, bool), "true or false"),
+    "batch": _WHOLE,
+    "latency_table": _TEXT,
+    "latency": _TRUTH,
+    "max_drop": _NUMBER,
+    "quick": _TRUTH,
+    "exhaustive": _TRUTH,
+    "work_dir": _TEXT,
+    "memory": _NUMBER,
+    "backend": _TEXT,
+    "address": _TEXT,
+    "labels": _TRUTH,
 }
 
 

@@ -1,11 +1,13 @@
-"""Latency tells models apart."""
+"""Latency tells models apart, and outlasts what disturbs it."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from zoo import Builder
 
-from calib.latency import interleaved
+from calib import latency
+from calib.latency import Timings, calm, interleaved, undisturbed
 from calib.sessions import Runtime, Session
 
 
@@ -17,10 +19,36 @@ def convs(width: int) -> tuple:
 def test_each_model_has_its_time_and_the_heavier_one_more() -> None:
     light, heavy = (Session(convs(width), Runtime(threads=1)) for width in (2, 256))
     feeds = {"input": np.ones((4, 3, 32, 32), np.float32)}
-    found = interleaved([heavy, light, heavy], feeds, repeats=11, warm_up=2)
-    assert len(found) == 3
-    assert found[0].median > 3 * found[1].median
-    assert found[2].median > 3 * found[1].median
-    for latency in found:
-        assert latency.median > 0
-        assert latency.uncertainty > 0
+    found = interleaved([heavy, light, heavy], feeds)
+    assert found.seconds.shape == (latency.REPEATS, 3)
+    assert found.latency(0).value > 3 * found.latency(1).value > 0
+    assert found.ratio(2).value > 0.3
+    assert found.ratio(1).value < 0.34
+
+
+def test_what_disturbs_some_runs_does_not_count() -> None:
+    rng = np.random.default_rng(0)
+    quiet = 1 + 0.01 * rng.random(1000)
+    disturbed = quiet + np.where(rng.random(1000) < 0.7, rng.random(1000), 0)
+    assert undisturbed(disturbed).value == pytest.approx(1, abs=0.02)
+    assert undisturbed(quiet).uncertainty < undisturbed(disturbed).uncertainty
+    assert Timings(np.stack([disturbed, 2 * quiet], 1)).ratio(1).value == pytest.approx(2, abs=0.04)
+
+
+def test_the_interval_holds_the_decile_as_often_as_it_says() -> None:
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(400):
+        sample = np.sort(rng.random(100))
+        estimate = undisturbed(sample)
+        held += abs(estimate.value - 0.1) <= 2 * estimate.uncertainty
+    assert held >= 0.9 * 400
+
+
+def test_it_is_measured_again_until_a_known_model_takes_no_longer_than_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = iter([3.0, 2.0, 1.03, 1.0, 1.0])
+    monkeypatch.setattr(latency, "TRIES", 5)
+    monkeypatch.setattr(latency, "interleaved", lambda *_: Timings(np.full((9, 2), next(tries))))
+    assert calm([], {}, 1.0).latency(0).value == 1.03
+    assert list(tries) == [1.0, 1.0]
+    tries = iter([3.0, 2.0, 2.5, 4.0, 2.1])
+    assert calm([], {}, 1.0).latency(0).value == 2.0

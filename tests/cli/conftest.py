@@ -50,6 +50,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     `processes=True` starts these.
     """
     from hmc_onnx.cli import main
+    from hmc_onnx.parallel import _BACKENDS
 
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
@@ -60,7 +61,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         with monkeypatch.context() as patched:
             patched.setattr(sys, "argv", ["hmc-onnx", *map(str, arguments)])
             if not processes:
-                patched.setattr("hmc_onnx.profiler.workers", nullcontext)
+                patched.setitem(_BACKENDS, "processes", nullcontext)
             with pytest.raises(SystemExit) as exit_:
                 main()
         return Outcome(int(exit_.value.code or 0), *capsys.readouterr())
