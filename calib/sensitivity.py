@@ -27,7 +27,7 @@ from passes.errors import ModelError
 from passes.model import Model, byte_size
 from passes.progress import Progress, silent
 
-__all__ = ["Bench", "Change", "Gauge", "measure", "sensitivities", "windows"]
+__all__ = ["Bench", "Change", "Gauge", "cut", "measure", "sensitivities", "windows"]
 
 # Share of the nodes behind a cut that are run again for changes further on, to save the building of sessions. What
 # may be changed is not constant to onnxruntime either, which keeps it from the fastest kernels.
@@ -76,32 +76,32 @@ class Gauge:
     Args:
         walk: at the start of its graph.
         confidence: with which an option must be known to be out before it is; None: none ever is.
+
+    Raises:
+        ModelError: the network's output is not a number.
     """
 
     def __init__(self, walk: Walk, confidence: float | None = None) -> None:
         self.walk = walk
-        self.reached = -1
+        self.reached = -1  # number of the window that it is at
         self._confidence = confidence
-        self._reference: list[list[np.ndarray]] = []
+        self._reference = walk.tail([]).outputs({})
+        if any(np.isnan(chunk).any() for output in self._reference for chunk in output):
+            raise ModelError(
+                "the model's output is NaN on some calibration images: "
+                "check its weights, and that the images are preprocessed as for training"
+            )
         self._first = math.ceil(len(walk.chunks) * FIRST)
 
-    def measure(self, window: Sequence[Change], done: Callable[[], None] = lambda: None) -> dict[Hashable, float]:
-        """Nats by option key, for changes that share a session.
+    def advance(self, tensor: str) -> None:
+        """Go on to the next window, which begins at a tensor."""
+        self.walk.advance([tensor])
+        self.reached += 1
 
-        Raises:
-            ModelError: the network's output is not a number.
-        """
-        first = min(window, key=lambda c: c.position)
-        self.walk.advance([first.tensor])
-        self.reached = first.position
+    def measure(self, window: Sequence[Change], done: Callable[[], None] = lambda: None) -> dict[Hashable, float]:
+        """Nats by option key, for changes that share a session."""
+        self.advance(cut(window))
         tail = self.walk.tail([name for change in window for name in change.initializers])
-        if not self._reference:
-            self._reference = tail.outputs({})
-            if any(np.isnan(chunk).any() for output in self._reference for chunk in output):
-                raise ModelError(
-                    "the model's output is NaN on some calibration images: "
-                    "check its weights, and that the images are preprocessed as for training"
-                )
         results: dict[Hashable, float] = {}
         for change in window:
             few = slice(0, self._first if change.costs and self._confidence is not None else None)
@@ -189,6 +189,11 @@ def windows(changes: Sequence[Change], nodes: int, most: int | None = None) -> I
         yield window
 
 
+def cut(window: Sequence[Change]) -> str:
+    """The tensor at which a window begins."""
+    return min(window, key=lambda c: c.position).tensor
+
+
 @dataclass(frozen=True)
 class Bench:
     """All that measuring takes, to be sent to each worker once.
@@ -197,6 +202,7 @@ class Bench:
         key: of the bench: workers keep what they have made of it.
         model: the graph.
         chunks: calibration images, as one feed a chunk.
+        cuts: where the windows begin. Each worker goes through all of them, so that all round alike.
         runtime: how to run it.
         confidence: as for `Gauge`.
         memory: bytes of activations that one worker may hold in memory.
@@ -205,6 +211,7 @@ class Bench:
     key: str
     model: onnx.ModelProto
     chunks: list[dict[str, np.ndarray]]
+    cuts: list[str]
     runtime: Runtime = CPU
     confidence: float | None = None
     memory: int | None = None
@@ -213,22 +220,27 @@ class Bench:
         return byte_size(self.model) + sum(array.nbytes for chunk in self.chunks for array in chunk.values())
 
 
-_gauges: dict[str, Gauge] = {}
+_held: dict[str, tuple[Bench, Gauge]] = {}
 _measuring = threading.Lock()
 
 
-def measure(bench: Callable[[], Bench], key: str, window: Sequence[Change]) -> dict[Hashable, float]:
+def measure(bench: Callable[[], Bench], key: str, number: int, window: Sequence[Change]) -> dict[Hashable, float]:
     """`Gauge.measure` in a worker process, on the walk that it keeps; begun anew where that is past the window.
 
     Args:
-        bench: what gets it, called where nothing is kept yet.
+        bench: what gets it.
         key: of the bench.
+        number: of the window.
         window: changes that share a session.
     """
     with _measuring:
-        gauge = _gauges.get(key)
-        if gauge is None or gauge.reached > min(c.position for c in window):
-            _gauges.clear()
+        held = _held.get(key)
+        if held is None or held[1].reached >= number:
             got = bench()
-            gauge = _gauges[key] = Gauge(Walk(Model(got.model), got.chunks, got.runtime, got.memory), got.confidence)
+            walk = Walk(Model(got.model), got.chunks, got.runtime, got.memory)
+            _held.clear()
+            held = _held[key] = got, Gauge(walk, got.confidence)
+        got, gauge = held
+        for tensor in got.cuts[gauge.reached + 1 : number]:
+            gauge.advance(tensor)
         return gauge.measure(window)

@@ -21,7 +21,7 @@ from calib.batching import calibration_chunks, input_shapes
 from calib.data import CalibrationData
 from calib.latency_table import LatencyTable
 from calib.moments import sample_positions, sampled_patches
-from calib.sensitivity import Bench, Change, measure, windows
+from calib.sensitivity import Bench, Change, cut, measure, windows
 from calib.sessions import Runtime, providers
 from calib.walk import Walk
 from hmc_onnx.candidates import (
@@ -175,18 +175,19 @@ class _Profiler:
         ]
         chunk = min(settings.chunk, KL_CHUNK)
         here = provider != "CPUExecutionProvider"  # where the workers would share one device
+        windowed = list(windows(changes, len(self.model.graph.nodes), MOST_OPTIONS))
         bench = Bench(
             key=f"{self.digest} {self.data.digest()} {settings.model_dump_json()}",
             model=self.model.to_proto(),
+            cuts=[cut(w) for w in windowed],
             chunks=calibration_chunks(self.model, self.data, settings.kl_samples, chunk, settings.runtime),
             runtime=settings.runtime if here else Runtime(settings.provider, 1),
             confidence=None if settings.exhaustive else CONFIDENCE,
             memory=int(workers.work.memory * 1e9 / (1 if here else workers.workers)),
         )
-        windowed = {str(i): w for i, w in enumerate(windows(changes, len(self.model.graph.nodes), MOST_OPTIONS))}
         shared = workers.share("bench", bench)
-        tasks: dict[str, Task] = {n: partial(_measuring, shared, bench.key, w) for n, w in windowed.items()}
-        steps = {n: sum(len(c.options) for c in w) for n, w in windowed.items()}
+        tasks: dict[str, Task] = {str(i): partial(_measuring, shared, bench.key, i, w) for i, w in enumerate(windowed)}
+        steps = {str(i): sum(len(c.options) for c in w) for i, w in enumerate(windowed)}
         found = workers.run("sensitivity", tasks, steps, here)
         return {key: value for window in found.values() for key, value in window.items()}
 
@@ -241,8 +242,8 @@ def _task(*call: Any) -> tuple[Any, ...]:
     return call
 
 
-def _measuring(shared: Callable[[], Bench], key: str, window: Sequence[Change]) -> tuple[Any, ...]:
-    return measure, shared, key, [change.made() for change in window]
+def _measuring(shared: Callable[[], Bench], key: str, number: int, window: Sequence[Change]) -> tuple[Any, ...]:
+    return measure, shared, key, number, [change.made() for change in window]
 
 
 def _measure_moments(walk: Walk, layers: dict[str, Subject], settings: Settings, workers: Pool) -> None:

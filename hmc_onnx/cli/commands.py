@@ -147,7 +147,7 @@ def profile(
     from hmc_onnx.plans import write_json
 
     check_output(output, *_inputs(model, config, run))
-    settings = _settings(run).model_copy(update={"latency": run.latency is not False})
+    settings = _settings(run).model_copy(update={"latency": bool(run.latency)})
     table, work, proto = _table(run), _work(run), load_supported(model)
     images = _calibration(proto, run, settings)
     with progress_bar() as progress:

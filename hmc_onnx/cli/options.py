@@ -107,7 +107,9 @@ class Choices:
     ]
     Latency = Annotated[
         Optional[bool],  # noqa: UP045
-        typer.Option("--latency/--no-latency", help="Measure the time of every candidate. [--latency]"),
+        typer.Option(
+            "--latency/--no-latency", help="Measure the time of every candidate, to plan for it. [--no-latency]"
+        ),
     ]
     Quick = Annotated[
         Optional[bool],  # noqa: UP045

@@ -153,9 +153,8 @@ def test_divergence_and_accuracy_by_hand() -> None:
 
 def test_latency_tells_a_large_network_from_a_small_one() -> None:
     small, large = Session(resnet((1,), (4,))), Session(resnet((8,), (64,)))
-    first, second = interleaved([small, large], {"input": images(8)}, repeats=9)
-    assert 0 < first.median < second.median
-    assert min(first.uncertainty, second.uncertainty) >= 0
+    timings = interleaved([small, large], {"input": images(8)})
+    assert 0 < timings.latency(0).value < timings.latency(1).value
 
 
 def test_a_provider_that_does_not_work_is_said_in_a_sentence() -> None:

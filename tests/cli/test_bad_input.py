@@ -28,6 +28,7 @@ from onnx import helper
 from PIL import Image
 from zoo import images, parsed, resnet
 
+from hmc_onnx.parallel import _BACKENDS
 from hmc_onnx.pipeline import profile as profile_model
 from hmc_onnx.plans import read_plan, write_json
 from hmc_onnx.settings import Settings, parse_target
@@ -95,7 +96,7 @@ def steps(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with profile.json of model.onnx with splits.npz, and plan.json of it."""
     at = tmp_path_factory.mktemp("steps")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hmc_onnx.profiler.workers", nullcontext)
+        patch.setitem(_BACKENDS, "processes", nullcontext)
         pixels = np.load(given / "splits.npz")["train_images"]
         data = {"input": (np.arange(256) / 255).astype(np.float32)[pixels]}
         profile = profile_model(given / "model.onnx", [data], Settings())
@@ -340,7 +341,7 @@ def test_a_target_out_of_range(compress: Refuses, target: str) -> None:
     "target", ["half", "0.5", "", "macs", "macs=", "macs=half", "flops=0.5", "macs=0.5;params=0.5", "macs=50%"]
 )
 def test_a_target_that_makes_no_sense(compress: Refuses, target: str) -> None:
-    compress(target=target, says=(f"target '{target}' is not understood", "write macs=0.5, params=0.5 or"))
+    compress(target=target, says=(f"target '{target}' is not understood", "write latency=0.6, macs=0.5 or params=0.5"))
 
 
 def test_no_target(compress: Refuses, refuses: Refuses, steps: Path) -> None:
@@ -435,8 +436,8 @@ def test_a_provider_that_the_machine_has_not(compress: Refuses, refuses: Refuses
         ("\ttarget: macs=0.5", ("is not valid YAML", "line 1")),
         ("seed: !!python/object/apply:os.getpid []", ("is not valid YAML", "python/object")),
         ("\x00", ("is not valid YAML",)),
-        ("targte: macs=0.5", ("unknown option 'targte'", "known are align, data")),
-        ("output: other.onnx", ("unknown option 'output'", "known are align, data")),
+        ("targte: macs=0.5", ("unknown option 'targte'", "known are address, align, backend")),
+        ("output: other.onnx", ("unknown option 'output'", "known are address, align, backend")),
         ("target: 0.5", ("0.5 for the option 'target'", "write text such as macs=0.5")),
         ("target: {macs: 0.5}", ("'target'", "write text such as macs=0.5")),
         ("data: 5", ("5 for the option 'data'", "write text")),

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from zoo import images, resnet
 
 from calib.data import CalibrationData
-from hmc_onnx.candidates import RATIOS, SHARES, Candidate, Curve, front, removal
+from hmc_onnx.candidates import RATIOS, SHARES, Candidate, Curve, front, offers, removal, timed
 from hmc_onnx.profiler import profile
-from hmc_onnx.profiles import KEEP, LayerChoice, Profile
+from hmc_onnx.profiles import KEEP, REMOVED, LayerChoice, Profile
 from hmc_onnx.settings import Settings
 from hmc_onnx.subjects import find_subjects
+from passes.branches import remove_branch
 from passes.channels import trace
 from passes.cost import costs, total
 from passes.decompose import DECOMPOSITIONS, chain_macs, compose
@@ -46,7 +47,7 @@ def moment(patches: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def found(weight: np.ndarray, moment: np.ndarray) -> list[Candidate]:
-    return front(CONV, weight, moment, SIZE, align=2, methods=list(DECOMPOSITIONS), ratios=RATIOS)
+    return front(CONV, weight, moment, offers(CONV, SIZE, 2, list(DECOMPOSITIONS), RATIOS))
 
 
 def lost(patches: np.ndarray, weight: np.ndarray, kernel: np.ndarray) -> float:
@@ -56,43 +57,60 @@ def lost(patches: np.ndarray, weight: np.ndarray, kernel: np.ndarray) -> float:
 
 
 def test_errors_are_those_on_the_patches_and_costs_those_of_the_chain(found, patches, weight) -> None:
-    assert len({c.method for c in found}) > 1
+    assert len({c.offer.method for c in found}) > 1
     for c in found:
         assert c.error == pytest.approx(lost(patches, weight, c.kernel), rel=1e-6)
-        np.testing.assert_allclose(c.kernel, compose(c.links, c.factors))
+        np.testing.assert_allclose(c.kernel, compose(c.offer.links, c.factors))
         size, macs = SIZE, 0
-        for link in c.links:
+        for link in c.offer.links:
             size = link.output_size(size)
             macs += int(np.prod(link.weight_shape) * np.prod(size))
-        assert c.macs == macs
-        assert c.parameters == sum(f.size for f in c.factors) + CONV.outputs
+        assert c.offer.macs == macs
+        assert c.offer.parameters == sum(f.size for f in c.factors) + CONV.outputs
 
 
 def test_no_candidate_beats_one_of_the_front_and_every_other_is_beaten(found, patches, weight, moment) -> None:
     for a, b in itertools.pairwise(found):
-        assert a.macs > b.macs and a.error < b.error
+        assert a.offer.macs > b.offer.macs and a.error < b.error
     tried = 0
     for name, method in DECOMPOSITIONS.items():
         for rank in {r for ratio in RATIOS if (r := method.rank_for(CONV, SIZE, ratio, 2))}:
             kernel = compose(method.links(CONV, rank), method.factors(CONV, weight, moment, rank))
             macs, error = chain_macs(method.links(CONV, rank), SIZE), lost(patches, weight, kernel)
-            assert any(c.macs <= macs and c.error <= error * (1 + 1e-6) for c in found), (name, rank)
+            assert any(c.offer.macs <= macs and c.error <= error * (1 + 1e-6) for c in found), (name, rank)
             tried += 1
     assert tried > len(found)
 
 
-def test_ranks_are_aligned_and_within_the_ratio(weight, moment) -> None:
+def test_ranks_are_aligned_and_within_the_ratio() -> None:
     for align in (1, 3, 4):
-        for c in front(CONV, weight, moment, SIZE, align=align, methods=["svd", "spatial"], ratios=[0.5]):
-            assert c.rank % align == 0
-            assert c.macs <= 0.5 * CONV.macs(SIZE)
-            one_more = DECOMPOSITIONS[c.method].links(CONV, c.rank + align)
+        found = offers(CONV, SIZE, align, ["svd", "spatial"], [0.5])
+        assert {o.method for o in found} == {"svd", "spatial"}
+        for o in found:
+            assert o.rank % align == 0
+            assert o.macs <= 0.5 * CONV.macs(SIZE)
+            one_more = DECOMPOSITIONS[o.method].links(CONV, o.rank + align)
             assert chain_macs(one_more, SIZE) > 0.5 * CONV.macs(SIZE)
 
 
 def test_a_layer_of_no_response_loses_nothing(moment) -> None:
-    for c in front(CONV, np.zeros(CONV.weight_shape), moment, SIZE, align=4, methods=["svd"], ratios=RATIOS):
-        assert c.error == 0
+    found = front(CONV, np.zeros(CONV.weight_shape), moment, offers(CONV, SIZE, 4, ["svd"], RATIOS))
+    assert found
+    assert all(c.error == 0 for c in found)
+
+
+def test_where_time_is_measured_it_is_what_candidates_are_compared_by(weight, moment) -> None:
+    offered = offers(CONV, SIZE, 2, list(DECOMPOSITIONS), RATIOS)
+    slow, times = "cp", {(CONV,): 10.0}
+    for o in offered:  # as many seconds as MACs, but for one method, which is as slow as the layer
+        times[o.links] = 10.0 if o.method == slow else 9.0 * o.macs / CONV.macs(SIZE)
+    left = timed(offered, CONV, times)
+    assert {o.method for o in offered} - {o.method for o in left} == {slow}
+    assert all(o.cost == o.seconds == times[o.links] for o in left)
+    found = front(CONV, weight, moment, left)
+    assert [c.offer.seconds for c in found] == sorted((c.offer.seconds for c in found), reverse=True)
+    assert timed(offered, CONV, None) == offered
+    assert all(o.cost == o.macs for o in offered)
 
 
 points = st.lists(st.tuples(st.floats(1e-6, 1), st.floats(1e-8, 10)), min_size=1, max_size=8, unique_by=lambda p: p[0])
@@ -141,9 +159,14 @@ def rewritten(model: Model, found: Profile, layer: str, choice: LayerChoice) -> 
     for name, index in ((own.input_group, choice.inputs), (own.output_group, choice.outputs)):
         if name is not None:
             removed.setdefault(name, set()).update(groups[name].choices[index].removed)
-    trace(model).remove({k: np.array(sorted(v)) for k, v in removed.items() if v})
+    gone = [k for k, v in removed.items() if len(v) == groups[k].size]
+    trace(model).remove({k: np.array(sorted(v)) for k, v in removed.items() if v and k not in gone})
+    for name in gone:
+        (end,) = (n for n in model.graph.nodes if n.name in groups[name].consumers)
+        remove_branch(model.graph, end)
+    model.graph.cleanup()
     model.forget_shapes()
-    if choice.method != KEEP:
+    if choice.method not in (KEEP, REMOVED):
         shapes = infer_shapes(model, batch_one(model))
         node = next(n for n in model.graph.nodes if n.name == layer)
         geometry = layer_of(node, shapes).geometry
@@ -163,8 +186,10 @@ def test_costs_of_choices_are_those_of_the_graph_rewritten(profiled: tuple[Model
             own = [c for name, c in table.items() if name == layer.name or name.startswith(f"{layer.name}/")]
             assert choice.macs == sum(c.macs for c in own)
             assert choice.parameters == sum(c.parameters for c in own)
-            kinds.add((choice.inputs > 0, choice.outputs > 0, choice.method != KEEP))
+            if choice.method != REMOVED:
+                kinds.add((choice.inputs > 0, choice.outputs > 0, choice.method != KEEP))
     assert len(kinds) == 7  # all but pruned at both ends and decomposed, which is not on offer
+    assert {c.method for layer in found.layers for c in layer.choices} >= {KEEP, REMOVED}
 
 
 def test_a_network_costs_what_its_layers_cost_together(profiled: tuple[Model, Profile]) -> None:
@@ -177,14 +202,19 @@ def test_a_network_costs_what_its_layers_cost_together(profiled: tuple[Model, Pr
         taken = {g.name: int(rng.integers(len(g.choices))) for g in found.groups}
         copy = model.copy()
         removed = {g.name: np.array(g.choices[taken[g.name]].removed) for g in found.groups if taken[g.name]}
-        trace(copy).remove(removed)
+        gone = [g for g in found.groups if g.choices[taken[g.name]].keep == 0]
+        trace(copy).remove({k: v for k, v in removed.items() if k not in {g.name for g in gone}})
+        for group in gone:
+            (end,) = (n for n in copy.graph.nodes if n.name in group.consumers)
+            remove_branch(copy.graph, end)
+        copy.graph.cleanup()
         copy.forget_shapes()
         cost = total(copy)
         chosen = [
             next(
                 c
                 for c in layer.choices
-                if c.method == KEEP
+                if c.method in (KEEP, REMOVED)
                 and (c.inputs, c.outputs) == (taken.get(layer.input_group, 0), taken.get(layer.output_group, 0))
             )
             for layer in found.layers
@@ -200,7 +230,7 @@ def test_groups_offer_aligned_shares_of_their_channels(profiled: tuple[Model, Pr
         keeps = [c.keep for c in group.choices]
         assert keeps[0] == group.size
         assert keeps == sorted(keeps, reverse=True)
-        assert set(keeps[1:]) <= {int(group.size * s) // 2 * 2 for s in SHARES}
+        assert set(keeps[1:]) <= {int(group.size * s) // 2 * 2 for s in SHARES} | {0}
         for a, b in itertools.pairwise(group.choices):
             assert set(a.removed) < set(b.removed)
             assert len(b.removed) == group.size - b.keep
@@ -215,7 +245,8 @@ def test_an_elimination_to_be_sent_away_is_the_one_of_the_groups_layers() -> Non
     for subject in subjects.layers.values():
         subject.moments.update(rng.normal(size=(300, subject.layer.geometry.features)))
     group = next(iter(subjects.groups.values()))
-    found = pickle.loads(pickle.dumps(removal(group, subjects.layers, 2)))()
+    eliminate, *arguments = pickle.loads(pickle.dumps(removal(group, subjects.layers, 2)))
+    found = eliminate(*arguments)
     shapes = [subjects.layers[s.node.name].layer.weight.shape for s, _ in group.members("consumes")]
     assert found.weights
     for weights in found.weights.values():

@@ -109,7 +109,9 @@ def profiles(draw: st.DrawFn) -> Profile:
             )
         )
     total = {"macs": 64000 * count + 500, "parameters": 64000 // 9 * count + 7}
-    return Profile(model="m", data="d", settings=Settings(), groups=groups, layers=layers, declined={}, **total)
+    return Profile(
+        model="m", data="d", align=1, settings=Settings(), groups=groups, layers=layers, declined={}, **total
+    )
 
 
 def combinations(profile: Profile) -> list[tuple[tuple[int, ...], tuple[LayerChoice, ...], float]]:
@@ -195,6 +197,7 @@ def test_layers_are_grouped_by_what_they_bear() -> None:
     ]
     profile = Profile(
         model="m",
+        align=1,
         data="d",
         settings=Settings(),
         macs=300,

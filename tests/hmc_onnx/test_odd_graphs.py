@@ -21,6 +21,7 @@ import hmc_onnx
 from calib.observing import observe
 from calib.sessions import Session
 from hmc_onnx.inputs import signature
+from hmc_onnx.parallel import _BACKENDS
 from passes.cost import total
 from passes.decompose import DECOMPOSITIONS
 from passes.errors import HmcError, ModelError
@@ -564,7 +565,7 @@ add("no Conv", lambda: (b := Builder()).model(b.gemm(b.node("Flatten", "input"),
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process: others take seconds to start."""
-    monkeypatch.setattr("hmc_onnx.profiler.workers", contextlib.nullcontext)
+    monkeypatch.setitem(_BACKENDS, "processes", contextlib.nullcontext)
 
 
 def feeds_of(proto: ModelProto) -> Feeds:

@@ -19,6 +19,7 @@ from zoo import run
 import hmc_onnx
 from hmc_onnx.inputs import signature
 from hmc_onnx.inspection import inspect
+from hmc_onnx.parallel import _BACKENDS
 from hmc_onnx.verification import same_signature
 from passes.decompose import DECOMPOSITIONS
 
@@ -45,7 +46,7 @@ def test_the_table_has_every_network() -> None:
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_network_is_compressed_as_far_as_it_goes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hmc_onnx.profiler.workers", contextlib.nullcontext)
+    monkeypatch.setitem(_BACKENDS, "processes", contextlib.nullcontext)
     for constant in ("SHARES", "RATIOS", "RATIOS_WHEN_PRUNED"):
         monkeypatch.setattr(f"hmc_onnx.candidates.{constant}", (0.5,))
     for method in set(DECOMPOSITIONS) - {"svd"}:

@@ -18,6 +18,7 @@ from zoo import run
 
 import hmc_onnx
 from hmc_onnx.inputs import signature
+from hmc_onnx.parallel import _BACKENDS
 from hmc_onnx.verification import same_signature
 from passes.decompose import DECOMPOSITIONS
 
@@ -83,7 +84,7 @@ def test_the_table_has_every_export_but_those_that_are_skipped() -> None:
 @pytest.fixture(autouse=True)
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the channels or an SVD of half the MACs, in this process."""
-    monkeypatch.setattr("hmc_onnx.profiler.workers", contextlib.nullcontext)
+    monkeypatch.setitem(_BACKENDS, "processes", contextlib.nullcontext)
     for constant in ("SHARES", "RATIOS", "RATIOS_WHEN_PRUNED"):
         monkeypatch.setattr(f"hmc_onnx.candidates.{constant}", (0.5,))
     for name in set(DECOMPOSITIONS) - {"svd"}:

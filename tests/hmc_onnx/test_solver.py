@@ -69,6 +69,7 @@ def profiles(draw: st.DrawFn) -> Profile:
         )
     return Profile(
         model="m",
+        align=1,
         data="d",
         settings=Settings(),
         macs=sum(x.macs for x in layers) + FIXED["macs"],
@@ -209,7 +210,15 @@ def one_layer(*macs: int) -> Profile:
     ]
     layer = LayerProfile(name="l", input_group=None, output_group=None, macs=macs[0], parameters=1, choices=choices)
     return Profile(
-        model="m", data="d", settings=Settings(), macs=macs[0], parameters=1, groups=[], layers=[layer], declined={}
+        model="m",
+        data="d",
+        align=1,
+        settings=Settings(),
+        macs=macs[0],
+        parameters=1,
+        groups=[],
+        layers=[layer],
+        declined={},
     )
 
 

@@ -9,11 +9,12 @@ import pytest
 from zoo import Builder, images
 
 import hmc_onnx
+from hmc_onnx.parallel import _BACKENDS
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 3, 1, 2]])
 def test_convs_behind_a_reshaped_gemm_are_compressed(order: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hmc_onnx.profiler.workers", contextlib.nullcontext)
+    monkeypatch.setitem(_BACKENDS, "processes", contextlib.nullcontext)
     b = Builder()
     x = b.node("Reshape", b.gemm(b.node("Flatten", "input"), 192, 256), b.const([-1, 4, 8, 8]))
     x = b.node("Transpose", x, perm=order)
