@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
+from threadpoolctl import threadpool_limits
 
 from hmc_onnx.journal import Journal
 from passes.errors import SettingsError
@@ -99,6 +101,10 @@ class Pool:
             return
         calls = (joblib.delayed(_call)(name, *task()) for name, task in tasks.items())
         # as many in hand as there are workers and no more: the arguments are large
+        if self.work.backend == "ray":  # gives no results before it has all
+            while some := list(itertools.islice(calls, 4 * self.workers)):
+                yield from joblib.Parallel(batch_size=1)(some)
+            return
         yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch="n_jobs + 1", batch_size=1)(calls)
 
     def share(self, name: str, value: Any) -> Callable[[], Any]:
@@ -148,7 +154,8 @@ class _File:
 
 
 def _call(name: str, function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
-    return name, function(*arguments)
+    with threadpool_limits(1, "blas"):  # more gain nothing on small matrices, and round differently
+        return name, function(*arguments)
 
 
 @contextmanager
@@ -216,16 +223,19 @@ def _ray(work: Work) -> Iterator[None]:
         raise SettingsError("--backend ray needs Ray: pip install 'hmc-onnx[ray]'") from e
     if work.address is None:
         raise SettingsError("--backend ray needs the cluster's --address, such as auto or 10.0.0.1:6379")
-    try:
-        ray.init(address=work.address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError) as e:
-        raise SettingsError(f"no Ray cluster answers at '{work.address}': give its --address") from e
+    theirs = ray.is_initialized()  # by the caller, who connected to the cluster
+    if not theirs:
+        try:
+            ray.init(address=work.address, log_to_driver=False, logging_level="error")
+        except (ConnectionError, RuntimeError, ValueError) as e:
+            raise SettingsError(f"no Ray cluster answers at '{work.address}': give its --address") from e
     register_ray()
     try:
         with joblib.parallel_config("ray", n_jobs=-1):
             yield
     finally:
-        ray.shutdown()
+        if not theirs:
+            ray.shutdown()
 
 
 _BACKENDS = {"processes": _processes, "dask": _dask, "ray": _ray}

@@ -1,0 +1,83 @@
+"""Time reached and top-1 kept by plans for a share of the time, and by plans for a share of the MACs, without training.
+
+    python benchmarks/latency.py MODEL.onnx --data cifar10.npz --preset cifar10 --batch 8 \
+        --targets 0.8 0.7 0.6 0.5 --macs 0.7 0.6 0.5 0.4 0.3
+
+For each target: the share of the time that was planned (of a network of the planned shapes, before its repair), that
+which the finished file takes beside the original, and top-1 on a whole test split. Plans for a share of the MACs are
+made from a profile of their own, as `--target macs=…` would, and timed alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import onnx
+
+import hmc_onnx
+from calib.data import CalibrationData
+from calib.divergence import top1
+from calib.latency import calm, interleaved
+from calib.sessions import Session
+from hmc_onnx.fitting import fitted
+from hmc_onnx.latencies import serving_feeds
+from passes.normalise import normalise
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="with a train and a labelled test split")
+    parser.add_argument("--preset", default="cifar10")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--targets", type=float, nargs="*", default=[0.8, 0.7, 0.6, 0.5])
+    parser.add_argument("--macs", type=float, nargs="*", default=[])
+    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    proto, preprocess = hmc_onnx.load(args.model), hmc_onnx.preprocessing(args.preset)
+    calibration = hmc_onnx.load_data(proto, args.data, preprocess, samples=args.samples, seed=args.seed)
+    test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
+    feeds = serving_feeds(calibration, args.batch)
+    known = interleaved([Session(proto)], feeds).latency(0).value
+    print(f"{args.model.name}: top-1 {accuracy(proto, test):.2f} %, {1e3 * known:.2f} ms at batch {args.batch}")
+    for what, shares in (("latency", args.targets), ("macs", args.macs)):
+        if not shares:
+            continue
+        start = time.perf_counter()
+        settings = hmc_onnx.Settings(
+            samples=args.samples, seed=args.seed, batch=args.batch, latency=what == "latency", provider="cpu"
+        )
+        profile = hmc_onnx.profile(proto, calibration, settings)
+        print(f"profile for {what}: {time.perf_counter() - start:.0f} s", flush=True)
+        print("| target | time planned | time of the file | MACs | top-1 | seconds |\n|---|---|---|---|---|---|")
+        for share in shares:
+            start, target = time.perf_counter(), hmc_onnx.parse_target(f"{what}={share}")
+            try:
+                plan = fitted(proto, normalise(proto), profile, calibration, target)
+            except hmc_onnx.HmcError as e:
+                print(f"| {what}={share:g} | {e} |", flush=True)
+                continue
+            model = hmc_onnx.apply(proto, plan, calibration)
+            seconds = time.perf_counter() - start
+            ratio = calm([Session(proto), Session(model)], feeds, known).ratio(1)
+            planned = f"{plan.latency.measured:.3f}" if plan.latency and plan.latency.measured else "–"
+            print(
+                f"| {what}={share:g} | {planned} | {ratio.value:.3f} ± {ratio.uncertainty:.3f} "
+                f"| {plan.macs / profile.macs:.3f} | {accuracy(model, test):.2f} | {seconds:.0f} |",
+                flush=True,
+            )
+
+
+def accuracy(model: onnx.ModelProto, test: CalibrationData) -> float:
+    session = Session(model)
+    outputs = [session.run(feeds)[0] for feeds, _ in test.chunks(250)]
+    assert test.labels is not None
+    return 100 * top1(outputs, test.labels)
+
+
+if __name__ == "__main__":
+    main()
