@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from calib.probing import time_probes
 from calib.sessions import Runtime, providers
-from passes.errors import SettingsError
+from passes.errors import OutputError, SettingsError
 from passes.model import write_atomically
 from passes.probe import Probe
 from passes.progress import Progress, silent
@@ -99,7 +99,10 @@ class LatencyTable(BaseModel):
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the table as JSON, atomically, its folder with it; raises OutputError."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise OutputError(f"cannot make the folder of '{path}': {e.strerror or e}") from e
         write_atomically(path, (self.model_dump_json(indent=1) + "\n").encode())
 
 

@@ -8,6 +8,7 @@ them: there a session for each probe is timed as a whole, and one without the li
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from calib.latency import DISTURBED, TRIES, Estimate, interleaved, undisturbed
 from calib.sessions import CPU, KernelTime, Runtime, Session, providers
 from passes.errors import ModelError
 from passes.layers import Geometry
-from passes.probe import AROUND, Probe, probe_model
+from passes.probe import AROUND, Parts, Probe, probe_model
 from passes.progress import Progress, silent
 
 __all__ = ["time_probes"]
@@ -26,6 +27,8 @@ __all__ = ["time_probes"]
 # Runs of a lot of probes, and how long they may take in all after the least number of them.
 MOST_RUNS, LEAST_RUNS, SECONDS = 60, 20, 2.0
 WARM_UP = 3
+# The probe and the part that a kernel's name begins with, or has behind what onnxruntime calls a cast.
+OWNER = re.compile(r"(?:^|/)(\d+)/([A-Za-z]+\d*)")
 # What all lots are compared by; kernels' times are whole microseconds, so it has to be large enough.
 REFERENCE, REFERENCE_SIZE = Geometry(32, 32, (3, 3), (1, 1), (1,) * 4, (1, 1)), 32
 _references: dict[tuple[str, Runtime], float] = {}
@@ -68,9 +71,9 @@ def _time_lot(lot: list[Probe], runtime: Runtime, by_kernel: bool) -> list[Estim
         return [time for probe in lot for time in _time_lot([probe], runtime, by_kernel)]
 
 
-def _feeds(session: Session) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in session.input_shapes.items()}
+def _feeds(session: Session, dtype: str) -> dict[str, np.ndarray]:
+    rng, type_ = np.random.default_rng(0), np.dtype("float32" if dtype == "bfloat16" else dtype)
+    return {name: rng.standard_normal(shape).astype(type_) for name, shape in session.input_shapes.items()}
 
 
 def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
@@ -89,7 +92,7 @@ def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
 
 def _run_lot(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
     session = Session(probe_model(lot), runtime, profiled=True)
-    feeds = _feeds(session)
+    feeds = _feeds(session, lot[0].dtype)
     start = time.perf_counter()
     for run in range(WARM_UP + MOST_RUNS):
         if run == WARM_UP:
@@ -98,6 +101,8 @@ def _run_lot(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
             break
         session.run(feeds)
     seconds = _probe_seconds(session.profile(), len(lot))
+    if any(len(s) <= WARM_UP or not s.any() for s in seconds):
+        raise ModelError("onnxruntime's profile does not name the model's nodes")
     return [undisturbed(s[WARM_UP:]) for s in seconds]
 
 
@@ -109,29 +114,32 @@ def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarra
     """
     runs: list[dict[int, float]] = []
     seen: set[str] = set()
-    loose = 0.0
+    loose: list[KernelTime] = []
     behind = True
-    for name, _, seconds in kernels:
-        probe, slash, part = name.partition("/")
-        if not slash or not probe.isdigit():
-            loose += 0.0 if behind else seconds
+    for kernel in kernels:
+        owner = OWNER.search(kernel.name)
+        if owner is None:
+            loose += [] if behind else [kernel]
             continue
-        if not runs or name in seen:  # a kernel that has run already: the next run begins
+        if not runs or kernel.name in seen:  # a kernel that has run already: the next run begins
             runs.append(defaultdict(float))
             seen.clear()
-        seen.add(name)
-        around = part.split("_")[0] in AROUND
-        if part.split("_")[0] in ("before", "pool"):
-            loose = 0.0
-        runs[-1][int(probe)] += loose + (0.0 if around else seconds)
-        loose = 0.0
+        seen.add(kernel.name)
+        probe, part = int(owner[1]), owner[2]
+        if part == "other":
+            while loose and loose[-1].op == "ReorderInput":
+                loose.pop()
+        if part in ("before", "pool", "pool2"):
+            loose.clear()
+        runs[-1][probe] += sum(k.seconds for k in loose) + (0.0 if part in AROUND else kernel.seconds)
+        loose.clear()
         behind = part.startswith("pool")
     return [np.array([run[i] for run in runs]) for i in range(probes)]
 
 
 def _by_session(lot: Sequence[Probe], runtime: Runtime) -> Iterator[Estimate]:
     for probe in lot:
-        sessions = [Session(probe_model([probe], bare), runtime) for bare in (False, True)]
-        timings = interleaved(sessions, _feeds(sessions[0]), seconds=0)
+        sessions = [Session(probe_model([probe], parts), runtime) for parts in (Parts.SPARE, Parts.BARE)]
+        timings = interleaved(sessions, _feeds(sessions[0], probe.dtype), seconds=0)
         whole, rest = timings.latency(0), timings.latency(1)
         yield Estimate(max(whole.value - rest.value, 0.0), float(np.hypot(whole.uncertainty, rest.uncertainty)))

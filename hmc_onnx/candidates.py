@@ -62,7 +62,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An offer with its weights. `error` is the share of the layer's response that it loses.
+    """An offer with its weights, float32. `error` is the share of the layer's response that it loses.
 
     Of a layer some of whose channels are gone, it is the share of the response that is left: the channels
     that stay are those that matter more.
@@ -112,7 +112,8 @@ def front(geometry: Geometry, weight: np.ndarray, moment: np.ndarray, offered: S
         solve = DECOMPOSITIONS[name].solver(geometry, weight, moment)
         for offer in own:
             factors = solve(offer.rank)
-            found.append(Candidate(offer, error(weight, compose(offer.links, factors), moment) / response, factors))
+            loss = error(weight, compose(offer.links, factors), moment) / response
+            found.append(Candidate(offer, loss, tuple(f.astype(np.float32) for f in factors)))
     found.sort(key=lambda c: (c.offer.cost, c.error))
     best: list[Candidate] = []
     for candidate in found:
@@ -271,7 +272,7 @@ def layer_choices(
         offered = timed(v.offers, v.geometry, times)
         if offered:
             features = np.flatnonzero(np.repeat(v.kept_in, math.prod(v.geometry.kernel)))
-            weight = repaired.get(v.inputs, subject.layer.weight)[np.ix_(v.kept_out, v.kept_in)]
+            weight = repaired.get(v.inputs, subject.layer.weight)[np.ix_(v.kept_out, v.kept_in)].astype(np.float64)
             found = front(v.geometry, weight, moment[np.ix_(features, features)], offered)
             known = [curve(c.error) for c in found]
         for candidate, sensitivity in zip(found, known, strict=True):

@@ -45,7 +45,7 @@ class Consumer:
 class Elimination:
     """Classes in the order of removal, and each consumer's repaired weight at the counts asked for.
 
-    `weights[m]` are the consumers' weights after the first m removals: full shape, zero where removed.
+    `weights[m]` are the consumers' weights after the first m removals, float32: full shape, zero where removed.
     """
 
     order: np.ndarray
@@ -138,5 +138,5 @@ class _State:
         self.p[f, f] = 1  # keeps the blocks that are never looked at again invertible
 
     def weight(self) -> np.ndarray:
-        """The repaired weight so far."""
-        return self.b.reshape(self.shape).copy()
+        """The repaired weight so far, in float32: of all groups and counts they are many times the model."""
+        return self.b.reshape(self.shape).astype(np.float32)

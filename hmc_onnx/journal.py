@@ -40,13 +40,13 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not about.exists():
-                if any(folder.iterdir()):
+                if any(not path.name.startswith(".") for path in folder.iterdir()):
                     raise SettingsError(f"the work folder '{folder}' holds other files: give an empty one")
                 self._write(about, lambda path: path.write_text(json.dumps(dict(identity), indent=1) + "\n"))
-            found = json.loads(about.read_text(encoding="utf-8"))
+            found = dict(json.loads(about.read_text(encoding="utf-8")))
         except OSError as e:
             raise OutputError(f"cannot use the work folder '{folder}': {e.strerror or e}") from e
-        except ValueError as e:
+        except (TypeError, ValueError) as e:
             raise SettingsError(f"'{about}' is damaged: give another --work-dir") from e
         for name, value in identity.items():
             if found.get(name) != value:

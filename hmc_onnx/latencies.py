@@ -52,7 +52,7 @@ class Clock:
     Args:
         key: digest of the model.
         subjects: its layers by name, and
-        nodes: all its nodes by name.
+        graph: that they are in.
         shapes: of its tensors.
         batch: images a run.
         runtime: as it is served.
@@ -67,7 +67,7 @@ class Clock:
         self,
         key: str,
         subjects: Mapping[str, Subject],
-        nodes: Mapping[str, gs.Node],
+        graph: gs.Graph,
         shapes: Shapes,
         batch: int,
         runtime: Runtime,
@@ -85,7 +85,11 @@ class Clock:
                 own = read_table(self._paths[1])
                 table = own if own.machine == table.machine else table
         self.table = table
-        self._kinds = {n: (element_type(nodes[n].inputs[1]).name, epilogue(nodes[n], shapes)) for n in subjects}
+        self._kinds = {
+            n.name: (element_type(n.inputs[1]).name, epilogue(graph, n, shapes))
+            for n in graph.nodes
+            if n.name in subjects
+        }
         self._macs = {n: s.layer.geometry.macs(s.size) for n, s in subjects.items()}
         self._by_macs: set[str] = set()
 
@@ -96,7 +100,7 @@ class Clock:
             SettingsError: the table of another machine has none.
         """
         entry = self.table.entries.get(self._key)
-        if entry is None and self._foreign:
+        if self._foreign and (entry is None or not entry.usable):
             raise SettingsError(
                 f"the latency table (of {self.table.machine}) has no time of this model at batch {self.batch}: make it "
                 f"there with 'hmc-onnx latency measure MODEL --batch {self.batch}'"
@@ -125,7 +129,7 @@ class Clock:
         for path in list(self._paths):
             try:
                 self.table.write(path)
-            except (OSError, OutputError):
+            except OutputError:
                 self._paths.remove(path)  # it can be measured again
 
     def times(self, name: str, chains: Collection[Chain]) -> dict[Chain, float]:
@@ -199,9 +203,8 @@ def measure_table(
     data = CalibrationData({n: rng.random(s).astype(types[n]) for n, s in inputs.items()}, None, "noise")
     model = observe(normalise(proto), dict(inputs), settings.runtime)
     subjects, shapes = find_subjects(model, inputs), infer_shapes(model, inputs)
-    nodes = {n.name: n for n in model.graph.nodes}
     batch = serving_batch(proto, inputs, settings.batch)
-    clock = Clock(model.digest(), subjects.layers, nodes, shapes, batch, settings.runtime)
+    clock = Clock(model.digest(), subjects.layers, model.graph, shapes, batch, settings.runtime)
     clock.time_whole(proto, data)
     align = settings.align or clock.align()
     groups = {n: _any_removal(g, align, settings.fine, n in subjects.removable) for n, g in subjects.groups.items()}

@@ -195,7 +195,7 @@ class _Profiler:
         batch = serving_batch(served, self.data.feeds, self.settings.batch)
         shapes = infer_shapes(self.model, self.inputs)
         folder = workers.journal.folder
-        clock = Clock(self.digest, self.layers, self.nodes, shapes, batch, self.settings.runtime, table, folder)
+        clock = Clock(self.digest, self.layers, self.model.graph, shapes, batch, self.settings.runtime, table, folder)
         clock.time_whole(served, self.data)
         return clock
 

@@ -8,6 +8,7 @@ of one model: it runs long enough for all threads to be awake, and what else the
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +22,14 @@ from onnx import helper, numpy_helper
 from passes.layers import Geometry
 from passes.shapes import Shapes
 
-__all__ = ["AROUND", "Probe", "epilogue", "probe_model"]
+__all__ = ["AROUND", "Parts", "Probe", "epilogue", "probe_model"]
 
 # Channels of the input of a probe's model: enough for a runtime that handles them in blocks.
 CHANNELS = 16
 # What follows a Conv and may be fused with it.
 ACTIVATIONS = ("Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
 # Last parts of the names of a probe's nodes that are not its links nor what follows them.
-AROUND = ("before", "after", "other", "pool")
+AROUND = ("before", "after", "other", "pool", "pool2")
 OPSET = 14  # the oldest with all ACTIVATIONS
 
 
@@ -77,17 +78,17 @@ def _link_text(link: Geometry) -> str:
     return " ".join(parts)
 
 
-def epilogue(node: gs.Node, shapes: Shapes) -> tuple[str, ...]:
+def epilogue(graph: gs.Graph, node: gs.Node, shapes: Shapes) -> tuple[str, ...]:
     """What follows a layer and may be fused with it: the sum with a shortcut that ends here, then an activation.
 
-    A sum is charged to the last Conv that enters it, in graph order.
+    A sum of two Convs is charged to the later one, in graph order.
     """
     found: list[str] = []
     tensor = node.outputs[0]
-    while len(tensor.outputs) == 1:
+    while len(tensor.outputs) == 1 and not any(t is tensor for t in graph.outputs):
         reader = tensor.outputs[0]
         others = [t for t in reader.inputs if t is not tensor]
-        if reader.op == "Add" and not found and others and _ends_here(others[0], tensor, shapes):
+        if reader.op == "Add" and not found and others and _ends_here(graph, others[0], node, shapes):
             found.append("Add")
         elif reader.op in ACTIVATIONS and not (found and found[-1] in ACTIVATIONS):
             found.append(reader.op)
@@ -97,22 +98,36 @@ def epilogue(node: gs.Node, shapes: Shapes) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _ends_here(other: gs.Tensor, tensor: gs.Tensor, shapes: Shapes) -> bool:
-    if not isinstance(other, gs.Variable) or shapes.get(other.name) != shapes.get(tensor.name):
+def _ends_here(graph: gs.Graph, other: gs.Tensor, node: gs.Node, shapes: Shapes) -> bool:
+    if not isinstance(other, gs.Variable) or shapes.get(other.name) != shapes.get(node.outputs[0].name):
         return False
-    return bool(other.inputs) and not (other.inputs[0].op == "Conv" and len(other.outputs) == 1)
+    if not other.inputs or other.inputs[0].op != "Conv" or len(other.outputs) > 1:
+        return bool(other.inputs)
+    return next(n for n in graph.nodes if n is node or n is other.inputs[0]) is not node
 
 
-def probe_model(probes: Sequence[Probe], bare: bool = False) -> onnx.ModelProto:
+class Parts(str, enum.Enum):
+    """What a probe's branch is made of, besides the Conv before its links and the one behind them.
+
+    `BARE` is what has to be taken off `SPARE` where a session is timed as a whole: both have a Conv of their own beside
+    the branch, that which a sum would add.
+    """
+
+    LINKS = "links"
+    SPARE = "links and a spare Conv"
+    BARE = "a spare Conv"
+
+
+def probe_model(probes: Sequence[Probe], parts: Parts = Parts.LINKS) -> onnx.ModelProto:
     """A model with a branch for each probe: its nodes are named `i/…`, i the probe's index.
 
     Args:
         probes: of one batch and element type.
-        bare: without the links and what follows them: what has to be taken off where a session is timed as a whole.
+        parts: what the branches are made of.
     """
     builder = _Builder(probes[0])
     for i, probe in enumerate(probes):
-        builder.branch(i, probe, bare)
+        builder.branch(i, probe, parts)
     return builder.model()
 
 
@@ -126,25 +141,34 @@ class _Builder:
         self.inputs: dict[str, onnx.ValueInfoProto] = {}
         self.outputs: list[onnx.ValueInfoProto] = []
 
-    def branch(self, i: int, probe: Probe, bare: bool) -> None:
-        first, last = probe.links[0], probe.links[-1]
-        x = stem = self.layer(f"{i}/before", self.input(probe.size), _pointwise(CHANNELS, first.inputs, probe.size))
-        size = probe.size
-        for n, link in enumerate(probe.links):
-            x = x if bare else self.layer(f"{i}/link{n}", x, link)
+    def branch(self, i: int, probe: Probe, parts: Parts) -> None:
+        first, last, size = probe.links[0], probe.links[-1], probe.size
+        x = self.layer(f"{i}/before", self.input(size), _pointwise(CHANNELS, first.inputs, size))
+        stem, links = x, probe.links if parts is not Parts.BARE else ()
+        for link in probe.links:
             size = link.output_size(size)
-        if bare:
-            x = self.layer(f"{i}/other", stem, _fitting(first.inputs, last.outputs, probe.size, size))
-        for op in () if bare else probe.epilogue:
-            inputs = [x]
-            if op == "Add":
-                fitting = _fitting(first.inputs, last.outputs, probe.size, size)
-                inputs.append(self.layer(f"{i}/other", stem, fitting))
-            x = self.node(op, f"{i}/{op}", inputs)
+        other = None
+        if parts is not Parts.LINKS or "Add" in probe.epilogue:
+            other = self.layer(f"{i}/other", self.input(size), _pointwise(CHANNELS, last.outputs, size))
+        for n, link in enumerate(links):
+            x = self.layer(f"{i}/link{n}", x, link)
+        for op in probe.epilogue if links else ():
+            x = self.node(op, f"{i}/{op}", [x, other] if op == "Add" and other else [x])
+        if not links and other:
+            x = other
         x = self.layer(f"{i}/after", x, _pointwise(last.outputs, CHANNELS, size))
+        self.output(f"{i}/pool", x, CHANNELS, size)
+        if not links:
+            self.output(f"{i}/pool2", stem, first.inputs, probe.size)
+        elif other and "Add" not in probe.epilogue:
+            self.output(f"{i}/pool2", other, last.outputs, size)
+
+    def output(self, name: str, x: str, channels: int, size: Sequence[int]) -> None:
+        """Make the means of a tensor an output, which is small."""
         if size:
-            x = self.node("GlobalAveragePool", f"{i}/pool", [x])
-        self.outputs.append(helper.make_tensor_value_info(x, self.type, None))
+            x = self.node("GlobalAveragePool", name, [x])
+        shape = [self.batch, channels, *(1 for _ in size)]
+        self.outputs.append(helper.make_tensor_value_info(x, self.type, shape))
 
     def input(self, size: Sequence[int]) -> str:
         """The model's input of a spatial size, which all its probes share."""
@@ -191,15 +215,3 @@ class _Builder:
 def _pointwise(inputs: int, outputs: int, size: Sequence[int]) -> Geometry:
     d = len(size)
     return Geometry(inputs, outputs, (1,) * d, (1,) * d, (0,) * 2 * d, (1,) * d)
-
-
-def _fitting(inputs: int, outputs: int, size: Sequence[int], wanted: Sequence[int]) -> Geometry:
-    """A cheap Conv from one spatial size to another."""
-    d = len(size)
-    strides = [max(n // w, 1) for n, w in zip(size, wanted, strict=True)]
-    short = [(w - 1) * s + 1 - n for n, w, s in zip(size, wanted, strides, strict=True)]  # below 0: what is too much
-    kernel = tuple(
-        1 if (n - 1) // s + 1 == w else max(1 - e, 1) for n, w, s, e in zip(size, wanted, strides, short, strict=True)
-    )
-    pads = (*(0,) * d, *(max(e, 0) for e in short))
-    return Geometry(inputs, outputs, kernel, tuple(strides), pads, (1,) * d)

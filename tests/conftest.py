@@ -1,6 +1,6 @@
 """Where tests run side by side, in processes of pytest-xdist, each has one thread: more would only wait for another.
 
-Times are measured for no longer than they have to be, as no test looks at what they are; and the user's cache of them is
+Times are measured for no longer than they have to be, as no test looks at what they are; the user's cache of them is
 left alone.
 """
 

@@ -16,7 +16,7 @@ from zoo import Builder, resnet, run
 from passes.layers import Geometry
 from passes.model import Model
 from passes.normalise import normalise
-from passes.probe import ACTIVATIONS, CHANNELS, Probe, epilogue, probe_model
+from passes.probe import ACTIVATIONS, Parts, Probe, epilogue, probe_model
 from passes.shapes import batch_one, infer_shapes
 
 EPILOGUES = [(), ("Add",), *((a,) for a in ACTIVATIONS), *(("Add", a) for a in ACTIVATIONS)]
@@ -67,11 +67,13 @@ def outputs(model: onnx.ModelProto) -> list[np.ndarray]:
     return run(model, {name: rng.normal(size=shape).astype(dtypes[name]) for name, shape in shapes.items()})
 
 
-def ran(probes: Sequence[Probe], bare: bool = False) -> onnx.ModelProto:
+def ran(probes: Sequence[Probe], parts: Parts = Parts.LINKS) -> onnx.ModelProto:
     """The model, checked and run."""
-    model = checked(probe_model(probes, bare))
-    for probe, output in zip(probes, outputs(model), strict=True):
-        assert output.shape == (probe.batch, CHANNELS, *(1 for _ in probe.size))
+    model = checked(probe_model(probes, parts))
+    found = outputs(model)
+    assert len(found) >= len(probes)
+    for output in found:
+        assert set(output.shape[2:]) <= {1}
         assert np.isfinite(output).all()
     return model
 
@@ -143,14 +145,14 @@ def test_probes_have_one_text_where_they_are_equal(probes: list[Probe]) -> None:
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
-@given(drawn(least=1), st.booleans())
-def test_any_small_geometry_makes_a_model_that_runs(probe: Probe, bare: bool) -> None:
-    found = sizes(ran([probe], bare))
+@given(drawn(least=1), st.sampled_from(Parts))
+def test_any_small_geometry_makes_a_model_that_runs(probe: Probe, parts: Parts) -> None:
+    found = sizes(ran([probe], parts))
     size = probe.size
     for i, link in enumerate(probe.links):
         size = link.output_size(size)
-        assert found.get(f"0/link{i}") == (None if bare else (link.outputs, *size))
-    if bare or "Add" in probe.epilogue:
+        assert found.get(f"0/link{i}") == (None if parts is Parts.BARE else (link.outputs, *size))
+    if parts is not Parts.LINKS or "Add" in probe.epilogue:
         assert found["0/other"] == (probe.links[-1].outputs, *size)
 
 
@@ -188,7 +190,13 @@ def test_many_probes_are_branches_of_one_model() -> None:
     probes = [replace(p, batch=2, epilogue=("Add", "Relu")) for p in PROBES.values()]
     model = ran(probes)
     assert {n.name.partition("/")[0] for n in model.graph.node} == {str(i) for i in range(len(probes))}
-    assert len(model.graph.input) == len({p.size for p in probes})
+    ends = set()
+    for p in probes:
+        size = p.size
+        for link in p.links:
+            size = link.output_size(size)
+        ends |= {p.size, size}
+    assert len(model.graph.input) == len(ends)
     assert len({n.name for n in model.graph.node}) == len(model.graph.node)
 
 
@@ -204,8 +212,17 @@ def test_activations_keep_their_size_along_a_chain() -> None:
 
 def test_a_bare_model_has_neither_links_nor_what_follows_them() -> None:
     probes = [replace(p, batch=1, epilogue=("Add", "Relu")) for p in PROBES.values()]
-    parts = {n.name.split("/")[1] for n in ran(probes, bare=True).graph.node}
-    assert parts <= {"before", "other", "after", "pool"}
+    parts = {n.name.split("/")[1] for n in ran(probes, Parts.BARE).graph.node}
+    assert parts <= {"before", "other", "after", "pool", "pool2"}
+
+
+def test_what_is_taken_off_a_session_timed_as_a_whole_is_all_of_it_but_the_links() -> None:
+    for follows in ((), ("Relu",), ("Add", "Relu")):
+        probe = replace(PLAIN, epilogue=follows)
+        whole, bare = (ran([probe], p).graph for p in (Parts.SPARE, Parts.BARE))
+        own = {f"0/link{i}" for i in range(len(probe.links))} | {f"0/{op}" for op in follows}
+        left = {n.name for n in whole.node} - own
+        assert left == {n.name for n in bare.node} - ({"0/pool2"} if "Add" in follows else set())
 
 
 @pytest.mark.parametrize(
@@ -231,7 +248,7 @@ def test_macs_are_those_of_all_links_on_all_images() -> None:
 def test_a_resnets_sums_are_charged_to_the_last_conv_of_each_branch() -> None:
     model = normalise(resnet((2, 1), (4, 8), size=8))
     shapes = infer_shapes(model, batch_one(model))
-    found = {n.name: epilogue(n, shapes) for n in model.graph.nodes if n.op in ("Conv", "Gemm")}
+    found = {n.name: epilogue(model.graph, n, shapes) for n in model.graph.nodes if n.op in ("Conv", "Gemm")}
     blocks = ("layer1.0", "layer1.1", "layer2.0")
     assert found == {
         "/conv1/Conv": ("Relu",),
@@ -239,6 +256,22 @@ def test_a_resnets_sums_are_charged_to_the_last_conv_of_each_branch() -> None:
         **{f"/{block}.conv2/Conv": ("Add", "Relu") for block in blocks},
         "linear/Gemm": (),
     }
+
+
+def test_a_sum_of_two_convs_is_charged_to_the_later_one() -> None:
+    model = normalise(resnet((1, 1), (4, 8), shortcut="B", size=8))
+    shapes = infer_shapes(model, batch_one(model))
+    order = [n.name for n in model.graph.nodes if n.op == "Conv"]
+    two = [n for n in order if n in ("/layer2.0.conv2/Conv", "/layer2.0.downsample/Conv")]
+    found = {n.name: epilogue(model.graph, n, shapes) for n in model.graph.nodes if n.name in two}
+    assert found == {two[0]: (), two[1]: ("Add", "Relu")}
+
+
+def test_what_is_an_output_is_not_fused_with_what_follows() -> None:
+    b = Builder()
+    x = b.conv("input", 3, 4)
+    model = Model(b.model({x: ("N", 4, 8, 8), b.node("Relu", x): ("N", 4, 8, 8)}))
+    assert epilogue(model.graph, model.graph.nodes[0], infer_shapes(model, batch_one(model))) == ()
 
 
 def twice(b: Builder, x: str) -> str:
@@ -270,11 +303,11 @@ def test_only_what_a_runtime_may_fuse_is_charged_to_a_layer(name: str) -> None:
     x = follow(b, b.conv(shortcut, 4, 4, at="last"), shortcut)
     model = Model(b.model(b.node("Flatten", x, axis=1), ("N", 4, 8, 8)))
     node = next(n for n in model.graph.nodes if n.name == "last/Conv")
-    assert epilogue(node, infer_shapes(model, batch_one(model))) == expected
+    assert epilogue(model.graph, node, infer_shapes(model, batch_one(model))) == expected
 
 
 def test_clipping_to_constants_is_an_activation() -> None:
     b = Builder()
     x = b.node("Clip", b.conv("input", 3, 4), b.const(np.float32(0)), b.const(np.float32(6)))
     model = Model(b.model(x))
-    assert epilogue(model.graph.nodes[0], infer_shapes(model, batch_one(model))) == ("Clip",)
+    assert epilogue(model.graph, model.graph.nodes[0], infer_shapes(model, batch_one(model))) == ("Clip",)

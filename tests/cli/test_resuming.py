@@ -1,0 +1,62 @@
+"""A run that is killed goes on from its work folder, and ends as an unbroken one does."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+
+COMMAND = ["--target", "macs=0.6", "--samples", "32", "--align", "2", "--provider", "cpu", "--threads", "1"]
+
+
+def start(model: Path, data: Path, output: Path, folder: Path) -> subprocess.Popen[bytes]:
+    call = [sys.executable, "-m", "hmc_onnx", "compress", model, "-o", output, "--data", data, "--work-dir", folder]
+    return subprocess.Popen(
+        [*map(str, call), *COMMAND], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+@pytest.mark.parametrize("stage", ["second-moments", "decompositions", "sensitivity", "plans"])
+def test_killed_in_the_middle_it_goes_on(cli: Cli, given: Path, tmp_path: Path, stage: str) -> None:
+    output, folder = tmp_path / "small.onnx", tmp_path / "work"
+    whole = ["compress", given / "model.onnx", "-o", tmp_path / "whole.onnx", "--data", given / "plain.npz", *COMMAND]
+    assert cli(*whole, "--work-dir", tmp_path / "other").code == 0
+    run = start(given / "model.onnx", given / "plain.npz", output, folder)
+    until = time.monotonic() + 120
+    while not list((folder / stage).glob("*.joblib")):
+        assert run.poll() is None and time.monotonic() < until
+        time.sleep(0.002)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert not output.exists()
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.joblib")}
+    assert before
+    again = ["compress", given / "model.onnx", "-o", output, "--data", given / "plain.npz", *COMMAND]
+    assert cli(*again, "--work-dir", folder).code == 0
+    assert output.read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+    assert all(p.stat().st_mtime_ns == time_ for p, time_ in before.items())
+
+
+def test_the_folder_of_another_run_is_refused(cli: Cli, given: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    call = ["compress", given / "model.onnx", "-o", tmp_path / "a.onnx", "--data", given / "plain.npz", *COMMAND]
+    assert cli(*call, "--work-dir", folder).code == 0
+    for change, says in (
+        ({1: given / "other.onnx"}, "another model"),
+        ({5: given / "floats.npz"}, "other calibration data"),
+        ({9: "24"}, "other settings"),
+    ):
+        other = [change.get(i, argument) for i, argument in enumerate(call)]
+        done = cli(*other, "--work-dir", folder)
+        assert done.code == 1
+        (error,) = done.errors
+        assert f"is of a run with {says}" in error or (says == "other settings" and "other calibration data" in error)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "notes.txt").touch()
+    done = cli(*call, "--work-dir", tmp_path / "files")
+    assert done.code == 1 and "holds other files" in done.err

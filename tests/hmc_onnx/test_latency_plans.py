@@ -1,0 +1,216 @@
+"""Plans for a share of the time: fitted to measured networks, for this machine or another, or searched for."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from zoo import images, resnet, run
+
+import hmc_onnx
+from calib.data import CalibrationData
+from calib.latency_table import LatencyTable, cached_table, read_table, this_machine
+from calib.sessions import Runtime
+from hmc_onnx import fitting, searching
+from hmc_onnx.latencies import measure_table, serving_batch, serving_feeds
+from hmc_onnx.parallel import _BACKENDS, Work
+from hmc_onnx.searching import split
+from hmc_onnx.settings import Target
+from passes.errors import DataError, SettingsError
+from passes.normalise import normalise
+
+SETTINGS = hmc_onnx.Settings(
+    samples=48, kl_samples=32, positions=16, align=4, chunk=16, provider="cpu", threads=1, batch=4, latency=True
+)
+
+
+@pytest.fixture(scope="module")
+def original() -> onnx.ModelProto:
+    return resnet((2, 2), (16, 32), size=16, classes=5)
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_BACKENDS, "processes", contextlib.nullcontext)
+
+
+def calibration(count: int = 48, labels: bool = False) -> CalibrationData:
+    x = images(count, 16)
+    return CalibrationData({"input": x}, np.arange(count) % 5 if labels else None, "noise")
+
+
+@pytest.fixture(scope="module")
+def profile(original: onnx.ModelProto) -> hmc_onnx.Profile:
+    return hmc_onnx.profile(original, calibration(), SETTINGS)
+
+
+def test_every_choice_has_a_time_and_those_of_the_network_add_up(profile: hmc_onnx.Profile) -> None:
+    assert profile.latency is not None
+    assert profile.latency.batch == 4
+    assert profile.latency.by_macs == []
+    assert profile.latency.machine == this_machine(SETTINGS.runtime)
+    for layer in profile.layers:
+        assert layer.seconds is not None and layer.seconds > 0
+        for choice in layer.choices:
+            assert choice.seconds is not None
+            assert (choice.seconds == 0) == (choice.method == "removed")
+            if choice.rank and choice.inputs == choice.outputs == 0:
+                assert choice.seconds < layer.seconds
+    tight, loose = (hmc_onnx.solve(profile, Target(latency=share)) for share in (0.7, 0.9))
+    assert tight.latency is not None and loose.latency is not None
+    assert tight.latency.expected <= 0.7 and loose.latency.expected <= 0.9
+    assert tight.sensitivity >= loose.sensitivity
+    together = hmc_onnx.solve(profile, Target(latency=0.9, macs=0.5))
+    assert together.latency is not None and together.latency.expected <= 0.9
+    assert together.macs <= 0.5 * profile.macs
+
+
+def test_a_correction_makes_the_bound_tighter(profile: hmc_onnx.Profile) -> None:
+    plan = hmc_onnx.solve(profile, Target(latency=0.9), correction=0.8)
+    assert plan.latency is not None and plan.latency.expected <= 0.72
+    with pytest.raises(SettingsError, match=r"latency=0\.001 is below .* reach on this model, latency=0\."):
+        hmc_onnx.solve(profile, Target(latency=0.001))
+
+
+def test_without_latencies_no_plan_for_the_time_is_made(original: onnx.ModelProto) -> None:
+    profile = hmc_onnx.profile(original, calibration(), SETTINGS.model_copy(update={"latency": False}))
+    assert profile.latency is None
+    with pytest.raises(SettingsError, match="profile again with --latency"):
+        hmc_onnx.solve(profile, Target(latency=0.8))
+
+
+@pytest.mark.parametrize("factor", [1.3, 0.8])
+def test_a_plan_is_made_again_until_its_network_takes_the_time(
+    original: onnx.ModelProto, profile: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """A clock by which whole networks take a factor more than the sum of their parts."""
+    made: list[float] = []
+    solve = fitting.solve
+
+    def counted(*arguments: object) -> hmc_onnx.Plan:
+        plan = solve(*arguments)
+        made.append(plan.latency.expected)
+        return plan
+
+    class Clock:
+        def __init__(self, *_: object) -> None: ...
+
+        def latency(self, model: int) -> fitting.Estimate:
+            return fitting.Estimate(1.0, 0.0)
+
+        def ratio(self, model: int) -> fitting.Estimate:
+            return fitting.Estimate(made[-1] * factor, 0.001)
+
+    monkeypatch.setattr(fitting, "solve", counted)
+    monkeypatch.setattr(fitting, "calm", Clock)
+    target = Target(latency=0.8)
+    plan = fitting.fitted(original, normalise(original), profile, calibration(), target)
+    assert plan.latency is not None and plan.latency.measured is not None
+    assert plan.latency.measured == plan.latency.expected * factor
+    assert plan.latency.measured <= 0.8 * (1 + fitting.ABOVE)
+    assert len(made) > 1
+
+
+def test_a_model_compressed_for_the_time_runs_and_says_what_it_takes(original: onnx.ModelProto) -> None:
+    result = hmc_onnx.compress(original, calibration(), "latency=0.7", settings=SETTINGS)
+    assert result.plan.latency is not None
+    assert result.plan.latency.measured is not None and result.plan.latency.uncertainty is not None
+    assert 4 in {t.batch for t in result.report.timings}
+    assert np.isfinite(run(result.model, images(3, 16))[0]).all()
+    assert result.report.b.macs < result.report.a.macs
+
+
+def test_a_table_of_another_machine_plans_for_that(original: onnx.ModelProto, tmp_path: Path) -> None:
+    own = measure_table(original, {"input": (1, 3, 16, 16)}, SETTINGS)
+    other = LatencyTable(machine=own.machine.model_copy(update={"processor": "another"}), entries=own.entries)
+    other.write(tmp_path / "other.json")
+    table = read_table(tmp_path / "other.json")
+    profile = hmc_onnx.profile(original, calibration(), SETTINGS, table=table)
+    assert profile.latency is not None
+    assert profile.latency.machine.processor == "another"
+    assert profile.latency.by_macs == []  # all that can be planned has been measured there
+    result = hmc_onnx.compress(original, calibration(), "latency=0.8", settings=SETTINGS, table=table)
+    assert result.plan.latency is not None and result.plan.latency.measured is None
+    with pytest.raises(SettingsError, match=r"has no time of this model at batch 2: .*latency measure MODEL --batch 2"):
+        hmc_onnx.profile(original, calibration(), SETTINGS.model_copy(update={"batch": 2}), table=table)
+
+
+def test_what_cannot_be_timed_alone_is_taken_by_its_macs(original: onnx.ModelProto) -> None:
+    table = measure_table(original, {"input": (1, 3, 16, 16)}, SETTINGS)
+    lost = {
+        k: e if k.startswith("model ") else e.model_copy(update={"seconds": None}) for k, e in table.entries.items()
+    }
+    profile = hmc_onnx.profile(
+        original, calibration(), SETTINGS, table=LatencyTable(machine=table.machine, entries=lost)
+    )
+    assert profile.latency is not None
+    assert set(profile.latency.by_macs) == {layer.name for layer in profile.layers}
+    macs = sum(layer.macs for layer in profile.layers)
+    for layer in profile.layers:
+        assert layer.seconds == pytest.approx(profile.latency.seconds * layer.macs / macs)
+        for choice in layer.choices:
+            assert choice.seconds == pytest.approx(layer.seconds * choice.macs / layer.macs)
+
+
+def test_the_cache_is_used_again(original: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    hmc_onnx.profile(original, calibration(), SETTINGS)
+    table, path = cached_table(this_machine(Runtime("cpu", 1)))
+    assert path.exists() and table.entries
+    monkeypatch.setattr("calib.latency_table.time_probes", lambda missing, *_: iter([]) if not missing else 1 / 0)
+    hmc_onnx.profile(original, calibration(), SETTINGS)
+
+
+def test_batches_are_what_the_model_declares_or_what_is_asked_for() -> None:
+    open_, fixed = resnet((1,), (4,), size=8), resnet((1,), (4,), size=8)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    assert [serving_batch(open_, ["input"], n) for n in (None, 5)] == [1, 5]
+    assert [serving_batch(fixed, ["input"], n) for n in (None, 3)] == [3, 3]
+    with pytest.raises(SettingsError, match="--batch 5: the model takes batches of 3"):
+        serving_batch(fixed, ["input"], 5)
+    assert serving_feeds(calibration(3), 7)["input"].shape[0] == 7
+
+
+def test_images_are_split_so_that_none_is_in_two_parts() -> None:
+    for count, samples, sizes in (
+        (300, 100, (100, 100, 100)),
+        (100, 100, (60, 20, 20)),
+        (9000, 100, (100, 2000, 2000)),
+    ):
+        data = CalibrationData({"x": np.arange(count, dtype=np.float32)}, np.arange(count), "numbers")
+        parts = split(data, samples)
+        found = [parts.calibration, parts.search, parts.confirm]
+        assert tuple(map(len, found)) == sizes
+        values = np.concatenate([p.feeds["x"] for p in found])
+        assert len(set(values)) == len(values)
+        assert all(np.array_equal(p.feeds["x"], p.labels) for p in found)
+    with pytest.raises(DataError, match="too few to search with: give 100 or more"):
+        split(calibration(40), 48)
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_the_search_takes_the_fastest_that_keeps_the_bound_on_both_parts(
+    original: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, labels: bool
+) -> None:
+    monkeypatch.setattr(searching, "MOST_VISITS", 3)
+    data, work = calibration(240, labels), Work(tmp_path / "work")
+    result = hmc_onnx.compress(original, data, max_drop=0.2, settings=SETTINGS, work=work)
+    curve = result.report.curve
+    assert [p.latency for p in curve] == sorted(p.latency for p in curve)
+    (taken,) = [p for p in curve if p.chosen]
+    assert max(taken.drop, taken.confirmed) <= 0.2
+    assert all(max(p.drop, p.confirmed) > 0.2 for p in curve if p.latency < taken.latency)
+    again = hmc_onnx.compress(original, data, max_drop=0.2, settings=SETTINGS, work=work)
+    assert again.report.curve == curve
+    assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(deterministic=True)
+
+
+def test_what_a_search_needs_is_said(original: onnx.ModelProto) -> None:
+    with pytest.raises(SettingsError, match="not both"):
+        hmc_onnx.compress(original, calibration(), "macs=0.5", max_drop=0.1)
+    with pytest.raises(SettingsError, match="give either"):
+        hmc_onnx.compress(original, calibration())
+    with pytest.raises(SettingsError, match=r"max_drop 1\.5 is out of range"):
+        hmc_onnx.compress(original, calibration(), max_drop=1.5)

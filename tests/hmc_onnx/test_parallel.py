@@ -1,0 +1,115 @@
+"""Work in processes and on a cluster: the same results, whoever does it, and whatever happens to a worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import joblib
+import pytest
+from zoo import images, resnet
+
+import hmc_onnx
+from calib.data import CalibrationData
+from hmc_onnx.journal import Journal
+from hmc_onnx.parallel import HERE, Pool, Work, pool
+from passes.errors import SettingsError
+from passes.progress import silent
+
+SETTINGS = hmc_onnx.Settings(samples=32, kl_samples=32, positions=8, align=4, chunk=16, provider="cpu")
+NOWHERE = Journal(None, {})
+
+
+def doubled(x: int) -> int:
+    return 2 * x
+
+
+def killed_once(mark: str, x: int) -> int:
+    """Its process is killed, but for the second time."""
+    if not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return doubled(x)
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Pool]:
+    with pool(Work(jobs=2), NOWHERE) as found:
+        yield found
+
+
+def test_results_are_in_the_order_of_the_tasks(workers: Pool) -> None:
+    names = [str(i) for i in range(20)]
+    found = workers.run("numbers", {n: (lambda n=n: (doubled, int(n))) for n in names})
+    assert list(found.items()) == [(n, 2 * int(n)) for n in names]
+
+
+def test_a_killed_worker_costs_time_and_no_results(workers: Pool, tmp_path: Path) -> None:
+    mark = str(tmp_path / "mark")
+    tasks = {str(i): (lambda i=i: (killed_once, mark, i) if i == 3 else (doubled, i)) for i in range(6)}
+    assert workers.run("numbers", tasks) == {str(i): 2 * i for i in range(6)}
+    assert Path(mark).exists()
+
+
+def test_what_is_shared_arrives(workers: Pool) -> None:
+    get = workers.share("value", {"a": 1})
+    assert workers.run("shared", {"0": lambda: (get,)}) == {"0": {"a": 1}}
+
+
+def test_what_is_in_the_journal_is_not_done_again_and_progress_counts_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "work", {"model": "m"})
+    seen: list[tuple[str, int, int]] = []
+    for expected in ([0, 1, 3, 6], [6]):
+        with pool(Work(jobs=1), journal, lambda *step: seen.append(step)) as own, joblib.parallel_config(n_jobs=1):
+            tasks = {str(i): (lambda i=i: (doubled, i)) for i in range(3)}
+            assert own.run("numbers", tasks, {str(i): i + 1 for i in range(3)}) == {"0": 0, "1": 2, "2": 4}
+        assert [done for _, done, of in seen if of == 6] == expected
+        seen.clear()
+
+
+@pytest.fixture(scope="module")
+def reference() -> hmc_onnx.Profile:
+    return hmc_onnx.profile(resnet((1, 1), (8, 16), size=8), calibration(), SETTINGS, work=Work(jobs=1))
+
+
+def calibration() -> CalibrationData:
+    return CalibrationData({"input": images(32, 8)}, None, "noise")
+
+
+def test_processes_find_what_one_does(reference: hmc_onnx.Profile) -> None:
+    assert hmc_onnx.profile(resnet((1, 1), (8, 16), size=8), calibration(), SETTINGS, work=Work(jobs=2)) == reference
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_dask_cluster_finds_what_one_process_does(reference: hmc_onnx.Profile, killed: bool) -> None:
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
+        victim = next(iter(cluster.workers.values())).process.pid
+        done = threading.Event()
+
+        def kill_in_the_middle(what: str, step: int, of: int) -> None:
+            if killed and what == "decompositions" and step >= 2 and not done.is_set():
+                done.set()
+                os.kill(victim, signal.SIGKILL)
+
+        work = Work(backend="dask", address=cluster.scheduler_address)
+        model = resnet((1, 1), (8, 16), size=8)
+        assert hmc_onnx.profile(model, calibration(), SETTINGS, kill_in_the_middle, work=work) == reference
+        assert done.is_set() == killed
+
+
+def test_clusters_that_are_not_there_are_said() -> None:
+    with pytest.raises(SettingsError, match="needs the scheduler's --address"), pool(Work(backend="dask"), NOWHERE):
+        pass
+    start = time.monotonic()
+    work = Work(backend="dask", address="tcp://127.0.0.1:1")
+    with pytest.raises(SettingsError, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:1'"), pool(work, NOWHERE):
+        pass
+    assert time.monotonic() - start < 60
+    assert HERE.backend == "processes"
+    silent("nothing", 0, 0)
