@@ -51,8 +51,10 @@ from passes.shapes import infer_shapes
 
 __all__ = ["identity", "profile"]
 
-# Of the images that sensitivity is measured on, how many are run at once; the fewer, the fewer are first.
-KL_CHUNK = 64
+# Images that sensitivity is measured on, for a network of so many MACs and fewer, and for the largest.
+MOST_IMAGES, IMAGE_MACS, LEAST_IMAGES = 256, 5e8, 32
+# Into how many lots they are cut: candidates that are out run on the first only.
+KL_CHUNKS = 4
 # With which an option must be known to be out, to be measured on the first images only.
 CONFIDENCE = 0.95
 # Options that one task measures: their kernels are sent with it.
@@ -173,14 +175,18 @@ class _Profiler:
             *_group_changes(self.subjects, eliminations, self.nodes),
             *_layer_changes(self.layers, plain, self.nodes),
         ]
-        chunk = min(settings.chunk, KL_CHUNK)
+        macs = sum(self.costs.values(), Cost()).macs
+        images = settings.kl_samples or int(
+            min(max(MOST_IMAGES * IMAGE_MACS / max(macs, 1), LEAST_IMAGES), MOST_IMAGES)
+        )
+        chunk = min(settings.chunk, math.ceil(images / KL_CHUNKS))
         here = provider != "CPUExecutionProvider"  # where the workers would share one device
         windowed = list(windows(changes, len(self.model.graph.nodes), MOST_OPTIONS))
         bench = Bench(
             key=f"{self.digest} {self.data.digest()} {settings.model_dump_json()}",
             model=self.model.to_proto(),
             cuts=[cut(w) for w in windowed],
-            chunks=calibration_chunks(self.model, self.data, settings.kl_samples, chunk, settings.runtime),
+            chunks=calibration_chunks(self.model, self.data, images, chunk, settings.runtime),
             runtime=settings.runtime if here else Runtime(settings.provider, 1),
             confidence=None if settings.exhaustive else CONFIDENCE,
             memory=int(workers.work.memory * 1e9 / (1 if here else workers.workers)),

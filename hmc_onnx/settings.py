@@ -33,8 +33,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     samples: int = Field(default=1024, ge=1, description="calibration images for the second moments")
-    kl_samples: int = Field(
-        default=256, ge=1, description="of these, images for measuring sensitivity, by whole batches"
+    kl_samples: int | None = Field(
+        default=None,
+        ge=1,
+        description="of these, images for measuring sensitivity; None: 256, and fewer of a network of more than half a "
+        "billion MACs, in proportion, down to 32",
     )
     positions: int = Field(default=64, ge=1, description="output positions looked at in each image")
     align: int | None = Field(
@@ -63,7 +66,7 @@ class Settings(BaseModel):
 
 
 # What `--quick` sets where nothing else is said.
-QUICK = {"samples": 256, "kl_samples": 64, "positions": 32, "fine": False}
+QUICK = {"samples": 256, "kl_samples": 16, "positions": 32, "fine": False}
 
 
 def parse_target(text: str) -> Target:

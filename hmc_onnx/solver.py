@@ -126,6 +126,9 @@ class _Program:
         )
         self.cost = {k: np.array(zeros + [float(getattr(c, k) or 0) for _, c in self.layers]) for k in self.original}
         self.fixed = {k: v - sum(getattr(layer, k) or 0 for layer in profile.layers) for k, v in self.original.items()}
+        if self.fixed.get("seconds", 0.0) < 0:  # the parts take longer alone than together
+            self.cost["seconds"] *= self.original["seconds"] / (self.original["seconds"] - self.fixed["seconds"])
+            self.fixed["seconds"] = 0.0
         self.choice = self._choice_constraints(profile)
 
     def _choice_constraints(self, profile: Profile) -> LinearConstraint:
