@@ -8,6 +8,7 @@ behind it, into which the candidates' kernels are fed one after the other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
