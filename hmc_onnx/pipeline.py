@@ -185,7 +185,7 @@ def compress(
         compressed = carried_out(plan)
     else:
         assert parts is not None and max_drop is not None
-        found = search(proto, plan_for, carried_out, parts, max_drop, settings.runtime, journal, progress)
+        found = search(proto, plan_for, carried_out, parts, max_drop, settings.runtime, journal, strategy, progress)
         compressed, plan, curve = found.model, found.plan, found.curve
     batches = sorted({*BATCHES, *([plan.latency.batch] if plan.latency else [])})
     report = verify(proto, compressed, images, runtime=settings.runtime, batches=tuple(batches))

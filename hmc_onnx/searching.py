@@ -83,6 +83,7 @@ def search(
     max_drop: float,
     runtime: Runtime,
     journal: Journal,
+    name: str,
     progress: Progress = silent,
 ) -> Found:
     """The fastest network whose loss is within the bound, on the search's images and on those to confirm with.
@@ -94,7 +95,8 @@ def search(
         images: see `Split`; with labels the loss is that of top-1, without the share of images whose class changes.
         max_drop: the bound, from 0 to 1.
         runtime: how to run the models.
-        journal: keeps what was visited.
+        journal: keeps what was visited, under
+        name: of the strategy.
         progress: called as the work goes on.
 
     Raises:
@@ -105,7 +107,7 @@ def search(
     low, high, share = 0.0, 1.0, FIRST
     for visit in range(MOST_VISITS):
         progress("search", visit, MOST_VISITS)
-        key = f"visited/{max_drop!r} {share!r}"
+        key = f"visited/{name} {max_drop!r} {share!r} {images.search.digest()}"
         if key in journal:
             point, plan = journal.load(key)
         else:

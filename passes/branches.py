@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from passes.shapes import Shapes
+from passes.subgraph import redirect
 
 __all__ = ["branch_sum", "remove_branch"]
 
@@ -47,7 +48,4 @@ def _bypass(node: gs.Node, source: gs.Tensor) -> None:
     output = node.outputs[0]
     node.inputs.clear()
     node.outputs.clear()
-    for reader in list(output.outputs):
-        for i, tensor in enumerate(reader.inputs):
-            if tensor is output:
-                reader.inputs[i] = source
+    redirect(output, source)

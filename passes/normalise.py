@@ -30,7 +30,7 @@ from passes.model import SMALL, Model, element_type, without_weights
 from passes.naming import unused_name
 from passes.shapes import infer_shapes
 from passes.sparse import densify, inner_graphs
-from passes.subgraph import outer_tensors
+from passes.subgraph import outer_tensors, redirect
 
 __all__ = ["normalise"]
 
@@ -117,10 +117,7 @@ def remove_identities(model: Model) -> int:
             kept, dropped = y, x
         node.inputs.clear()
         node.outputs.clear()
-        for reader in list(dropped.outputs):
-            for i, tensor in enumerate(reader.inputs):
-                if tensor is dropped:
-                    reader.inputs[i] = kept
+        redirect(dropped, kept)
         if kept is y:
             maker = x.inputs[0]
             maker.outputs = [y if t is x else t for t in maker.outputs]

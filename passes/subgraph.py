@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from passes.model import Model
 
-__all__ = ["node_inputs", "nodes_between", "outer_tensors", "submodel"]
+__all__ = ["node_inputs", "nodes_between", "outer_tensors", "redirect", "submodel"]
 
 
 def nodes_between(graph: gs.Graph, known: Collection[str], wanted: Iterable[str]) -> list[gs.Node]:
@@ -41,6 +41,14 @@ def outer_tensors(node: gs.Node) -> list[gs.Tensor]:
             read = [t for n in value.nodes for t in [*n.inputs, *outer_tensors(n)]]
             found += [t for t in [*read, *value.outputs] if t.name and t.name not in made]
     return found
+
+
+def redirect(readers_of: gs.Tensor, to: gs.Tensor) -> None:
+    """Let all nodes that read one tensor read another."""
+    for reader in list(readers_of.outputs):
+        for i, tensor in enumerate(reader.inputs):
+            if tensor is readers_of:
+                reader.inputs[i] = to
 
 
 def submodel(
