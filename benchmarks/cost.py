@@ -52,7 +52,7 @@ def measure(console: Console, what: str, cases: dict[int, tuple[int, int]]) -> N
         shown.add_row(str(value), *(f"{v:.2f}" for v in found[-1]))
         console.print(f"{what} {value}: {found[-1][0]:.0f} s, {found[-1][1]:.2f} GB", markup=False)
     if len(found) > 1:
-        sizes = np.log([v for v in cases][: len(found)])
+        sizes = np.log(list(cases)[: len(found)])
         fits = [np.polyfit(sizes, np.log([row[i] for row in found]), 1)[0] for i in (0, 1)]
         shown.add_row("exponent", *(f"{fit:.2f}" for fit in fits))
     console.print(shown)

@@ -1,9 +1,8 @@
 """Time of one run of each of several models, measured side by side.
 
 What else a machine does only ever adds to a time, and adds more to a network of many small kernels, which wait for all
-threads at each: the ratio of two networks' medians differs by a tenth and more between one spell and the next, that of
-their lower deciles, within a spell, by a hundredth (ResNet-56 and its half, two virtual cores). So a time is the lower
-decile of many, and what was measured while a model known before took longer is measured again.
+threads at each: the ratio of two networks' medians moves with it, that of their lower deciles much less. So a time is the
+lower decile of many, and what was measured while a model known before took longer is measured again.
 """
 
 from __future__ import annotations
