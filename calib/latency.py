@@ -1,8 +1,8 @@
 """Time of one run of each of several models, measured side by side.
 
 What else a machine does only ever adds to a time, and adds more to a network of many small kernels, which wait for all
-threads at each: the ratio of two networks' medians moves with it, that of their lower deciles much less. So a time is the
-lower decile of many, and what was measured while a model known before took longer is measured again.
+threads at each: the ratio of two networks' medians moves with it, that of their lower deciles much less. So a time is
+the lower decile of many, and what was measured while a model known before took longer is measured again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from calib.sessions import Session
 
-__all__ = ["DISTURBED", "SECONDS", "TRIES", "Estimate", "Timings", "calm", "interleaved", "undisturbed"]
+__all__ = ["DISTURBED", "TRIES", "Estimate", "Timings", "calm", "interleaved", "undisturbed"]
 
 # How long to measure: what else the machine does comes in spells of a second and more.
 SECONDS = 3.0
@@ -58,16 +58,16 @@ class Timings:
         return Estimate(value, value * float(np.hypot(a.uncertainty / a.value, b.uncertainty / b.value)))
 
 
-def interleaved(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], seconds: float | None = None) -> Timings:
+def interleaved(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], share: float = 1.0) -> Timings:
     """Time the models in turns, so that what else the machine does falls on all of them alike.
 
     Args:
         sessions: one a model.
         feeds: of one run.
-        seconds: how long to measure, if `REPEATS` turns take less; default: `SECONDS`.
+        share: of `SECONDS`, how long to measure, if `REPEATS` turns take less.
     """
     turns: list[list[float]] = []
-    start, least = time.perf_counter(), SECONDS if seconds is None else seconds
+    start, least = time.perf_counter(), SECONDS * share
     while len(turns) < WARM_UP + REPEATS or time.perf_counter() - start < least:
         turn = []
         for session in sessions:

@@ -140,6 +140,6 @@ def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarra
 def _by_session(lot: Sequence[Probe], runtime: Runtime) -> Iterator[Estimate]:
     for probe in lot:
         sessions = [Session(probe_model([probe], parts), runtime) for parts in (Parts.SPARE, Parts.BARE)]
-        timings = interleaved(sessions, _feeds(sessions[0], probe.dtype), seconds=0)
+        timings = interleaved(sessions, _feeds(sessions[0], probe.dtype), share=0)
         whole, rest = timings.latency(0), timings.latency(1)
         yield Estimate(max(whole.value - rest.value, 0.0), float(np.hypot(whole.uncertainty, rest.uncertainty)))

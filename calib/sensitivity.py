@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from calib.divergence import divergences
 from calib.sessions import CPU, Runtime
@@ -128,7 +128,7 @@ def _in_play(costs: Mapping[Hashable, float], nats: Mapping[Hashable, np.ndarray
     One is out if it lies above one that costs no more, or above the line between a cheaper and a dearer one, by more
     than the standard error of that distance, over the images, times the confidence's quantile.
     """
-    quantile = float(norm.ppf(confidence))
+    quantile = float(ndtri(confidence))
     points = [(costs[k], n) for k, n in nats.items()]
     points.append((1.0, np.zeros_like(points[0][1])))
     kept = []

@@ -135,7 +135,6 @@ class _Kept:
 
 
 def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kept:
-    shapes = infer_shapes(model, inputs)
     channels: Channels = trace(model, inputs)
     known = {g.name: g for g in channels.groups}
     removed: dict[str, np.ndarray] = {}
@@ -159,7 +158,8 @@ def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kep
             if lost.any():
                 touched.add(slot.node.name)
     channels.remove(removed)
-    _remove_branches(model, gone, shapes)
+    if gone:
+        _remove_branches(model, gone, infer_shapes(model, inputs))
     return _Kept(outputs, touched)
 
 

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from hmc_onnx.journal import Journal
 from passes.errors import SettingsError
@@ -153,8 +154,13 @@ class _File:
         return joblib.load(self.path, mmap_mode="r")
 
 
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
 def _call(name: str, function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
-    with threadpool_limits(1, "blas"):  # more gain nothing on small matrices, and round differently
+    with _libraries().limit(limits=1, user_api="blas"):  # more gain nothing on small matrices, and round differently
         return name, function(*arguments)
 
 

@@ -109,9 +109,13 @@ def apply(
     data = fit(proto, calibration, plan.settings.samples)
     if data.digest() != plan.data:
         raise PlanError("the plan was made with other calibration data: give the same data and seed, or plan again")
-    compressed = apply_plan(
-        _normalised(proto, data, plan.settings), plan, data, progress, int(work.memory * 1e9)
-    ).finished()
+    return _applied(proto, _normalised(proto, data, plan.settings), plan, data, progress, work)
+
+
+def _applied(
+    proto: onnx.ModelProto, model: Model, plan: Plan, data: CalibrationData, progress: Progress, work: Work
+) -> onnx.ModelProto:
+    compressed = apply_plan(model, plan, data, progress, int(work.memory * 1e9)).finished()
     same_signature(proto, compressed)
     return compressed
 
@@ -165,8 +169,9 @@ def compress(
         check_labels(proto, parts.search, settings.runtime)
     images = data if test is None else fit(proto, test)
     check_labels(proto, images, settings.runtime)
-    profiled = profile(proto, data, settings, progress, table, work)
+    providers(settings.provider)
     normalised = _normalised(proto, data, settings)
+    profiled = profile_model(normalised, data, settings, progress, proto, table, work)
     journal = Journal(work.folder, identity(profiled.model, data, settings, table))
 
     def plan_for(wanted: Target) -> Plan:
@@ -177,7 +182,7 @@ def compress(
         return journal.load(key)
 
     def carried_out(plan: Plan) -> onnx.ModelProto:
-        return apply(proto, plan, data, progress, work)
+        return _applied(proto, normalised, plan, data, progress, work)
 
     curve: list[Visited] = []
     if target is not None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from calib.batching import batch_size, declared_batch, input_shapes
 from calib.data import CalibrationData
 from calib.divergence import divergence, top1
-from calib.latency import SECONDS, Timings, interleaved
+from calib.latency import Timings, interleaved
 from calib.observing import observe
 from calib.sessions import CPU, Runtime, Session
 from hmc_onnx.inputs import fit
@@ -179,7 +179,7 @@ def verify(
     sizes = (size,) if size < AT_ONCE else tuple(n for n in batches if n <= len(data))
     sessions = [session for session, _ in pair]
     rounds = [
-        {n: interleaved(sessions, {k: v[:n] for k, v in data.feeds.items()}, SECONDS / ROUNDS) for n in sizes}
+        {n: interleaved(sessions, {k: v[:n] for k, v in data.feeds.items()}, 1 / ROUNDS) for n in sizes}
         for _ in range(ROUNDS)  # apart in time, as what else the machine does comes in spells
     ]
     timings = [_timing(n, Timings(np.concatenate([r[n].seconds for r in rounds]))) for n in sizes]
