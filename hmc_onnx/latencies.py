@@ -35,12 +35,12 @@ from passes.probe import Probe, epilogue
 from passes.progress import Progress, silent
 from passes.shapes import Shapes, infer_shapes
 
-__all__ = ["DEFAULT_ALIGN", "Chain", "Clock", "measure_table", "serving_batch", "serving_feeds"]
+__all__ = ["Chain", "Clock", "default_align", "measure_table", "serving_batch", "serving_feeds"]
 
 Chain = tuple[Geometry, ...]
 
-# Channels that ranks and counts are multiples of where nothing is measured.
-DEFAULT_ALIGN = 4
+# Channels that ranks and counts are multiples of where nothing is measured; TensorRT handles 8 together in float16.
+DEFAULT_ALIGN, TENSORRT_ALIGN = 4, 8
 STEPS = (64, 32, 16, 8, 4, 2)
 # Half a step narrower saves less than this share of what it would if time went with width: it does not pay.
 PAYS = 0.5
@@ -154,7 +154,10 @@ class Clock:
 
         It is looked for in a chain from many channels over a few to many, of the layer with most MACs.
         """
-        name = max((n for n, s in self.subjects.items() if not s.grouped), key=self._macs.__getitem__)
+        dense = [n for n, s in self.subjects.items() if not s.grouped]
+        if not dense:
+            return default_align(self.runtime)
+        name = max(dense, key=self._macs.__getitem__)
         layer = self.subjects[name].layer.geometry
         wide = layer.resized(*(max(n, 2 * STEPS[0]) for n in (layer.inputs, layer.outputs)))
         chains = {w: DECOMPOSITIONS["svd"].links(wide, w) for step in STEPS for w in _widths(step)}
@@ -165,7 +168,7 @@ class Clock:
             saved = [(a - b) / a / (step / 2 / w) for a, b, w in ends if a is not None and b is not None]
             if saved and np.mean(saved) < PAYS:
                 return step
-        return DEFAULT_ALIGN
+        return default_align(self.runtime)
 
     def profile(self) -> LatencyProfile:
         """What the times are of."""
@@ -179,6 +182,11 @@ class Clock:
             table=self.table.digest(),
             by_macs=sorted(self._by_macs),
         )
+
+
+def default_align(runtime: Runtime) -> int:
+    """The alignment where none is measured."""
+    return TENSORRT_ALIGN if runtime.provider == "tensorrt" else DEFAULT_ALIGN
 
 
 def measure_table(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -37,7 +38,7 @@ from hmc_onnx.candidates import (
 from hmc_onnx.changes import group_changes, layer_changes
 from hmc_onnx.elimination import Elimination
 from hmc_onnx.journal import Journal
-from hmc_onnx.latencies import DEFAULT_ALIGN, Chain, Clock, serving_batch
+from hmc_onnx.latencies import Chain, Clock, default_align, serving_batch
 from hmc_onnx.parallel import HERE, Pool, Task, Work, pool
 from hmc_onnx.profiles import GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
 from hmc_onnx.settings import Settings
@@ -100,6 +101,8 @@ class _Profiler:
         self.digest, self.costs = model.digest(), costs(model, self.inputs)
         self.model = model.copy()
         self.subjects = find_subjects(self.model, self.inputs)
+        if not (settings.latency if settings.branches is None else settings.branches):
+            self.subjects = replace(self.subjects, removable=set())
         self.layers = self.subjects.layers
         if not any(node.op == "Conv" for node in model.graph.nodes):
             raise ModelError("the model has no Conv, so there is nothing to compress: give a convolutional network")
@@ -118,7 +121,7 @@ class _Profiler:
         """Measure, in workers."""
         settings, layers, subjects = self.settings, self.layers, self.subjects
         clock = self._clock(served, table, workers) if settings.latency else None
-        align = settings.align or (clock.align() if clock else DEFAULT_ALIGN)
+        align = settings.align or (clock.align() if clock else default_align(settings.runtime))
         chunks = calibration_chunks(self.model, self.data, settings.samples, settings.chunk, settings.runtime)
         memory = int(workers.work.memory * 1e9)
         _measure_moments(Walk(self.model, chunks, settings.runtime, memory), layers, settings, workers)

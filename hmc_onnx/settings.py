@@ -56,6 +56,9 @@ class Settings(BaseModel):
         description="images a run when serving, which latency is measured at; None: what the model declares, else 1",
     )
     fine: bool = Field(default=True, description="offer all ranks and channel counts, and not every second")
+    branches: bool | None = Field(
+        default=None, description="offer to remove whole residual branches; None: where latency is measured"
+    )
     exhaustive: bool = Field(default=False, description="measure every candidate's sensitivity on all images")
     chunk: int = Field(default=128, ge=1, description="images run at once while measuring sensitivity")
 

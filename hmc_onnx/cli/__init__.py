@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 import warnings
@@ -26,6 +27,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # × and the like, where the encoding has none
     warnings.filterwarnings("ignore", module="joblib")  # it tells of the tasks that an interrupt cancels
+    # an interrupt leaves loky's tracker of resources to clean up, which it does, and warns of
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that worker processes go, too
     try:
         code = app(prog_name="hmc-onnx", standalone_mode=False)

@@ -141,7 +141,7 @@ def test_a_curve_of_nothing_measured_is_the_error_itself() -> None:
     assert Curve([(0.1, 0.0)])(0.3) == 0.3  # a sensitivity of 0 has no logarithm
 
 
-SMALL = Settings(samples=16, kl_samples=8, chunk=8, positions=16, align=2)
+SMALL = Settings(samples=16, kl_samples=8, chunk=8, positions=16, align=2, branches=True)
 
 
 @pytest.fixture(scope="module", params=["A", "B"])
