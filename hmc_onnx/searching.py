@@ -57,13 +57,9 @@ def split(data: CalibrationData, samples: int) -> Split:
         raise DataError(
             f"there are {len(data)} images, too few to search with: give {round(LEAST_HELD / SHARE_HELD)} or more"
         )
-    cuts = [(0, samples), (samples, samples + held), (samples + held, samples + 2 * held)]
-    return Split(*(_part(data, a, b) for a, b in cuts))
-
-
-def _part(data: CalibrationData, start: int, stop: int) -> CalibrationData:
-    feeds = {name: array[start:stop] for name, array in data.feeds.items()}
-    return CalibrationData(feeds, None if data.labels is None else data.labels[start:stop], data.source)
+    calibration, rest = data.split(samples)
+    searched, rest = rest.split(held)
+    return Split(calibration, searched, rest.head(held))
 
 
 @dataclass(frozen=True)

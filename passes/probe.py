@@ -19,6 +19,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 
+from passes.decompose import chain_macs
+from passes.decompose.output_svd import pointwise
 from passes.layers import Geometry
 from passes.shapes import Shapes
 
@@ -55,11 +57,7 @@ class Probe:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of a run."""
-        size, macs = self.size, 0
-        for link in self.links:
-            macs += link.macs(size)
-            size = link.output_size(size)
-        return macs * self.batch
+        return chain_macs(self.links, self.size) * self.batch
 
 
 def _link_text(link: Geometry) -> str:
@@ -143,20 +141,20 @@ class _Builder:
 
     def branch(self, i: int, probe: Probe, parts: Parts) -> None:
         first, last, size = probe.links[0], probe.links[-1], probe.size
-        x = self.layer(f"{i}/before", self.input(size), _pointwise(CHANNELS, first.inputs, size))
+        x = self.layer(f"{i}/before", self.input(size), pointwise(first, CHANNELS, first.inputs))
         stem, links = x, probe.links if parts is not Parts.BARE else ()
         for link in probe.links:
             size = link.output_size(size)
         other = None
         if parts is not Parts.LINKS or "Add" in probe.epilogue:
-            other = self.layer(f"{i}/other", self.input(size), _pointwise(CHANNELS, last.outputs, size))
+            other = self.layer(f"{i}/other", self.input(size), pointwise(last, CHANNELS, last.outputs))
         for n, link in enumerate(links):
             x = self.layer(f"{i}/link{n}", x, link)
         for op in probe.epilogue if links else ():
             x = self.node(op, f"{i}/{op}", [x, other] if op == "Add" and other else [x])
         if not links and other:
             x = other
-        x = self.layer(f"{i}/after", x, _pointwise(last.outputs, CHANNELS, size))
+        x = self.layer(f"{i}/after", x, pointwise(last, last.outputs, CHANNELS))
         self.output(f"{i}/pool", x, CHANNELS, size)
         if not links:
             self.output(f"{i}/pool2", stem, first.inputs, probe.size)
@@ -210,8 +208,3 @@ class _Builder:
             self.nodes, "probes", list(self.inputs.values()), self.outputs, initializer=self.initializers
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
-
-
-def _pointwise(inputs: int, outputs: int, size: Sequence[int]) -> Geometry:
-    d = len(size)
-    return Geometry(inputs, outputs, (1,) * d, (1,) * d, (0,) * 2 * d, (1,) * d)
