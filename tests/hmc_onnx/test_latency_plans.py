@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from zoo import images, resnet, run
 
 import hmc_onnx
 from calib.data import CalibrationData
+from calib.latency import Estimate
 from calib.latency_table import LatencyTable, cached_table, read_table, this_machine
 from calib.sessions import Runtime
 from hmc_onnx import fitting, searching
@@ -21,10 +23,27 @@ from hmc_onnx.searching import split
 from hmc_onnx.settings import Target
 from passes.errors import DataError, SettingsError
 from passes.normalise import normalise
+from passes.probe import Probe
+from passes.progress import Progress, silent
 
 SETTINGS = hmc_onnx.Settings(
     samples=48, kl_samples=32, positions=16, align=4, chunk=16, provider="cpu", threads=1, batch=4, latency=True
 )
+
+
+def told(
+    probes: Sequence[Probe], runtime: Runtime, progress: Progress = silent
+) -> Iterator[tuple[Probe, Estimate | None]]:
+    """Times that follow the MACs and the number of kernels: what is measured in passing is now and then all noise."""
+    yield from ((p, Estimate(1e-6 * len(p.links) + 1e-10 * p.macs, 0.0)) for p in probes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calib.latency_table.time_probes", told)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +142,9 @@ def test_a_model_compressed_for_the_time_runs_and_says_what_it_takes(original: o
     assert result.report.b.macs < result.report.a.macs
 
 
-def test_a_table_of_another_machine_plans_for_that(original: onnx.ModelProto, tmp_path: Path) -> None:
+def test_a_table_of_another_machine_plans_for_that(tmp_path: Path) -> None:
+    # with padded shortcuts, how many channels a layer of a stage keeps depends on the data, so not all can be foreseen
+    original = resnet((2, 2), (16, 32), shortcut="B", size=16, classes=5)
     own = measure_table(original, {"input": (1, 3, 16, 16)}, SETTINGS)
     other = LatencyTable(machine=own.machine.model_copy(update={"processor": "another"}), entries=own.entries)
     other.write(tmp_path / "other.json")
