@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Literal
 
 import onnxruntime as ort
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from calib.probing import time_probes
 from calib.sessions import Runtime, providers
 from passes.errors import OutputError, SettingsError
-from passes.model import write_atomically
 from passes.probe import Probe
 from passes.progress import Progress, silent
+from passes.records import Frozen, read_record, write_json
 
 __all__ = ["Entry", "LatencyTable", "Machine", "cached_table", "cached_tables", "read_table", "this_machine"]
 
@@ -32,11 +32,7 @@ __all__ = ["Entry", "LatencyTable", "Machine", "cached_table", "cached_tables", 
 KEPT_EVERY = 1.0  # seconds
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Machine(_Frozen):
+class Machine(Frozen):
     """What a time depends on besides the probe: `threads` are those that are used, never 0."""
 
     processor: str
@@ -48,7 +44,7 @@ class Machine(_Frozen):
         return f"{self.processor}, onnxruntime {self.onnxruntime}, {self.provider}, {self.threads} threads"
 
 
-class Entry(_Frozen):
+class Entry(Frozen):
     """Seconds and the half-width of its 95 % interval; None where onnxruntime cannot run the probe."""
 
     seconds: float | None
@@ -103,7 +99,7 @@ class LatencyTable(BaseModel):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise OutputError(f"cannot make the folder of '{path}': {e.strerror or e}") from e
-        write_atomically(path, (self.model_dump_json(indent=1) + "\n").encode())
+        write_json(self, path)
 
 
 def read_table(path: str | os.PathLike[str]) -> LatencyTable:
@@ -112,14 +108,7 @@ def read_table(path: str | os.PathLike[str]) -> LatencyTable:
     Raises:
         SettingsError: it is missing or malformed.
     """
-    try:
-        return LatencyTable.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as e:
-        raise SettingsError(f"cannot read the latency table '{path}': {getattr(e, 'strerror', None) or e}") from e
-    except ValidationError as e:
-        problem = e.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "the file"
-        raise SettingsError(f"'{path}' is not a latency table: at {where}, {problem['msg'].lower()}") from e
+    return read_record(path, LatencyTable, "latency table", "a latency table", SettingsError)
 
 
 def this_machine(runtime: Runtime) -> Machine:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from calib.latency_table import Machine
 from hmc_onnx.profiles import Profile
 from hmc_onnx.settings import Settings, Strategy, Target
 from passes.errors import PlanError
-from passes.model import write_atomically
+from passes.records import Frozen, read_record, write_json
 
 __all__ = ["GroupPlan", "LayerPlan", "Plan", "PlannedLatency", "read_plan", "read_profile", "write_json"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class GroupPlan(_Frozen):
+class GroupPlan(Frozen):
     """Classes to remove from a channel group (none: it stays whole; all: its residual branch goes)."""
 
     size: int
@@ -29,7 +24,7 @@ class GroupPlan(_Frozen):
     sensitivity: float = 0.0
 
 
-class LayerPlan(_Frozen):
+class LayerPlan(Frozen):
     """A decomposition for a layer ("keep": none), after its groups are pruned.
 
     Attributes:
@@ -51,7 +46,7 @@ class LayerPlan(_Frozen):
     reason: str = ""
 
 
-class PlannedLatency(_Frozen):
+class PlannedLatency(Frozen):
     """The time of a run of the planned network, as a share of the original's.
 
     Attributes:
@@ -70,7 +65,7 @@ class PlannedLatency(_Frozen):
     by_macs: list[str] = Field(default_factory=list)
 
 
-class Plan(_Frozen):
+class Plan(Frozen):
     """Everything that `apply` does, keyed by the model and data it was made from.
 
     `macs`, `parameters`, `latency` and `sensitivity` are what the solver expects of the whole network.
@@ -91,41 +86,15 @@ class Plan(_Frozen):
     sensitivity: float
 
 
-def write_json(value: BaseModel, path: str | os.PathLike[str]) -> None:
-    """Write a profile or plan as indented JSON, atomically.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    write_atomically(path, (value.model_dump_json(indent=1) + "\n").encode())
-
-
-_T = TypeVar("_T", Profile, Plan)
-
-
 def read_plan(path: str | os.PathLike[str]) -> Plan:
     """Read a plan.
 
     Raises:
         PlanError: it is missing or malformed.
     """
-    return _read(path, Plan)
+    return read_record(path, Plan, "plan", "a valid plan", PlanError)
 
 
 def read_profile(path: str | os.PathLike[str]) -> Profile:
     """Read a profile; raises as `read_plan`."""
-    return _read(path, Profile)
-
-
-def _read(path: str | os.PathLike[str], kind: type[_T]) -> _T:
-    what = kind.__name__.lower()
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise PlanError(f"cannot read the {what} '{path}': {getattr(e, 'strerror', None) or e}") from e
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as e:
-        problem = e.errors()[0]
-        where = ".".join(str(p) for p in problem["loc"]) or "the file"
-        raise PlanError(f"'{path}' is not a valid {what}: at {where}, {problem['msg'].lower()}") from e
+    return read_record(path, Profile, "profile", "a valid profile", PlanError)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from calib.latency_table import Machine
 from hmc_onnx.settings import Settings
+from passes.records import Frozen
 
 __all__ = ["KEEP", "REMOVED", "GroupChoice", "GroupProfile", "LatencyProfile", "LayerChoice", "LayerProfile", "Profile"]
 
@@ -21,11 +20,7 @@ KEEP = "keep"
 REMOVED = "removed"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class GroupChoice(_Frozen):
+class GroupChoice(Frozen):
     """Keep `keep` classes by removing `removed`, the repaired consumers measured at `sensitivity` nats.
 
     With none kept the whole residual branch is removed; that is charged to the last group in it.
@@ -36,7 +31,7 @@ class GroupChoice(_Frozen):
     sensitivity: float
 
 
-class GroupProfile(_Frozen):
+class GroupProfile(Frozen):
     """A channel group. Choice 0 keeps everything; `layers` are the producers and consumers by node name."""
 
     name: str
@@ -46,7 +41,7 @@ class GroupProfile(_Frozen):
     choices: list[GroupChoice]
 
 
-class LayerChoice(_Frozen):
+class LayerChoice(Frozen):
     """One decomposition of a layer, or "keep" or "removed", with `inputs` and `outputs` as choices of its groups.
 
     Attributes:
@@ -68,7 +63,7 @@ class LayerChoice(_Frozen):
     measured: bool
 
 
-class LayerProfile(_Frozen):
+class LayerProfile(Frozen):
     """A Conv or Gemm with its candidates."""
 
     name: str
@@ -80,7 +75,7 @@ class LayerProfile(_Frozen):
     choices: list[LayerChoice]
 
 
-class LatencyProfile(_Frozen):
+class LatencyProfile(Frozen):
     """What the latencies are of.
 
     Attributes:
@@ -100,7 +95,7 @@ class LatencyProfile(_Frozen):
     by_macs: list[str]
 
 
-class Profile(_Frozen):
+class Profile(Frozen):
     """All that planning needs. `align`: ranks and numbers of channels on offer are multiples of this."""
 
     version: Literal[1] = 1

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import onnx
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from calib.batching import batch_size, declared_batch, input_shapes
 from calib.data import CalibrationData
@@ -19,6 +19,7 @@ from passes.cost import total
 from passes.errors import DataError, ModelError
 from passes.model import Model, byte_size
 from passes.normalise import normalise
+from passes.records import Frozen
 
 __all__ = ["BATCHES", "Side", "Timing", "Verification", "Visited", "check_labels", "judged", "same_signature", "verify"]
 
@@ -31,11 +32,7 @@ ROUNDS = 3
 BATCHES = (1, 8, 64)
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Side(_Frozen):
+class Side(Frozen):
     """One model: MACs of an image, parameters, bytes of the file, and top-1 where there are labels."""
 
     macs: int
@@ -44,7 +41,7 @@ class Side(_Frozen):
     top1: float | None
 
 
-class Timing(_Frozen):
+class Timing(Frozen):
     """Milliseconds of a run at a batch size, the two models taking turns, and the ratio b / a: see `calib.latency`.
 
     `uncertainty` is the half-width of a 95 % interval of the ratio.
@@ -57,7 +54,7 @@ class Timing(_Frozen):
     uncertainty: float
 
 
-class Visited(_Frozen):
+class Visited(Frozen):
     """A network that was tried in a search for the fastest within a bound on the loss.
 
     Attributes:
@@ -75,7 +72,7 @@ class Visited(_Frozen):
     chosen: bool
 
 
-class Verification(_Frozen):
+class Verification(Frozen):
     """Model b against model a over some images.
 
     Attributes:
@@ -95,7 +92,7 @@ class Verification(_Frozen):
     images: int
     source: str
     timings: list[Timing]
-    curve: list[Visited] = []
+    curve: list[Visited] = Field(default_factory=list)
 
 
 def same_signature(a: onnx.ModelProto, b: onnx.ModelProto) -> None:
