@@ -27,13 +27,13 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.files)
 
-    def take(self, indices: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    def take(self, indices: np.ndarray, preprocess: Preprocess, draws: np.ndarray | None = None) -> np.ndarray:
         """As `Source.take`."""
         files = [self.files[i] for i in indices]
-        shape = _load(files[0], preprocess).shape
+        shape = _load(files[0], preprocess, None if draws is None else draws[0]).shape
 
         def load(index: int) -> np.ndarray:
-            image = _load(files[index], preprocess)
+            image = _load(files[index], preprocess, None if draws is None else draws[index])
             if image.shape != shape:
                 raise DataError(
                     f"image '{files[index]}' comes out as {image.shape} and '{files[0]}' as {shape}: "
@@ -81,10 +81,10 @@ def _images(folder: Path) -> list[Path]:
     return sorted((p for p in files if p.is_file()), key=lambda p: p.name)
 
 
-def _load(file: Path, preprocess: Preprocess) -> np.ndarray:
+def _load(file: Path, preprocess: Preprocess, draws: np.ndarray | None = None) -> np.ndarray:
     try:
         with Image.open(file) as image:
-            return preprocess.apply(image)
+            return preprocess.apply(image, draws)
     except DataError as e:
         raise DataError(f"cannot use image '{file}': {e}") from e
     except Exception as e:  # Pillow's decoders raise errors of many kinds, not only OSError

@@ -21,6 +21,8 @@ __all__ = ["PRESETS", "Layout", "Preprocess"]
 Layout = Literal["NCHW", "NHWC"]
 
 _MODES = {1: "L", 3: "RGB"}
+# Of the part of an image that is taken for training: the least share of its area, and width to height.
+AREA, RATIO = 0.25, (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,15 @@ class Preprocess:
             layout=self.layout if layout is None else cast(Layout, layout),
         )
 
-    def apply(self, image: Image.Image | np.ndarray) -> np.ndarray:
+    def apply(self, image: Image.Image | np.ndarray, draws: np.ndarray | None = None) -> np.ndarray:
         """Preprocess one image.
 
         Args:
             image: any Pillow image with 8 bits a channel, or uint8 of shape (H, W), (H, W, 1), (H, W, 3) or
                 (H, W, 4), the last being RGBA.
+            draws: four numbers from 0 to 1, by which a part of the image is taken as torchvision's
+                `RandomResizedCrop` takes one for training: its area, its aspect ratio, and where it lies (top, left).
+                None: the centre, as the network is served.
 
         Returns:
             float32 (C, H, W) or (H, W, C), as `layout` says.
@@ -117,7 +122,8 @@ class Preprocess:
         """
         if isinstance(image, np.ndarray):
             image = _from_array(image)
-        image = self._resized(_converted(image, _MODES[self.channels]))
+        image = _converted(image, _MODES[self.channels])
+        image = self._resized(image) if draws is None else self._part(image, draws)
         pixels = np.asarray(image).reshape(1, image.height, image.width, self.channels)
         return np.asarray(self.apply_batch(pixels.transpose(0, 3, 1, 2))[0])
 
@@ -158,6 +164,19 @@ class Preprocess:
         elif self.size is not None:
             image = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
         return image
+
+
+    def _part(self, image: Image.Image, draws: np.ndarray) -> Image.Image:
+        """A part of an image, between AREA of it and all, at an aspect ratio of RATIO, resized to `size`."""
+        area, ratio, top, left = draws.tolist()
+        aspect = math.exp(math.log(RATIO[0]) + ratio * math.log(RATIO[1] / RATIO[0]))
+        size = (AREA + area * (1 - AREA)) * image.width * image.height
+        width = min(round(math.sqrt(size * aspect)), image.width) or 1
+        height = min(round(math.sqrt(size / aspect)), image.height) or 1
+        x, y = int(left * (image.width - width + 1)), int(top * (image.height - height + 1))
+        x, y = min(x, image.width - width), min(y, image.height - height)
+        wanted = self.size or (image.height, image.width)
+        return image.resize((wanted[1], wanted[0]), Image.Resampling.BILINEAR, (x, y, x + width, y + height))
 
 
 def _check_size(size: Sequence[int]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from calib.preprocess import Preprocess
 from calib.sources import ReadyTensors, Source
 from passes.errors import DataError, SettingsError
 
-__all__ = ["read", "splits"]
+__all__ = ["open_source", "read", "splits"]
 
 
 def read(
@@ -54,23 +54,37 @@ def read(
         raise SettingsError(f"cannot read {samples} samples: ask for 1 or more")
     if seed < 0:
         raise SettingsError(f"seed {seed} is below 0: use 0 or more")
-    path = Path(path).expanduser()
-    try:
-        source = _open(path, split, input_name)
-    except OSError as e:
-        raise DataError(f"cannot read '{e.filename or path}' ({e.strerror or e}): make it readable") from e
+    source = open_source(path, input_name=input_name, input_shape=input_shape, preprocess=preprocess, split=split)
     total = len(source)
     chosen = np.arange(total)
     if samples is not None and samples < total:
         chosen = np.sort(np.random.default_rng(seed).choice(total, samples, replace=False))
-    # One image first, so that a wrong size shows before thousands are decoded.
-    _check_shape(source.take(chosen[:1], preprocess).shape[1:], source, path, preprocess, input_name, input_shape)
     drawn = f"{total}" if len(chosen) == total else f"{len(chosen)} of {total}"
     return CalibrationData(
         {input_name: source.take(chosen, preprocess)},
         None if source.labels is None else source.labels[chosen],
         f"{drawn} images of '{path}'",
     )
+
+
+def open_source(
+    path: str | os.PathLike[str],
+    *,
+    input_name: str,
+    input_shape: tuple[int | None, ...],
+    preprocess: Preprocess,
+    split: str = "train",
+) -> Source:
+    """Open images to take from, after a look at whether the first fits the model; as for `read`."""
+    path = Path(path).expanduser()
+    try:
+        source = _open(path, split, input_name)
+    except OSError as e:
+        raise DataError(f"cannot read '{e.filename or path}' ({e.strerror or e}): make it readable") from e
+    # One image first, so that a wrong size shows before thousands are decoded.
+    shape = source.take(np.arange(1), preprocess).shape[1:]
+    _check_shape(shape, source, path, preprocess, input_name, input_shape)
+    return source
 
 
 def splits(path: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -24,8 +24,13 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
-    def take(self, indices: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    def take(self, indices: np.ndarray, preprocess: Preprocess, draws: np.ndarray | None = None) -> np.ndarray:
         """The images at some indices, preprocessed: float32, the first axis along the indices.
+
+        Args:
+            indices: of the images.
+            preprocess: how.
+            draws: (N, 4), by which a part of each image is taken, as for `Preprocess.apply`; None: the centre.
 
         Raises:
             DataError: an image cannot be read, or the images come out in different sizes.
@@ -45,10 +50,14 @@ class StoredImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def take(self, indices: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    def take(self, indices: np.ndarray, preprocess: Preprocess, draws: np.ndarray | None = None) -> np.ndarray:
         """As `Source.take`."""
         chosen = self.pixels[indices]
         n, c, h, w = chosen.shape
+        if draws is not None:
+            images, size = chosen.transpose(0, 2, 3, 1), preprocess.size or (h, w)
+            planes = (preprocess.channels, *size) if preprocess.layout == "NCHW" else (*size, preprocess.channels)
+            return filled(n, planes, lambda i: preprocess.apply(images[i], draws[i]))
         if preprocess.size == (h, w):
             preprocess = replace(preprocess, resize=None)
         if preprocess.resize is None and preprocess.size in (None, (h, w)) and c in (1, preprocess.channels):
@@ -68,8 +77,8 @@ class ReadyTensors:
     def __len__(self) -> int:
         return len(self.tensors)
 
-    def take(self, indices: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-        """As `Source.take`; nothing is preprocessed."""
+    def take(self, indices: np.ndarray, preprocess: Preprocess, draws: np.ndarray | None = None) -> np.ndarray:
+        """As `Source.take`; nothing is preprocessed, and no part is taken."""
         with np.errstate(over="ignore"):  # infinities are found later, with a clear error
             return np.asarray(self.tensors[indices], np.float32)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calib.data import CalibrationData, CalibrationDataReader, from_reader
+    from hmc_onnx.finetune import FineTuning, finetune
     from hmc_onnx.inputs import load_data, preprocessing
     from hmc_onnx.pipeline import Result, apply, compress, profile
     from hmc_onnx.plans import Plan, read_plan, read_profile
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CalibrationData",
     "CalibrationDataReader",
+    "FineTuning",
     "HmcError",
     "Plan",
     "Profile",
@@ -30,6 +32,7 @@ __all__ = [
     "Verification",
     "apply",
     "compress",
+    "finetune",
     "from_reader",
     "load",
     "load_data",
@@ -46,6 +49,7 @@ __all__ = [
 _HOME = {
     "CalibrationData": "calib.data",
     "CalibrationDataReader": "calib.data",
+    "FineTuning": "hmc_onnx.finetune.options",
     "HmcError": "passes.errors",
     "Plan": "hmc_onnx.plans",
     "Profile": "hmc_onnx.profiles",
@@ -70,6 +74,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "finetune":  # the package of this name can be called
+        return import_module("hmc_onnx.finetune")
     if name not in _HOME:
         raise AttributeError(f"module 'hmc_onnx' has no attribute '{name}'")
     return getattr(import_module(_HOME[name]), name)

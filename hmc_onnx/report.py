@@ -9,10 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from calib.latency_table import LatencyTable
+from hmc_onnx.finetune.options import Epoch
 from hmc_onnx.plans import Plan
 from hmc_onnx.verification import Verification, Visited
 
-__all__ = ["comparison", "latency_table", "plan_tables"]
+__all__ = ["comparison", "epochs_table", "latency_table", "plan_tables"]
 
 
 def _count(value: int) -> str:
@@ -107,3 +108,17 @@ def plan_tables(plan: Plan) -> Group:
             left.add_row(escape(name), escape(reason))
         parts.append(left)
     return Group(*parts)
+
+
+def epochs_table(history: Sequence[Epoch]) -> Table:
+    """What each epoch of a fine-tuning came to."""
+    table = Table(title="Fine-tuning", title_justify="left")
+    for column in ("epoch", "loss", "held back: loss", "right", "minutes"):
+        table.add_column(column, justify="right")
+    best = min(history, key=lambda e: e.held)
+    for e in history:
+        loss = "" if e.epoch == 0 else f"{e.loss:.4f}"
+        mark = " *" if e is best else ""
+        table.add_row(f"{e.epoch}{mark}", loss, f"{e.held:.4f}", f"{e.top1:.2%}", f"{e.seconds / 60:.1f}")
+    table.caption = "* taken"
+    return table

@@ -29,7 +29,9 @@ __all__ = [
     "SMALL",
     "Model",
     "byte_size",
+    "check",
     "constant_value",
+    "digest",
     "element_type",
     "load",
     "save",
@@ -202,11 +204,15 @@ class Model:
 
     def digest(self) -> str:
         """SHA-256 of the model, by which plans and profiles know it."""
-        proto = self.to_proto()
-        sha = hashlib.sha256(skeleton(proto).SerializeToString(deterministic=True))
-        for tensor in proto.graph.initializer:  # one by one, as together they may be too large for protobuf
-            sha.update(tensor.SerializeToString(deterministic=True))
-        return sha.hexdigest()
+        return digest(self.to_proto())
+
+
+def digest(proto: onnx.ModelProto) -> str:
+    """SHA-256 of a model."""
+    sha = hashlib.sha256(skeleton(proto).SerializeToString(deterministic=True))
+    for tensor in proto.graph.initializer:  # one by one, as together they may be too large for protobuf
+        sha.update(tensor.SerializeToString(deterministic=True))
+    return sha.hexdigest()
 
 
 def _is_float(element_type: int) -> bool:

@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 
 import typer
 
+from hmc_onnx.cli import finetuning
 from hmc_onnx.cli.commands import app
 
-__all__ = ["app", "main"]
+__all__ = ["app", "finetuning", "main"]
 
 INTERRUPTED = 128 + signal.SIGINT
 # typer brings a click of its own since 0.16, whose errors are no subclasses of click's

@@ -51,6 +51,48 @@ class LayoutName(str, enum.Enum):
     NHWC = "NHWC"
 
 
+class DeviceName(str, enum.Enum):
+    """Where torch trains."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class PrecisionName(str, enum.Enum):
+    """What torch trains in."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class BatchnormName(str, enum.Enum):
+    """What is done about batch normalisation in training."""
+
+    auto = "auto"
+    reinsert = "reinsert"
+    frozen = "frozen"
+    none = "none"
+
+
+class OptimizerName(str, enum.Enum):
+    """An optimizer of torch's."""
+
+    sgd = "sgd"
+    adamw = "adamw"
+
+
+class AugmentationName(str, enum.Enum):
+    """How training images are changed."""
+
+    auto = "auto"
+    crop = "crop"
+    resized = "resized"
+    flip = "flip"
+    none = "none"
+
+
 class Choices:
     """Annotated types of the options."""
 
@@ -136,6 +178,34 @@ class Choices:
         Optional[bool],  # noqa: UP045
         typer.Option("--labels/--no-labels", help="Report top-1 accuracy where the data have labels. [--labels]"),
     ]
+    Finetune = Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--finetune/--no-finetune", help="Train the compressed model on the data after. [--no-finetune]"),
+    ]
+    Epochs = Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Times to go through all images. [10, if no --minutes]"),
+    ]
+    Minutes = Annotated[Optional[float], typer.Option(help="Time to train for, in place of epochs.")]  # noqa: UP045
+    Device = Annotated[Optional[DeviceName], typer.Option(help="Where to train. [auto]")]  # noqa: UP045
+    Precision = Annotated[
+        Optional[PrecisionName],  # noqa: UP045
+        typer.Option(help="What to train in. [auto: what is faster]"),
+    ]
+    Batchnorm = Annotated[
+        Optional[BatchnormName],  # noqa: UP045
+        typer.Option(help="Batch normalisation in training: see the docs. [auto]"),
+    ]
+    Optimizer = Annotated[Optional[OptimizerName], typer.Option(help="Of the training. [sgd]")]  # noqa: UP045
+    Rate = Annotated[Optional[float], typer.Option(help="Highest learning rate. [what suits the optimizer]")]  # noqa: UP045
+    BatchSize = Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Images a training step, of all processes together. [128]"),
+    ]
+    Augmentation = Annotated[
+        Optional[AugmentationName],  # noqa: UP045
+        typer.Option(help="How training images are changed. [auto: as the preset's networks are trained]"),
+    ]
     Config = Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="A YAML file with any of these options."),
@@ -187,6 +257,16 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "backend": _TEXT,
     "address": _TEXT,
     "labels": _TRUTH,
+    "finetune": _TRUTH,
+    "epochs": _NUMBER,
+    "minutes": _NUMBER,
+    "device": _TEXT,
+    "precision": _TEXT,
+    "batchnorm": _TEXT,
+    "optimizer": _TEXT,
+    "rate": _NUMBER,
+    "batch_size": _WHOLE,
+    "augmentation": _TEXT,
 }
 
 

@@ -1,0 +1,91 @@
+"""Top-1 of compressed networks before and after fine-tuning, on a whole test split that nothing else sees.
+
+    python benchmarks/finetuning.py MODEL.onnx --data cifar10.npz --preset cifar10 --work-dir DIR \
+        --cases macs=0.5:30 latency=0.5:45 macs=0.28:60
+
+A case is a target and the minutes (or, with an `e` behind, the epochs) of its fine-tuning, on the training split, of
+which a part is held back to choose the best weights by. Compressed networks, checkpoints and fine-tuned networks are
+kept in the folder: a run that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+import hmc_onnx
+from calib.data import CalibrationData
+from calib.divergence import top1
+from calib.latency import calm
+from calib.sessions import Session
+from hmc_onnx.latencies import serving_feeds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="with a train and a labelled test split")
+    parser.add_argument("--preset", default="cifar10")
+    parser.add_argument("--work-dir", type=Path, required=True)
+    parser.add_argument("--cases", nargs="*", default=["macs=0.5:30", "latency=0.5:45", "macs=0.28:60"])
+    parser.add_argument("--batch", type=int, default=8, help="that latency is planned for and measured at")
+    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--batchnorm", default="auto")
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--labels", type=float, default=hmc_onnx.FineTuning().labels)
+    args = parser.parse_args()
+
+    proto, preprocess = hmc_onnx.load(args.model), hmc_onnx.preprocessing(args.preset)
+    test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
+    print(f"{args.model.name}: top-1 {accuracy(proto, test):.2f} %")
+    print("| target | top-1 | fine-tuned for | epochs | top-1 | time, fine-tuned / compressed |\n|---|---|---|---|---|---|")
+    for case in args.cases:
+        target, _, amount = case.partition(":")
+        folder = args.work_dir / f"{target}-seed{args.seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        start = compressed(proto, target, preprocess, folder / "compressed.onnx", args)
+        bound: dict[str, Any] = {"epochs": float(amount[:-1])} if amount.endswith("e") else {"minutes": float(amount)}
+        options = hmc_onnx.FineTuning(
+            **bound, device=args.device, precision=args.precision, batchnorm=args.batchnorm,
+            rate=args.rate, labels=args.labels, seed=args.seed,
+        )  # fmt: skip
+        tuned = hmc_onnx.finetune(
+            start, proto, args.data, preprocess=preprocess, options=options, work_dir=folder / "checkpoints"
+        )
+        tuned.save(folder / "finetuned.onnx")
+        feeds = serving_feeds(test, args.batch)
+        ratio = calm([Session(start), Session(tuned.model)], feeds, 0.0).ratio(1)
+        last = tuned.history[-1]
+        print(
+            f"| {target} | {accuracy(start, test):.2f} | {last.seconds / 60:.0f} min | {last.epoch} "
+            f"| {accuracy(tuned.model, test):.2f} | {ratio.value:.3f} ± {ratio.uncertainty:.3f} |",
+            flush=True,
+        )
+
+
+def compressed(
+    proto: onnx.ModelProto, target: str, preprocess: Any, path: Path, args: argparse.Namespace
+) -> onnx.ModelProto:
+    """The compressed network, made unless it is there."""
+    if not path.exists():
+        data = hmc_onnx.load_data(proto, args.data, preprocess, samples=args.samples, seed=args.seed)
+        settings = hmc_onnx.Settings(samples=args.samples, seed=args.seed, batch=args.batch)
+        hmc_onnx.compress(proto, data, target, settings=settings, test=data.head(128)).save(path)
+    return hmc_onnx.load(path)
+
+
+def accuracy(model: onnx.ModelProto, test: CalibrationData) -> float:
+    session = Session(model)
+    outputs = [session.run(feeds)[0] for feeds, _ in test.chunks(250)]
+    assert test.labels is not None
+    return 100 * top1(outputs, test.labels)
+
+
+if __name__ == "__main__":
+    main()

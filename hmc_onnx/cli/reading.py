@@ -1,0 +1,167 @@
+"""What a command's options stand for: settings, images, tables and places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hmc_onnx.cli.options import BackendName, Run, StrategyName
+
+if TYPE_CHECKING:
+    import onnx
+
+    from calib.data import CalibrationData
+    from calib.latency_table import LatencyTable
+    from calib.preprocess import Preprocess
+    from hmc_onnx.finetune.options import FineTuning
+    from hmc_onnx.parallel import Work
+    from hmc_onnx.settings import Settings
+
+_T = TypeVar("_T")
+
+__all__ = [
+    "calibration_data",
+    "comparison_data",
+    "finetuning_of",
+    "images_of",
+    "inputs_of",
+    "labelled",
+    "options_of",
+    "preprocess_of",
+    "read_images",
+    "settings_of",
+    "strategy_of",
+    "table_of",
+    "validated",
+    "work_of",
+]
+
+
+def options_of(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a command that a YAML file may hold too."""
+    return {k: v for k, v in given.items() if k in Run.NAMES}
+
+
+def inputs_of(first: Path, config: Path | None, run: Run) -> list[Path]:
+    """The files that a command reads, which no output may replace."""
+    return [Path(p) for p in (first, config, run.data, run.test_data) if p is not None]
+
+
+def settings_of(run: Run) -> Settings:
+    """The settings of a run; raises SettingsError."""
+    from hmc_onnx.settings import QUICK, Settings
+
+    names = ("samples", "seed", "align", "provider", "threads", "batch", "exhaustive")
+    given = {n: getattr(run, n) for n in names if getattr(run, n) is not None}
+    return validated(Settings, QUICK | given if run.quick else given)
+
+
+def validated(kind: type[_T], given: dict[str, Any]) -> _T:
+    """A record of settings; raises SettingsError that names the option."""
+    from pydantic import ValidationError
+
+    from passes.errors import SettingsError
+
+    try:
+        return kind(**given)
+    except ValidationError as e:
+        problem = e.errors()[0]
+        option = "--" + "-".join(str(problem["loc"][0]).split("_"))
+        raise SettingsError(f"{option} {problem['input']}: {problem['msg'].lower()}") from e
+
+
+def finetuning_of(run: Run) -> FineTuning:
+    """How to fine-tune; raises SettingsError."""
+    from hmc_onnx.finetune.options import FineTuning
+
+    names = ("epochs", "minutes", "device", "precision", "batchnorm", "optimizer", "rate", "batch_size")
+    given = {n: getattr(run, n) for n in (*names, "augmentation", "seed") if getattr(run, n) is not None}
+    if run.labels is False:
+        given["labels"] = 0.0
+    return validated(FineTuning, given)
+
+
+def table_of(run: Run) -> LatencyTable | None:
+    """The latency table of another machine, where one was given."""
+    from calib.latency_table import read_table
+
+    return None if run.latency_table is None else read_table(run.latency_table)
+
+
+def work_of(run: Run) -> Work:
+    """Where the work is done; raises SettingsError."""
+    from hmc_onnx.parallel import Work
+    from passes.errors import SettingsError
+
+    backend: Any = run.backend or "processes"
+    if backend not in BackendName.__members__:
+        raise SettingsError(f"unknown backend '{backend}': use {', '.join(BackendName.__members__)}")
+    if run.memory is not None and run.memory <= 0:
+        raise SettingsError(f"--memory {run.memory:g}: give gigabytes, above 0")
+    folder = None if run.work_dir is None else Path(run.work_dir)
+    return Work(folder, backend, run.address, memory=2.0 if run.memory is None else float(run.memory))
+
+
+def strategy_of(run: Run) -> Any:
+    """The strategy; raises SettingsError."""
+    from passes.errors import SettingsError
+
+    name = run.strategy or "hmc"
+    if name not in StrategyName.__members__:
+        raise SettingsError(f"unknown strategy '{name}': use {', '.join(StrategyName.__members__)}")
+    return name
+
+
+def preprocess_of(run: Run) -> Preprocess:
+    """How images become the model's input."""
+    from hmc_onnx.inputs import preprocessing
+
+    def numbers(value: Any) -> Any:
+        return None if value is None else tuple(value)
+
+    return preprocessing(
+        run.preset, mean=numbers(run.mean), std=numbers(run.std), size=numbers(run.size), layout=run.layout
+    )
+
+
+def read_images(proto: onnx.ModelProto, run: Run, path: Any, samples: int | None, seed: int, split: str) -> CalibrationData:
+    """Images that fit the model, of a path."""
+    from hmc_onnx.inputs import load_data
+
+    return load_data(proto, Path(path), preprocess_of(run), samples=samples, seed=seed, split=split)
+
+
+def calibration_data(proto: onnx.ModelProto, run: Run, settings: Settings) -> CalibrationData:
+    """The images to calibrate with, and to search with."""
+    from hmc_onnx.inputs import check_varied
+
+    samples = settings.samples if run.max_drop is None else 2 * settings.samples  # a half to search with
+    data = read_images(proto, run, run.need("data"), samples, settings.seed, "train")
+    check_varied(data)
+    return data
+
+
+def images_of(proto: onnx.ModelProto, run: Run, settings: Settings) -> tuple[CalibrationData, CalibrationData | None]:
+    """The images to calibrate with, and those to compare on."""
+    test = comparison_data(proto, run, run.test_data)
+    return labelled(calibration_data(proto, run, settings), run), None if test is None else labelled(test, run)
+
+
+def labelled(data: CalibrationData, run: Run) -> CalibrationData:
+    """Images to compare on, without their labels if the user wants no accuracy."""
+    from dataclasses import replace
+
+    return data if run.labels is not False else replace(data, labels=None)
+
+
+def comparison_data(
+    proto: onnx.ModelProto, run: Run, path: Any, samples: int | None = None, seed: int = 0
+) -> CalibrationData | None:
+    """Images to compare on: those named, else the data's own test split, else None."""
+    from calib.readers import splits
+
+    if path is None:
+        if "test" not in splits(Path(run.need("data"))):
+            return None
+        path = run.data
+    return read_images(proto, run, path, samples, seed, "test" if "test" in splits(Path(path)) else "train")

@@ -1,0 +1,75 @@
+"""Recovery in torch: an ONNX graph is trained against the original and gets better values in the same initializers.
+
+torch is imported when it is needed, by `finetune`; it comes with the extra `finetune`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from hmc_onnx.finetune.options import FineTuning
+from passes.errors import SettingsError
+from passes.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from calib.data import CalibrationData, CalibrationDataReader
+    from calib.preprocess import Preprocess
+    from hmc_onnx.finetune.tuning import FineTuned
+
+__all__ = ["FineTuning", "finetune"]
+
+
+def finetune(
+    model: onnx.ModelProto | str | os.PathLike[str],
+    teacher: onnx.ModelProto | str | os.PathLike[str],
+    data: CalibrationData | CalibrationDataReader | Iterable[Any] | str | os.PathLike[str],
+    *,
+    preprocess: Preprocess | None = None,
+    options: FineTuning | None = None,
+    progress: Progress = silent,
+    work_dir: Path | None = None,
+) -> FineTuned:
+    """Train a compressed model against the original; only the values of its initializers change.
+
+    Args:
+        model: a model or a path, of one input.
+        teacher: what it was made from.
+        data: images to train on: a path as for `load_data`, from which they are read as they are needed, or what
+            `compress` takes, which is held in memory. Labels are used where there are any.
+        preprocess: of the images of a path; as the networks are served.
+        options: see `FineTuning`; ten epochs if not given.
+        progress: called as the work goes on.
+        work_dir: a folder for checkpoints, from which a run that was cut off goes on.
+
+    Returns:
+        The model, and what each epoch came to. On images that were held back it is never worse than it was.
+
+    Raises:
+        SettingsError: torch is not installed, the device does not work, or the folder is of another run.
+        ModelError: the signatures differ, or an operator cannot be trained through.
+        DataError: the data do not fit, or are too few.
+    """
+    try:
+        import torch  # noqa: F401, PLC0415
+    except ImportError as e:
+        raise SettingsError("fine-tuning needs torch, which is not installed: pip install 'hmc-onnx[finetune]'") from e
+    from hmc_onnx.finetune import tuning  # noqa: PLC0415
+
+    return tuning.finetune_models(model, teacher, data, preprocess, options or FineTuning(), progress, work_dir)
+
+
+class _Callable(ModuleType):
+    """Lets `hmc_onnx.finetune` be what it is called for, though a package of this name is there."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> FineTuned:
+        return finetune(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,0 +1,125 @@
+"""Batch normalisation for training: put behind the Convs of a folded graph, and folded away again.
+
+A Conv y = W x + b with the mean μ and the variance v of W x over calibration images computes the same as
+BN(W x) = γ (W x - μ) / √(v + ε) + β with γ = √(v + ε) and β = b + μ. Each row of W is scaled to norm 1 on the way, and
+μ, v and γ with it, so that all layers learn at the same pace. After training the layer is W' = W γ / √(v + ε) and
+b' = β - μ γ / √(v + ε).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+
+from hmc_onnx.finetune.module import GraphModule
+
+__all__ = ["Inserted", "folded", "has_batchnorm", "reinserted"]
+
+EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class Inserted:
+    """A BatchNormalization that was put behind a Conv: names of its initializers and of the Conv's weight and bias."""
+
+    weight: str
+    bias: str
+    scale: str
+    shift: str
+    mean: str
+    var: str
+
+
+def has_batchnorm(proto: onnx.ModelProto) -> bool:
+    """Whether a graph has BatchNormalizations of its own."""
+    return any(node.op_type == "BatchNormalization" for node in proto.graph.node)
+
+
+def reinserted(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> tuple[onnx.ModelProto, list[Inserted]]:
+    """A copy of a model with a BatchNormalization behind each Conv that has a bias; the function is the same.
+
+    Convs whose weight or bias others read too, or is no initializer, are left alone.
+
+    Args:
+        proto: the model, of one input.
+        batches: of calibration images, as the model takes them.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    graph = copy.graph
+    initializers = {t.name: t for t in graph.initializer}
+    reads = Counter(name for node in graph.node for name in node.input)
+    outputs = {v.name for v in graph.output}
+    convs = [
+        node
+        for node in graph.node
+        if node.op_type == "Conv"
+        and len(node.input) == 3
+        and all(n in initializers and n not in outputs and reads[n] == 1 for n in node.input[1:])
+        and node.output[0] not in outputs
+    ]
+    moments = _moments(GraphModule(proto, [n.output[0] for n in convs]), batches) if convs else {}
+    inserted = []
+    for node in convs:
+        names = Inserted(node.input[1], node.input[2], *(f"{node.output[0]}/{x}" for x in ("scale", "shift", "mean", "var")))
+        weight, bias = (numpy_helper.to_array(initializers[n]).astype(np.float64) for n in (names.weight, names.bias))
+        mean, var = moments[node.output[0]]
+        norm = np.maximum(np.sqrt((weight**2).reshape(len(weight), -1).sum(1)), 1e-12)
+        values = {
+            names.scale: norm * np.sqrt(var / norm**2 + EPSILON),
+            names.shift: mean,
+            names.mean: (mean - bias) / norm,
+            names.var: var / norm**2,
+        }
+        _set(initializers[names.weight], weight / norm.reshape(-1, *[1] * (weight.ndim - 1)))
+        graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), n) for n, v in values.items())
+        del node.input[2]
+        output, before = node.output[0], f"{node.output[0]}/before"
+        node.output[0] = before
+        graph.node.insert(
+            list(graph.node).index(node) + 1,
+            onnx.helper.make_node("BatchNormalization", [before, *values], [output], f"{output}/bn", epsilon=EPSILON),
+        )
+        inserted.append(names)
+    return copy, inserted
+
+
+def _set(tensor: onnx.TensorProto, value: np.ndarray) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float32), tensor.name))
+
+
+@torch.no_grad()
+def _moments(module: GraphModule, batches: Iterable[Tensor]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean and variance (float64, one a channel) of each output over images."""
+    sums: dict[str, list[np.ndarray]] = {}
+    count = 0
+    for batch in batches:
+        count += len(batch)
+        for name, value in zip(module.outputs, module.to(batch.device)(batch), strict=True):
+            wide, axes = value.double(), [0, *range(2, value.dim())]
+            places = value[0, 0].numel()
+            both = [wide.sum(axes) / places, (wide * wide).sum(axes) / places]
+            sums[name] = [a + b.cpu().numpy() for a, b in zip(sums.get(name, [0, 0]), both, strict=True)]
+    means = {name: [s / count for s in both] for name, both in sums.items()}
+    return {name: (m, np.maximum(square - m**2, 0)) for name, (m, square) in means.items()}
+
+
+def folded(values: Mapping[str, np.ndarray], inserted: Iterable[Inserted]) -> dict[str, np.ndarray]:
+    """Values of the original's initializers, with the inserted BatchNormalizations folded into the Convs."""
+    result = dict(values)
+    for names in inserted:
+        scale, shift, mean, var = (
+            result.pop(n).astype(np.float64) for n in (names.scale, names.shift, names.mean, names.var)
+        )
+        weight = result[names.weight].astype(np.float64)
+        factor = scale / np.sqrt(var + EPSILON)
+        result[names.weight] = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        result[names.bias] = shift - mean * factor
+    return result

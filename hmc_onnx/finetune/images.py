@@ -1,0 +1,154 @@
+"""Training images: drawn in an order that a seed and an epoch give, changed a little each time, batch after batch.
+
+What is drawn for an image depends only on seed, epoch and place, so that a run of several processes, or one that was
+cut off and goes on, sees what an unbroken run of one process sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from calib.preprocess import Preprocess
+from calib.sources import Source
+
+__all__ = ["Augmentation", "Batch", "TrainingImages"]
+
+Augmentation = Literal["crop", "resized", "flip", "none"]
+
+# Shift of "crop", as a share of the side.
+SHIFT = 1 / 8
+# Images are held on the device up to this many bytes, else read anew for each batch.
+HELD = 4 * 10**9
+AHEAD = 4  # batches that are read ahead
+
+
+class Batch(NamedTuple):
+    """Images float32 (N, ...) and their classes int64 (N,), or None."""
+
+    images: Tensor
+    labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Some images of a source.
+
+    Attributes:
+        source: see `calib.sources`.
+        indices: which of its images.
+        preprocess: as the network is served.
+        augmentation: "crop": shifted by up to an eighth of the side, with black around, and mirrored; "resized": a part
+            of another size, and mirrored; "flip": mirrored; "none".
+        seed: of all that is drawn.
+        device: where the batches are wanted.
+    """
+
+    source: Source
+    indices: np.ndarray
+    preprocess: Preprocess
+    augmentation: Augmentation
+    seed: int
+    device: torch.device
+    _held: list[Tensor] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def head(self, count: int) -> TrainingImages:
+        """The first images, as the network is served."""
+        return replace(self, indices=self.indices[:count], augmentation="none", _held=[])
+
+    def plain(self, size: int) -> Iterator[Batch]:
+        """All images in their order, as the network is served, in batches of up to `size`."""
+        for start in range(0, len(self), size):
+            at = self.indices[start : start + size]
+            images = torch.from_numpy(self.source.take(at, self.preprocess)).to(self.device)
+            yield Batch(images, self._labels(at))
+
+    def batches(self, size: int, epoch: int, rank: int = 0, processes: int = 1, skip: int = 0) -> Iterator[Batch]:
+        """The epoch's batches of `size`, of each the part of one of several processes; a last smaller one is left out.
+
+        Args:
+            size: images of all processes together.
+            epoch: which.
+            rank, processes: which part: every `processes`-th image from the `rank`-th.
+            skip: batches at the beginning to leave out.
+        """
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self))
+        draws = rng.random((len(self), 5), np.float32)
+        size = min(size, len(self))
+        parts = [slice(i * size + rank, (i + 1) * size, processes) for i in range(skip, len(self) // size)]
+
+        def load(part: slice) -> Batch:
+            return self._batch(order[part], draws[part])
+
+        if self._resident():
+            yield from map(load, parts)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            waiting = [reader.submit(load, part) for part in parts[:AHEAD]]
+            for part in [*parts[AHEAD:], *[None] * min(AHEAD, len(parts))]:
+                batch = waiting.pop(0).result()
+                if part is not None:
+                    waiting.append(reader.submit(load, part))
+                yield batch
+
+    def _batch(self, places: np.ndarray, draws: np.ndarray) -> Batch:
+        at = self.indices[places]
+        if self._resident():
+            images = self._held[0][torch.from_numpy(places).to(self.device)]
+        else:
+            wanted = draws[:, :4] if self.augmentation == "resized" else None
+            images = torch.from_numpy(self.source.take(at, self.preprocess, wanted)).to(self.device)
+        return Batch(self._changed(images, torch.from_numpy(draws).to(self.device)), self._labels(at))
+
+    def _resident(self) -> bool:
+        """Whether all images are held on the device; they are put there at the first call."""
+        if self._held:
+            return True
+        one = self.source.take(self.indices[:1], self.preprocess)
+        if self.augmentation == "resized" or one.nbytes * len(self) > HELD:
+            return False
+        self._held.append(torch.from_numpy(self.source.take(self.indices, self.preprocess)).to(self.device))
+        return True
+
+    def _labels(self, at: np.ndarray) -> Tensor | None:
+        labels = self.source.labels
+        return None if labels is None else torch.from_numpy(labels[at]).to(self.device)
+
+    def _changed(self, images: Tensor, draws: Tensor) -> Tensor:
+        if self.augmentation == "none" or images.dim() != 4:
+            return images
+        channels_last = self.preprocess.layout == "NHWC"
+        planes = images.permute(0, 3, 1, 2) if channels_last else images
+        planes = torch.where((draws[:, 4] < 0.5).view(-1, 1, 1, 1), planes.flip(3), planes)
+        if self.augmentation == "crop":
+            planes = _shifted(planes - self._black(planes), draws) + self._black(planes)
+        return planes.permute(0, 2, 3, 1).contiguous() if channels_last else planes
+
+    def _black(self, planes: Tensor) -> Tensor:
+        """What a black pixel is after normalisation."""
+        mean, std = (torch.tensor(v, device=planes.device).view(1, -1, 1, 1) for v in (self.preprocess.mean, self.preprocess.std))
+        return -mean / std
+
+
+def _shifted(images: Tensor, draws: Tensor) -> Tensor:
+    """Images (N, C, H, W), each moved by up to SHIFT of its sides; zeros come in."""
+    n, _, height, width = images.shape
+    down, right = round(height * SHIFT), round(width * SHIFT)
+    padded = F.pad(images, (right, right, down, down))
+    top = (draws[:, 0] * (2 * down + 1)).long().clamp(max=2 * down)
+    left = (draws[:, 1] * (2 * right + 1)).long().clamp(max=2 * right)
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = left[:, None] + torch.arange(width, device=images.device)
+    at = torch.arange(n, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[at, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()

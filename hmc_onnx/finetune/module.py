@@ -1,0 +1,217 @@
+"""A torch module that executes an ONNX graph, node by node; its parameters are the graph's initializers.
+
+All floats are computed in float32, whatever the model holds; integers, of which shapes are made, stay on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from hmc_onnx.finetune.operators import RULES, Mode, Operator
+from passes.errors import ModelError
+
+__all__ = ["GraphModule", "updated"]
+
+FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
+# Which inputs of a node are weights that training may change; other constants are part of the function.
+WEIGHTS: dict[str, Sequence[int]] = {
+    "Conv": (1, 2),
+    "Gemm": (1, 2),
+    "MatMul": (0, 1),
+    "BatchNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "PRelu": (1,),
+}
+STATISTICS = (3, 4)  # of a BatchNormalization
+# Behind these the Add of a vector is a bias, too.
+WITHOUT_BIAS = ("Conv", "MatMul")
+
+
+class GraphModule(nn.Module):
+    """An ONNX model as a torch module.
+
+    Args:
+        proto: the model; it is not changed.
+        outputs: names of the tensors that are wanted of it; the graph's outputs if not given. What they do not need is
+            left out.
+
+    Attributes:
+        mode: what the BatchNormalizations do.
+        inputs: names of the graph's, without initializers.
+        outputs: of the tensors that it gives.
+        trained: of the initializers that are parameters.
+
+    Raises:
+        ModelError: an operator has no rule, or is used in a way that its rule does not cover; the message names it.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, outputs: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.mode = Mode()
+        self.outputs = list(outputs or (v.name for v in proto.graph.output))
+        graph = _needed(proto.graph, self.outputs)
+        opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+        self.inputs = [v.name for v in graph.input]
+        self.trained, self._statistics = _weights(graph), _statistics(graph)
+        self._attributes: dict[str, str] = {}  # the module's attribute by the initializer's name
+        self._constants: dict[str, Tensor] = {}  # what does not move to another device
+        for tensor in graph.initializer:
+            self._hold(tensor.name, numpy_helper.to_array(tensor), tensor.name in self._statistics)
+        self._steps = []
+        for node in graph.node:
+            if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+                self._hold(node.output[0], _constant(node), False)
+                continue
+            self._steps.append((_bound(node, opset, self.mode), list(node.input), list(node.output)))
+        self._last = _last_uses([(inputs, outputs) for _, inputs, outputs in self._steps], self.outputs)
+
+    def _hold(self, name: str, value: np.ndarray, statistics: bool) -> None:
+        values = torch.from_numpy(np.array(value, np.float32 if _is_float(value) else None))
+        attribute = f"value{len(self._attributes)}"
+        if name in self.trained:
+            self.register_parameter(attribute, nn.Parameter(values))
+        elif values.is_floating_point() and (values.dim() or statistics):
+            self.register_buffer(attribute, values)
+        else:
+            self._constants[name] = values
+            return
+        self._attributes[name] = attribute
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What is wanted, for the graph's inputs."""
+        values: dict[str, Any] = dict(self._constants)
+        values.update((name, getattr(self, attribute)) for name, attribute in self._attributes.items())
+        values.update(zip(self.inputs, inputs, strict=True))
+        for (run, reads, writes), dead in zip(self._steps, self._last, strict=True):
+            result = run(*(values[name] if name else None for name in reads))
+            if len(writes) == 1:
+                values[writes[0]] = result
+            else:
+                values.update((n, v) for n, v in zip(writes, result, strict=True) if n)
+            for name in dead:
+                del values[name]
+        return tuple(values[name] for name in self.outputs)
+
+    def tensor(self, name: str) -> Tensor:
+        """The initializer of a name: a parameter, or a buffer that moves with the module."""
+        return getattr(self, self._attributes[name])
+
+    def values(self) -> dict[str, np.ndarray]:
+        """The float32 values of all initializers that training may have changed, by name."""
+        names = [n for n in self._attributes if n in self.trained | self._statistics]
+        return {n: self.tensor(n).detach().cpu().contiguous().numpy() for n in names}
+
+
+def _needed(graph: onnx.GraphProto, outputs: Sequence[str]) -> onnx.GraphProto:
+    """The nodes and initializers that some tensors are computed from, and all inputs."""
+    wanted, nodes = set(outputs), []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            nodes.append(node)
+            wanted.update(node.input)
+    part = onnx.GraphProto(input=graph.input, output=graph.output)
+    part.node.extend(reversed(nodes))
+    part.initializer.extend(t for t in graph.initializer if t.name in wanted)
+    given = {t.name for t in graph.initializer}
+    del part.input[:]
+    part.input.extend(v for v in graph.input if v.name not in given)
+    return part
+
+
+def _is_float(value: np.ndarray) -> bool:
+    return value.dtype.kind == "f" or value.dtype.name == "bfloat16"
+
+
+def _constant(node: onnx.NodeProto) -> np.ndarray:
+    (attribute,) = node.attribute
+    value = onnx.helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        return numpy_helper.to_array(value)
+    if attribute.name in ("value_float", "value_floats"):
+        return np.array(value, np.float32)
+    if attribute.name in ("value_int", "value_ints"):
+        return np.array(value, np.int64)
+    raise ModelError(f"node '{node.name or node.output[0]}' (Constant) holds no number: fine-tuning cannot read it")
+
+
+def _bound(node: onnx.NodeProto, opset: int, mode: Mode) -> Any:
+    name = node.name or node.output[0]
+    if node.domain not in ("", "ai.onnx") or node.op_type not in RULES:
+        operator = f"{node.domain}.{node.op_type}".lstrip(".")
+        raise ModelError(
+            f"node '{name}' is of the operator {operator}, through which fine-tuning knows no way: "
+            "compress without fine-tuning"
+        )
+    attributes = {a.name: _decoded(onnx.helper.get_attribute_value(a)) for a in node.attribute}
+    return RULES[node.op_type](Operator(node.op_type, name, opset, len(node.output), attributes, mode))
+
+
+def _decoded(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _last_uses(steps: Sequence[tuple[list[str], list[str]]], kept: Sequence[str]) -> list[list[str]]:
+    """What no later step reads, by step, so that it can be let go."""
+    made = {name for _, outputs in steps for name in outputs if name}
+    seen = set(kept)
+    dead: list[list[str]] = []
+    for inputs, outputs in reversed(steps):
+        dead.append([n for n in dict.fromkeys([*inputs, *outputs]) if n in made and n not in seen])
+        seen.update(dead[-1])
+    return dead[::-1]
+
+
+def _statistics(graph: onnx.GraphProto) -> set[str]:
+    return {
+        node.input[i] for node in graph.node if node.op_type == "BatchNormalization" for i in STATISTICS
+    }
+
+
+def _weights(graph: onnx.GraphProto) -> set[str]:
+    """Initializers of floats that training may change."""
+    found: set[str] = set()
+    without_bias = {n.output[0] for n in graph.node if n.op_type in WITHOUT_BIAS}
+    for node in graph.node:
+        places = WEIGHTS.get(node.op_type, ())
+        found.update(node.input[i] for i in places if i < len(node.input))
+        if node.op_type == "Add" and any(name in without_bias for name in node.input):
+            found.update(node.input)
+    used_otherwise = {v.name for v in graph.output}
+    tensors = {t.name: t for t in graph.initializer}
+    return {
+        name
+        for name in found - used_otherwise - _statistics(graph)
+        if name in tensors
+        and onnx.TensorProto.DataType.Name(tensors[name].data_type) in FLOATS
+        and math.prod(tensors[name].dims)
+    }
+
+
+def updated(proto: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """A copy of a model with other values in its initializers, of their own types; nothing else differs.
+
+    Args:
+        proto: the model.
+        values: by the initializer's name, of its shape.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for tensor in copy.graph.initializer:
+        if tensor.name in values:
+            kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            made = numpy_helper.from_array(np.ascontiguousarray(values[tensor.name].astype(kind)), tensor.name)
+            assert list(made.dims) == list(tensor.dims)
+            for field in ("float_data", "int32_data", "double_data", "raw_data"):
+                tensor.ClearField(field)
+            tensor.raw_data = made.raw_data
+    return copy

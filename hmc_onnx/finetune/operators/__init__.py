@@ -1,0 +1,7 @@
+"""A rule an operator: how torch computes it. See `registry`."""
+
+from hmc_onnx.finetune.operators import elementwise, layers, movement, normalisation
+from hmc_onnx.finetune.operators.elementwise import torch_type
+from hmc_onnx.finetune.operators.registry import RULES, Mode, Operator
+
+__all__ = ["RULES", "Mode", "Operator", "elementwise", "layers", "movement", "normalisation", "torch_type"]

@@ -1,0 +1,121 @@
+"""Conv, ConvTranspose, Gemm, MatMul, and pools: what slides a window or multiplies matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hmc_onnx.finetune.operators.registry import Operator, rule
+
+__all__: list[str] = []
+
+
+def _pads(op: Operator, x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
+    """ONNX's pads, all begins and then all ends, also where auto_pad leaves them to the input's size."""
+    d, auto = len(kernel), op.get("auto_pad", "NOTSET")
+    if auto == "NOTSET":
+        return list(op.get("pads") or [0] * 2 * d)
+    if auto == "VALID":
+        return [0] * 2 * d
+    totals = [
+        max((-(-n // s) - 1) * s + dil * (k - 1) + 1 - n, 0)
+        for n, s, k, dil in zip(x.shape[2:], strides, kernel, dilations, strict=True)
+    ]
+    small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
+    return small + large if auto == "SAME_UPPER" else large + small
+
+
+def _padded(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
+    """The tensor with its spatial axes padded; torch names the last axis first."""
+    d = len(pads) // 2
+    return F.pad(x, [p for i in reversed(range(d)) for p in (pads[i], pads[i + d])], value=value)
+
+
+def _split(x: Tensor, pads: list[int], most: Sequence[float], value: float = 0.0) -> tuple[Tensor, list[int]]:
+    """Padding that torch's own functions can do is left to them: what is the same at both ends, up to `most`."""
+    d = len(pads) // 2
+    if pads[:d] == pads[d:] and all(p <= m for p, m in zip(pads, most, strict=False)):
+        return x, pads[:d]
+    return _padded(x, pads, value), [0] * d
+
+
+@rule("Conv")
+def _conv(op: Operator) -> Callable[..., Tensor]:
+    def run(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        d = w.dim() - 2
+        strides, dilations = op.get("strides") or [1] * d, op.get("dilations") or [1] * d
+        x, padding = _split(x, _pads(op, x, w.shape[2:], strides, dilations), [math.inf] * d)
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[d - 1]
+        return convolve(x, w, b, strides, padding, dilations, op.get("group", 1))
+
+    return run
+
+
+@rule("Gemm")
+def _gemm(op: Operator) -> Callable[..., Tensor]:
+    alpha, beta = op.get("alpha", 1.0), op.get("beta", 1.0)
+
+    def run(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+        a = a.T if op.get("transA") else a
+        y = a @ (b.T if op.get("transB") else b)
+        y = y if alpha == 1 else alpha * y
+        return y if c is None else y + (c if beta == 1 else beta * c)
+
+    return run
+
+
+@rule("MatMul")
+def _matmul(op: Operator) -> Callable[..., Tensor]:
+    return torch.matmul
+
+
+@rule("MaxPool")
+def _max_pool(op: Operator) -> Callable[..., Tensor]:
+    if op.outputs > 1:
+        raise op.refuse("its indices are an output")
+    kernel = op.get("kernel_shape")
+    d = len(kernel)
+    strides, dilations = op.get("strides") or [1] * d, op.get("dilations") or [1] * d
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[d - 1]
+
+    def run(x: Tensor) -> Tensor:
+        pads = _pads(op, x, kernel, strides, dilations)
+        x, padding = _split(x, pads, [k // 2 for k in kernel], -math.inf)
+        return pool(x, kernel, strides, padding, dilations, bool(op.get("ceil_mode", 0)))
+
+    return run
+
+
+@rule("AveragePool")
+def _average_pool(op: Operator) -> Callable[..., Tensor]:
+    kernel = op.get("kernel_shape")
+    d = len(kernel)
+    strides = op.get("strides") or [1] * d
+    if any(k != 1 for k in op.get("dilations") or []):
+        raise op.refuse("it has dilations")
+    pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[d - 1]
+    ceil, counted = bool(op.get("ceil_mode", 0)), bool(op.get("count_include_pad", 0))
+
+    def run(x: Tensor) -> Tensor:
+        pads = _pads(op, x, kernel, strides, [1] * d)
+        inner, padding = _split(x, pads, [k // 2 for k in kernel])
+        if inner is x or counted:
+            return pool(inner, kernel, strides, padding, ceil, counted)
+        ones = _padded(torch.ones_like(x[:1, :1]), pads)  # of which the mean is the share of a window that is no pad
+        return pool(inner, kernel, strides, padding, ceil) / pool(ones, kernel, strides, padding, ceil)
+
+    return run
+
+
+@rule("GlobalAveragePool")
+def _global_average_pool(op: Operator) -> Callable[..., Tensor]:
+    return lambda x: x.mean(dim=tuple(range(2, x.dim())), keepdim=True)
+
+
+@rule("GlobalMaxPool")
+def _global_max_pool(op: Operator) -> Callable[..., Tensor]:
+    return lambda x: x.amax(dim=tuple(range(2, x.dim())), keepdim=True)

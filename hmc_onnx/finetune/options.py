@@ -1,0 +1,60 @@
+"""The settings of fine-tuning, the same from the command line and from Python, and what an epoch came to."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from passes.errors import SettingsError
+from passes.records import Frozen
+
+__all__ = ["Epoch", "FineTuning"]
+
+
+class FineTuning(Frozen):
+    """How a network is fine-tuned.
+
+    Attributes:
+        batchnorm: what is done in training about batch normalisation. "reinsert" puts one behind each Conv of a folded
+            graph, and folds it away again; a graph that has its own trains those. "frozen": those keep their statistics.
+            "none": nothing is put in. "auto" is "reinsert".
+    """
+
+    epochs: float | None = Field(default=None, gt=0, description="times that all images are gone through")
+    minutes: float | None = Field(default=None, gt=0, description="time to train for; this or epochs")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    batchnorm: Literal["auto", "reinsert", "frozen", "none"] = "auto"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    rate: float | None = Field(default=None, gt=0, description="highest learning rate; None: what suits the optimizer")
+    weight_decay: float = Field(default=1e-4, ge=0)
+    batch_size: int = Field(default=128, ge=2, description="images a step, of all processes together")
+    temperature: float = Field(default=2.0, gt=0, description="of the distillation")
+    labels: float = Field(default=0.1, ge=0, le=1, description="weight of the labels, the original having the rest")
+    augmentation: Literal["auto", "crop", "resized", "flip", "none"] = "auto"
+    average: float = Field(default=0.998, ge=0, lt=1, description="decay of the mean of the weights over the steps")
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> FineTuning:
+        if self.epochs is not None and self.minutes is not None:
+            raise SettingsError("epochs and minutes were both given: give one")
+        return self
+
+
+class Epoch(Frozen):
+    """What an epoch came to; 0 is the network before it was trained.
+
+    Attributes:
+        loss: mean over the epoch's images, of the weights as they were at each step.
+        held: loss of the averaged weights on the images that were held back, and
+        top1: share of these whose class is right; without labels: is the original's.
+        seconds: since the beginning.
+    """
+
+    epoch: int
+    loss: float
+    held: float
+    top1: float
+    seconds: float

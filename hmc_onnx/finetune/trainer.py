@@ -1,0 +1,276 @@
+"""The training loop: steps, a running mean of the weights, held-back images after each epoch, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hmc_onnx.finetune.images import Batch, TrainingImages
+from hmc_onnx.finetune.loss import Loss
+from hmc_onnx.finetune.module import GraphModule
+from hmc_onnx.finetune.options import Epoch, FineTuning
+from hmc_onnx.finetune.processes import Processes
+from hmc_onnx.journal import Journal
+from passes.errors import HmcError
+from passes.progress import Progress, silent
+
+__all__ = ["Trainer", "TrainingError"]
+
+WARM_UP = 0.05  # share of the training in which the rate rises to its highest
+LARGEST_GRADIENT = 5.0  # norm of all gradients together
+RATES = {"sgd": 0.02, "adamw": 1e-3}
+MOMENTUM = 0.9
+EPOCHS = 10  # where nothing is said
+HELD_AT_ONCE = 256
+LOOKED_AT = 20  # steps between looks at the loss, each of which waits for the device
+CHECKPOINT = "checkpoint/last"
+
+
+class TrainingError(HmcError):
+    """The training went astray; the best weights until then were kept."""
+
+
+@dataclass
+class Trainer:
+    """A network that is trained against another.
+
+    Args:
+        student: the network; its values are the best ones when `run` returns.
+        teacher: gives the answers.
+        images, held: to train on, and held back.
+        loss, options, processes: see their classes.
+        journal: keeps a checkpoint after each epoch.
+        progress: called as the work goes on.
+    """
+
+    student: GraphModule
+    teacher: GraphModule
+    images: TrainingImages
+    held: TrainingImages
+    loss: Loss
+    options: FineTuning
+    processes: Processes
+    journal: Journal
+    progress: Progress = silent
+    history: list[Epoch] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        device = self.processes.device
+        for module in (self.student, self.teacher):
+            module.to(device, memory_format=torch.channels_last).eval()
+        self.teacher.requires_grad_(False)
+        self.bfloat16 = _bfloat16(self.options, device)
+        self.training: nn.Module = self.student
+        if self.processes.count > 1:
+            self.student.mode.shared = True
+            self.training = DistributedDataParallel(self.student, broadcast_buffers=False)
+        self.mean = _Mean(self.student, self.options.average)
+        self.optimizer = _optimizer(self.student, self.options)
+        self.best = copy.deepcopy(self.student.state_dict())
+        self.epoch, self.steps, self.spent = 0, 0, 0.0
+        self._answers: list[list[Tensor]] = []
+
+    def run(self) -> None:
+        """Train for the epochs or the minutes that the options say.
+
+        Raises:
+            TrainingError: the loss is no longer a number; the student has the best values until then.
+        """
+        size = min(self.options.batch_size, len(self.images))
+        a_pass = len(self.images) // size
+        epochs = EPOCHS if self.options.minutes is None and self.options.epochs is None else self.options.epochs
+        total = None if epochs is None else max(1, round(epochs * a_pass))
+        if CHECKPOINT in self.journal:
+            self._restore(self.journal.load(CHECKPOINT))
+        else:
+            self._judge(math.nan)
+        start = time.perf_counter() - self.spent
+        try:
+            while not self._over(total):
+                loss, seen = torch.zeros((), device=self.processes.device), 0
+                batches = self.images.batches(size, self.epoch, self.processes.rank, self.processes.count)
+                for batch in batches:
+                    if self._over(total):
+                        break
+                    loss, seen = loss + self._step(batch, self._done(total)), seen + 1
+                    if self.steps % LOOKED_AT == 0:
+                        self._look(loss)
+                    self.spent = self.processes.agreed(time.perf_counter() - start)
+                    self._say(total)
+                self._look(loss)
+                self.epoch += 1
+                self._judge(float(self.processes.summed(loss)) / max(seen, 1) / self.processes.count)
+                self.spent = self.processes.agreed(time.perf_counter() - start)
+                self._save()
+        finally:
+            self.student.load_state_dict(self.best)
+
+    def _done(self, total: int | None) -> float:
+        """Share of the training that is behind."""
+        if total is not None:
+            return self.steps / total
+        assert self.options.minutes is not None
+        return self.spent / (60 * self.options.minutes)
+
+    def _over(self, total: int | None) -> bool:
+        return self._done(total) >= 1
+
+    def _step(self, batch: Batch, done: float) -> Tensor:
+        rate = _rate(done) * (self.options.rate or RATES[self.options.optimizer])
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        images = batch.images.contiguous(memory_format=torch.channels_last) if batch.images.dim() == 4 else batch.images
+        with self._precision():
+            with torch.no_grad():
+                answers = self.teacher(images)
+            self.student.mode.batch_statistics = self.options.batchnorm in ("auto", "reinsert")
+            outputs = self.training(images)
+            self.student.mode.batch_statistics = False
+            loss = self.loss(outputs, answers, batch.labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), LARGEST_GRADIENT)
+        self.optimizer.step()
+        self.steps += 1
+        self.mean.update(self.steps)
+        return loss.detach()
+
+    def _precision(self) -> Any:
+        return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def _look(self, loss: Tensor) -> None:
+        if not math.isfinite(float(self.processes.summed(loss.clone()))):
+            raise TrainingError(
+                f"the loss is no longer a number in epoch {self.epoch + 1}, before step {self.steps}: "
+                "train with a lower --rate; the best weights until then are kept"
+            )
+
+    @torch.no_grad()
+    def _judge(self, loss: float) -> None:
+        """Measure the averaged weights on the images held back, and keep them if they are the best."""
+        rank, count = self.processes.rank, self.processes.count
+        sums = torch.zeros(3, dtype=torch.float64, device=self.processes.device)
+        with self.mean.in_place():
+            for i, batch in enumerate(self.held.plain(HELD_AT_ONCE)):
+                if i % count != rank:
+                    continue
+                if len(self._answers) <= i // count:
+                    self._answers.append(list(self.teacher(batch.images)))
+                answers, outputs = self._answers[i // count], self.student(batch.images)
+                labels = self.loss.scores(answers[0]).argmax(1) if batch.labels is None else batch.labels
+                right = (self.loss.scores(outputs[0]).argmax(1) == labels).sum()
+                mean = self.loss(outputs, answers, batch.labels)
+                n = len(batch.images)
+                sums += torch.stack([mean.double() * n, right.double(), torch.tensor(float(n)).to(right.device).double()])
+            held, right, images = self.processes.summed(sums).tolist()
+            found = Epoch(epoch=self.epoch, loss=loss, held=held / images, top1=right / images, seconds=self.spent)
+            if self.epoch and found.held < min(e.held for e in self.history):
+                self.best = copy.deepcopy(self.student.state_dict())
+            self.history.append(found)
+
+    def _say(self, total: int | None) -> None:
+        last = self.history[-1]
+        what = f"fine-tuning: epoch {self.epoch + 1}, held back {last.held:.4f}, {last.top1:.2%}"
+        if total is not None:
+            self.progress(what, self.steps, total)
+        else:
+            assert self.options.minutes is not None
+            self.progress(what, int(self.spent), int(60 * self.options.minutes))
+
+    def _save(self) -> None:
+        if self.processes.rank:
+            return
+        state = {
+            "student": self.student.state_dict(),
+            "mean": self.mean.values,
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "at": (self.epoch, self.steps, self.spent),
+        }
+        self.journal.save(CHECKPOINT, _moved(state, torch.device("cpu")))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        state = _moved(state, self.processes.device)
+        self.mean.values, self.best, self.history = state["mean"], state["best"], state["history"]
+        self.epoch, self.steps, self.spent = state["at"]
+
+
+def _rate(done: float) -> float:
+    """The learning rate as a share of its highest: a linear rise, then half a cosine (arXiv:1608.03983)."""
+    if done < WARM_UP:
+        return max(done / WARM_UP, 0.01)
+    return 0.5 * (1 + math.cos(math.pi * min((done - WARM_UP) / (1 - WARM_UP), 1)))
+
+
+def _optimizer(module: nn.Module, options: FineTuning) -> torch.optim.Optimizer:
+    """SGD with Nesterov's momentum, or AdamW; weights that are vectors do not decay."""
+    parameters = list(module.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    rate = options.rate or RATES[options.optimizer]
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate)
+    return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, nesterov=True)
+
+
+def _bfloat16(options: FineTuning, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: by default where the device multiplies it faster."""
+    if options.precision != "auto":
+        return options.precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported())  # 1.4 times as fast, measured
+
+
+class _Mean:
+    """The exponential moving average of a module's values over the steps, with a shorter memory at the beginning."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self._own: Sequence[Tensor] = [*module.parameters(), *module.buffers()]
+        self._decay = decay
+        self.values = [t.detach().clone() for t in self._own]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self._decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.values, [t.detach() for t in self._own], 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The averages in the module, while the context lasts."""
+        kept = [t.detach().clone() for t in self._own]
+        self._put(self.values)
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for own, value in zip(self._own, values, strict=True):
+            own.copy_(value)
+
+
+def _moved(state: Any, device: torch.device) -> Any:
+    """The same with all tensors, of lists and dicts within too, on a device."""
+    if isinstance(state, Tensor):
+        return state.detach().to(device, copy=True)
+    if isinstance(state, dict):
+        return {k: _moved(v, device) for k, v in state.items()}
+    if isinstance(state, list):
+        return [_moved(v, device) for v in state]
+    return state

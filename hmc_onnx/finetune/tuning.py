@@ -1,0 +1,164 @@
+"""Fine-tuning: an ONNX graph as a torch module, trained against the original, and its values written back."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from calib.preprocess import Preprocess
+from calib.readers import open_source
+from calib.sources import ReadyTensors, Source
+from hmc_onnx.finetune.batchnorm import Inserted, folded, has_batchnorm, reinserted
+from hmc_onnx.finetune.images import TrainingImages
+from hmc_onnx.finetune.loss import Loss, are_probabilities
+from hmc_onnx.finetune.module import GraphModule, updated
+from hmc_onnx.finetune.options import Epoch, FineTuning
+from hmc_onnx.finetune.processes import Processes, processes
+from hmc_onnx.finetune.trainer import Trainer, TrainingError
+from hmc_onnx.inputs import fit, load_supported, preprocessing, signature
+from hmc_onnx.journal import Journal
+from hmc_onnx.verification import same_signature
+from passes.errors import DataError, ModelError
+from passes.model import Model, check, digest, save
+from passes.progress import Progress, silent
+
+__all__ = ["FineTuned", "finetune_models"]
+
+# Images held back: a share of all, and most.
+SHARE_HELD, MOST_HELD = 0.05, 2500
+LEAST = 40  # images to train on
+# Images from which batch normalisation takes its statistics.
+CALIBRATION = 1024
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A fine-tuned model, and what each epoch came to.
+
+    Attributes:
+        stopped: why the training ended early, where it went astray.
+        first: whether this is the process that writes, of those that `torchrun` started.
+    """
+
+    model: onnx.ModelProto
+    history: list[Epoch]
+    stopped: TrainingError | None = None
+    first: bool = True
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model atomically; raises OutputError."""
+        save(self.model, path)
+
+
+def finetune_models(
+    model: onnx.ModelProto | str | os.PathLike[str],
+    teacher: onnx.ModelProto | str | os.PathLike[str],
+    data: Any,
+    preprocess: Preprocess | None,
+    options: FineTuning,
+    progress: Progress = silent,
+    folder: Path | None = None,
+) -> FineTuned:
+    """As `hmc_onnx.finetune`, which makes sure that torch is there."""
+    model, teacher = (m if isinstance(m, onnx.ModelProto) else load_supported(m) for m in (model, teacher))
+    preprocess = preprocess or preprocessing(None)
+    same_signature(teacher, model)
+    if len(signature(model)) != 1:
+        raise ModelError(f"the model has {len(signature(model))} inputs, and fine-tuning feeds one")
+    source = _source(model, data, preprocess)
+    with processes(options.device) as here, _seeded(options.seed):
+        images, held = _split(source, preprocess, options, here)
+        answering = GraphModule(teacher, Model(teacher).judged)
+        graph, inserted = _trained_graph(model, images, options)
+        student = GraphModule(graph, Model(model).judged)
+        if not student.trained:
+            raise ModelError("the model has no weights to train: none of its initializers is a layer's weight")
+        loss = _loss(answering, held, options, here)
+        identity = {
+            "version": version("hmc-onnx"),
+            "model": digest(model),
+            "teacher": digest(teacher),
+            "data": _fingerprint(source, preprocess),
+            "settings": options.model_dump_json(),
+        }
+        journal = Journal(folder, identity)
+        trainer = Trainer(student, answering, images, held, loss, options, here, journal, progress)
+        stopped = None
+        try:
+            trainer.run()
+        except TrainingError as e:
+            stopped = e
+    result = updated(model, folded(student.values(), inserted))
+    check(result)
+    return FineTuned(result, trainer.history, stopped, here.rank == 0)
+
+
+def _source(model: onnx.ModelProto, data: Any, preprocess: Preprocess) -> Source:
+    """The images of a path, read as they are needed, or of Python objects, held in memory."""
+    ((name, (_, shape)),) = signature(model).items()
+    if isinstance(data, str | os.PathLike):
+        return open_source(data, input_name=name, input_shape=shape, preprocess=preprocess)
+    found = fit(model, data)
+    return ReadyTensors(found.feeds[name], found.labels)
+
+
+def _split(
+    source: Source, preprocess: Preprocess, options: FineTuning, here: Processes
+) -> tuple[TrainingImages, TrainingImages]:
+    order = np.random.default_rng(options.seed).permutation(len(source))
+    count = min(max(int(SHARE_HELD * len(source)), 1), MOST_HELD)
+    if len(source) - count < LEAST:
+        raise DataError(f"there are {len(source)} images, too few to train on: give {LEAST + count} or more")
+    augmentation = options.augmentation
+    if augmentation == "auto":
+        augmentation = "none" if isinstance(source, ReadyTensors) else "resized" if preprocess.resize else "crop"
+    images = TrainingImages(source, np.sort(order[count:]), preprocess, augmentation, options.seed, here.device)
+    return images, replace(images, indices=np.sort(order[:count]), augmentation="none", _held=[])
+
+
+def _trained_graph(
+    model: onnx.ModelProto, images: TrainingImages, options: FineTuning
+) -> tuple[onnx.ModelProto, list[Inserted]]:
+    if options.batchnorm == "none" or has_batchnorm(model):
+        return model, []
+    return reinserted(model, (b.images for b in images.head(CALIBRATION).plain(options.batch_size)))
+
+
+def _loss(teacher: GraphModule, held: TrainingImages, options: FineTuning, here: Processes) -> Loss:
+    batch = next(held.plain(min(len(held), options.batch_size)))
+    with torch.no_grad():
+        scores = teacher.to(here.device)(batch.images)[0]
+    classes = scores[0].numel()
+    labels = held.source.labels
+    if labels is not None and options.labels and not 0 <= labels.min() <= labels.max() < classes:
+        raise DataError(
+            f"labels go from {labels.min()} to {labels.max()} and the model has {classes} classes: "
+            "give labels that count its classes from 0, or --no-labels"
+        )
+    return Loss(options.temperature, options.labels, are_probabilities(scores))
+
+
+def _fingerprint(source: Source, preprocess: Preprocess) -> str:
+    """SHA-256 of some images, spread over all, and of how many there are."""
+    at = np.unique(np.linspace(0, len(source) - 1, 16).astype(int))
+    sha = hashlib.sha256(f"{len(source)} {preprocess}".encode())
+    sha.update(source.take(at, preprocess).tobytes())
+    return sha.hexdigest()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's generators seeded, and as they were after."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,71 @@
+"""Batch normalisation put behind Convs and folded away: the function is the same, also after training."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from exported import exported
+from zoo import Builder
+
+from calib.sessions import Session
+from hmc_onnx.finetune.batchnorm import folded, reinserted
+from hmc_onnx.finetune.module import GraphModule, updated
+
+X = np.random.default_rng(0).standard_normal((16, 3, 16, 16)).astype(np.float32)
+
+
+def run(proto: onnx.ModelProto) -> np.ndarray:
+    return Session(proto).run({proto.graph.input[0].name: X})[0]
+
+
+@pytest.fixture(scope="module")
+def proto() -> onnx.ModelProto:
+    return exported("resnet20a-torchscript-13")
+
+
+def test_putting_it_in_changes_nothing(proto: onnx.ModelProto) -> None:
+    with_norms, inserted = reinserted(proto, [torch.from_numpy(X[:8]), torch.from_numpy(X[8:])])
+    assert len(inserted) == sum(n.op_type == "Conv" for n in proto.graph.node) == 19
+    onnx.checker.check_model(with_norms, full_check=True)
+    y = run(proto)
+    np.testing.assert_allclose(run(with_norms), y, rtol=0, atol=1e-5 * np.abs(y).max())
+    weights = GraphModule(with_norms).values()
+    for names in inserted:
+        rows = weights[names.weight].reshape(len(weights[names.weight]), -1)
+        np.testing.assert_allclose((rows**2).sum(1), 1, rtol=1e-5)
+
+
+def test_it_holds_the_statistics_of_the_images(proto: onnx.ModelProto) -> None:
+    with_norms, _ = reinserted(proto, [torch.from_numpy(X)])
+    module = GraphModule(with_norms)
+    with torch.no_grad():
+        (own,) = module(torch.from_numpy(X))
+        module.mode.batch_statistics = True
+        (of_the_batch,) = module(torch.from_numpy(X))
+    np.testing.assert_allclose(of_the_batch.numpy(), own.numpy(), rtol=0, atol=1e-3 * own.abs().max().item())
+
+
+def test_what_is_learnt_is_folded_into_the_convs(proto: onnx.ModelProto) -> None:
+    with_norms, inserted = reinserted(proto, [torch.from_numpy(X)])
+    rng = np.random.default_rng(1)
+    values = {n: v + 0.1 * rng.random(v.shape, np.float32) for n, v in GraphModule(with_norms).values().items()}
+    learnt = run(updated(with_norms, values))
+    written = updated(proto, folded(values, inserted))
+    assert written.graph.node == proto.graph.node
+    np.testing.assert_allclose(run(written), learnt, rtol=0, atol=1e-5 * np.abs(learnt).max())
+    assert np.abs(learnt - run(proto)).max() > 1e-2 * np.abs(learnt).max()
+
+
+def test_shared_weights_and_convs_without_bias_are_left_alone() -> None:
+    b = Builder()
+    weight, bias = b.const(b.normal(3, 3, 1, 1), "w"), b.const(b.normal(3), "b")
+    x = b.node("Conv", "input", weight, bias, at="one")
+    x = b.node("Conv", x, weight, b.const(b.normal(3), "own"), at="two")
+    x = b.node("Conv", x, b.const(b.normal(3, 3, 1, 1), "alone"), at="three")
+    x = b.conv(x, 3, 4, at="four")
+    proto = b.model(b.node("GlobalAveragePool", x), ("N", 3, 16, 16))
+    with_norms, inserted = reinserted(proto, [torch.from_numpy(X)])
+    assert [names.weight for names in inserted] == ["four.weight"]
+    np.testing.assert_allclose(run(with_norms), run(proto), rtol=0, atol=1e-5)

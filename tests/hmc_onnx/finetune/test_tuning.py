@@ -1,0 +1,233 @@
+"""Fine-tuning from one ONNX file to another: what changes, what does not, and that a run which was cut off goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from zoo import resnet
+
+import hmc_onnx
+from calib.sessions import Session
+from hmc_onnx import FineTuning
+from hmc_onnx.finetune import trainer
+from hmc_onnx.finetune.trainer import Trainer
+from passes.errors import DataError, HmcError, ModelError, SettingsError
+
+SIZE, COUNT = 16, 400
+OPTIONS = FineTuning(epochs=2, batch_size=40, device="cpu", precision="fp32", labels=0)
+
+
+def worn(proto: onnx.ModelProto, share: float = 0.5) -> onnx.ModelProto:
+    """A copy whose weights have lost some of what they were."""
+    copy, rng = onnx.ModelProto(), np.random.default_rng(1)
+    copy.CopyFrom(proto)
+    for tensor in copy.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        if value.ndim == 4:
+            noise = share * value.std() * rng.standard_normal(value.shape)
+            tensor.CopyFrom(numpy_helper.from_array((value + noise).astype(np.float32), tensor.name))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def teacher() -> onnx.ModelProto:
+    return resnet((1, 1), (8, 16), size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def student(teacher: onnx.ModelProto) -> onnx.ModelProto:
+    return worn(teacher)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, teacher: onnx.ModelProto) -> Path:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (COUNT, 3, SIZE, SIZE), np.uint8)
+    scores = Session(teacher).run({"input": (pixels / 255).astype(np.float32)})[0]
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    np.savez(path, images=pixels, labels=scores.argmax(1))
+    return path
+
+
+def values(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+
+
+def same_but_for_values(a: onnx.ModelProto, b: onnx.ModelProto) -> bool:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(a)
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(b.graph.initializer)
+    return copy == b and [(t.name, t.dims, t.data_type) for t in a.graph.initializer] == [
+        (t.name, t.dims, t.data_type) for t in b.graph.initializer
+    ]
+
+
+@pytest.mark.parametrize("batchnorm", ["auto", "frozen", "none"])
+def test_it_comes_nearer_to_the_original_and_changes_values_alone(
+    student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path, batchnorm: str
+) -> None:
+    options = OPTIONS.model_copy(update={"batchnorm": batchnorm, "epochs": 4})
+    tuned = hmc_onnx.finetune(student, teacher, data, options=options)
+    assert tuned.stopped is None and [e.epoch for e in tuned.history] == [0, 1, 2, 3, 4]
+    assert tuned.history[-1].held < 0.7 * tuned.history[0].held
+    assert same_but_for_values(student, tuned.model)
+    x = np.load(data)["images"] / np.float32(255)
+    answer, before, after = (Session(m).run({"input": x})[0] for m in (teacher, student, tuned.model))
+    assert np.abs(after - answer).mean() < 0.8 * np.abs(before - answer).mean()
+
+
+def test_a_graph_that_has_batch_normalisation_trains_its_own(data: Path) -> None:
+    teacher = resnet((1, 1), (8, 16), size=SIZE, batchnorm="nodes")
+    student = worn(teacher)
+    tuned = hmc_onnx.finetune(student, teacher, data, options=OPTIONS.model_copy(update={"epochs": 6}))
+    assert tuned.history[-1].held < tuned.history[0].held
+    assert same_but_for_values(student, tuned.model)
+    before, after = values(student), values(tuned.model)
+    changed = {name for name in before if (before[name] != after[name]).any()}
+    assert {n for n in before if n.endswith(("running_mean", "running_var", "bn.weight"))} <= changed
+    frozen = hmc_onnx.finetune(student, teacher, data, options=OPTIONS.model_copy(update={"batchnorm": "frozen"}))
+    after = values(frozen.model)
+    assert all((before[n] == after[n]).all() for n in before if "running" in n)
+
+
+def test_the_same_seed_gives_the_same_file(student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path) -> None:
+    first, second, other = (
+        hmc_onnx.finetune(student, teacher, data, options=OPTIONS.model_copy(update={"seed": seed})).model
+        for seed in (0, 0, 1)
+    )
+    assert first == second != other
+
+
+def test_it_is_never_worse_than_it_was(teacher: onnx.ModelProto, data: Path) -> None:
+    tuned = hmc_onnx.finetune(teacher, teacher, data, options=OPTIONS.model_copy(update={"rate": 3.0}))
+    assert min(e.held for e in tuned.history) == tuned.history[0].held
+    x = np.load(data)["images"][:20] / np.float32(255)
+    before, after = (Session(m).run({"input": x})[0] for m in (teacher, tuned.model))
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-4 * np.abs(before).max())
+
+
+def test_python_readers_do(student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path) -> None:
+    x = np.load(data)["images"] / np.float32(255)
+    tuned = hmc_onnx.finetune(student, teacher, [x[:200], x[200:]], options=OPTIONS)
+    assert tuned.history[-1].held < tuned.history[0].held
+
+
+def test_minutes_end_it(student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path) -> None:
+    start = time.perf_counter()
+    options = OPTIONS.model_copy(update={"epochs": None, "minutes": 0.05})
+    tuned = hmc_onnx.finetune(student, teacher, data, options=options)
+    assert time.perf_counter() - start < 60
+    assert tuned.history[-1].epoch >= 1 and tuned.history[-1].seconds >= 3
+
+
+def test_a_run_that_was_cut_off_goes_on_to_the_same_file(
+    student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = OPTIONS.model_copy(update={"epochs": 3})
+    whole = hmc_onnx.finetune(student, teacher, data, options=options)
+    step, steps = Trainer._step, []
+
+    def cut_off(self: Trainer, *args: object) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) == 14:  # within the second epoch
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(Trainer, "_step", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        hmc_onnx.finetune(student, teacher, data, options=options, work_dir=tmp_path / "work")
+    resumed = hmc_onnx.finetune(student, teacher, data, options=options, work_dir=tmp_path / "work")
+    assert len(steps) == 14 + 2 * 9
+    assert resumed.model == whole.model
+    with pytest.raises(SettingsError, match="other settings"):
+        hmc_onnx.finetune(student, teacher, data, options=OPTIONS, work_dir=tmp_path / "work")
+    with pytest.raises(SettingsError, match="teacher"):
+        hmc_onnx.finetune(student, worn(teacher, 0.1), data, options=options, work_dir=tmp_path / "work")
+
+
+def test_a_loss_that_is_no_number_stops_it_and_keeps_the_best(
+    student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "LARGEST_GRADIENT", float("inf"))
+    options = OPTIONS.model_copy(update={"epochs": 3, "rate": 1e30, "batchnorm": "none"})
+    tuned = hmc_onnx.finetune(student, teacher, data, options=options)
+    assert tuned.stopped is not None and "no longer a number in epoch 1" in str(tuned.stopped)
+    x = np.load(data)["images"][:20] / np.float32(255)
+    before, after = (Session(m).run({"input": x})[0] for m in (student, tuned.model))
+    np.testing.assert_array_equal(after, before)
+
+
+def test_bad_input_is_one_sentence(student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path) -> None:
+    with pytest.raises(ModelError, match="differs in type or shape"):
+        hmc_onnx.finetune(student, resnet((1, 1), (8, 16), size=SIZE, classes=7), data, options=OPTIONS)
+    x = np.load(data)["images"] / np.float32(255)
+    with pytest.raises(DataError, match="too few to train on"):
+        hmc_onnx.finetune(student, teacher, [x[:20]], options=OPTIONS)
+    labelled = hmc_onnx.CalibrationData({"input": x}, np.full(len(x), 10), "test")
+    with pytest.raises(DataError, match="labels go from 10 to 10"):
+        hmc_onnx.finetune(student, teacher, labelled, options=OPTIONS.model_copy(update={"labels": 0.1}))
+    with pytest.raises(SettingsError, match="give one"):
+        FineTuning(epochs=1, minutes=1)
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match="'cuda' does not work"):
+            hmc_onnx.finetune(student, teacher, data, options=OPTIONS.model_copy(update={"device": "cuda"}))
+
+
+def test_two_processes_do_what_one_does(
+    student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path, tmp_path: Path
+) -> None:
+    for name, proto in (("student", student), ("teacher", teacher)):
+        onnx.save(proto, tmp_path / f"{name}.onnx")
+    options = ["--teacher", "teacher.onnx", "--data", str(data), "--epochs", "2", "--batch-size", "40"]
+    options += ["--device", "cpu", "--precision", "fp32"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    for launcher, out in (([sys.executable], "one.onnx"), ([*torchrun, "--standalone"], "two.onnx")):
+        command = [*launcher, "-m", "hmc_onnx", "finetune", "student.onnx", "-o", out, *options]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (values(onnx.load(tmp_path / f"{n}.onnx")) for n in ("one", "two"))
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=0, atol=1e-3 * max(np.abs(value).max(), 1e-3))
+
+
+def test_killed_it_goes_on(student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path, tmp_path: Path) -> None:
+    for name, proto in (("student", student), ("teacher", teacher)):
+        onnx.save(proto, tmp_path / f"{name}.onnx")
+    command = [sys.executable, "-m", "hmc_onnx", "finetune", "student.onnx", "--teacher", "teacher.onnx", "-o", "out.onnx"]
+    command += ["--data", str(data), "--epochs", "60", "--batch-size", "40", "--device", "cpu", "--precision", "fp32"]
+    command += ["--work-dir", "work"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list((tmp_path / "work").glob("checkpoint/*.joblib")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "out.onnx").exists()
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    tuned = hmc_onnx.finetune(
+        student, teacher, data,
+        options=FineTuning(epochs=60, batch_size=40, device="cpu", precision="fp32"),
+        preprocess=hmc_onnx.preprocessing(None),
+    )  # fmt: skip
+    for a, b in zip(tuned.model.graph.initializer, onnx.load(tmp_path / "out.onnx").graph.initializer, strict=True):
+        np.testing.assert_allclose(numpy_helper.to_array(a), numpy_helper.to_array(b), rtol=1e-3, atol=1e-4)
+
+
+def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(HmcError, match=r"hmc-onnx\[finetune\]"):
+        hmc_onnx.finetune("a.onnx", "b.onnx", data)
