@@ -4,6 +4,10 @@ A Conv y = W x + b with the mean μ and the variance v of W x over calibration i
 BN(W x) = γ (W x - μ) / √(v + ε) + β with γ = √(v + ε) and β = b + μ. Each row of W is scaled to norm 1 on the way, and
 μ, v and γ with it, so that all layers learn at the same pace. After training the layer is W' = W γ / √(v + ε) and
 b' = β - μ γ / √(v + ε).
+
+Within a chain of Convs only the last has one behind it. There too each row is scaled to norm 1, and the columns of the
+Conv behind by as much more: factors of a decomposition may differ in size by orders of magnitude, and then a step that
+suits the one destroys the other.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from hmc_onnx.finetune.module import GraphModule
 __all__ = ["Inserted", "folded", "has_batchnorm", "reinserted"]
 
 EPSILON = 1e-5
+SMALLEST = 1e-12
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ def reinserted(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> tuple[onnx.
     initializers = {t.name: t for t in graph.initializer}
     reads = Counter(name for node in graph.node for name in node.input)
     outputs = {v.name for v in graph.output}
+    _balance_chains(graph, initializers, reads)
     convs = [
         node
         for node in graph.node
@@ -71,14 +77,14 @@ def reinserted(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> tuple[onnx.
         names = Inserted(node.input[1], node.input[2], *(f"{node.output[0]}/{x}" for x in ("scale", "shift", "mean", "var")))
         weight, bias = (numpy_helper.to_array(initializers[n]).astype(np.float64) for n in (names.weight, names.bias))
         mean, var = moments[node.output[0]]
-        norm = np.maximum(np.sqrt((weight**2).reshape(len(weight), -1).sum(1)), 1e-12)
+        norm = _norms(weight)
         values = {
             names.scale: norm * np.sqrt(var / norm**2 + EPSILON),
             names.shift: mean,
             names.mean: (mean - bias) / norm,
             names.var: var / norm**2,
         }
-        _set(initializers[names.weight], weight / norm.reshape(-1, *[1] * (weight.ndim - 1)))
+        _set(initializers[names.weight], weight / _along(norm, weight))
         graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), n) for n, v in values.items())
         del node.input[2]
         output, before = node.output[0], f"{node.output[0]}/before"
@@ -89,6 +95,37 @@ def reinserted(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> tuple[onnx.
         )
         inserted.append(names)
     return copy, inserted
+
+
+def _balance_chains(
+    graph: onnx.GraphProto, initializers: Mapping[str, onnx.TensorProto], reads: Mapping[str, int]
+) -> None:
+    """Scale the rows of each Conv whose output goes into one other Conv alone, and that one's columns."""
+    outputs = {v.name for v in graph.output}
+    readers = {node.input[0]: node for node in graph.node if node.op_type == "Conv"}
+    for node in graph.node:
+        behind = readers.get(node.output[0])
+        if node.op_type != "Conv" or behind is None or len(node.input) != 2 or node.output[0] in outputs:
+            continue
+        names = (node.input[1], behind.input[1])
+        if reads[node.output[0]] != 1 or any(n not in initializers or reads[n] != 1 or n in outputs for n in names):
+            continue
+        first, second = (numpy_helper.to_array(initializers[n]).astype(np.float64) for n in names)
+        norm = _norms(first)
+        groups = len(norm) // second.shape[1]
+        columns = norm.reshape(groups, 1, second.shape[1]).repeat(len(second) // groups, 1)  # by the output's group
+        _set(initializers[names[0]], first / _along(norm, first))
+        _set(initializers[names[1]], second * columns.reshape(*second.shape[:2], *[1] * (second.ndim - 2)))
+
+
+def _norms(weight: np.ndarray) -> np.ndarray:
+    """Of each row of a kernel."""
+    return np.maximum(np.sqrt((weight**2).reshape(len(weight), -1).sum(1)), SMALLEST)
+
+
+def _along(row: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Values of rows, shaped to be multiplied with a kernel."""
+    return row.reshape(-1, *[1] * (weight.ndim - 1))
 
 
 def _set(tensor: onnx.TensorProto, value: np.ndarray) -> None:
@@ -120,6 +157,6 @@ def folded(values: Mapping[str, np.ndarray], inserted: Iterable[Inserted]) -> di
         )
         weight = result[names.weight].astype(np.float64)
         factor = scale / np.sqrt(var + EPSILON)
-        result[names.weight] = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        result[names.weight] = weight * _along(factor, weight)
         result[names.bias] = shift - mean * factor
     return result

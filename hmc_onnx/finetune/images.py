@@ -31,10 +31,15 @@ AHEAD = 4  # batches that are read ahead
 
 
 class Batch(NamedTuple):
-    """Images float32 (N, ...) and their classes int64 (N,), or None."""
+    """Images float32 (N, ...) and their classes int64 (N,), or None.
+
+    Where images are mixed, `other` is the classes of those laid over them, and `share`, float32 (N,), of the sum theirs.
+    """
 
     images: Tensor
     labels: Tensor | None
+    other: Tensor | None = None
+    share: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class TrainingImages:
         preprocess: as the network is served.
         augmentation: "crop": shifted by up to an eighth of the side, with black around, and mirrored; "resized": a part
             of another size, and mirrored; "flip": mirrored; "none".
+        mixup: over each image another of the batch is laid, with up to this share of the sum (arXiv:1710.09412). What
+            the original answers there it has not learnt by heart, so there is more to learn from it (arXiv:2106.05237).
         seed: of all that is drawn.
         device: where the batches are wanted.
     """
@@ -55,6 +62,7 @@ class TrainingImages:
     indices: np.ndarray
     preprocess: Preprocess
     augmentation: Augmentation
+    mixup: float
     seed: int
     device: torch.device
     _held: list[Tensor] = field(default_factory=list)
@@ -73,20 +81,21 @@ class TrainingImages:
             images = torch.from_numpy(self.source.take(at, self.preprocess)).to(self.device)
             yield Batch(images, self._labels(at))
 
-    def batches(self, size: int, epoch: int, rank: int = 0, processes: int = 1, skip: int = 0) -> Iterator[Batch]:
+    def batches(self, size: int, epoch: int, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
         """The epoch's batches of `size`, of each the part of one of several processes; a last smaller one is left out.
 
         Args:
             size: images of all processes together.
             epoch: which.
-            rank, processes: which part: every `processes`-th image from the `rank`-th.
-            skip: batches at the beginning to leave out.
+            rank, processes: which of the equal parts, that follow one another.
         """
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self))
-        draws = rng.random((len(self), 5), np.float32)
+        draws = rng.random((len(self), 6), np.float32)
         size = min(size, len(self))
-        parts = [slice(i * size + rank, (i + 1) * size, processes) for i in range(skip, len(self) // size)]
+        own = size // processes
+        begins = [i * size + rank * own for i in range(len(self) // size)]
+        parts = [slice(begin, begin + own) for begin in begins]
 
         def load(part: slice) -> Batch:
             return self._batch(order[part], draws[part])
@@ -109,7 +118,18 @@ class TrainingImages:
         else:
             wanted = draws[:, :4] if self.augmentation == "resized" else None
             images = torch.from_numpy(self.source.take(at, self.preprocess, wanted)).to(self.device)
-        return Batch(self._changed(images, torch.from_numpy(draws).to(self.device)), self._labels(at))
+        drawn = torch.from_numpy(draws).to(self.device)
+        return self._mixed(Batch(self._changed(images, drawn), self._labels(at)), self.mixup * drawn[:, 5])
+
+    def _mixed(self, batch: Batch, share: Tensor) -> Batch:
+        """Each image with its neighbour laid over it: the first with the second, the second with the first, and so on."""
+        if not self.mixup:
+            return batch
+        places = torch.arange(len(share), device=self.device)
+        other = (places ^ 1).clamp(max=len(share) - 1)
+        along = share.view(-1, *[1] * (batch.images.dim() - 1))
+        labels = None if batch.labels is None else batch.labels[other]
+        return Batch(torch.lerp(batch.images, batch.images[other], along), batch.labels, labels, share)
 
     def _resident(self) -> bool:
         """Whether all images are held on the device; they are put there at the first call."""

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hmc_onnx.finetune.images import Batch
+
 __all__ = ["Loss", "are_probabilities"]
 
 SMALLEST = 1e-12
@@ -33,13 +35,13 @@ class Loss:
     labels: float
     probabilities: bool = False
 
-    def __call__(self, outputs: Sequence[Tensor], answers: Sequence[Tensor], labels: Tensor | None) -> Tensor:
+    def __call__(self, outputs: Sequence[Tensor], answers: Sequence[Tensor], batch: Batch) -> Tensor:
         """The mean over images of the loss; the first output is the class scores.
 
         Args:
             outputs: of the network, what is judged of it.
             answers: of the original.
-            labels: int64 (N,), or None.
+            batch: what they are of, for its labels.
         """
         scores, wanted = (self.scores(o[0]) for o in (outputs, answers))
         t = self.temperature
@@ -49,9 +51,12 @@ class Loss:
         for output, answer in zip(outputs[1:], answers[1:], strict=True):
             spread = answer.float().var(correction=0).clamp_min(SMALLEST)
             distilled = distilled + ((output.float() - answer.float()) ** 2).mean() / (2 * spread)
-        if labels is None or not self.labels:
+        if batch.labels is None or not self.labels:
             return distilled
-        return (1 - self.labels) * distilled + self.labels * F.cross_entropy(scores, labels)
+        errors = F.cross_entropy(scores, batch.labels, reduction="none")
+        if batch.share is not None and batch.other is not None:
+            errors = torch.lerp(errors, F.cross_entropy(scores, batch.other, reduction="none"), batch.share)
+        return (1 - self.labels) * distilled + self.labels * errors.mean()
 
     def scores(self, output: Tensor) -> Tensor:
         """Logits (N, K), float32."""

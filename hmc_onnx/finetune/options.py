@@ -33,6 +33,7 @@ class FineTuning(Frozen):
     temperature: float = Field(default=2.0, gt=0, description="of the distillation")
     labels: float = Field(default=0.1, ge=0, le=1, description="weight of the labels, the original having the rest")
     augmentation: Literal["auto", "crop", "resized", "flip", "none"] = "auto"
+    mixup: float = Field(default=1.0, ge=0, le=1, description="largest share of another image laid over each")
     average: float = Field(default=0.998, ge=0, lt=1, description="decay of the mean of the weights over the steps")
     seed: int = Field(default=0, ge=0)
 
@@ -48,8 +49,8 @@ class Epoch(Frozen):
 
     Attributes:
         loss: mean over the epoch's images, of the weights as they were at each step.
-        held: loss of the averaged weights on the images that were held back, and
-        top1: share of these whose class is right; without labels: is the original's.
+        held: loss of the averaged weights on the images that were held back, changed and mixed as in training, and
+        top1: share of these, as they are, whose class is right; without labels: is the original's.
         seconds: since the beginning.
     """
 

@@ -77,7 +77,7 @@ class Trainer:
         self.optimizer = _optimizer(self.student, self.options)
         self.best = copy.deepcopy(self.student.state_dict())
         self.epoch, self.steps, self.spent = 0, 0, 0.0
-        self._answers: list[list[Tensor]] = []
+        self._answers: dict[tuple[str, int], list[Tensor]] = {}
 
     def run(self) -> None:
         """Train for the epochs or the minutes that the options say.
@@ -135,7 +135,7 @@ class Trainer:
             self.student.mode.batch_statistics = self.options.batchnorm in ("auto", "reinsert")
             outputs = self.training(images)
             self.student.mode.batch_statistics = False
-            loss = self.loss(outputs, answers, batch.labels)
+            loss = self.loss(outputs, answers, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), LARGEST_GRADIENT)
@@ -156,26 +156,36 @@ class Trainer:
 
     @torch.no_grad()
     def _judge(self, loss: float) -> None:
-        """Measure the averaged weights on the images held back, and keep them if they are the best."""
+        """Measure the averaged weights on the images held back, and keep them if they are the best.
+
+        The loss is that of images changed and mixed as in training, always alike. On the plain ones a network that was
+        compressed and not trained yet has a lead that is worth nothing: the original has learnt these images by heart,
+        and it has that from the original.
+        """
         rank, count = self.processes.rank, self.processes.count
-        sums = torch.zeros(3, dtype=torch.float64, device=self.processes.device)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.processes.device)
         with self.mean.in_place():
+            for i, batch in enumerate(self.held.batches(HELD_AT_ONCE, 0, rank, count)):
+                lost = self.loss(self.student(batch.images), self._answer(("changed", i), batch), batch)
+                sums[0] += lost.double() * len(batch.images)
+                sums[1] += len(batch.images)
             for i, batch in enumerate(self.held.plain(HELD_AT_ONCE)):
-                if i % count != rank:
-                    continue
-                if len(self._answers) <= i // count:
-                    self._answers.append(list(self.teacher(batch.images)))
-                answers, outputs = self._answers[i // count], self.student(batch.images)
-                labels = self.loss.scores(answers[0]).argmax(1) if batch.labels is None else batch.labels
-                right = (self.loss.scores(outputs[0]).argmax(1) == labels).sum()
-                mean = self.loss(outputs, answers, batch.labels)
-                n = len(batch.images)
-                sums += torch.stack([mean.double() * n, right.double(), torch.tensor(float(n)).to(right.device).double()])
-            held, right, images = self.processes.summed(sums).tolist()
-            found = Epoch(epoch=self.epoch, loss=loss, held=held / images, top1=right / images, seconds=self.spent)
+                if i % count == rank:
+                    answers = self._answer(("plain", i), batch)
+                    labels = self.loss.scores(answers[0]).argmax(1) if batch.labels is None else batch.labels
+                    sums[2] += (self.loss.scores(self.student(batch.images)[0]).argmax(1) == labels).sum()
+                    sums[3] += len(batch.images)
+            held, images, right, plain = self.processes.summed(sums).tolist()
+            found = Epoch(epoch=self.epoch, loss=loss, held=held / images, top1=right / plain, seconds=self.spent)
             if self.epoch and found.held < min(e.held for e in self.history):
                 self.best = copy.deepcopy(self.student.state_dict())
             self.history.append(found)
+
+    def _answer(self, which: tuple[str, int], batch: Batch) -> list[Tensor]:
+        """The original's outputs for images that were held back, which are asked for once."""
+        if which not in self._answers:
+            self._answers[which] = list(self.teacher(batch.images))
+        return self._answers[which]
 
     def _say(self, total: int | None) -> None:
         last = self.history[-1]

@@ -122,8 +122,8 @@ def _split(
     augmentation = options.augmentation
     if augmentation == "auto":
         augmentation = "none" if isinstance(source, ReadyTensors) else "resized" if preprocess.resize else "crop"
-    images = TrainingImages(source, np.sort(order[count:]), preprocess, augmentation, options.seed, here.device)
-    return images, replace(images, indices=np.sort(order[:count]), augmentation="none", _held=[])
+    images = TrainingImages(source, np.sort(order[count:]), preprocess, augmentation, options.mixup, options.seed, here.device)
+    return images, replace(images, indices=np.sort(order[:count]), _held=[])
 
 
 def _trained_graph(

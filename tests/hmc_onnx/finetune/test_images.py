@@ -18,7 +18,7 @@ from hmc_onnx.finetune.images import TrainingImages
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 3, 16, 16), np.uint8)
 PLAIN = Preprocess(size=(16, 16), resize=None, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 IMAGES = TrainingImages(
-    StoredImages(PIXELS, np.arange(40)), np.arange(3, 40), PLAIN, "crop", 5, torch.device("cpu")
+    StoredImages(PIXELS, np.arange(40)), np.arange(3, 40), PLAIN, "crop", 0, 5, torch.device("cpu")
 )
 
 
@@ -29,11 +29,12 @@ def test_an_epoch_goes_through_all_images_once_in_an_order_of_its_own() -> None:
 
 
 def test_processes_share_the_batches_of_one() -> None:
-    alone = list(IMAGES.batches(12, 3))
-    parts = [list(IMAGES.batches(12, 3, rank, 2)) for rank in (0, 1)]
+    images = replace(IMAGES, mixup=1.0, _held=[])
+    alone = list(images.batches(12, 3))
+    parts = [list(images.batches(12, 3, rank, 2)) for rank in (0, 1)]
     for i, whole in enumerate(alone):
-        assert torch.equal(whole.images[::2], parts[0][i].images) and torch.equal(whole.images[1::2], parts[1][i].images)
-        assert torch.equal(whole.labels[::2], parts[0][i].labels)
+        assert torch.equal(whole.images, torch.cat([part[i].images for part in parts]))
+        assert torch.equal(whole.labels, torch.cat([part[i].labels for part in parts]))
 
 
 def test_crop_shifts_by_an_eighth_at_most_and_black_comes_in() -> None:
@@ -61,6 +62,17 @@ def test_channels_last_images_are_changed_alike() -> None:
         assert torch.equal(a.images, b.images.permute(0, 3, 1, 2))
 
 
+def test_mixed_images_are_sums_of_neighbours() -> None:
+    mixed = replace(IMAGES, mixup=0.5, _held=[])
+    for whole, batch in zip(IMAGES.batches(12, 0), mixed.batches(12, 0), strict=True):
+        assert torch.equal(batch.labels, whole.labels)
+        assert torch.equal(batch.other.view(6, 2), whole.labels.view(6, 2).flip(1))
+        assert 0 <= batch.share.min() < batch.share.max() <= 0.5
+        shares = batch.share.view(-1, 1, 1, 1)
+        sums = (1 - shares) * whole.images + shares * whole.images.view(6, 2, 3, 16, 16).flip(1).view(12, 3, 16, 16)
+        torch.testing.assert_close(batch.images, sums, rtol=0, atol=1e-6)
+
+
 def test_flip_and_none_and_plain() -> None:
     for batch in replace(IMAGES, augmentation="flip", _held=[]).batches(12, 0):
         plain = torch.from_numpy(PLAIN.apply_batch(PIXELS[batch.labels.numpy()]))
@@ -74,7 +86,7 @@ def test_resized_takes_parts_of_files_as_they_are_needed(tmp_path: Path) -> None
     for i in range(8):
         Image.fromarray(np.full((40, 60, 3), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
     images = TrainingImages(
-        open_folder(tmp_path), np.arange(8), replace(PLAIN, resize=20), "resized", 0, torch.device("cpu")
+        open_folder(tmp_path), np.arange(8), replace(PLAIN, resize=20), "resized", 0, 0, torch.device("cpu")
     )
     first, again = (torch.cat([b.images for b in images.batches(2, 0)]) for _ in range(2))
     assert first.shape == (8, 3, 16, 16) and torch.equal(first, again)
