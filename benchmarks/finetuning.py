@@ -44,7 +44,7 @@ def main() -> None:
     proto, preprocess = hmc_onnx.load(args.model), hmc_onnx.preprocessing(args.preset)
     test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
     print(f"{args.model.name}: top-1 {accuracy(proto, test):.2f} %")
-    print("| target | top-1 | fine-tuned for | epochs | top-1 | time, fine-tuned / compressed |\n|---|---|---|---|---|---|")
+    print("| target | top-1 | fine-tuned for | epochs | top-1 | time after / before |\n|---|---|---|---|---|---|")
     for case in args.cases:
         target, _, amount = case.partition(":")
         folder = args.work_dir / f"{target}-seed{args.seed}"

@@ -142,18 +142,23 @@ def residual_network(network: Network, blocks: int, channels: int, kernel: int) 
     return network.classified(residual_trunk(network, blocks, channels, kernel), channels, 10)
 
 
-def resnet152() -> onnx.ModelProto:
-    """torchvision's topology: bottlenecks, the stride at their 3×3 Conv, a 1×1 Conv as each stage's first shortcut."""
+def bottlenecks(*depths: int) -> onnx.ModelProto:
+    """torchvision's topology: bottlenecks, the stride at their 3×3 Conv, a 1×1 Conv as each stage's first shortcut.
+
+    Args:
+        depths: blocks of each of the four stages; (3, 4, 6, 3) is ResNet-50, (3, 8, 36, 3) ResNet-152.
+    """
     network = Network(224)
     x = network.node("Relu", network.conv("input", 3, 64, 7, 2))
     x = network.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     channels = 64
-    for width, blocks, first_stride in ((64, 3, 1), (128, 8, 2), (256, 36, 2), (512, 3, 2)):
+    gain = 1 / math.sqrt(sum(depths))  # so that the sum of all blocks stays moderate
+    for width, blocks, first_stride in zip((64, 128, 256, 512), depths, (1, 2, 2, 2), strict=True):
         for block in range(blocks):
             stride = first_stride if block == 0 else 1
             y = network.node("Relu", network.conv(x, channels, width, 1))
             y = network.node("Relu", network.conv(y, width, width, 3, stride))
-            y = network.conv(y, width, 4 * width, 1)
+            y = network.conv(y, width, 4 * width, 1, gain=gain)
             if block == 0:
                 x = network.conv(x, channels, 4 * width, 1, stride)
             x = network.node("Relu", network.node("Add", y, x))
@@ -197,7 +202,7 @@ def analysis(console: Console) -> None:
 def inspect(console: Console) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "resnet152.onnx"
-        onnx.save(resnet152(), path)
+        onnx.save(bottlenecks(3, 8, 36, 3), path)
         command = [sys.executable, "-m", "hmc_onnx", "inspect", str(path)]
         runs = []
         for _ in range(3):

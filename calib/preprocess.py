@@ -165,7 +165,6 @@ class Preprocess:
             image = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
         return image
 
-
     def _part(self, image: Image.Image, draws: np.ndarray) -> Image.Image:
         """A part of an image, between AREA of it and all, at an aspect ratio of RATIO, resized to `size`."""
         area, ratio, top, left = draws.tolist()

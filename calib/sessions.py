@@ -82,7 +82,8 @@ def _works(provider: str) -> bool:
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=[provider, "CPUExecutionProvider"])
+    with redirect_stdout(StringIO()):
+        session = ort.InferenceSession(proto.SerializeToString(), options, providers=[provider, "CPUExecutionProvider"])
     return provider in session.get_providers()
 
 

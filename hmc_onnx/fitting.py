@@ -24,7 +24,7 @@ from passes.errors import SettingsError
 from passes.model import Model
 from passes.progress import Progress, silent
 
-__all__ = ["fitted"]
+__all__ = ["MOST_PLANS", "fitted"]
 
 # A plan is taken when its network's time is at most this much above the target, or this much below.
 ABOVE, BELOW = 0.005, 0.02
@@ -39,6 +39,7 @@ def fitted(
     target: Target,
     strategy: Strategy = "hmc",
     progress: Progress = silent,
+    most: int = MOST_PLANS,
 ) -> Plan:
     """The plan of least sensitivity whose network, as measured, keeps to the target's share of the original's time.
 
@@ -50,6 +51,7 @@ def fitted(
         profile, target, strategy: as for `solve`.
         data: images to run.
         progress: called as the work goes on.
+        most: plans to make; with one its time is measured, and may be another than the target's.
 
     Raises:
         SettingsError: no combination of candidates meets the target.
@@ -61,22 +63,22 @@ def fitted(
     feeds, inputs = serving_feeds(data, plan.latency.batch), input_shapes(model.header, data)
     original, known = Session(served, runtime), profile.latency.seconds if profile.latency else 0.0
     correction, best = 1.0, None
-    for attempt in range(MOST_PLANS):
-        progress("plan", attempt, MOST_PLANS)
+    for attempt in range(most):
+        progress("plan", attempt, most)
         session = Session(shaped(model, plan, inputs).finished(), runtime)
         timings = calm([original, session], feeds, known)
         known, share = min(known, timings.latency(0).value), timings.ratio(1)
         plan = _measured(plan, share)
         if best is None or _misses(plan, target) < _misses(best, target):
             best = plan
-        if -BELOW <= share.value / target.latency - 1 <= ABOVE:
+        if attempt + 1 == most or -BELOW <= share.value / target.latency - 1 <= ABOVE:
             break
         correction *= target.latency * (1 - BELOW / 2) / share.value
         try:
             plan = solve(profile, target, strategy, correction)
         except SettingsError:
             break
-    progress("plan", MOST_PLANS, MOST_PLANS)
+    progress("plan", most, most)
     assert best is not None
     return best
 

@@ -99,18 +99,19 @@ def search(
         SettingsError: no network within the bound is faster than the original.
     """
     judges = [_Judge(original, part, runtime) for part in (images.search, images.confirm)]
-    visited: list[tuple[Visited, Plan]] = []
+    visited: list[tuple[Visited, Plan, onnx.ModelProto | None]] = []
     low, high, share = 0.0, 1.0, FIRST
     for visit in range(MOST_VISITS):
         progress("search", visit, MOST_VISITS)
         key = f"visited/{name} {max_drop!r} {share!r} {images.search.digest()}"
+        compressed = None
         if key in journal:
             point, plan = journal.load(key)
         else:
-            point, plan = _visit(share, plan_for, apply, judges)
+            point, plan, compressed = _visit(share, plan_for, apply, judges)
             journal.save(key, (point, plan))
         if point is not None:
-            visited.append((point, plan))
+            visited.append((point, plan, compressed))
         if point is None or point.drop > max_drop:
             low = share
         else:
@@ -119,31 +120,31 @@ def search(
             break
         share = round((low + high) / 2, 3) if low else round(high * FIRST, 3)
     progress("search", MOST_VISITS, MOST_VISITS)
-    visited.sort(key=lambda pair: pair[0].latency)
-    chosen = next((i for i, (p, _) in enumerate(visited) if max(p.drop, p.confirmed) <= max_drop), None)
+    visited.sort(key=lambda visit: visit[0].latency)
+    chosen = next((i for i, (p, *_) in enumerate(visited) if max(p.drop, p.confirmed) <= max_drop), None)
     if chosen is None:
-        least = min((max(p.drop, p.confirmed) for p, _ in visited), default=1.0)
+        least = min((max(p.drop, p.confirmed) for p, *_ in visited), default=1.0)
         raise SettingsError(
             f"no faster network was found that loses at most {max_drop:g}, the least that was tried loses {least:.4f}: "
             "allow more, or calibrate on more images"
         )
-    curve = [p.model_copy(update={"chosen": i == chosen}) for i, (p, _) in enumerate(visited)]
-    plan = visited[chosen][1]
-    return Found(apply(plan), plan, curve)
+    curve = [p.model_copy(update={"chosen": i == chosen}) for i, (p, *_) in enumerate(visited)]
+    _, plan, model = visited[chosen]
+    return Found(model or apply(plan), plan, curve)
 
 
 def _visit(
     share: float, plan_for: Callable[[Target], Plan], apply: Callable[[Plan], onnx.ModelProto], judges: list[_Judge]
-) -> tuple[Visited | None, Plan | None]:
+) -> tuple[Visited | None, Plan | None, onnx.ModelProto | None]:
     try:
         plan = plan_for(Target(latency=share))
     except SettingsError:  # below what can be reached
-        return None, None
+        return None, None, None
     compressed = apply(plan)
     assert plan.latency is not None
     latency = plan.latency.expected if plan.latency.measured is None else plan.latency.measured
     drop, confirmed = (judge.drop(compressed) for judge in judges)
-    return Visited(target=share, latency=latency, drop=drop, confirmed=confirmed, chosen=False), plan
+    return Visited(target=share, latency=latency, drop=drop, confirmed=confirmed, chosen=False), plan, compressed
 
 
 class _Judge:

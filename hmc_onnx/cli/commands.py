@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -11,16 +11,17 @@ from hmc_onnx.cli.console import progress_bar, show
 from hmc_onnx.cli.options import Choices, merged
 from hmc_onnx.cli.reading import (
     calibration_data,
+    comparison_data,
+    finetuning_of,
     images_of,
     inputs_of,
     labelled,
     options_of,
+    preprocess_of,
     read_images,
     settings_of,
     strategy_of,
     table_of,
-    comparison_data,
-    finetuning_of,
     work_of,
 )
 
@@ -91,6 +92,10 @@ def compress(
     settings, table, work = settings_of(run), table_of(run), work_of(run)
     training = finetuning_of(run) if run.finetune else None
     proto = load_supported(model)
+    if training is not None:
+        from hmc_onnx.finetune import with_torch
+
+        with_torch().check_trainable(proto, Path(run.need("data")), preprocess_of(run), training)
     images, test = images_of(proto, run, settings)
     with progress_bar() as progress:
         result = compress_model(
@@ -105,7 +110,7 @@ def compress(
             table=table,
             work=work,
         )
-    shown = [plan_tables(result.plan)]
+    shown: list[Any] = [plan_tables(result.plan)]
     if training is not None:
         from dataclasses import replace
 

@@ -124,7 +124,9 @@ def preprocess_of(run: Run) -> Preprocess:
     )
 
 
-def read_images(proto: onnx.ModelProto, run: Run, path: Any, samples: int | None, seed: int, split: str) -> CalibrationData:
+def read_images(
+    proto: onnx.ModelProto, run: Run, path: Any, samples: int | None, seed: int, split: str
+) -> CalibrationData:
     """Images that fit the model, of a path."""
     from hmc_onnx.inputs import load_data
 

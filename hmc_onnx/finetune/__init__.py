@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from calib.preprocess import Preprocess
     from hmc_onnx.finetune.tuning import FineTuned
 
-__all__ = ["FineTuning", "finetune"]
+__all__ = ["FineTuning", "finetune", "with_torch"]
 
 
 def finetune(
@@ -56,13 +56,22 @@ def finetune(
         ModelError: the signatures differ, or an operator cannot be trained through.
         DataError: the data do not fit, or are too few.
     """
+    return with_torch().finetune_models(model, teacher, data, preprocess, options or FineTuning(), progress, work_dir)
+
+
+def with_torch() -> Any:
+    """The module `tuning`, which needs torch.
+
+    Raises:
+        SettingsError: torch is not installed.
+    """
     try:
         import torch  # noqa: F401, PLC0415
     except ImportError as e:
         raise SettingsError("fine-tuning needs torch, which is not installed: pip install 'hmc-onnx[finetune]'") from e
     from hmc_onnx.finetune import tuning  # noqa: PLC0415
 
-    return tuning.finetune_models(model, teacher, data, preprocess, options or FineTuning(), progress, work_dir)
+    return tuning
 
 
 class _Callable(ModuleType):

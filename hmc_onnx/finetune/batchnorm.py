@@ -74,7 +74,9 @@ def reinserted(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> tuple[onnx.
     moments = _moments(GraphModule(proto, [n.output[0] for n in convs]), batches) if convs else {}
     inserted = []
     for node in convs:
-        names = Inserted(node.input[1], node.input[2], *(f"{node.output[0]}/{x}" for x in ("scale", "shift", "mean", "var")))
+        names = Inserted(
+            node.input[1], node.input[2], *(f"{node.output[0]}/{x}" for x in ("scale", "shift", "mean", "var"))
+        )
         weight, bias = (numpy_helper.to_array(initializers[n]).astype(np.float64) for n in (names.weight, names.bias))
         mean, var = moments[node.output[0]]
         norm = _norms(weight)

@@ -33,7 +33,8 @@ AHEAD = 4  # batches that are read ahead
 class Batch(NamedTuple):
     """Images float32 (N, ...) and their classes int64 (N,), or None.
 
-    Where images are mixed, `other` is the classes of those laid over them, and `share`, float32 (N,), of the sum theirs.
+    Where images are mixed, `other` has the classes of those laid over them, and `share`, float32 (N,), how much of the
+    sum these are.
     """
 
     images: Tensor
@@ -122,7 +123,7 @@ class TrainingImages:
         return self._mixed(Batch(self._changed(images, drawn), self._labels(at)), self.mixup * drawn[:, 5])
 
     def _mixed(self, batch: Batch, share: Tensor) -> Batch:
-        """Each image with its neighbour laid over it: the first with the second, the second with the first, and so on."""
+        """Each image with its neighbour laid over it: the first and the second over each other, and so on."""
         if not self.mixup:
             return batch
         places = torch.arange(len(share), device=self.device)
@@ -157,8 +158,8 @@ class TrainingImages:
 
     def _black(self, planes: Tensor) -> Tensor:
         """What a black pixel is after normalisation."""
-        mean, std = (torch.tensor(v, device=planes.device).view(1, -1, 1, 1) for v in (self.preprocess.mean, self.preprocess.std))
-        return -mean / std
+        black = [-mean / std for mean, std in zip(self.preprocess.mean, self.preprocess.std, strict=True)]
+        return torch.tensor(black, device=planes.device).view(1, -1, 1, 1)
 
 
 def _shifted(images: Tensor, draws: Tensor) -> Tensor:

@@ -172,9 +172,7 @@ def _last_uses(steps: Sequence[tuple[list[str], list[str]]], kept: Sequence[str]
 
 
 def _statistics(graph: onnx.GraphProto) -> set[str]:
-    return {
-        node.input[i] for node in graph.node if node.op_type == "BatchNormalization" for i in STATISTICS
-    }
+    return {node.input[i] for node in graph.node if node.op_type == "BatchNormalization" for i in STATISTICS}
 
 
 def _weights(graph: onnx.GraphProto) -> set[str]:

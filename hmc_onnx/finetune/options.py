@@ -17,8 +17,9 @@ class FineTuning(Frozen):
 
     Attributes:
         batchnorm: what is done in training about batch normalisation. "reinsert" puts one behind each Conv of a folded
-            graph, and folds it away again; a graph that has its own trains those. "frozen": those keep their statistics.
-            "none": nothing is put in. "auto" is "reinsert".
+            graph, and folds it away again; a graph that has its own trains those. "frozen": the same, but their
+            statistics are kept. "none": nothing is put in, and a graph's own keep their statistics. "auto" is
+            "reinsert", which won: see docs/design.md.
     """
 
     epochs: float | None = Field(default=None, gt=0, description="times that all images are gone through")

@@ -27,7 +27,7 @@ __all__ = ["Trainer", "TrainingError"]
 
 WARM_UP = 0.05  # share of the training in which the rate rises to its highest
 LARGEST_GRADIENT = 5.0  # norm of all gradients together
-RATES = {"sgd": 0.02, "adamw": 1e-3}
+RATES = {"sgd": 0.004, "adamw": 3e-4}
 MOMENTUM = 0.9
 EPOCHS = 10  # where nothing is said
 HELD_AT_ONCE = 256

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,11 @@ from passes.errors import DataError, ModelError
 from passes.model import Model, check, digest, save
 from passes.progress import Progress, silent
 
-__all__ = ["FineTuned", "finetune_models"]
+__all__ = ["FineTuned", "check_trainable", "finetune_models"]
 
 # Images held back: a share of all, and most.
 SHARE_HELD, MOST_HELD = 0.05, 2500
-LEAST = 40  # images to train on
+LEAST = 20  # images to train on
 # Images from which batch normalisation takes its statistics.
 CALIBRATION = 1024
 
@@ -73,8 +73,6 @@ def finetune_models(
     model, teacher = (m if isinstance(m, onnx.ModelProto) else load_supported(m) for m in (model, teacher))
     preprocess = preprocess or preprocessing(None)
     same_signature(teacher, model)
-    if len(signature(model)) != 1:
-        raise ModelError(f"the model has {len(signature(model))} inputs, and fine-tuning feeds one")
     source = _source(model, data, preprocess)
     with processes(options.device) as here, _seeded(options.seed):
         images, held = _split(source, preprocess, options, here)
@@ -103,9 +101,19 @@ def finetune_models(
     return FineTuned(result, trainer.history, stopped, here.rank == 0)
 
 
+def check_trainable(model: onnx.ModelProto, data: Any, preprocess: Preprocess, options: FineTuning) -> None:
+    """Raise, before any work, what `finetune_models` would of a model, some data and a device."""
+    GraphModule(model, Model(model).judged)
+    with processes(options.device) as here:
+        _split(_source(model, data, preprocess), preprocess, options, here)
+
+
 def _source(model: onnx.ModelProto, data: Any, preprocess: Preprocess) -> Source:
     """The images of a path, read as they are needed, or of Python objects, held in memory."""
-    ((name, (_, shape)),) = signature(model).items()
+    inputs = signature(model)
+    if len(inputs) != 1:
+        raise ModelError(f"the model has {len(inputs)} inputs, and fine-tuning feeds one")
+    ((name, (_, shape)),) = inputs.items()
     if isinstance(data, str | os.PathLike):
         return open_source(data, input_name=name, input_shape=shape, preprocess=preprocess)
     found = fit(model, data)
@@ -122,8 +130,9 @@ def _split(
     augmentation = options.augmentation
     if augmentation == "auto":
         augmentation = "none" if isinstance(source, ReadyTensors) else "resized" if preprocess.resize else "crop"
-    images = TrainingImages(source, np.sort(order[count:]), preprocess, augmentation, options.mixup, options.seed, here.device)
-    return images, replace(images, indices=np.sort(order[:count]), _held=[])
+    own = (preprocess, augmentation, options.mixup, options.seed, here.device)
+    images, held = (TrainingImages(source, np.sort(part), *own) for part in (order[count:], order[:count]))
+    return images, held
 
 
 def _trained_graph(

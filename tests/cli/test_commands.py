@@ -19,7 +19,7 @@ from hmc_onnx.plans import read_plan, read_profile
 from hmc_onnx.verification import Verification
 from passes.model import save
 
-COMMANDS = ("compress", "inspect", "profile", "plan", "apply", "verify")
+COMMANDS = ("compress", "inspect", "profile", "plan", "apply", "verify", "finetune")
 STRATEGIES = ("hmc", "nahc", "ahc", "prune", "lowrank")
 
 

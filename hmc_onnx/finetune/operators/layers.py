@@ -14,7 +14,9 @@ from hmc_onnx.finetune.operators.registry import Operator, rule
 __all__: list[str] = []
 
 
-def _pads(op: Operator, x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
+def _pads(
+    op: Operator, x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> list[int]:
     """ONNX's pads, all begins and then all ends, also where auto_pad leaves them to the input's size."""
     d, auto = len(kernel), op.get("auto_pad", "NOTSET")
     if auto == "NOTSET":

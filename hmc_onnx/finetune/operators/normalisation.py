@@ -73,7 +73,8 @@ def _layer_normalization(op: Operator) -> Callable[..., Tensor]:
 
     def run(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
         shape = x.shape[op.get("axis", -1) % x.dim() :]
-        return F.layer_norm(x, shape, scale.expand(shape), None if bias is None else bias.expand(shape), op.get("epsilon", 1e-5))
+        bias = None if bias is None else bias.expand(shape)
+        return F.layer_norm(x, shape, scale.expand(shape), bias, op.get("epsilon", 1e-5))
 
     return run
 

@@ -17,9 +17,7 @@ from hmc_onnx.finetune.images import TrainingImages
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 3, 16, 16), np.uint8)
 PLAIN = Preprocess(size=(16, 16), resize=None, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
-IMAGES = TrainingImages(
-    StoredImages(PIXELS, np.arange(40)), np.arange(3, 40), PLAIN, "crop", 0, 5, torch.device("cpu")
-)
+IMAGES = TrainingImages(StoredImages(PIXELS, np.arange(40)), np.arange(3, 40), PLAIN, "crop", 0, 5, torch.device("cpu"))
 
 
 def test_an_epoch_goes_through_all_images_once_in_an_order_of_its_own() -> None:

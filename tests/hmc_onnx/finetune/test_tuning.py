@@ -24,7 +24,7 @@ from hmc_onnx.finetune.trainer import Trainer
 from passes.errors import DataError, HmcError, ModelError, SettingsError
 
 SIZE, COUNT = 16, 400
-OPTIONS = FineTuning(epochs=2, batch_size=40, device="cpu", precision="fp32", labels=0)
+OPTIONS = FineTuning(epochs=2, batch_size=40, device="cpu", precision="fp32", labels=0, rate=0.02)
 
 
 def worn(proto: onnx.ModelProto, share: float = 0.5) -> onnx.ModelProto:
@@ -173,7 +173,7 @@ def test_bad_input_is_one_sentence(student: onnx.ModelProto, teacher: onnx.Model
         hmc_onnx.finetune(student, resnet((1, 1), (8, 16), size=SIZE, classes=7), data, options=OPTIONS)
     x = np.load(data)["images"] / np.float32(255)
     with pytest.raises(DataError, match="too few to train on"):
-        hmc_onnx.finetune(student, teacher, [x[:20]], options=OPTIONS)
+        hmc_onnx.finetune(student, teacher, [x[:15]], options=OPTIONS)
     labelled = hmc_onnx.CalibrationData({"input": x}, np.full(len(x), 10), "test")
     with pytest.raises(DataError, match="labels go from 10 to 10"):
         hmc_onnx.finetune(student, teacher, labelled, options=OPTIONS.model_copy(update={"labels": 0.1}))
@@ -194,9 +194,8 @@ def test_two_processes_do_what_one_does(
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     for launcher, out in (([sys.executable], "one.onnx"), ([*torchrun, "--standalone"], "two.onnx")):
         command = [*launcher, "-m", "hmc_onnx", "finetune", "student.onnx", "-o", out, *options]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-        )
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     one, two = (values(onnx.load(tmp_path / f"{n}.onnx")) for n in ("one", "two"))
     for name, value in one.items():
@@ -206,8 +205,9 @@ def test_two_processes_do_what_one_does(
 def test_killed_it_goes_on(student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path, tmp_path: Path) -> None:
     for name, proto in (("student", student), ("teacher", teacher)):
         onnx.save(proto, tmp_path / f"{name}.onnx")
-    command = [sys.executable, "-m", "hmc_onnx", "finetune", "student.onnx", "--teacher", "teacher.onnx", "-o", "out.onnx"]
-    command += ["--data", str(data), "--epochs", "60", "--batch-size", "40", "--device", "cpu", "--precision", "fp32"]
+    command = [sys.executable, "-m", "hmc_onnx", "finetune", "student.onnx", "-o", "out.onnx"]
+    command += ["--teacher", "teacher.onnx", "--data", str(data), "--epochs", "60", "--batch-size", "40"]
+    command += ["--device", "cpu", "--precision", "fp32"]
     command += ["--work-dir", "work"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)

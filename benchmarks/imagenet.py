@@ -1,0 +1,58 @@
+"""Seconds, peak memory and the share of the time reached by `hmc-onnx compress` on ResNet-50 at 224×224, by stage.
+
+    python benchmarks/imagenet.py --images 256 --target latency=0.5 [--quick]
+
+The network has torchvision's topology and random weights, the images are noise: neither changes what the work costs,
+and the time that the file takes does not depend on its values. Accuracy is measured elsewhere, on trained networks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+from rich.console import Console
+from scaling import GIGABYTE, bottlenecks, table, watched
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--target", default="latency=0.5")
+    parser.add_argument("--batch", type=int, default=1, help="that latency is planned for")
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        onnx.save(bottlenecks(3, 4, 6, 3), folder / "model.onnx")
+        data = np.random.default_rng(0).standard_normal((args.images, 3, 224, 224), np.float32)
+        np.savez(folder / "data.npz", input=data)
+        del data
+        command = [sys.executable, "-m", "hmc_onnx", "compress", str(folder / "model.onnx")]
+        command += ["--output", str(folder / "smaller.onnx"), "--data", str(folder / "data.npz"), "--provider", "cpu"]
+        command += ["--target", args.target, "--batch", str(args.batch), "--report", str(folder / "report.json")]
+        command += ["--quick"] if args.quick else ["--samples", str(args.images)]
+        usage = watched(command, 20 * GIGABYTE, folder)
+        if usage.code != 0:
+            console.print(f"it FAILED: {usage.said.strip()[-500:]}", markup=False)
+            sys.exit(1)
+        report = json.loads((folder / "report.json").read_text())
+    shown = table(f"compress {' '.join(command[10:])}", "stage", "seconds", "peak, GB", "anonymous, GB")
+    for stage, used in [*usage.stages.items(), ("in all", usage.peak)]:
+        peaks = (f"{used.peak / GIGABYTE:.2f}", f"{used.anonymous / GIGABYTE:.2f}")
+        shown.add_row(stage, f"{used.seconds:.1f}", *peaks)
+    console.print(shown)
+    for timing in report["timings"]:
+        ratio = f"{timing['ratio']:.3f} ± {timing['uncertainty']:.3f}"
+        console.print(f"batch {timing['batch']}: {timing['a']:.1f} ms, then {timing['b']:.1f} ms: {ratio}")
+    console.print(f"MACs: {report['b']['macs'] / report['a']['macs']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
