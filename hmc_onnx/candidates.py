@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hmc_onnx.cells import steps
 from hmc_onnx.elimination import Consumer, eliminate
 from hmc_onnx.profiles import KEEP, REMOVED, GroupProfile, LayerChoice
 from hmc_onnx.subjects import Subject
@@ -27,7 +28,6 @@ __all__ = [
     "layer_choices",
     "offers",
     "removal",
-    "removal_counts",
     "timed",
     "variants",
     "whole_offers",
@@ -39,8 +39,6 @@ Times = Mapping[tuple[Geometry, ...], float] | None
 # Shares of a layer's MACs at which each decomposition is tried: alone, and on top of pruning.
 RATIOS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15)
 RATIOS_WHEN_PRUNED = (0.7, 0.5, 0.35, 0.22)
-# Shares of a group's channels that are kept.
-SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 
 
 @dataclass(frozen=True)
@@ -137,22 +135,16 @@ def decompositions(subject: Subject, offered: Sequence[Offer], times: Times = No
     return front(geometry, subject.layer.weight, subject.moments.second, offered) if offered else []
 
 
-def removal_counts(group: ChannelGroup, align: int, fine: bool = True) -> list[int]:
-    """How many of a group's channels may go, on offer. Not `fine`: every second share of them."""
-    keeps = {max(align, int(group.size * share) // align * align) for share in (SHARES if fine else SHARES[1::2])}
-    return sorted(group.size - k for k in keeps if k < group.size)
-
-
 def removal(group: ChannelGroup, layers: dict[str, Subject], align: int, fine: bool = True) -> tuple[Any, ...]:
     """`eliminate`, and its arguments for a group's channels down to each count on offer."""
     consumers = [
         Consumer(layers[s.node.name].layer.weight, layers[s.node.name].moments.second, c)
         for s, c in group.members("consumes")
     ]
-    counts = removal_counts(group, align, fine)
+    on_offer = steps(group, align, fine)
     ends = [*group.members("produces"), *group.members("consumes")]
     floors = [*(classes for _, classes in ends), *group.parts]
-    return eliminate, consumers, group.size, counts, floors, align
+    return eliminate, consumers, group.size, on_offer.counts, floors, align, on_offer
 
 
 class Curve:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hmc_onnx.cells import Steps
 from passes.linear_algebra import damped
 
 __all__ = ["Consumer", "Elimination", "eliminate"]
@@ -53,17 +54,23 @@ class Elimination:
 
 
 def eliminate(
-    consumers: Sequence[Consumer], size: int, counts: Sequence[int], floors: Sequence[np.ndarray], least: int
+    consumers: Sequence[Consumer],
+    size: int,
+    counts: Sequence[int],
+    floors: Sequence[np.ndarray],
+    least: int,
+    kept: Steps | None = None,
 ) -> Elimination:
     """Remove classes one by one, always the one that costs least.
 
     Args:
         consumers: at least one.
         size: number of classes.
-        counts: removal counts to record weights at.
+        counts: removal counts to record weights at, rising.
         floors: class arrays (one for each parameter axis that carries the classes), of each of which at least
             `least` entries must stay.
         least: see `floors`.
+        kept: how many of each cell are to stay at each of the counts; whatever costs least if not given.
 
     Returns:
         As many removals as the largest count, or as the floors allow.
@@ -74,16 +81,25 @@ def eliminate(
     left = [int(e.sum()) for e in entries]
     order: list[int] = []
     weights: dict[int, list[np.ndarray]] = {}
-    counts = sorted(counts)
+    cells = [np.isin(np.arange(size), cell) for cell in kept.cells] if kept else []
     while len(order) < max(counts, default=0):
         scores = sum(state.scores(alive) for state in states)
         lot: list[int] = []
-        most = min(max(1, size // LOTS), next(c for c in counts if c > len(order)) - len(order))
+        step = next(i for i, c in enumerate(counts) if c > len(order))
+        most = min(max(1, size // LOTS), counts[step] - len(order))
+        spare = [
+            int((alive & cell).sum()) - keep for cell, keep in zip(cells, kept.keeps[step] if kept else (), strict=True)
+        ]
         for c in np.argsort(np.where(alive, scores, math.inf), kind="stable")[: alive.sum()]:
             if len(lot) == most:
                 break
+            own = next((i for i, cell in enumerate(cells) if cell[c]), None)
+            if own is not None and not spare[own]:
+                continue
             if all(n - e[c] >= (least if e[c] else 0) for e, n in zip(entries, left, strict=True)):
                 lot.append(int(c))
+                if own is not None:
+                    spare[own] -= 1
                 left = [n - int(e[c]) for e, n in zip(entries, left, strict=True)]
         if not lot:
             break

@@ -20,7 +20,8 @@ from calib.latency import interleaved
 from calib.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
 from calib.observing import observe
 from calib.sessions import Runtime, Session
-from hmc_onnx.candidates import removal_counts, variants, whole_offers
+from hmc_onnx.candidates import variants, whole_offers
+from hmc_onnx.cells import steps
 from hmc_onnx.inputs import signature
 from hmc_onnx.profiles import GroupChoice, GroupProfile, LatencyProfile
 from hmc_onnx.settings import Settings
@@ -229,8 +230,9 @@ def measure_table(
 
 def _any_removal(group: ChannelGroup, align: int, fine: bool, removable: bool) -> GroupProfile:
     """A group's profile as to how many channels go, and not which."""
-    counts = [0, *removal_counts(group, align, fine), *([group.size] if removable else [])]
-    choices = [GroupChoice(keep=group.size - m, removed=list(range(m)), sensitivity=0.0) for m in counts]
+    on_offer = steps(group, align, fine)
+    gone = [[], *map(on_offer.any, range(len(on_offer.keeps))), *([list(range(group.size))] if removable else [])]
+    choices = [GroupChoice(keep=group.size - len(some), removed=some, sensitivity=0.0) for some in gone]
     return GroupProfile(name=group.name, size=group.size, producers=[], consumers=[], choices=choices)
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from zoo import images, resnet
 
 from calib.data import CalibrationData
-from hmc_onnx.candidates import RATIOS, SHARES, Candidate, Curve, front, offers, removal, timed
+from hmc_onnx.candidates import RATIOS, Candidate, Curve, front, offers, removal, timed
+from hmc_onnx.cells import SHARES
 from hmc_onnx.profiler import profile
 from hmc_onnx.profiles import KEEP, REMOVED, LayerChoice, Profile
 from hmc_onnx.settings import Settings

@@ -129,7 +129,7 @@ def test_a_plan_is_made_again_until_its_network_takes_the_time(
     plan = fitting.fitted(original, normalise(original), profile, calibration(), target)
     assert plan.latency is not None and plan.latency.measured is not None
     assert plan.latency.measured == plan.latency.expected * factor
-    assert plan.latency.measured <= 0.8 * (1 + fitting.ABOVE)
+    assert plan.latency.measured <= 0.8 * 1.02  # plans come in steps
     assert len(made) > 1
 
 

@@ -47,8 +47,8 @@ def test_the_table_has_every_network() -> None:
 @pytest.mark.parametrize("name", TABLE)
 def test_a_network_is_compressed_as_far_as_it_goes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_BACKENDS, "processes", contextlib.nullcontext)
-    for constant in ("SHARES", "RATIOS", "RATIOS_WHEN_PRUNED"):
-        monkeypatch.setattr(f"hmc_onnx.candidates.{constant}", (0.5,))
+    for constant in ("cells.SHARES", "candidates.RATIOS", "candidates.RATIOS_WHEN_PRUNED"):
+        monkeypatch.setattr(f"hmc_onnx.{constant}", (0.5,))
     for method in set(DECOMPOSITIONS) - {"svd"}:
         monkeypatch.delitem(DECOMPOSITIONS, method)
     share, features, groups = TABLE[name]

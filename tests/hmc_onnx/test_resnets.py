@@ -85,8 +85,8 @@ def test_the_table_has_every_export_but_those_that_are_skipped() -> None:
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the channels or an SVD of half the MACs, in this process."""
     monkeypatch.setitem(_BACKENDS, "processes", contextlib.nullcontext)
-    for constant in ("SHARES", "RATIOS", "RATIOS_WHEN_PRUNED"):
-        monkeypatch.setattr(f"hmc_onnx.candidates.{constant}", (0.5,))
+    for constant in ("cells.SHARES", "candidates.RATIOS", "candidates.RATIOS_WHEN_PRUNED"):
+        monkeypatch.setattr(f"hmc_onnx.{constant}", (0.5,))
     for name in set(DECOMPOSITIONS) - {"svd"}:
         monkeypatch.delitem(DECOMPOSITIONS, name)
 
