@@ -20,6 +20,8 @@ __all__ = ["DISTURBED", "TRIES", "Estimate", "Timings", "calm", "interleaved", "
 # How long to measure: what else the machine does comes in spells of a second and more.
 SECONDS = 3.0
 REPEATS, WARM_UP = 30, 3
+# Where they take longer than this in all, so many turns have to do, the first being the warm-up.
+LONG, FEW = 12.0, 4
 DECILE = 0.1
 # A model that takes this much longer than before is disturbed by a spell that a longer measurement may outlast.
 DISTURBED, TRIES = 1.04, 5
@@ -64,18 +66,19 @@ def interleaved(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], sh
     Args:
         sessions: one a model.
         feeds: of one run.
-        share: of `SECONDS`, how long to measure, if `REPEATS` turns take less.
+        share: of `SECONDS`, how long to measure, if `REPEATS` turns take less; and of `LONG`.
     """
     turns: list[list[float]] = []
-    start, least = time.perf_counter(), SECONDS * share
-    while len(turns) < WARM_UP + REPEATS or time.perf_counter() - start < least:
+    start, spent = time.perf_counter(), 0.0
+    while len(turns) < FEW or (spent < LONG * share and (len(turns) < WARM_UP + REPEATS or spent < SECONDS * share)):
         turn = []
         for session in sessions:
             before = time.perf_counter()
             session.run(feeds)
             turn.append(time.perf_counter() - before)
         turns.append(turn)
-    return Timings(np.array(turns[WARM_UP:]))
+        spent = time.perf_counter() - start
+    return Timings(np.array(turns[min(WARM_UP, len(turns) // FEW) :]))
 
 
 def calm(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], known: float) -> Timings:
