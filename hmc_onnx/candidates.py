@@ -15,7 +15,7 @@ from hmc_onnx.elimination import Consumer, eliminate
 from hmc_onnx.profiles import KEEP, REMOVED, GroupProfile, LayerChoice
 from hmc_onnx.subjects import Subject
 from passes.channels import ChannelGroup
-from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose, error
+from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose
 from passes.layers import Geometry
 
 __all__ = [
@@ -103,14 +103,20 @@ def front(geometry: Geometry, weight: np.ndarray, moment: np.ndarray, offered: S
     """The offers that no cheaper one beats in error, cheapest last.
 
     Only these are worth measuring: at equal cost a larger local error does not make a better network.
+
+    Every decomposition ends in a least-squares solution, to which what is left is orthogonal: tr((W - Ŵ) M (W - Ŵ)ᵀ) is
+    tr(W M Wᵀ) - tr(Ŵ M Wᵀ), of which the product with M is the same for all.
     """
-    response = max(error(weight, np.zeros_like(weight), moment), np.finfo(float).tiny)
+    flat = weight.reshape(len(weight), -1)
+    answers = flat @ moment
+    response = float(np.vdot(flat, answers))
     found = []
     for name, own in groupby(offered, key=lambda o: o.method):
         solve = DECOMPOSITIONS[name].solver(geometry, weight, moment)
         for offer in own:
             factors = solve(offer.rank)
-            loss = error(weight, compose(offer.links, factors), moment) / response
+            explained = float(np.vdot(compose(offer.links, factors).reshape(flat.shape), answers))
+            loss = max(response - explained, 0.0) / max(response, np.finfo(float).tiny)
             found.append(Candidate(offer, loss, tuple(f.astype(np.float32) for f in factors)))
     found.sort(key=lambda c: (c.offer.cost, c.error))
     best: list[Candidate] = []
