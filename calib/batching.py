@@ -13,10 +13,12 @@ from passes.errors import ModelError
 from passes.model import Model
 from passes.subgraph import nodes_between, submodel
 
-__all__ = ["batch_size", "calibration_chunks", "declared_batch", "input_shapes"]
+__all__ = ["at_once", "batch_size", "calibration_chunks", "declared_batch", "input_shapes"]
 
 # Far above rounding, far below what images taken for one another make of an output.
 TOLERANCE = 0.01
+# Bytes of images that are run at once: what a network makes of them on its way is several times larger.
+MOST_BYTES, LEAST_IMAGES = 20e6, 8
 
 
 def declared_batch(proto: onnx.ModelProto, fed: Collection[str]) -> int | None:
@@ -30,6 +32,12 @@ def input_shapes(proto: onnx.ModelProto, data: CalibrationData) -> dict[str, tup
     """The inputs' shapes with the sizes of the data, and of the batch one image or what the model declares."""
     batch = declared_batch(proto, data.feeds) or 1
     return {name: (batch, *array.shape[1:]) for name, array in data.feeds.items()}
+
+
+def at_once(feeds: Mapping[str, np.ndarray], wanted: int) -> int:
+    """The wanted number of images to run at once, or fewer where they are large."""
+    image = max(array[:1].nbytes for array in feeds.values())
+    return min(wanted, max(int(MOST_BYTES / image), LEAST_IMAGES))
 
 
 def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, runtime: Runtime = CPU) -> int:
@@ -68,6 +76,7 @@ def calibration_chunks(
 ) -> list[dict[str, np.ndarray]]:
     """The first `samples` images in feeds of `batch_size`; what is left over of a fixed size is left out."""
     images = data.head(samples)
+    wanted = at_once(images.feeds, wanted)
     size = batch_size(model, images.feeds, wanted, runtime)
     chunks = [feeds for feeds, _ in images.chunks(size)]
     if size != wanted and len(chunks) > 1 and len(images) % size:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from calib.batching import declared_batch
+from calib.batching import at_once, declared_batch
 from calib.data import CalibrationData
 from calib.sessions import Runtime
 from hmc_onnx.journal import Journal
@@ -165,7 +165,7 @@ class _Judge:
     def _classes(self, proto: onnx.ModelProto) -> np.ndarray:
         session, names = judged(proto, self._runtime)
         found = []
-        for feeds, _ in self._images.chunks(self._fixed or AT_ONCE):
+        for feeds, _ in self._images.chunks(self._fixed or at_once(self._images.feeds, AT_ONCE)):
             if self._fixed and len(next(iter(feeds.values()))) < self._fixed:
                 break
             (scores,) = session.run(feeds, names[:1])

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from pydantic import Field
 
-from calib.batching import batch_size, declared_batch, input_shapes
+from calib.batching import at_once, batch_size, declared_batch, input_shapes
 from calib.data import CalibrationData
 from calib.divergence import divergence, top1
 from calib.latency import Timings, interleaved
@@ -162,7 +162,8 @@ def verify(
     same_signature(a, b)
     data = fit(a, data)
     fixed = declared_batch(a, data.feeds)
-    size = fixed or batch_size(normalise(a), data.feeds, AT_ONCE, runtime)
+    wanted = at_once(data.feeds, AT_ONCE)
+    size = fixed or batch_size(normalise(a), data.feeds, wanted, runtime)
     chunks = [feeds for feeds, _ in data.chunks(size)]
     if fixed and len(next(iter(chunks[-1].values()))) < fixed:
         chunks = chunks[:-1]
@@ -173,7 +174,7 @@ def verify(
     count = sum(len(o) for o in outputs[0])
     labels = None if data.labels is None else data.labels[:count]
     flat = [np.concatenate([o.reshape(len(o), -1) for o in side]) for side in outputs]
-    sizes = (size,) if size < AT_ONCE else tuple(n for n in batches if n <= len(data))
+    sizes = (size,) if size < wanted else tuple(n for n in batches if n <= len(data))
     sessions = [session for session, _ in pair]
     rounds = [
         {n: interleaved(sessions, {k: v[:n] for k, v in data.feeds.items()}, 1 / ROUNDS) for n in sizes}

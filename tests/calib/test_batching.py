@@ -7,7 +7,7 @@ import onnx
 import pytest
 from zoo import Builder, images, resnet
 
-from calib.batching import batch_size, calibration_chunks, declared_batch
+from calib.batching import at_once, batch_size, calibration_chunks, declared_batch
 from calib.data import CalibrationData
 from passes.normalise import normalise
 
@@ -60,3 +60,10 @@ def test_a_resnet_of_batch_one_is_measured_in_large_batches() -> None:
     proto = resnet((1, 1), (4, 8), size=8)
     proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     assert batch_size(normalise(proto), {"input": images(4, 8)}, 128) == 128
+
+
+def test_fewer_large_images_are_run_at_once() -> None:
+    small, large = (np.zeros((2, 3, side, side), np.float32) for side in (32, 224))
+    assert at_once({"input": small}, 128) == 128
+    assert at_once({"input": large}, 128) == 33
+    assert at_once({"input": np.zeros((1, 3, 2000, 2000), np.float32)}, 128) == 8
