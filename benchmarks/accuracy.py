@@ -12,9 +12,9 @@ import argparse
 import time
 from pathlib import Path
 
+from testing import accuracy
+
 import hmc_onnx
-from calib.divergence import top1
-from calib.sessions import Session
 from hmc_onnx.plans import write_json
 from passes.cost import total
 from passes.normalise import normalise
@@ -44,11 +44,6 @@ def main() -> None:
     test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
     settings = hmc_onnx.Settings(samples=args.samples, seed=args.seed, align=args.align, positions=args.positions)
 
-    def accuracy(model: object) -> float:
-        session = Session(model)  # type: ignore[arg-type]
-        outputs = [session.run(feeds)[0] for feeds, _ in test.chunks(250)]
-        return 100 * top1(outputs, test.labels)  # type: ignore[arg-type]
-
     start = time.perf_counter()
     if args.profile and args.profile.exists():
         profile = hmc_onnx.read_profile(args.profile)
@@ -62,7 +57,10 @@ def main() -> None:
     ]
     profile = profile.model_copy(update={"layers": layers})
     before = total(normalise(proto))
-    print(f"{args.model.name}: top-1 {accuracy(proto):.2f} %, profile {time.perf_counter() - start:.0f} s", flush=True)
+    print(
+        f"{args.model.name}: top-1 {accuracy(proto, test):.2f} %, profile {time.perf_counter() - start:.0f} s",
+        flush=True,
+    )
     rows = {}
     for strategy in args.strategies:
         for target in args.targets:
@@ -75,7 +73,7 @@ def main() -> None:
                 continue
             compressed = hmc_onnx.apply(proto, plan, calibration)
             seconds = time.perf_counter() - start
-            after, after_top1 = total(normalise(compressed)), accuracy(compressed)
+            after, after_top1 = total(normalise(compressed)), accuracy(compressed, test)
             rows[strategy, target] = f"{after_top1:.2f}"
             print(
                 f"{strategy:8} {target:.2f}: top-1 {after_top1:.2f} %, MACs {after.macs / before.macs:.3f}, "

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from testing import accuracy
 
 import hmc_onnx
-from calib.data import CalibrationData
-from calib.divergence import top1
 from calib.latency import calm
 from calib.sessions import Session
 from hmc_onnx.latencies import serving_feeds
@@ -78,13 +77,6 @@ def compressed(
         settings = hmc_onnx.Settings(samples=args.samples, seed=args.seed, batch=args.batch)
         hmc_onnx.compress(proto, data, target, settings=settings, test=data.head(128)).save(path)
     return hmc_onnx.load(path)
-
-
-def accuracy(model: onnx.ModelProto, test: CalibrationData) -> float:
-    session = Session(model)
-    outputs = [session.run(feeds)[0] for feeds, _ in test.chunks(250)]
-    assert test.labels is not None
-    return 100 * top1(outputs, test.labels)
 
 
 if __name__ == "__main__":

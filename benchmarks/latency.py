@@ -14,11 +14,9 @@ import argparse
 import time
 from pathlib import Path
 
-import onnx
+from testing import accuracy
 
 import hmc_onnx
-from calib.data import CalibrationData
-from calib.divergence import top1
 from calib.latency import calm, interleaved
 from calib.sessions import Session
 from hmc_onnx.fitting import fitted
@@ -70,13 +68,6 @@ def main() -> None:
                 f"| {plan.macs / profile.macs:.3f} | {accuracy(model, test):.2f} | {seconds:.0f} |",
                 flush=True,
             )
-
-
-def accuracy(model: onnx.ModelProto, test: CalibrationData) -> float:
-    session = Session(model)
-    outputs = [session.run(feeds)[0] for feeds, _ in test.chunks(250)]
-    assert test.labels is not None
-    return 100 * top1(outputs, test.labels)
 
 
 if __name__ == "__main__":
