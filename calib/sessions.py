@@ -17,7 +17,8 @@ import onnx
 import onnxruntime as ort
 
 from passes.errors import ModelError, SettingsError
-from passes.model import EXTERNAL_DATA_THRESHOLD, byte_size, first_line, write_with_data
+from passes.files import write_with_data
+from passes.model import EXTERNAL_DATA_THRESHOLD, byte_size, first_line
 from passes.precision import in_float32
 
 __all__ = ["CPU", "KernelTime", "Runtime", "Session", "providers"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hmc_onnx.solver import solve
     from hmc_onnx.verification import Verification, verify
     from passes.errors import HmcError
-    from passes.model import load, save
+    from passes.files import load, save
 
 __all__ = [
     "CalibrationData",
@@ -60,14 +60,14 @@ _HOME = {
     "apply": "hmc_onnx.pipeline",
     "compress": "hmc_onnx.pipeline",
     "from_reader": "calib.data",
-    "load": "passes.model",
+    "load": "passes.files",
     "load_data": "hmc_onnx.inputs",
     "parse_target": "hmc_onnx.settings",
     "preprocessing": "hmc_onnx.inputs",
     "profile": "hmc_onnx.pipeline",
     "read_plan": "hmc_onnx.plans",
     "read_profile": "hmc_onnx.plans",
-    "save": "passes.model",
+    "save": "passes.files",
     "solve": "hmc_onnx.solver",
     "verify": "hmc_onnx.verification",
 }

@@ -13,7 +13,8 @@ from calib.data import CalibrationData, from_reader
 from calib.preprocess import PRESETS, Preprocess
 from calib.readers import read
 from passes.errors import DataError, ModelError, SettingsError
-from passes.model import check, first_line, load
+from passes.files import load
+from passes.model import check, first_line
 
 __all__ = [
     "check_kind",
@@ -66,7 +67,7 @@ def check_kind(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def load_supported(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """`passes.model.load` and `check_kind`."""
+    """`passes.files.load` and `check_kind`."""
     return check_kind(load(path))
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import joblib
 
 from passes.errors import OutputError, SettingsError
+from passes.files import replacing, write_atomically
 
 __all__ = ["Journal"]
 
@@ -42,7 +41,7 @@ class Journal:
             if not about.exists():
                 if any(not path.name.startswith(".") for path in folder.iterdir()):
                     raise SettingsError(f"the work folder '{folder}' holds other files: give an empty one")
-                self._write(about, lambda path: path.write_text(json.dumps(dict(identity), indent=1) + "\n"))
+                write_atomically(about, (json.dumps(dict(identity), indent=1) + "\n").encode())
             found = dict(json.loads(about.read_text(encoding="utf-8")))
         except OSError as e:
             raise OutputError(f"cannot use the work folder '{folder}': {e.strerror or e}") from e
@@ -68,7 +67,8 @@ class Journal:
         place = self._place(name)
         try:
             place.parent.mkdir(exist_ok=True)
-            self._write(place, lambda path: joblib.dump(value, path))
+            with replacing(place) as temporary:
+                joblib.dump(value, temporary)
         except OSError as e:
             raise OutputError(f"cannot write to the work folder '{self.folder}': {e.strerror or e}") from e
 
@@ -76,17 +76,6 @@ class Journal:
         assert self.folder is not None
         what, _, which = name.partition("/")
         return self.folder / what.replace(" ", "-") / f"{hashlib.sha256(which.encode()).hexdigest()[:24]}.joblib"
-
-    def _write(self, place: Path, write: Any) -> None:
-        descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=".")
-        os.close(descriptor)
-        try:
-            write(Path(temporary))
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, place)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def _other(name: str) -> str:

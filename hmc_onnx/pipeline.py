@@ -31,7 +31,8 @@ from hmc_onnx.searching import search, split
 from hmc_onnx.settings import Settings, Strategy, Target, parse_target
 from hmc_onnx.verification import BATCHES, Verification, Visited, check_labels, same_signature, verify
 from passes.errors import OutputError, PlanError, SettingsError
-from passes.model import Model, save
+from passes.files import save
+from passes.model import Model
 from passes.normalise import normalise
 from passes.progress import Progress, silent
 

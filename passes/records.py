@@ -9,7 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from passes.errors import HmcError
-from passes.model import write_atomically
+from passes.files import write_atomically
 
 __all__ = ["Frozen", "read_record", "write_json"]
 

@@ -231,7 +231,7 @@ def apply(
     from hmc_onnx.pipeline import apply as apply_plan
     from hmc_onnx.pipeline import check_output
     from hmc_onnx.plans import read_plan
-    from passes.model import save
+    from passes.files import save
 
     check_output(output, plan, *inputs_of(model, config, run))
     chosen, proto = read_plan(plan), load_supported(model)
@@ -266,7 +266,7 @@ def verify(
     from hmc_onnx.plans import write_json
     from hmc_onnx.report import comparison
     from hmc_onnx.verification import verify as verify_models
-    from passes.model import load
+    from passes.files import load
 
     if report is not None:
         check_output(report, b, *inputs_of(a, config, run))

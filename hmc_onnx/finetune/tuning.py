@@ -29,7 +29,8 @@ from hmc_onnx.inputs import fit, load_supported, preprocessing, signature
 from hmc_onnx.journal import Journal
 from hmc_onnx.verification import same_signature
 from passes.errors import DataError, ModelError
-from passes.model import Model, check, digest, save
+from passes.files import save
+from passes.model import Model, check, digest
 from passes.progress import Progress, silent
 
 __all__ = ["FineTuned", "check_trainable", "finetune_models"]

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from zoo import images, resnet
 
-from passes.model import save
+from passes.files import save
 
 PROGRESS = re.compile(r"[a-z ]+: \d+ steps")
 

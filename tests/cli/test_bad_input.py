@@ -33,7 +33,7 @@ from hmc_onnx.pipeline import profile as profile_model
 from hmc_onnx.plans import read_plan, write_json
 from hmc_onnx.settings import Settings, parse_target
 from hmc_onnx.solver import solve
-from passes.model import save
+from passes.files import save
 
 Refuses = Callable[..., str]
 

@@ -17,7 +17,7 @@ from zoo import Builder, images, parsed, run
 
 from hmc_onnx.plans import read_plan, read_profile
 from hmc_onnx.verification import Verification
-from passes.model import save
+from passes.files import save
 
 COMMANDS = ("compress", "inspect", "profile", "plan", "apply", "verify", "finetune")
 STRATEGIES = ("hmc", "nahc", "ahc", "prune", "lowrank")

@@ -12,8 +12,9 @@ from zoo import Builder, images
 from calib.sessions import Session
 from hmc_onnx.inspection import inspect
 from passes.decompose import DECOMPOSITIONS
+from passes.files import load, save
 from passes.layers import layer_of, replace_by_chain
-from passes.model import byte_size, load, save
+from passes.model import byte_size
 from passes.normalise import normalise
 from passes.shapes import batch_one, infer_shapes
 

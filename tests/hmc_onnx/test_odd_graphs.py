@@ -25,7 +25,7 @@ from hmc_onnx.parallel import _BACKENDS
 from passes.cost import total
 from passes.decompose import DECOMPOSITIONS
 from passes.errors import HmcError, ModelError
-from passes.model import save
+from passes.files import save
 from passes.normalise import normalise
 from passes.sparse import densify
 

@@ -15,9 +15,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from zoo import Builder, assert_same, images, parsed, resnet, run
 
+import passes.files
 import passes.model
 from passes.errors import HmcError, ModelError, OutputError
-from passes.model import Model, constant_value, load, save, write_atomically
+from passes.files import load, save, write_atomically
+from passes.model import Model, constant_value
 
 
 def documented(opset: int = 17) -> onnx.ModelProto:
@@ -384,7 +386,7 @@ def test_what_cannot_be_written_is_refused_in_one_sentence_and_leaves_nothing(
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"kept")
     if beyond:
-        monkeypatch.setattr(passes.model, "EXTERNAL_DATA_THRESHOLD", 1000)
+        monkeypatch.setattr(passes.files, "EXTERNAL_DATA_THRESHOLD", 1000)
     path = tmp_path / place
     with pytest.raises(OutputError, match=f"cannot write '{re.escape(str(path))}': .+") as caught:
         save(resnet((1,), (4,)), path)
@@ -397,7 +399,7 @@ def test_what_cannot_be_written_is_refused_in_one_sentence_and_leaves_nothing(
 def test_a_model_too_large_for_protobuf_goes_into_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proto = resnet((1, 1), (16, 16))
     before = proto.SerializeToString(deterministic=True)
-    monkeypatch.setattr(passes.model, "EXTERNAL_DATA_THRESHOLD", 1000)
+    monkeypatch.setattr(passes.files, "EXTERNAL_DATA_THRESHOLD", 1000)
     save(proto, tmp_path / "m.onnx")
     assert proto.SerializeToString(deterministic=True) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
