@@ -121,8 +121,9 @@ def _balance_chains(
 
 
 def _norms(weight: np.ndarray) -> np.ndarray:
-    """Of each row of a kernel."""
-    return np.maximum(np.sqrt((weight**2).reshape(len(weight), -1).sum(1)), SMALLEST)
+    """Of each row of a kernel; 1 of a row of zeros, which stays what it is."""
+    norms = np.sqrt((weight**2).reshape(len(weight), -1).sum(1))
+    return np.where(norms > SMALLEST, norms, 1.0)
 
 
 def _along(row: np.ndarray, weight: np.ndarray) -> np.ndarray:

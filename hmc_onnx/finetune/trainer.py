@@ -66,7 +66,9 @@ class Trainer:
     def __post_init__(self) -> None:
         device = self.processes.device
         for module in (self.student, self.teacher):
-            module.to(device, memory_format=torch.channels_last).eval()
+            module.to(device).eval()
+            if all(p.dim() <= 4 for p in module.parameters()):  # else it is of volumes
+                module.to(memory_format=torch.channels_last)
         self.teacher.requires_grad_(False)
         self.bfloat16 = _bfloat16(self.options, device)
         self.training: nn.Module = self.student
@@ -172,7 +174,8 @@ class Trainer:
             for i, batch in enumerate(self.held.plain(HELD_AT_ONCE)):
                 if i % count == rank:
                     answers = self._answer(("plain", i), batch)
-                    labels = self.loss.scores(answers[0]).argmax(1) if batch.labels is None else batch.labels
+                    unlabelled = batch.labels is None or not self.loss.labels
+                    labels = self.loss.scores(answers[0]).argmax(1) if unlabelled else batch.labels
                     sums[2] += (self.loss.scores(self.student(batch.images)[0]).argmax(1) == labels).sum()
                     sums[3] += len(batch.images)
             held, images, right, plain = self.processes.summed(sums).tolist()

@@ -69,3 +69,26 @@ def test_shared_weights_and_convs_without_bias_are_left_alone() -> None:
     with_norms, inserted = reinserted(proto, [torch.from_numpy(X)])
     assert [names.weight for names in inserted] == ["four.weight"]
     np.testing.assert_allclose(run(with_norms), run(proto), rtol=0, atol=1e-5)
+
+
+def test_chains_are_balanced_and_rows_of_zeros_stay_zeros() -> None:
+    b = Builder()
+    first = b.normal(6, 3, 3, 3, scale=100.0)
+    first[2] = 0
+    x = b.node("Conv", "input", b.const(first, "first"), at="first", pads=[1] * 4)
+    x = b.node("Conv", x, b.const(b.normal(6, 1, 3, 3), "depthwise"), at="depthwise", pads=[1] * 4, group=6)
+    last = b.normal(4, 6, 1, 1)
+    last[1] = 0
+    x = b.node("Conv", x, b.const(last, "last"), b.const(b.normal(4), "bias"), at="last")
+    proto = b.model(b.node("GlobalAveragePool", x), ("N", 3, 16, 16))
+    with_norms, inserted = reinserted(proto, [torch.from_numpy(X)])
+    y = run(proto)
+    np.testing.assert_allclose(run(with_norms), y, rtol=0, atol=1e-5 * np.abs(y).max())
+    module = GraphModule(with_norms)
+    values = module.values()
+    for name in ("first", "depthwise", "last"):
+        norms = np.sqrt((values[name].reshape(len(values[name]), -1) ** 2).sum(1))
+        np.testing.assert_allclose(norms, np.where(norms > 0, 1, 0), rtol=1e-5)
+    assert not values["first"][2].any() and not values["last"][1].any()
+    written = updated(proto, folded(values, inserted))
+    np.testing.assert_allclose(run(written), y, rtol=0, atol=1e-5 * np.abs(y).max())
