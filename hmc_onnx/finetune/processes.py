@@ -62,5 +62,8 @@ def processes(device: str) -> Iterator[Processes]:
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=count)
     try:
         yield Processes(rank, count, chosen)
+        # A collective's thread needs the interpreter to let its tensors go, and the group's end waits for that thread
+        # with the interpreter in hand: nothing may be under way by then.
+        torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()

@@ -114,6 +114,7 @@ class Trainer:
                 self.spent = self.processes.agreed(time.perf_counter() - start)
                 self._save()
         finally:
+            self.training = self.student  # what DistributedDataParallel holds has to go before the group of processes
             self.student.load_state_dict(self.best)
 
     def _done(self, total: int | None) -> float:
