@@ -48,9 +48,7 @@ def steps(group: ChannelGroup, align: int, fine: bool = True) -> Steps:
         cells = [np.arange(group.size)]
     shares = SHARES if fine else SHARES[1::2]
     keeps = {tuple(max(align, int(len(cell) * share) // align * align) for cell in cells) for share in shares}
-    fewer = {
-        keep for keep in keeps if sum(keep) < group.size and all(k <= len(c) for k, c in zip(keep, cells, strict=True))
-    }
+    fewer = {keep for keep in keeps if sum(keep) < group.size}
     return Steps(cells, sorted(fewer, key=sum, reverse=True))
 
 

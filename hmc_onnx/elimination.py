@@ -81,25 +81,24 @@ def eliminate(
     left = [int(e.sum()) for e in entries]
     order: list[int] = []
     weights: dict[int, list[np.ndarray]] = {}
-    cells = [np.isin(np.arange(size), cell) for cell in kept.cells] if kept else []
+    kept = kept or Steps([np.arange(size)], [(size - count,) for count in counts])
+    owner = np.empty(size, int)
+    for i, cell in enumerate(kept.cells):
+        owner[cell] = i
     while len(order) < max(counts, default=0):
         scores = sum(state.scores(alive) for state in states)
         lot: list[int] = []
         step = next(i for i, c in enumerate(counts) if c > len(order))
         most = min(max(1, size // LOTS), counts[step] - len(order))
-        spare = [
-            int((alive & cell).sum()) - keep for cell, keep in zip(cells, kept.keeps[step] if kept else (), strict=True)
-        ]
+        spare = [int(alive[cell].sum()) - keep for cell, keep in zip(kept.cells, kept.keeps[step], strict=True)]
         for c in np.argsort(np.where(alive, scores, math.inf), kind="stable")[: alive.sum()]:
             if len(lot) == most:
                 break
-            own = next((i for i, cell in enumerate(cells) if cell[c]), None)
-            if own is not None and not spare[own]:
+            if not spare[owner[c]]:
                 continue
             if all(n - e[c] >= (least if e[c] else 0) for e, n in zip(entries, left, strict=True)):
                 lot.append(int(c))
-                if own is not None:
-                    spare[own] -= 1
+                spare[owner[c]] -= 1
                 left = [n - int(e[c]) for e, n in zip(entries, left, strict=True)]
         if not lot:
             break

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -66,14 +67,13 @@ class TrainingImages:
     mixup: float
     seed: int
     device: torch.device
-    _held: list[Tensor] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def head(self, count: int) -> TrainingImages:
         """The first images, as the network is served."""
-        return replace(self, indices=self.indices[:count], augmentation="none", _held=[])
+        return replace(self, indices=self.indices[:count], augmentation="none")
 
     def plain(self, size: int) -> Iterator[Batch]:
         """All images in their order, as the network is served, in batches of up to `size`."""
@@ -101,7 +101,7 @@ class TrainingImages:
         def load(part: slice) -> Batch:
             return self._batch(order[part], draws[part])
 
-        if self._resident():
+        if self._resident is not None:
             yield from map(load, parts)
             return
         with ThreadPoolExecutor(1) as reader:
@@ -114,8 +114,8 @@ class TrainingImages:
 
     def _batch(self, places: np.ndarray, draws: np.ndarray) -> Batch:
         at = self.indices[places]
-        if self._resident():
-            images = self._held[0][torch.from_numpy(places).to(self.device)]
+        if self._resident is not None:
+            images = self._resident[torch.from_numpy(places).to(self.device)]
         else:
             wanted = draws[:, :4] if self.augmentation == "resized" else None
             images = torch.from_numpy(self.source.take(at, self.preprocess, wanted)).to(self.device)
@@ -132,15 +132,13 @@ class TrainingImages:
         labels = None if batch.labels is None else batch.labels[other]
         return Batch(torch.lerp(batch.images, batch.images[other], along), batch.labels, labels, share)
 
-    def _resident(self) -> bool:
-        """Whether all images are held on the device; they are put there at the first call."""
-        if self._held:
-            return True
+    @cached_property
+    def _resident(self) -> Tensor | None:
+        """All images, on the device; None where they are read as they are needed."""
         one = self.source.take(self.indices[:1], self.preprocess)
         if self.augmentation == "resized" or one.nbytes * len(self) > HELD:
-            return False
-        self._held.append(torch.from_numpy(self.source.take(self.indices, self.preprocess)).to(self.device))
-        return True
+            return None
+        return torch.from_numpy(self.source.take(self.indices, self.preprocess)).to(self.device)
 
     def _labels(self, at: np.ndarray) -> Tensor | None:
         labels = self.source.labels
@@ -153,13 +151,14 @@ class TrainingImages:
         planes = images.permute(0, 3, 1, 2) if channels_last else images
         planes = torch.where((draws[:, 4] < 0.5).view(-1, 1, 1, 1), planes.flip(3), planes)
         if self.augmentation == "crop":
-            planes = _shifted(planes - self._black(planes), draws) + self._black(planes)
+            planes = _shifted(planes - self._black, draws) + self._black
         return planes.permute(0, 2, 3, 1).contiguous() if channels_last else planes
 
-    def _black(self, planes: Tensor) -> Tensor:
+    @cached_property
+    def _black(self) -> Tensor:
         """What a black pixel is after normalisation."""
         black = [-mean / std for mean, std in zip(self.preprocess.mean, self.preprocess.std, strict=True)]
-        return torch.tensor(black, device=planes.device).view(1, -1, 1, 1)
+        return torch.tensor(black, device=self.device).view(1, -1, 1, 1)
 
 
 def _shifted(images: Tensor, draws: Tensor) -> Tensor:

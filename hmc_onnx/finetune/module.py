@@ -62,7 +62,8 @@ class GraphModule(nn.Module):
         graph = _needed(proto.graph, self.outputs)
         opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.inputs = [v.name for v in graph.input]
-        self.trained, self._statistics = _weights(graph), _statistics(graph)
+        self._statistics = _statistics(graph)
+        self.trained = _weights(graph) - self._statistics
         self._attributes: dict[str, str] = {}  # the module's attribute by the initializer's name
         self._constants: dict[str, Tensor] = {}  # what does not move to another device
         for tensor in graph.initializer:
@@ -119,11 +120,10 @@ def _needed(graph: onnx.GraphProto, outputs: Sequence[str]) -> onnx.GraphProto:
         if wanted.intersection(node.output):
             nodes.append(node)
             wanted.update(node.input)
-    part = onnx.GraphProto(input=graph.input, output=graph.output)
+    part = onnx.GraphProto(output=graph.output)
     part.node.extend(reversed(nodes))
     part.initializer.extend(t for t in graph.initializer if t.name in wanted)
     given = {t.name for t in graph.initializer}
-    del part.input[:]
     part.input.extend(v for v in graph.input if v.name not in given)
     return part
 
@@ -188,7 +188,7 @@ def _weights(graph: onnx.GraphProto) -> set[str]:
     tensors = {t.name: t for t in graph.initializer}
     return {
         name
-        for name in found - used_otherwise - _statistics(graph)
+        for name in found - used_otherwise
         if name in tensors
         and onnx.TensorProto.DataType.Name(tensors[name].data_type) in FLOATS
         and math.prod(tensors[name].dims)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -75,7 +73,7 @@ def finetune_models(
     preprocess = preprocess or preprocessing(None)
     same_signature(teacher, model)
     source = _source(model, data, preprocess)
-    with processes(options.device) as here, _seeded(options.seed):
+    with processes(options.device) as here:
         images, held = _split(source, preprocess, options, here)
         answering = GraphModule(teacher, Model(teacher).judged)
         graph, inserted = _trained_graph(model, images, options)
@@ -164,11 +162,3 @@ def _fingerprint(source: Source, preprocess: Preprocess) -> str:
     sha = hashlib.sha256(f"{len(source)} {preprocess}".encode())
     sha.update(source.take(at, preprocess).tobytes())
     return sha.hexdigest()
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """torch's generators seeded, and as they were after."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

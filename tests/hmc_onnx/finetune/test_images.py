@@ -27,7 +27,7 @@ def test_an_epoch_goes_through_all_images_once_in_an_order_of_its_own() -> None:
 
 
 def test_processes_share_the_batches_of_one() -> None:
-    images = replace(IMAGES, mixup=1.0, _held=[])
+    images = replace(IMAGES, mixup=1.0)
     alone = list(images.batches(12, 3))
     parts = [list(images.batches(12, 3, rank, 2)) for rank in (0, 1)]
     for i, whole in enumerate(alone):
@@ -55,13 +55,13 @@ def test_crop_shifts_by_an_eighth_at_most_and_black_comes_in() -> None:
 
 
 def test_channels_last_images_are_changed_alike() -> None:
-    last = replace(IMAGES, preprocess=replace(PLAIN, layout="NHWC"), _held=[])
+    last = replace(IMAGES, preprocess=replace(PLAIN, layout="NHWC"))
     for a, b in zip(IMAGES.batches(12, 0), last.batches(12, 0), strict=True):
         assert torch.equal(a.images, b.images.permute(0, 3, 1, 2))
 
 
 def test_mixed_images_are_sums_of_neighbours() -> None:
-    mixed = replace(IMAGES, mixup=0.5, _held=[])
+    mixed = replace(IMAGES, mixup=0.5)
     for whole, batch in zip(IMAGES.batches(12, 0), mixed.batches(12, 0), strict=True):
         assert torch.equal(batch.labels, whole.labels)
         assert torch.equal(batch.other.view(6, 2), whole.labels.view(6, 2).flip(1))
@@ -72,11 +72,11 @@ def test_mixed_images_are_sums_of_neighbours() -> None:
 
 
 def test_flip_and_none_and_plain() -> None:
-    for batch in replace(IMAGES, augmentation="flip", _held=[]).batches(12, 0):
+    for batch in replace(IMAGES, augmentation="flip").batches(12, 0):
         plain = torch.from_numpy(PLAIN.apply_batch(PIXELS[batch.labels.numpy()]))
         same = (batch.images == plain).flatten(1).all(1)
         assert torch.equal(batch.images[~same], plain[~same].flip(3)) and 0 < same.sum() < 12
-    for batch in [*replace(IMAGES, augmentation="none", _held=[]).batches(12, 0), *IMAGES.plain(7)]:
+    for batch in [*replace(IMAGES, augmentation="none").batches(12, 0), *IMAGES.plain(7)]:
         assert torch.equal(batch.images, torch.from_numpy(PLAIN.apply_batch(PIXELS[batch.labels.numpy()])))
 
 
