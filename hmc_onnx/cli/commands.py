@@ -90,7 +90,7 @@ def compress(
         raise SettingsError("--target and --max-drop were both given: give one")
     wanted = None if run.max_drop is not None else parse_target(str(run.need("target")))
     settings, table, work = settings_of(run), table_of(run), work_of(run)
-    training = finetuning_of(run) if run.finetune else None
+    training, stopped = finetuning_of(run) if run.finetune else None, None
     proto = load_supported(model)
     if training is not None:
         from hmc_onnx.finetune import with_torch
@@ -123,10 +123,13 @@ def compress(
         checked = verify_models(proto, tuned.model, images if test is None else test, runtime=settings.runtime)
         result = replace(result, model=tuned.model, report=checked.model_copy(update={"curve": result.report.curve}))
         shown.append(epochs_table(tuned.history))
+        stopped = tuned.stopped
     result.save(output)
     if report is not None:
         write_json(result.report, report)
     show(*shown, comparison(result.report), f"Written: {output}")
+    if stopped is not None:
+        raise stopped
 
 
 @app.command()
