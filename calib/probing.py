@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from calib.latency import DISTURBED, TRIES, Estimate, interleaved, undisturbed
+from calib.latency import DISTURBED, Estimate, interleaved, undisturbed
 from calib.sessions import CPU, KernelTime, Runtime, Session, providers
 from passes.errors import ModelError
 from passes.layers import Geometry
@@ -27,6 +27,8 @@ __all__ = ["time_probes"]
 # Runs of a lot of probes, and how long they may take in all after the least number of them.
 MOST_RUNS, LEAST_RUNS, SECONDS = 60, 20, 2.0
 WARM_UP = 3
+# How often to measure a lot whose reference is disturbed.
+TRIES = 5
 # The probe and the part that a kernel's name begins with, or has behind what onnxruntime calls a cast.
 OWNER = re.compile(r"(?:^|/)(\d+)/([A-Za-z]+\d*)")
 # What all lots are compared by; kernels' times are whole microseconds, so it has to be large enough.

@@ -17,6 +17,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def _quick_clock(tmp_path_factory: pytest.TempPathFactory) -> None:
     from calib import latency, probing
 
-    latency.SECONDS, latency.TRIES, latency.REPEATS, latency.WARM_UP = 0.0, 1, 6, 1
+    latency.SECONDS, latency.PATIENCE, latency.REPEATS, latency.WARM_UP = 0.0, 0.0, 6, 1
     probing.SECONDS, probing.TRIES, probing.LEAST_RUNS, probing.WARM_UP = 0.0, 1, 4, 1
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))

@@ -46,9 +46,14 @@ def test_the_interval_holds_the_decile_as_often_as_it_says() -> None:
 
 def test_it_is_measured_again_until_a_known_model_takes_no_longer_than_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = iter([3.0, 2.0, 1.03, 1.0, 1.0])
-    monkeypatch.setattr(latency, "TRIES", 5)
     monkeypatch.setattr(latency, "interleaved", lambda *_: Timings(np.full((9, 2), next(tries))))
-    assert calm([], {}, 1.0).latency(0).value == 1.03
+    assert calm([], {}, 1.0, patience=60.0).latency(0).value == 1.03
     assert list(tries) == [1.0, 1.0]
-    tries = iter([3.0, 2.0, 2.5, 4.0, 2.1])
-    assert calm([], {}, 1.0).latency(0).value == 2.0
+
+
+def test_it_has_patience_for_so_long_and_takes_the_calmest(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, tries = iter(range(100)), iter([3.0, 2.0, 2.5, 4.0, 1.9])
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr(latency, "interleaved", lambda *_: Timings(np.full((9, 2), next(tries))))
+    assert calm([], {}, 1.0, patience=3.0).latency(0).value == 2.0
+    assert list(tries) == [4.0, 1.9]
