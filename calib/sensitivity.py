@@ -27,7 +27,7 @@ from passes.errors import ModelError
 from passes.model import Model, byte_size
 from passes.progress import Progress, silent
 
-__all__ = ["Bench", "Change", "Gauge", "cut", "measure", "sensitivities", "windows"]
+__all__ = ["Bench", "Change", "Gauge", "cut", "forget", "measure", "sensitivities", "windows"]
 
 # Share of the nodes behind a cut that are run again for changes further on, to save the building of sessions. What
 # may be changed is not constant to onnxruntime either, which keeps it from the fastest kernels.
@@ -244,3 +244,9 @@ def measure(bench: Callable[[], Bench], key: str, number: int, window: Sequence[
         for tensor in got.cuts[gauge.reached + 1 : number]:
             gauge.advance(tensor)
         return gauge.measure(window)
+
+
+def forget() -> None:
+    """Let go of the bench, and of the walk, that `measure` keeps in this process."""
+    with _measuring:
+        _held.clear()

@@ -108,16 +108,20 @@ class Pool:
             return
         yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch="n_jobs + 1", batch_size=1)(calls)
 
-    def share(self, name: str, value: Any) -> Callable[[], Any]:
-        """What gets a large value in a worker, to be sent with tasks in its place: that goes to each worker once."""
-        if self.work.backend == "dask":
+    def share(self, name: str, value: Any, here: bool = False) -> Callable[[], Any]:
+        """What gets a large value in a worker, to be sent with tasks in its place: that goes to each worker once.
+
+        Args:
+            name: of the value.
+            value: what tasks share.
+            here: they run in this process, as in `run`.
+        """
+        if here or self.workers == 1 or self.work.backend == "dask":
             return _Value(value)
         if self.work.backend == "ray":
             import ray  # noqa: PLC0415  an extra
 
             return _Reference(ray.put(value))
-        if self.workers == 1:
-            return _Value(value)
         path = self._folder / f"{name}.joblib"
         joblib.dump(value, path)
         return _File(str(path))

@@ -22,7 +22,7 @@ from calib.batching import calibration_chunks, input_shapes
 from calib.data import CalibrationData
 from calib.latency_table import LatencyTable
 from calib.moments import sample_positions, sampled_patches
-from calib.sensitivity import Bench, Change, cut, measure, windows
+from calib.sensitivity import Bench, Change, cut, forget, measure, windows
 from calib.sessions import Runtime, providers
 from calib.walk import Walk
 from hmc_onnx.candidates import (
@@ -47,7 +47,7 @@ from passes.channels import ChannelGroup
 from passes.cost import Cost, costs
 from passes.errors import ModelError
 from passes.layers import write_layer
-from passes.model import Model
+from passes.model import Model, byte_size
 from passes.progress import Progress, silent
 from passes.shapes import infer_shapes
 
@@ -55,6 +55,8 @@ __all__ = ["identity", "profile"]
 
 # Images that sensitivity is measured on, for a network of so many MACs and fewer, and for the largest.
 MOST_IMAGES, IMAGE_MACS, LEAST_IMAGES = 256, 5e8, 32
+# Bytes above which a model is not sent to the workers, each of which holds it, and its session's copy.
+MOST_COPIED = 5e8
 # Into how many lots they are cut: candidates that are out run on the first only.
 KL_CHUNKS = 4
 # With which an option must be known to be out, to be measured on the first images only.
@@ -184,21 +186,24 @@ class _Profiler:
             min(max(MOST_IMAGES * IMAGE_MACS / max(macs, 1), LEAST_IMAGES), MOST_IMAGES)
         )
         chunk = min(settings.chunk, math.ceil(images / KL_CHUNKS))
-        here = provider != "CPUExecutionProvider"  # where the workers would share one device
+        proto = self.model.to_proto()
+        # a device is one, and workers would share it
+        here = provider != "CPUExecutionProvider" or byte_size(proto) > MOST_COPIED
         windowed = list(windows(changes, len(self.model.graph.nodes), MOST_OPTIONS))
         bench = Bench(
             key=f"{self.digest} {self.data.digest()} {settings.model_dump_json()}",
-            model=self.model.to_proto(),
+            model=proto,
             cuts=[cut(w) for w in windowed],
             chunks=calibration_chunks(self.model, self.data, images, chunk, settings.runtime),
             runtime=settings.runtime if here else Runtime(settings.provider, 1),
             confidence=None if settings.exhaustive else CONFIDENCE,
             memory=int(workers.work.memory * 1e9 / (1 if here else workers.workers)),
         )
-        shared = workers.share("bench", bench)
+        shared = workers.share("bench", bench, here)
         tasks: dict[str, Task] = {str(i): partial(_measuring, shared, bench.key, i, w) for i, w in enumerate(windowed)}
         steps = {str(i): sum(len(c.options) for c in w) for i, w in enumerate(windowed)}
         found = workers.run("sensitivity", tasks, steps, here)
+        forget()
         return {key: value for window in found.values() for key, value in window.items()}
 
     def _clock(self, served: onnx.ModelProto, table: LatencyTable | None, workers: Pool) -> Clock:

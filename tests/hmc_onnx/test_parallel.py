@@ -14,7 +14,9 @@ import pytest
 from zoo import images, resnet
 
 import hmc_onnx
+from calib import sensitivity
 from calib.data import CalibrationData
+from hmc_onnx import profiler
 from hmc_onnx.journal import Journal
 from hmc_onnx.parallel import HERE, Pool, Work, pool
 from passes.errors import SettingsError
@@ -82,6 +84,19 @@ def calibration() -> CalibrationData:
 
 def test_processes_find_what_one_does(reference: hmc_onnx.Profile) -> None:
     assert hmc_onnx.profile(resnet((1, 1), (8, 16), size=8), calibration(), SETTINGS, work=Work(jobs=2)) == reference
+
+
+def test_a_large_model_is_not_sent_to_processes(reference: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiler, "MOST_COPIED", 0)
+    where: list[bool] = []
+    share = Pool.share
+    monkeypatch.setattr(Pool, "share", lambda self, *a: (where.append(a[-1]), share(self, *a))[1])
+    found = hmc_onnx.profile(resnet((1, 1), (8, 16), size=8), calibration(), SETTINGS, work=Work(jobs=2))
+    assert where == [True]
+    assert not sensitivity._held
+    for own, theirs in zip(found.layers, reference.layers, strict=True):
+        nats, expected = ([c.sensitivity for c in layer.choices if c.measured] for layer in (own, theirs))
+        assert nats == pytest.approx(expected, rel=1e-2, abs=1e-6)
 
 
 @pytest.mark.parametrize("killed", [False, True])
