@@ -18,7 +18,7 @@ import onnx
 from testing import accuracy
 
 import hmc_onnx
-from calib.latency import calm
+from calib.latency import interleaved
 from calib.sessions import Session
 from hmc_onnx.latencies import serving_feeds
 
@@ -59,7 +59,7 @@ def main() -> None:
         )
         tuned.save(folder / "finetuned.onnx")
         feeds = serving_feeds(test, args.batch)
-        ratio = calm([Session(start), Session(tuned.model)], feeds, 0.0).ratio(1)
+        ratio = interleaved([Session(start), Session(tuned.model)], feeds).ratio(1)
         last = tuned.history[-1]
         print(
             f"| {target} | {accuracy(start, test):.2f} | {last.seconds / 60:.0f} min | {last.epoch} "

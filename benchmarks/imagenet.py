@@ -1,6 +1,10 @@
 """Seconds, peak memory and the share of the time reached by `hmc-onnx compress` on ResNet-50 at 224×224, by stage.
 
     python benchmarks/imagenet.py --images 256 --target latency=0.5 [--quick]
+    python benchmarks/imagenet.py --finetune 32
+
+With `--finetune`: seconds and peak memory of `hmc-onnx finetune` of the whole network, for two steps of so many images,
+with the looks at the images held back and the write-back.
 
 The network has torchvision's topology and random weights, the images are noise: neither changes what the work costs,
 and the time that the file takes does not depend on its values. Accuracy is measured elsewhere, on trained networks.
@@ -26,8 +30,12 @@ def main() -> None:
     parser.add_argument("--target", default="latency=0.5")
     parser.add_argument("--batch", type=int, default=1, help="that latency is planned for")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--finetune", type=int, metavar="BATCH_SIZE")
     args = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
+    if args.finetune:
+        finetune(console, args.finetune)
+        return
     with TemporaryDirectory() as name:
         folder = Path(name)
         onnx.save(bottlenecks(3, 4, 6, 3), folder / "model.onnx")
@@ -52,6 +60,24 @@ def main() -> None:
         ratio = f"{timing['ratio']:.3f} ± {timing['uncertainty']:.3f}"
         console.print(f"batch {timing['batch']}: {timing['a']:.1f} ms, then {timing['b']:.1f} ms: {ratio}")
     console.print(f"MACs: {report['b']['macs'] / report['a']['macs']:.3f}")
+
+
+def finetune(console: Console, batch_size: int) -> None:
+    """Two steps of training."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        onnx.save(bottlenecks(3, 4, 6, 3), folder / "model.onnx")
+        shape = (2 * batch_size + batch_size // 2, 224, 224, 3)
+        np.savez(folder / "data.npz", images=np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+        command = [sys.executable, "-m", "hmc_onnx", "finetune", str(folder / "model.onnx"), "--teacher"]
+        command += [str(folder / "model.onnx"), "--output", str(folder / "tuned.onnx"), "--data"]
+        command += [str(folder / "data.npz"), "--preset", "imagenet", "--epochs", "1", "--batch-size", str(batch_size)]
+        usage = watched([*command, "--device", "cpu"], 40 * GIGABYTE, folder)
+    if usage.code != 0:
+        console.print(f"it FAILED: {usage.said.strip()[-500:]}", markup=False)
+        sys.exit(1)
+    peak = usage.peak.peak / GIGABYTE
+    console.print(f"finetune, batches of {batch_size}: {usage.peak.seconds:.0f} s, {peak:.2f} GB at most")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from calib.sessions import Session
 from hmc_onnx.applying import shaped
 from hmc_onnx.fitting import fitted
 from hmc_onnx.latencies import serving_feeds
+from hmc_onnx.settings import QUICK
 from passes.normalise import normalise
 
 # How long to wait for the machine to be as calm as it was.
@@ -42,12 +43,15 @@ def main() -> None:
     parser.add_argument("--targets", type=float, nargs="*", default=[0.8, 0.7, 0.6, 0.5])
     parser.add_argument("--macs", type=float, nargs="*", default=[])
     parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--quick", action="store_true", help="as --quick of the command")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    quick = QUICK if args.quick else {}
+    samples = quick.get("samples", args.samples)
 
     proto, preprocess = hmc_onnx.load(args.model), hmc_onnx.preprocessing(args.preset)
     normal = normalise(proto)
-    calibration = hmc_onnx.load_data(proto, args.data, preprocess, samples=args.samples, seed=args.seed)
+    calibration = hmc_onnx.load_data(proto, args.data, preprocess, samples=samples, seed=args.seed)
     test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
     feeds = serving_feeds(calibration, args.batch)
     known = interleaved([Session(proto)], feeds).latency(0).value
@@ -56,9 +60,8 @@ def main() -> None:
         if not shares:
             continue
         start = time.perf_counter()
-        settings = hmc_onnx.Settings(
-            samples=args.samples, seed=args.seed, batch=args.batch, latency=what == "latency", provider="cpu"
-        )
+        given = {"samples": samples, "seed": args.seed, "batch": args.batch, "provider": "cpu"}
+        settings = hmc_onnx.Settings(**(quick | given), latency=what == "latency")
         profile = hmc_onnx.profile(proto, calibration, settings)
         known = min(known, profile.latency.seconds if profile.latency else known)
         print(f"profile for {what}: {time.perf_counter() - start:.0f} s", flush=True)
