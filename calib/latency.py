@@ -11,6 +11,7 @@ beside it (0.49 and 0.59), at one thread 18.1 and 7.9 throughout.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,11 +71,12 @@ def interleaved(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], sh
     Args:
         sessions: one a model.
         feeds: of one run.
-        share: of `SECONDS`, how long to measure, if `REPEATS` turns take less; and of `LONG`.
+        share: of `SECONDS`, how long to measure, if `REPEATS` turns take less; and of `LONG` and `FEW`.
     """
     turns: list[list[float]] = []
+    few = max(2, math.ceil(FEW * share))
     start, spent = time.perf_counter(), 0.0
-    while len(turns) < FEW or (spent < LONG * share and (len(turns) < WARM_UP + REPEATS or spent < SECONDS * share)):
+    while len(turns) < few or (spent < LONG * share and (len(turns) < WARM_UP + REPEATS or spent < SECONDS * share)):
         turn = []
         for session in sessions:
             before = time.perf_counter()
@@ -82,7 +84,7 @@ def interleaved(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], sh
             turn.append(time.perf_counter() - before)
         turns.append(turn)
         spent = time.perf_counter() - start
-    return Timings(np.array(turns[min(WARM_UP, len(turns) // FEW) :]))
+    return Timings(np.array(turns[min(WARM_UP, max(len(turns) // FEW, 1)) :]))
 
 
 def calm(

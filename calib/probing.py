@@ -27,6 +27,8 @@ __all__ = ["time_probes"]
 # Runs of a lot of probes, and how long they may take in all after the least number of them.
 MOST_RUNS, LEAST_RUNS, SECONDS = 60, 20, 2.0
 WARM_UP = 3
+# Of the time that whole models are measured for, what sessions of one probe are.
+SHARE = 0.05
 # How often to measure a lot whose reference is disturbed.
 TRIES = 5
 # The probe and the part that a kernel's name begins with, or has behind what onnxruntime calls a cast.
@@ -142,6 +144,6 @@ def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarra
 def _by_session(lot: Sequence[Probe], runtime: Runtime) -> Iterator[Estimate]:
     for probe in lot:
         sessions = [Session(probe_model([probe], parts), runtime) for parts in (Parts.SPARE, Parts.BARE)]
-        timings = interleaved(sessions, _feeds(sessions[0], probe.dtype), share=0)
+        timings = interleaved(sessions, _feeds(sessions[0], probe.dtype), share=SHARE)
         whole, rest = timings.latency(0), timings.latency(1)
         yield Estimate(max(whole.value - rest.value, 0.0), float(np.hypot(whole.uncertainty, rest.uncertainty)))

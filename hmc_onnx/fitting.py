@@ -7,11 +7,13 @@ its layers is repaired; if it is too slow or too fast, the bound is corrected an
 
 from __future__ import annotations
 
+import math
+
 import onnx
 
 from calib.batching import input_shapes
 from calib.data import CalibrationData
-from calib.latency import Estimate, calm
+from calib.latency import DISTURBED, Estimate, calm
 from calib.latency_table import this_machine
 from calib.sessions import Session
 from hmc_onnx.applying import shaped
@@ -61,13 +63,14 @@ def fitted(
     if target.latency is None or plan.latency is None or plan.latency.machine != this_machine(runtime):
         return plan
     feeds, inputs = serving_feeds(data, plan.latency.batch), input_shapes(model.header, data)
-    original, known = Session(served, runtime), profile.latency.seconds if profile.latency else 0.0
+    original, known = Session(served, runtime), profile.latency.seconds if profile.latency else math.inf
     correction, best = 1.0, None
     for attempt in range(most):
         progress("plan", attempt, most)
         session = Session(shaped(model, plan, inputs).finished(), runtime)
         timings = calm([original, session], feeds, known)
-        known, share = min(known, timings.latency(0).value), timings.ratio(1)
+        now, share = timings.latency(0).value, timings.ratio(1)
+        known = now if now > known * DISTURBED else min(known, now)  # patience is had once
         plan = _measured(plan, share)
         if best is None or _misses(plan, target) < _misses(best, target):
             best = plan

@@ -15,7 +15,7 @@ import onnx
 
 from calib.batching import input_shapes
 from calib.data import CalibrationData, CalibrationDataReader
-from calib.latency_table import LatencyTable
+from calib.latency_table import LatencyTable, this_machine
 from calib.observing import observe
 from calib.sessions import providers
 from hmc_onnx.applying import apply as apply_plan
@@ -195,8 +195,11 @@ def compress(
         once = partial(plan_for, most=1)  # each network is judged by the time that it takes, whatever was asked for
         found = search(proto, once, carried_out, parts, max_drop, settings.runtime, journal, strategy, progress)
         compressed, plan, curve = found.model, found.plan, found.curve
-    batches = sorted({*BATCHES, *([plan.latency.batch] if plan.latency else [])})
-    report = verify(proto, compressed, images, runtime=settings.runtime, batches=tuple(batches))
+    known = {}
+    if profiled.latency is not None and profiled.latency.machine == this_machine(settings.runtime):
+        known[profiled.latency.batch] = profiled.latency.seconds
+    batches = tuple(sorted({*BATCHES, *([plan.latency.batch] if plan.latency else [])}))
+    report = verify(proto, compressed, images, runtime=settings.runtime, batches=batches, known=known)
     return Result(compressed, plan, profiled, report.model_copy(update={"curve": curve}))
 
 
