@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from calib.divergence import divergence, kl_divergence, log_probabilities, top1
+from calib.divergence import SURE, divergence, divergences, kl_divergence, log_probabilities, temperature, top1
 
 P = np.array([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1], [1 / 3, 1 / 3, 1 / 3]])
 Q = np.array([[0.25, 0.5, 0.25], [0.1, 0.1, 0.8], [0.2, 0.2, 0.6]])
@@ -72,3 +72,26 @@ def test_all_outputs_count_classes_by_kl_and_maps_by_their_squared_error() -> No
     assert divergence([[P], [P]], [[Q], [Q]]) == pytest.approx(2 * sum(BY_HAND) / 3)
     assert divergence([[P], [a]], [[P], [a]]) == 0
     assert divergence([[P], [a * 0]], [[P], [a * 0]]) == 0
+
+
+@pytest.mark.parametrize("scale", [30.0, 300.0])
+def test_at_the_temperature_the_network_is_as_sure_as_said_whatever_the_scale_of_its_logits(scale: float) -> None:
+    z = np.random.default_rng(0).standard_normal((500, 10)) * scale
+    heat = temperature([z[:200], z[200:]])
+    assert np.exp(log_probabilities(z / heat)).max(1).mean() == pytest.approx(SURE, abs=1e-3)
+    assert heat == pytest.approx(temperature([z / scale * 100]) * scale / 100, rel=1e-2)
+
+
+@pytest.mark.parametrize("z", [np.eye(10) / 2, np.zeros((4, 10)), np.ones((4, 1)), np.eye(10) * 1e6], ids=str)
+def test_one_that_is_never_or_always_sure_has_none(z: np.ndarray) -> None:
+    assert temperature([z]) == 1.0
+
+
+def test_at_any_temperature_small_differences_of_logits_count_about_as_much() -> None:
+    rng = np.random.default_rng(1)
+    a = rng.standard_normal((400, 10))
+    b = a + 1e-3 * rng.standard_normal(a.shape)
+    cold, warm, hot = (divergences([[a]], [[b]], heat=heat).mean() for heat in (1.0, 3.0, 9.0))
+    assert cold == pytest.approx(divergence([[a]], [[b]]))
+    assert warm == pytest.approx(cold, rel=0.3)
+    assert hot == pytest.approx(1e-6 / 2 * 0.9, rel=0.1)  # half the variance of the logits' differences
