@@ -1,0 +1,88 @@
+"""How well sensitivities that are measured on a few training images tell what a change does to other images.
+
+    python benchmarks/sensitivity.py MODEL.onnx --data cifar10.npz --preset cifar10 --images 64 256 --others 1280
+
+Every layer's kernel is cut to a half and an eighth of its rank, one at a time. For each number of training images, at
+temperature 1 and at the one that sensitivities are measured at: Spearman's correlation with the KL divergence (at 1) on
+images of the test split, the spread of the logarithm of the ratio to that, and the median of the standard errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import onnx
+from scipy.stats import spearmanr
+
+import hmc_onnx
+from calib.batching import calibration_chunks, input_shapes
+from calib.divergence import divergences, temperature
+from calib.walk import Walk
+from hmc_onnx.subjects import find_subjects
+from passes.layers import write_layer
+from passes.normalise import normalise
+
+CHUNK = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="with a train and a test split")
+    parser.add_argument("--preset", default="cifar10")
+    parser.add_argument("--images", type=int, nargs="*", default=[64, 256])
+    parser.add_argument("--others", type=int, default=1280)
+    args = parser.parse_args()
+    proto, preprocess = hmc_onnx.load(args.model), hmc_onnx.preprocessing(args.preset)
+    most = max(args.images)
+    chunks = []
+    for split, count in (("train", most), ("test", args.others)):
+        data = hmc_onnx.load_data(proto, args.data, preprocess, samples=count, split=split)
+        chunks += calibration_chunks(normalise(proto), data, count, CHUNK)
+    reference, changed = outputs(proto, chunks, input_shapes(proto, data))
+    truth = measured(reference, changed, slice(most, None), 1.0).mean(1)
+    usable = truth > 0
+    print(f"{len(truth)} changes, {args.others} other images")
+    print("| images | temperature | correlation | spread of the ratio's log | standard error |\n|---|---|---|---|---|")
+    for images in args.images:
+        for heat in (1.0, temperature([reference[:most]])):
+            nats = measured(reference, changed, slice(images), heat)
+            found = np.maximum(nats.mean(1), 1e-12)
+            spread = np.std(np.log(found[usable] / truth[usable]))
+            error = np.median(nats.std(1) / np.sqrt(images) / found)
+            correlation = spearmanr(found, truth).statistic
+            print(f"| {images} | {heat:.2f} | {correlation:.3f} | {spread:.2f} | {error:.2f} |", flush=True)
+
+
+def outputs(
+    proto: onnx.ModelProto, chunks: list[dict[str, np.ndarray]], inputs: dict[str, tuple[int, ...]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the original (images, classes), and of each change (changes, images, classes)."""
+    model = normalise(proto)
+    subjects = find_subjects(model, inputs)
+    nodes = {n.name: n for n in model.graph.nodes}
+    for name, subject in subjects.layers.items():
+        write_layer(model.graph, nodes[name], subject.layer.weight, subject.layer.bias)
+    walk, found = Walk(model, chunks), []
+    reference = np.concatenate(walk.tail([]).outputs({})[0])
+    for name, subject in subjects.layers.items():
+        walk.advance([subject.layer.input])
+        weight, initializer = subject.layer.weight, nodes[name].inputs[1].name
+        tail = walk.tail([initializer])
+        u, s, v = np.linalg.svd(weight.reshape(len(weight), -1).astype(np.float64), full_matrices=False)
+        for share in (2, 8):
+            rank = max(len(s) // share, 1)
+            cut = ((u[:, :rank] * s[:rank]) @ v[:rank]).reshape(weight.shape).astype(weight.dtype)
+            found.append(np.concatenate(tail.outputs({initializer: cut})[0]))
+    return reference, np.stack(found)
+
+
+def measured(reference: np.ndarray, changed: np.ndarray, images: slice, heat: float) -> np.ndarray:
+    """Nats (changes, images)."""
+    return np.stack([divergences([[reference[images]]], [[own[images]]], heat=heat) for own in changed])
+
+
+if __name__ == "__main__":
+    main()
