@@ -20,7 +20,7 @@ import numpy as np
 
 from calib.sessions import Session
 
-__all__ = ["DISTURBED", "Estimate", "Timings", "calm", "interleaved", "undisturbed"]
+__all__ = ["DISTURBED", "PATIENCE", "Estimate", "Timings", "calm", "interleaved", "undisturbed"]
 
 # How long to measure: what else the machine does comes in spells of a second and more.
 SECONDS = 3.0
@@ -87,17 +87,15 @@ def interleaved(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], sh
     return Timings(np.array(turns[min(WARM_UP, max(len(turns) // FEW, 1)) :]))
 
 
-def calm(
-    sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], known: float, patience: float | None = None
-) -> Timings:
+def calm(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], known: float, patience: float) -> Timings:
     """`interleaved`, again while the first model takes longer than it is known to; the calmest of these.
 
     Args:
         sessions, feeds: see there.
         known: seconds of a run of the first model when nothing disturbs it.
-        patience: seconds after which it is not measured again; `PATIENCE` if None.
+        patience: seconds after which it is not measured again.
     """
-    end = time.perf_counter() + (PATIENCE if patience is None else patience)
+    end = time.perf_counter() + patience
     best = interleaved(sessions, feeds)
     while best.latency(0).value > known * DISTURBED and time.perf_counter() < end:
         best = min(best, interleaved(sessions, feeds), key=lambda timings: timings.latency(0).value)

@@ -13,7 +13,7 @@ import onnx
 
 from calib.batching import input_shapes
 from calib.data import CalibrationData
-from calib.latency import DISTURBED, Estimate, calm
+from calib.latency import DISTURBED, PATIENCE, Estimate, calm
 from calib.latency_table import this_machine
 from calib.sessions import Session
 from hmc_onnx.applying import shaped
@@ -64,13 +64,14 @@ def fitted(
         return plan
     feeds, inputs = serving_feeds(data, plan.latency.batch), input_shapes(model.header, data)
     original, known = Session(served, runtime), profile.latency.seconds if profile.latency else math.inf
-    correction, best = 1.0, None
+    correction, patience, best = 1.0, PATIENCE * most / MOST_PLANS, None
     for attempt in range(most):
         progress("plan", attempt, most)
         session = Session(shaped(model, plan, inputs).finished(), runtime)
-        timings = calm([original, session], feeds, known)
+        timings = calm([original, session], feeds, known, patience)
         now, share = timings.latency(0).value, timings.ratio(1)
-        known = now if now > known * DISTURBED else min(known, now)  # patience is had once
+        patience = 0.0 if now > known * DISTURBED else patience  # it is had once
+        known = min(known, now)
         plan = _measured(plan, share)
         if best is None or _misses(plan, target) < _misses(best, target):
             best = plan

@@ -12,7 +12,7 @@ from pydantic import Field
 from calib.batching import at_once, batch_size, declared_batch, input_shapes
 from calib.data import CalibrationData
 from calib.divergence import divergence, top1
-from calib.latency import DISTURBED, Timings, calm, interleaved
+from calib.latency import DISTURBED, PATIENCE, Timings, calm, interleaved
 from calib.observing import observe
 from calib.sessions import CPU, Runtime, Session
 from hmc_onnx.inputs import fit
@@ -187,7 +187,7 @@ def verify(
     measured = {n: Timings(np.concatenate([r[n].seconds for r in rounds])) for n in sizes}
     for n, seconds in (known or {}).items():
         if n in measured and measured[n].latency(0).value > DISTURBED * seconds:
-            measured[n] = calm(sessions, {k: v[:n] for k, v in data.feeds.items()}, seconds)
+            measured[n] = calm(sessions, {k: v[:n] for k, v in data.feeds.items()}, seconds, PATIENCE)
     timings = [_timing(n, found) for n, found in measured.items()]
     shapes = input_shapes(a, data)
     return Verification(

@@ -16,7 +16,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 @pytest.fixture(scope="session", autouse=True)
 def _quick_clock(tmp_path_factory: pytest.TempPathFactory) -> None:
     from calib import latency, probing
+    from hmc_onnx import fitting, verification
 
-    latency.SECONDS, latency.PATIENCE, latency.REPEATS, latency.WARM_UP = 0.0, 0.0, 6, 1
+    latency.SECONDS, latency.REPEATS, latency.WARM_UP = 0.0, 6, 1
+    fitting.PATIENCE = verification.PATIENCE = 0.0
     probing.SECONDS, probing.TRIES, probing.LEAST_RUNS, probing.WARM_UP = 0.0, 1, 4, 1
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
