@@ -33,7 +33,7 @@ def main() -> None:
 
 def measure(console: Console, what: str, cases: dict[int, tuple[int, int]]) -> None:
     """A table of one kind of work, with the exponents."""
-    found: list[tuple[float, float]] = []
+    found: dict[int, tuple[float, float]] = {}
     shown = table(f"by {what}", what, "seconds", "peak, GB")
     for value, (depth, images) in cases.items():
         with TemporaryDirectory() as name:
@@ -48,12 +48,11 @@ def measure(console: Console, what: str, cases: dict[int, tuple[int, int]]) -> N
         if usage.code != 0:
             console.print(f"{what} {value} FAILED: {usage.said.strip()[-300:]}", markup=False)
             continue
-        found.append((usage.peak.seconds, usage.peak.peak / GIGABYTE))
-        shown.add_row(str(value), *(f"{v:.2f}" for v in found[-1]))
-        console.print(f"{what} {value}: {found[-1][0]:.0f} s, {found[-1][1]:.2f} GB", markup=False)
+        seconds, peak = found[value] = usage.peak.seconds, usage.peak.peak / GIGABYTE
+        shown.add_row(str(value), f"{seconds:.2f}", f"{peak:.2f}")
+        console.print(f"{what} {value}: {seconds:.0f} s, {peak:.2f} GB", markup=False)
     if len(found) > 1:
-        sizes = np.log(list(cases)[: len(found)])
-        fits = [np.polyfit(sizes, np.log([row[i] for row in found]), 1)[0] for i in (0, 1)]
+        fits = [np.polyfit(np.log(list(found)), np.log([row[i] for row in found.values()]), 1)[0] for i in (0, 1)]
         shown.add_row("exponent", *(f"{fit:.2f}" for fit in fits))
     console.print(shown)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from passes.errors import DataError, SettingsError
 
-__all__ = ["CalibrationData", "CalibrationDataReader", "from_reader"]
+__all__ = ["CalibrationData", "CalibrationDataReader", "check_finite", "from_reader"]
 
 _BLOCK = 64  # samples looked at together where a mask of the whole array would be large
 
@@ -52,7 +52,7 @@ class CalibrationData:
                 )
             object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
         for name, array in self.feeds.items():
-            _check_finite(name, array, self.source)
+            check_finite(name, array, self.source)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -219,7 +219,8 @@ def _check_alike(parts: list[dict[str, np.ndarray]], label_parts: list[np.ndarra
         raise DataError(f"{source} gave labels for some batches only: give them for all or none")
 
 
-def _check_finite(name: str, array: np.ndarray, source: str) -> None:
+def check_finite(name: str, array: np.ndarray, source: str) -> None:
+    """Raise DataError if the samples of an input hold NaN or infinity."""
     if array.dtype.kind != "f":
         return
     for start in range(0, len(array), _BLOCK):

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from calib.preprocess import Preprocess
-from calib.sources import filled
+from calib.sources import digest_of, filled
 from passes.errors import DataError
 
 __all__ = ["ImageFolder", "open_folder"]
@@ -26,6 +26,10 @@ class ImageFolder:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def digest(self) -> str:
+        """As `Source.digest`."""
+        return digest_of("files", *(f"{path} {path.stat().st_size}" for path in self.files), self.labels)
 
     def take(self, indices: np.ndarray, preprocess: Preprocess, draws: np.ndarray | None = None) -> np.ndarray:
         """As `Source.take`."""

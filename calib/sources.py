@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,7 +12,9 @@ import numpy as np
 
 from calib.preprocess import Preprocess
 
-__all__ = ["ReadyTensors", "Source", "StoredImages", "filled"]
+__all__ = ["ReadyTensors", "Source", "StoredImages", "digest_of", "filled"]
+
+_BLOCK = 4096  # images at once
 
 
 class Source(Protocol):
@@ -23,6 +26,9 @@ class Source(Protocol):
 
     def __len__(self) -> int:
         """Number of images."""
+
+    def digest(self) -> str:
+        """SHA-256 in hex by which two sources are told apart: of the images, or of files their names and sizes."""
 
     def take(self, indices: np.ndarray, preprocess: Preprocess, draws: np.ndarray | None = None) -> np.ndarray:
         """The images at some indices, preprocessed: float32, the first axis along the indices.
@@ -49,6 +55,10 @@ class StoredImages:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def digest(self) -> str:
+        """As `Source.digest`."""
+        return digest_of("uint8", self.pixels, self.labels)
 
     def take(self, indices: np.ndarray, preprocess: Preprocess, draws: np.ndarray | None = None) -> np.ndarray:
         """As `Source.take`."""
@@ -77,10 +87,27 @@ class ReadyTensors:
     def __len__(self) -> int:
         return len(self.tensors)
 
+    def digest(self) -> str:
+        """As `Source.digest`."""
+        return digest_of("ready", self.tensors, self.labels)
+
     def take(self, indices: np.ndarray, preprocess: Preprocess, draws: np.ndarray | None = None) -> np.ndarray:
         """As `Source.take`; nothing is preprocessed, and no part is taken."""
         with np.errstate(over="ignore"):  # infinities are found later, with a clear error
             return np.asarray(self.tensors[indices], np.float32)
+
+
+def digest_of(kind: str, *parts: np.ndarray | str | None) -> str:
+    """SHA-256 in hex over arrays, with their shapes and types, and texts."""
+    sha = hashlib.sha256(kind.encode())
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            sha.update(f"{part.dtype.str} {part.shape}".encode())
+            for start in range(0, len(part), _BLOCK):
+                sha.update(part[start : start + _BLOCK].tobytes())
+        else:
+            sha.update(f"{part}\n".encode())
+    return sha.hexdigest()
 
 
 def filled(count: int, shape: tuple[int, ...], load: Callable[[int], np.ndarray]) -> np.ndarray:

@@ -43,6 +43,8 @@ class Journal:
                     raise SettingsError(f"the work folder '{folder}' holds other files: give an empty one")
                 write_atomically(about, (json.dumps(dict(identity), indent=1) + "\n").encode())
             found = dict(json.loads(about.read_text(encoding="utf-8")))
+        except FileExistsError as e:
+            raise OutputError(f"cannot use the work folder '{folder}': it is a file, give another --work-dir") from e
         except OSError as e:
             raise OutputError(f"cannot use the work folder '{folder}': {e.strerror or e}") from e
         except (TypeError, ValueError) as e:
@@ -57,8 +59,15 @@ class Journal:
         return self.folder is not None and self._place(name).exists()
 
     def load(self, name: str) -> Any:
-        """A value that is there."""
-        return joblib.load(self._place(name))
+        """A value that is there; raises SettingsError if what its file holds is none."""
+        try:
+            return joblib.load(self._place(name))
+        except OSError as e:
+            raise SettingsError(f"cannot read '{self._place(name)}': {e.strerror or e}") from e
+        except Exception as e:  # what unpickling raises has no common base
+            raise SettingsError(
+                f"'{self._place(name)}' is damaged: remove it, and what it held is measured again"
+            ) from e
 
     def save(self, name: str, value: Any) -> None:
         """Keep a value; raises OutputError."""

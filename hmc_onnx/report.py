@@ -53,7 +53,7 @@ def _curve(visited: Sequence[Visited]) -> Table:
     for column in ("time, asked", "time", "loss", "loss, confirmed", ""):
         table.add_column(column, justify="right")
     for p in visited:
-        shares = (f"{p.target:.3f}", f"{p.latency:.3f}", f"{p.drop:.2%}", f"{p.confirmed:.2%}")
+        shares = (f"{p.target:.3f}", f"{p.latency:.3f}", f"{p.drop:.2%}", f"{p.confirmed:.2%} ± {p.uncertainty:.2%}")
         table.add_row(*shares, "taken" if p.chosen else "")
     return table
 

@@ -63,6 +63,7 @@ class Visited(Frozen):
         latency: share that the network takes.
         drop: loss of top-1 (without labels: share of images whose class changes) on the images to search with, and
         confirmed: on others.
+        uncertainty: half-width of the 95 % interval of `confirmed`.
         chosen: whether it is the one that was taken.
     """
 
@@ -70,6 +71,7 @@ class Visited(Frozen):
     latency: float
     drop: float
     confirmed: float
+    uncertainty: float
     chosen: bool
 
 
@@ -105,7 +107,10 @@ def same_signature(a: onnx.ModelProto, b: onnx.ModelProto) -> None:
     for what in ("input", "output"):
         ours, theirs = (_values(m, what) for m in (a, b))
         if list(ours) != list(theirs):
-            raise ModelError(f"the models' {what}s differ: {', '.join(ours)} against {', '.join(theirs)}")
+            raise ModelError(
+                f"the models' {what}s differ: {', '.join(ours)} against {', '.join(theirs)}: give a model and the one "
+                "that it was made from"
+            )
         for name, value in ours.items():
             if value.type != theirs[name].type:
                 raise ModelError(f"the models' {what} '{name}' differs in type or shape: compare like with like")

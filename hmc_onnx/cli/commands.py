@@ -91,6 +91,8 @@ def compress(
     wanted = None if run.max_drop is not None else parse_target(str(run.need("target")))
     settings, table, work = settings_of(run), table_of(run), work_of(run)
     training, stopped = finetuning_of(run) if run.finetune else None, None
+    if training is None and (run.epochs, run.minutes) != (None, None):
+        raise SettingsError("--epochs and --minutes are of fine-tuning: give --finetune, too")
     proto = load_supported(model)
     if training is not None:
         from hmc_onnx.finetune import with_torch

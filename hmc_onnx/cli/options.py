@@ -176,7 +176,7 @@ class Choices:
     Address = Annotated[Optional[str], typer.Option(help="Of the dask or ray cluster.")]  # noqa: UP045
     Labels = Annotated[
         Optional[bool],  # noqa: UP045
-        typer.Option("--labels/--no-labels", help="Report top-1 accuracy where the data have labels. [--labels]"),
+        typer.Option("--labels/--no-labels", help="Use the labels of the data, where there are any. [--labels]"),
     ]
     Finetune = Annotated[
         Optional[bool],  # noqa: UP045
@@ -208,7 +208,7 @@ class Choices:
     ]
     Config = Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="A YAML file with any of these options."),
+        typer.Option(help="A YAML file with these options by their names, but for --output and --report."),
     ]
     Report = Annotated[Optional[Path], typer.Option(help="Write the comparison as JSON too.")]  # noqa: UP045
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -96,7 +97,9 @@ def work_of(run: Run) -> Work:
     backend: Any = run.backend or "processes"
     if backend not in BackendName.__members__:
         raise SettingsError(f"unknown backend '{backend}': use {', '.join(BackendName.__members__)}")
-    if run.memory is not None and run.memory <= 0:
+    if run.address is not None and backend == "processes":
+        raise SettingsError("--address goes with a cluster: give --backend dask or --backend ray, too")
+    if run.memory is not None and not 0 < run.memory < math.inf:
         raise SettingsError(f"--memory {run.memory:g}: give gigabytes, above 0")
     folder = None if run.work_dir is None else Path(run.work_dir)
     return Work(folder, backend, run.address, memory=2.0 if run.memory is None else float(run.memory))

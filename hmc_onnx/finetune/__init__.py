@@ -1,10 +1,12 @@
 """Recovery in torch: an ONNX graph is trained against the original and gets better values in the same initializers.
 
-torch is imported when it is needed, by `finetune`; it comes with the extra `finetune`.
+The package is called itself: `hmc_onnx.finetune(compressed, original, data)`, which is `finetune` in here. torch is
+imported when it is needed; it comes with the extra `finetune`.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Iterable
@@ -81,4 +83,5 @@ class _Callable(ModuleType):
         return finetune(*args, **kwargs)
 
 
+__signature__ = inspect.signature(finetune)  # of the module, as it is called
 sys.modules[__name__].__class__ = _Callable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from passes.errors import SettingsError
 from passes.records import Frozen
@@ -21,6 +21,8 @@ class FineTuning(Frozen):
             statistics are kept. "none": nothing is put in, and a graph's own keep their statistics. "auto" is
             "reinsert", which won: see docs/design.md.
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     epochs: float | None = Field(default=None, gt=0, description="times that all images are gone through")
     minutes: float | None = Field(default=None, gt=0, description="time to train for; this or epochs")

@@ -20,7 +20,7 @@ from hmc_onnx.finetune.module import GraphModule
 from hmc_onnx.finetune.options import Epoch, FineTuning
 from hmc_onnx.finetune.processes import Processes
 from hmc_onnx.journal import Journal
-from passes.errors import HmcError
+from passes.errors import HmcError, ModelError
 from passes.progress import Progress, silent
 
 __all__ = ["Trainer", "TrainingError"]
@@ -85,6 +85,7 @@ class Trainer:
         """Train for the epochs or the minutes that the options say.
 
         Raises:
+            ModelError: the loss is not a number to begin with.
             TrainingError: the loss is no longer a number; the student has the best values until then.
         """
         size = min(self.options.batch_size, len(self.images))
@@ -95,6 +96,11 @@ class Trainer:
             self._restore(self.journal.load(CHECKPOINT))
         else:
             self._judge(math.nan)
+        if not math.isfinite(self.history[0].held):
+            raise ModelError(
+                "the loss is not a number before any training: look for NaN and infinity in both models' weights, and "
+                "check that the images are preprocessed as for training"
+            )
         start = time.perf_counter() - self.spent
         try:
             while not self._over(total):
@@ -116,6 +122,11 @@ class Trainer:
         finally:
             self.training = self.student  # what DistributedDataParallel holds has to go before the group of processes
             self.student.load_state_dict(self.best)
+
+    @property
+    def improved(self) -> bool:
+        """Whether an epoch was better than the network as it was."""
+        return min(self.history, key=lambda e: e.held).epoch > 0
 
     def _done(self, total: int | None) -> float:
         """Share of the training that is behind."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 import torch
 
+from calib.data import check_finite
 from calib.preprocess import Preprocess
 from calib.readers import open_source
 from calib.sources import ReadyTensors, Source
@@ -85,7 +85,7 @@ def finetune_models(
             "version": version("hmc-onnx"),
             "model": digest(model),
             "teacher": digest(teacher),
-            "data": _fingerprint(source, preprocess),
+            "data": f"{source.digest()} {preprocess}",
             "settings": options.model_dump_json(),
         }
         journal = Journal(folder, identity)
@@ -95,7 +95,7 @@ def finetune_models(
             trainer.run()
         except TrainingError as e:
             stopped = e
-    result = updated(model, folded(student.values(), inserted))
+    result = updated(model, folded(student.values(), inserted) if trainer.improved else {})
     check(result)
     return FineTuned(result, trainer.history, stopped, here.rank == 0)
 
@@ -114,7 +114,10 @@ def _source(model: onnx.ModelProto, data: Any, preprocess: Preprocess) -> Source
         raise ModelError(f"the model has {len(inputs)} inputs, and fine-tuning feeds one")
     ((name, (_, shape)),) = inputs.items()
     if isinstance(data, str | os.PathLike):
-        return open_source(data, input_name=name, input_shape=shape, preprocess=preprocess)
+        opened = open_source(data, input_name=name, input_shape=shape, preprocess=preprocess)
+        if isinstance(opened, ReadyTensors):
+            check_finite(name, opened.tensors, str(data))
+        return opened
     found = fit(model, data)
     return ReadyTensors(found.feeds[name], found.labels)
 
@@ -125,7 +128,7 @@ def _split(
     order = np.random.default_rng(options.seed).permutation(len(source))
     count = min(max(int(SHARE_HELD * len(source)), 1), MOST_HELD)
     if len(source) - count < LEAST:
-        raise DataError(f"there are {len(source)} images, too few to train on: give {LEAST + count} or more")
+        raise DataError(f"too few images to train on ({len(source)}): give {LEAST + count} or more")
     augmentation = options.augmentation
     if augmentation == "auto":
         augmentation = "none" if isinstance(source, ReadyTensors) else "resized" if preprocess.resize else "crop"
@@ -154,11 +157,3 @@ def _loss(teacher: GraphModule, held: TrainingImages, options: FineTuning, here:
             "give labels that count its classes from 0, or --no-labels"
         )
     return Loss(options.temperature, options.labels, are_probabilities(scores))
-
-
-def _fingerprint(source: Source, preprocess: Preprocess) -> str:
-    """SHA-256 of some images, spread over all, and of how many there are."""
-    at = np.unique(np.linspace(0, len(source) - 1, 16).astype(int))
-    sha = hashlib.sha256(f"{len(source)} {preprocess}".encode())
-    sha.update(source.take(at, preprocess).tobytes())
-    return sha.hexdigest()

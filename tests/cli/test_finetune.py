@@ -51,6 +51,7 @@ def test_compress_and_finetune_in_one(cli: Cli, given: Path, tmp_path: Path) -> 
     [
         (("--epochs", "1", "--minutes", "1"), "epochs and minutes were both given"),
         (("--epochs", "0"), "--epochs 0"),
+        (("--epochs", "inf"), "--epochs inf"),
         (("--batch-size", "1"), "--batch-size 1"),
         (("--teacher", "seven.onnx"), "differs in type or shape"),
         (("--teacher", "none.onnx"), "no model file"),

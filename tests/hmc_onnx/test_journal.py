@@ -108,6 +108,18 @@ def test_a_damaged_folder_is_refused(folder: Path, content: bytes) -> None:
         Journal(folder, IDENTITY)
 
 
+@pytest.mark.parametrize("length", [0, 20])
+def test_a_damaged_value_is_named(folder: Path, length: int) -> None:
+    journal = Journal(folder, IDENTITY)
+    journal.save("sensitivity/1", np.arange(100.0))
+    (place,) = (folder / "sensitivity").iterdir()
+    place.write_bytes(place.read_bytes()[:length])
+    with pytest.raises(
+        SettingsError, match=rf"\A'{place}' is damaged: remove it, and what it held is measured again\Z"
+    ):
+        journal.load("sensitivity/1")
+
+
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), MemoryError(), OSError(errno.ENOSPC, "No space left on device")]
 )

@@ -222,6 +222,7 @@ def test_the_search_takes_the_fastest_that_keeps_the_bound_on_both_parts(
     assert [p.latency for p in curve] == sorted(p.latency for p in curve)
     (taken,) = [p for p in curve if p.chosen]
     assert max(taken.drop, taken.confirmed) <= 0.2
+    assert all(0 < p.uncertainty < 1 for p in curve)
     assert all(max(p.drop, p.confirmed) > 0.2 for p in curve if p.latency < taken.latency)
     again = hmc_onnx.compress(original, data, max_drop=0.2, settings=SETTINGS, work=work)
     assert again.report.curve == curve

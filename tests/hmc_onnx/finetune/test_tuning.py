@@ -112,9 +112,7 @@ def test_the_same_seed_gives_the_same_file(student: onnx.ModelProto, teacher: on
 def test_it_is_never_worse_than_it_was(teacher: onnx.ModelProto, data: Path) -> None:
     tuned = hmc_onnx.finetune(teacher, teacher, data, options=OPTIONS.model_copy(update={"rate": 3.0}))
     assert min(e.held for e in tuned.history) == tuned.history[0].held
-    x = np.load(data)["images"][:20] / np.float32(255)
-    before, after = (Session(m).run({"input": x})[0] for m in (teacher, tuned.model))
-    np.testing.assert_allclose(after, before, rtol=0, atol=1e-4 * np.abs(before).max())
+    assert tuned.model == teacher
 
 
 def test_python_readers_do(student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path) -> None:
@@ -152,6 +150,10 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_file(
     assert resumed.model == whole.model
     with pytest.raises(SettingsError, match="other settings"):
         hmc_onnx.finetune(student, teacher, data, options=OPTIONS, work_dir=tmp_path / "work")
+    without_labels = tmp_path / "other.npz"
+    np.savez(without_labels, images=np.load(data)["images"][::-1])
+    with pytest.raises(SettingsError, match="other calibration data"):
+        hmc_onnx.finetune(student, teacher, without_labels, options=options, work_dir=tmp_path / "work")
     with pytest.raises(SettingsError, match="teacher"):
         hmc_onnx.finetune(student, worn(teacher, 0.1), data, options=options, work_dir=tmp_path / "work")
 
@@ -172,11 +174,17 @@ def test_bad_input_is_one_sentence(student: onnx.ModelProto, teacher: onnx.Model
     with pytest.raises(ModelError, match="differs in type or shape"):
         hmc_onnx.finetune(student, resnet((1, 1), (8, 16), size=SIZE, classes=7), data, options=OPTIONS)
     x = np.load(data)["images"] / np.float32(255)
-    with pytest.raises(DataError, match="too few to train on"):
+    with pytest.raises(DataError, match="too few images to train on"):
         hmc_onnx.finetune(student, teacher, [x[:15]], options=OPTIONS)
     labelled = hmc_onnx.CalibrationData({"input": x}, np.full(len(x), 10), "test")
     with pytest.raises(DataError, match="labels go from 10 to 10"):
         hmc_onnx.finetune(student, teacher, labelled, options=OPTIONS.model_copy(update={"labels": 0.1}))
+    broken = data.with_name("broken.npz")
+    np.savez(broken, input=np.where(np.arange(len(x))[:, None, None, None] == 7, np.float32("nan"), x))
+    with pytest.raises(DataError, match="holds NaN or infinity in sample 7"):
+        hmc_onnx.finetune(student, teacher, broken, options=OPTIONS)
+    with pytest.raises(ModelError, match="not a number before any training"):
+        hmc_onnx.finetune(student, worn(teacher, float("nan")), data, options=OPTIONS)
     with pytest.raises(SettingsError, match="give one"):
         FineTuning(epochs=1, minutes=1)
     if not torch.cuda.is_available():
@@ -206,7 +214,7 @@ def test_killed_it_goes_on(student: onnx.ModelProto, teacher: onnx.ModelProto, d
     for name, proto in (("student", student), ("teacher", teacher)):
         onnx.save(proto, tmp_path / f"{name}.onnx")
     command = [sys.executable, "-m", "hmc_onnx", "finetune", "student.onnx", "-o", "out.onnx"]
-    command += ["--teacher", "teacher.onnx", "--data", str(data), "--epochs", "60", "--batch-size", "40"]
+    command += ["--teacher", "teacher.onnx", "--data", str(data), "--epochs", "20", "--batch-size", "40"]
     command += ["--device", "cpu", "--precision", "fp32"]
     command += ["--work-dir", "work"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -220,7 +228,7 @@ def test_killed_it_goes_on(student: onnx.ModelProto, teacher: onnx.ModelProto, d
     assert done.returncode == 0, done.stderr
     tuned = hmc_onnx.finetune(
         student, teacher, data,
-        options=FineTuning(epochs=60, batch_size=40, device="cpu", precision="fp32"),
+        options=FineTuning(epochs=20, batch_size=40, device="cpu", precision="fp32"),
         preprocess=hmc_onnx.preprocessing(None),
     )  # fmt: skip
     for a, b in zip(tuned.model.graph.initializer, onnx.load(tmp_path / "out.onnx").graph.initializer, strict=True):
