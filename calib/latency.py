@@ -29,7 +29,7 @@ REPEATS, WARM_UP = 30, 3
 LONG, FEW = 12.0, 4
 DECILE = 0.1
 # A model that takes this much longer than before is disturbed, by a spell that may end within so many seconds.
-DISTURBED, PATIENCE = 1.04, 60.0
+DISTURBED, PATIENCE = 1.04, 20.0
 
 
 @dataclass(frozen=True)
