@@ -8,11 +8,10 @@ One profile serves all plans. Prints the seconds of the profile and of each plan
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
-from testing import accuracy
+from testing import accuracy, arguments
 
 import hmc_onnx
 from hmc_onnx.plans import write_json
@@ -23,10 +22,7 @@ STRATEGIES = ["hmc", "prune", "lowrank", "nahc", "ahc"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="with a train and a test split")
-    parser.add_argument("--preset", default="cifar10")
+    parser = arguments(__doc__)
     parser.add_argument("--what", choices=["macs", "params"], default="macs")
     parser.add_argument("--targets", type=float, nargs="+", default=[0.5])
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=["hmc"])

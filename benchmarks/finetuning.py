@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from testing import accuracy
+from testing import accuracy, arguments
 
 import hmc_onnx
 from calib.latency import interleaved
@@ -24,10 +24,7 @@ from hmc_onnx.latencies import serving_feeds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="with a train and a labelled test split")
-    parser.add_argument("--preset", default="cifar10")
+    parser = arguments(__doc__)
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--cases", nargs="*", default=["macs=0.5:30", "latency=0.5:45", "macs=0.28:60"])
     parser.add_argument("--batch", type=int, default=8, help="that latency is planned for and measured at")

@@ -21,7 +21,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx
 from rich.console import Console
-from scaling import GIGABYTE, bottlenecks, table, watched
+from scaling import GIGABYTE, Usage, bottlenecks, table, watched
+
+MOST = 20 * GIGABYTE
 
 
 def main() -> None:
@@ -46,10 +48,7 @@ def main() -> None:
         command += ["--output", str(folder / "smaller.onnx"), "--data", str(folder / "data.npz"), "--provider", "cpu"]
         command += ["--target", args.target, "--batch", str(args.batch), "--report", str(folder / "report.json")]
         command += ["--quick"] if args.quick else ["--samples", str(args.images)]
-        usage = watched(command, 20 * GIGABYTE, folder)
-        if usage.code != 0:
-            console.print(f"it FAILED: {usage.said.strip()[-500:]}", markup=False)
-            sys.exit(1)
+        usage = finished(command, console, folder)
         report = json.loads((folder / "report.json").read_text())
     shown = table(f"compress {' '.join(command[10:])}", "stage", "seconds", "peak, GB", "anonymous, GB")
     for stage, used in [*usage.stages.items(), ("in all", usage.peak)]:
@@ -72,12 +71,18 @@ def finetune(console: Console, batch_size: int) -> None:
         command = [sys.executable, "-m", "hmc_onnx", "finetune", str(folder / "model.onnx"), "--teacher"]
         command += [str(folder / "model.onnx"), "--output", str(folder / "tuned.onnx"), "--data"]
         command += [str(folder / "data.npz"), "--preset", "imagenet", "--epochs", "1", "--batch-size", str(batch_size)]
-        usage = watched([*command, "--device", "cpu"], 40 * GIGABYTE, folder)
+        usage = finished([*command, "--device", "cpu"], console, folder)
+    peak = usage.peak.peak / GIGABYTE
+    console.print(f"finetune, batches of {batch_size}: {usage.peak.seconds:.0f} s, {peak:.2f} GB at most")
+
+
+def finished(command: list[str], console: Console, folder: Path) -> Usage:
+    """What a command took; the benchmark ends with what it said if it failed, or held more than `MOST`."""
+    usage = watched(command, MOST, folder)
     if usage.code != 0:
         console.print(f"it FAILED: {usage.said.strip()[-500:]}", markup=False)
         sys.exit(1)
-    peak = usage.peak.peak / GIGABYTE
-    console.print(f"finetune, batches of {batch_size}: {usage.peak.seconds:.0f} s, {peak:.2f} GB at most")
+    return usage
 
 
 if __name__ == "__main__":

@@ -12,11 +12,9 @@ macs=…` would, and timed alike.
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
-from testing import accuracy
+from testing import accuracy, arguments
 
 import hmc_onnx
 from calib.batching import input_shapes
@@ -35,10 +33,7 @@ HEADER = """| target | planned | the file's | twin's | original's, ms | MACs | t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="with a train and a labelled test split")
-    parser.add_argument("--preset", default="cifar10")
+    parser = arguments(__doc__)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--targets", type=float, nargs="*", default=[0.8, 0.7, 0.6, 0.5])
     parser.add_argument("--macs", type=float, nargs="*", default=[])

@@ -9,12 +9,11 @@ divided by its candidates.
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import numpy as np
 import onnx
+from testing import arguments
 
 import hmc_onnx
 from calib.divergence import divergence
@@ -26,10 +25,7 @@ from passes.shapes import batch_one, infer_shapes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--preset", default="cifar10")
+    parser = arguments(__doc__)
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--candidates", type=int, default=40)
     args = parser.parse_args()

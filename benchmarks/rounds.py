@@ -8,19 +8,13 @@ against the original for the N-th part of the time, on the training split; top-1
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from testing import accuracy
+from testing import accuracy, arguments
 
 import hmc_onnx
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="with a train and a labelled test split")
-    parser.add_argument("--preset", default="cifar10")
+    parser = arguments(__doc__)
     parser.add_argument("--macs", type=float, default=0.28)
     parser.add_argument("--minutes", type=float, default=20.0, help="of training, in all")
     parser.add_argument("--rounds", type=int, nargs="*", default=[1, 2])

@@ -9,12 +9,10 @@ images of the test split, the spread of the logarithm of the ratio to that, and 
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import onnx
 from scipy.stats import spearmanr
+from testing import arguments
 
 import hmc_onnx
 from calib.batching import calibration_chunks, input_shapes
@@ -28,10 +26,7 @@ CHUNK = 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="with a train and a test split")
-    parser.add_argument("--preset", default="cifar10")
+    parser = arguments(__doc__)
     parser.add_argument("--images", type=int, nargs="*", default=[64, 256])
     parser.add_argument("--others", type=int, default=1280)
     args = parser.parse_args()

@@ -1,6 +1,9 @@
-"""What benchmarks of accuracy share."""
+"""What benchmarks on trained networks and real images share."""
 
 from __future__ import annotations
+
+import argparse
+from pathlib import Path
 
 import onnx
 
@@ -8,7 +11,16 @@ from calib.data import CalibrationData
 from calib.divergence import top1
 from calib.sessions import Session
 
-__all__ = ["accuracy"]
+__all__ = ["accuracy", "arguments"]
+
+
+def arguments(doc: str) -> argparse.ArgumentParser:
+    """A parser of the options that all of them have: a network, and data for it with a train and a test split."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="with a train and a labelled test split")
+    parser.add_argument("--preset", default="cifar10")
+    return parser
 
 
 def accuracy(model: onnx.ModelProto, test: CalibrationData) -> float:

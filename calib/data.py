@@ -12,9 +12,9 @@ import numpy as np
 
 from passes.errors import DataError, SettingsError
 
-__all__ = ["CalibrationData", "CalibrationDataReader", "check_finite", "from_reader"]
+__all__ = ["CalibrationData", "CalibrationDataReader", "check_finite", "from_reader", "hash_contents"]
 
-_BLOCK = 64  # samples looked at together where a mask of the whole array would be large
+_BLOCK = 64  # samples looked at together where a mask or a copy of the whole array would be large
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +89,7 @@ class CalibrationData:
         header = [(name, array.dtype.str, array.shape) for name, array in arrays]
         sha = hashlib.sha256(json.dumps(header).encode())
         for _, array in arrays:
-            for start in range(0, len(array), _BLOCK):
-                sha.update(array[start : start + _BLOCK].tobytes())
+            hash_contents(sha, array)
         return sha.hexdigest()
 
     def chunks(self, size: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray | None]]:
@@ -217,6 +216,12 @@ def _check_alike(parts: list[dict[str, np.ndarray]], label_parts: list[np.ndarra
         )
     if len(label_parts) not in (0, len(parts)):
         raise DataError(f"{source} gave labels for some batches only: give them for all or none")
+
+
+def hash_contents(sha: hashlib._Hash, array: np.ndarray) -> None:
+    """Take an array's values into a hash, in C order."""
+    for start in range(0, len(array), _BLOCK):
+        sha.update(array[start : start + _BLOCK].tobytes())
 
 
 def check_finite(name: str, array: np.ndarray, source: str) -> None:

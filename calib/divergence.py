@@ -12,6 +12,7 @@ __all__ = ["divergence", "divergences", "kl_divergence", "log_probabilities", "t
 
 # Of the largest class probability, a mean that leaves something to be seen of the others.
 SURE = 0.95
+# The highest temperature that is tried.
 HOTTEST = 1e3
 
 
@@ -39,8 +40,8 @@ def temperature(reference: Sequence[np.ndarray]) -> float:
     """
     logs = np.concatenate([log_probabilities(batch) for batch in reference])
 
-    def excess(heat: float) -> float:
-        return float(np.exp(log_softmax(logs / np.exp(heat), axis=1)).max(1).mean()) - SURE
+    def excess(log_heat: float) -> float:
+        return float(np.exp(log_softmax(logs / np.exp(log_heat), axis=1)).max(1).mean()) - SURE
 
     hottest = float(np.log(HOTTEST))
     if excess(0.0) <= 0 or excess(hottest) >= 0:  # of one class any network is sure

@@ -10,11 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
+from calib.data import hash_contents
 from calib.preprocess import Preprocess
 
 __all__ = ["ReadyTensors", "Source", "StoredImages", "digest_of", "filled"]
-
-_BLOCK = 4096  # images at once
 
 
 class Source(Protocol):
@@ -103,8 +102,7 @@ def digest_of(kind: str, *parts: np.ndarray | str | None) -> str:
     for part in parts:
         if isinstance(part, np.ndarray):
             sha.update(f"{part.dtype.str} {part.shape}".encode())
-            for start in range(0, len(part), _BLOCK):
-                sha.update(part[start : start + _BLOCK].tobytes())
+            hash_contents(sha, part)
         else:
             sha.update(f"{part}\n".encode())
     return sha.hexdigest()

@@ -19,14 +19,14 @@ from calib.sessions import Session
 from hmc_onnx.applying import shaped
 from hmc_onnx.latencies import serving_feeds
 from hmc_onnx.plans import Plan
-from hmc_onnx.profiles import Profile
+from hmc_onnx.profiles import LatencyProfile, Profile
 from hmc_onnx.settings import Strategy, Target
 from hmc_onnx.solver import solve
 from passes.errors import SettingsError
 from passes.model import Model
 from passes.progress import Progress, silent
 
-__all__ = ["MOST_PLANS", "fitted"]
+__all__ = ["MOST_PLANS", "fitted", "timed_here"]
 
 # A plan is taken when its network's time is at most this much above the target, or this much below.
 ABOVE, BELOW = 0.005, 0.02
@@ -60,8 +60,8 @@ def fitted(
     Raises:
         SettingsError: no combination of candidates meets the target.
     """
-    runtime, whole = profile.settings.runtime, profile.latency
-    if target.latency is None or whole is None or whole.machine != this_machine(runtime):
+    runtime, whole = profile.settings.runtime, timed_here(profile)
+    if target.latency is None or whole is None:
         return solve(profile, target, strategy)
     plan, correction, refusal = _first(profile, target, strategy)
     feeds, inputs = serving_feeds(data, whole.batch), input_shapes(model.header, data)
@@ -89,6 +89,12 @@ def fitted(
     if refusal is not None and best.latency.measured > target.latency * (1 + BELOW):
         raise refusal
     return best
+
+
+def timed_here(profile: Profile) -> LatencyProfile | None:
+    """What the profile's times are of, where they are this machine's."""
+    whole = profile.latency
+    return whole if whole is not None and whole.machine == this_machine(profile.settings.runtime) else None
 
 
 def _first(profile: Profile, target: Target, strategy: Strategy) -> tuple[Plan, float, SettingsError | None]:

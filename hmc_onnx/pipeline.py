@@ -15,11 +15,11 @@ import onnx
 
 from calib.batching import input_shapes
 from calib.data import CalibrationData, CalibrationDataReader
-from calib.latency_table import LatencyTable, this_machine
+from calib.latency_table import LatencyTable
 from calib.observing import observe
 from calib.sessions import providers
 from hmc_onnx.applying import apply as apply_plan
-from hmc_onnx.fitting import MOST_PLANS, fitted
+from hmc_onnx.fitting import MOST_PLANS, fitted, timed_here
 from hmc_onnx.inputs import check_supported, fit, load_supported
 from hmc_onnx.journal import Journal
 from hmc_onnx.parallel import HERE, Work
@@ -195,9 +195,8 @@ def compress(
         once = partial(plan_for, most=1)  # each network is judged by the time that it takes, whatever was asked for
         found = search(proto, once, carried_out, parts, max_drop, settings.runtime, journal, strategy, progress)
         compressed, plan, curve = found.model, found.plan, found.curve
-    known = {}
-    if profiled.latency is not None and profiled.latency.machine == this_machine(settings.runtime):
-        known[profiled.latency.batch] = profiled.latency.seconds
+    timed = timed_here(profiled)
+    known = {timed.batch: timed.seconds} if timed else {}
     batches = tuple(sorted({*BATCHES, *([plan.latency.batch] if plan.latency else [])}))
     report = verify(proto, compressed, images, runtime=settings.runtime, batches=batches, known=known)
     return Result(compressed, plan, profiled, report.model_copy(update={"curve": curve}))

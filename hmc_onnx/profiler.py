@@ -55,12 +55,12 @@ __all__ = ["identity", "profile"]
 
 # Images that sensitivity is measured on, for a network of so many MACs and fewer, and for the largest.
 MOST_IMAGES, IMAGE_MACS, LEAST_IMAGES = 256, 5e8, 32
-# Bytes above which a model is not sent to the workers, each of which holds it, and its session's copy.
-MOST_COPIED = 5e8
-# Into how many lots they are cut: candidates that are out run on the first only.
+# Into how many lots they are cut: candidates that are out, or known, run on the first ones only.
 KL_CHUNKS = 4
 # With which an option must be known to be out, to be measured on the first images only.
 CONFIDENCE = 0.95
+# Bytes above which a model is not sent to the workers, each of which holds it, and its session's copy.
+MOST_COPIED = 5e8
 # Options that one task measures: their kernels are sent with it.
 MOST_OPTIONS = 32
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from calib.latency_table import LatencyTable
-from hmc_onnx.finetune.options import Epoch
+from hmc_onnx.finetune.options import Epoch, best_epoch
 from hmc_onnx.plans import Plan
 from hmc_onnx.verification import Verification, Visited
 
@@ -115,7 +115,7 @@ def epochs_table(history: Sequence[Epoch]) -> Table:
     table = Table(title="Fine-tuning", title_justify="left")
     for column in ("epoch", "loss", "held back: loss", "right", "minutes"):
         table.add_column(column, justify="right")
-    best = min(history, key=lambda e: e.held)
+    best = best_epoch(history)
     for e in history:
         loss = "" if e.epoch == 0 else f"{e.loss:.4f}"
         mark = " *" if e is best else ""

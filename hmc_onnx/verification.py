@@ -185,14 +185,15 @@ def verify(
     flat = [np.concatenate([o.reshape(len(o), -1) for o in side]) for side in outputs]
     sizes = (size,) if size < wanted else tuple(n for n in batches if n <= len(data))
     sessions = [session for session, _ in pair]
+    feeds = {n: {k: v[:n] for k, v in data.feeds.items()} for n in sizes}
     rounds = [
-        {n: interleaved(sessions, {k: v[:n] for k, v in data.feeds.items()}, 1 / ROUNDS) for n in sizes}
+        {n: interleaved(sessions, own, 1 / ROUNDS) for n, own in feeds.items()}
         for _ in range(ROUNDS)  # apart in time, as what else the machine does comes in spells
     ]
     measured = {n: Timings(np.concatenate([r[n].seconds for r in rounds])) for n in sizes}
     for n, seconds in (known or {}).items():
         if n in measured and measured[n].latency(0).value > DISTURBED * seconds:
-            measured[n] = calm(sessions, {k: v[:n] for k, v in data.feeds.items()}, seconds, PATIENCE)
+            measured[n] = calm(sessions, feeds[n], seconds, PATIENCE)
     timings = [_timing(n, found) for n, found in measured.items()]
     shapes = input_shapes(a, data)
     return Verification(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -9,7 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from passes.errors import SettingsError
 from passes.records import Frozen
 
-__all__ = ["Epoch", "FineTuning"]
+__all__ = ["Epoch", "FineTuning", "best_epoch"]
 
 
 class FineTuning(Frozen):
@@ -62,3 +63,8 @@ class Epoch(Frozen):
     held: float
     top1: float
     seconds: float
+
+
+def best_epoch(history: Sequence[Epoch]) -> Epoch:
+    """The one whose weights are taken: of the least loss on the images held back, the first of several."""
+    return min(history, key=lambda e: e.held)

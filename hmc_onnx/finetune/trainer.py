@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hmc_onnx.finetune.images import Batch, TrainingImages
 from hmc_onnx.finetune.loss import Loss
 from hmc_onnx.finetune.module import GraphModule
-from hmc_onnx.finetune.options import Epoch, FineTuning
+from hmc_onnx.finetune.options import Epoch, FineTuning, best_epoch
 from hmc_onnx.finetune.processes import Processes
 from hmc_onnx.journal import Journal
 from passes.errors import HmcError, ModelError
@@ -126,7 +126,7 @@ class Trainer:
     @property
     def improved(self) -> bool:
         """Whether an epoch was better than the network as it was."""
-        return min(self.history, key=lambda e: e.held).epoch > 0
+        return best_epoch(self.history).epoch > 0
 
     def _done(self, total: int | None) -> float:
         """Share of the training that is behind."""
@@ -192,7 +192,7 @@ class Trainer:
                     sums[3] += len(batch.images)
             held, images, right, plain = self.processes.summed(sums).tolist()
             found = Epoch(epoch=self.epoch, loss=loss, held=held / images, top1=right / plain, seconds=self.spent)
-            if self.epoch and found.held < min(e.held for e in self.history):
+            if self.epoch and found.held < best_epoch(self.history).held:
                 self.best = copy.deepcopy(self.student.state_dict())
             self.history.append(found)
 

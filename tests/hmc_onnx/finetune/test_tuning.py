@@ -150,10 +150,10 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_file(
     assert resumed.model == whole.model
     with pytest.raises(SettingsError, match="other settings"):
         hmc_onnx.finetune(student, teacher, data, options=OPTIONS, work_dir=tmp_path / "work")
-    without_labels = tmp_path / "other.npz"
-    np.savez(without_labels, images=np.load(data)["images"][::-1])
+    others = tmp_path / "other.npz"
+    np.savez(others, images=np.load(data)["images"][::-1])
     with pytest.raises(SettingsError, match="other calibration data"):
-        hmc_onnx.finetune(student, teacher, without_labels, options=options, work_dir=tmp_path / "work")
+        hmc_onnx.finetune(student, teacher, others, options=options, work_dir=tmp_path / "work")
     with pytest.raises(SettingsError, match="teacher"):
         hmc_onnx.finetune(student, worn(teacher, 0.1), data, options=options, work_dir=tmp_path / "work")
 
