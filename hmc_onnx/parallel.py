@@ -108,6 +108,12 @@ class Pool:
             return
         yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch="n_jobs + 1", batch_size=1)(calls)
 
+    def renew(self) -> None:
+        """Let workers on this machine be new ones, which hold nothing of what came before."""
+        if self.work.backend == "processes" and self.workers > 1:
+            get_reusable_executor().shutdown(wait=True)
+            _start()
+
     def share(self, name: str, value: Any, here: bool = False) -> Callable[[], Any]:
         """What gets a large value in a worker, to be sent with tasks in its place: that goes to each worker once.
 
@@ -186,13 +192,17 @@ def _processes(work: Work) -> Iterator[None]:
     # Large arrays are sent, not mapped: mapped ones would outlive workers that are killed, in /dev/shm.
     try:
         with joblib.parallel_config("loky", n_jobs=work.jobs or -1, inner_max_num_threads=1, max_nbytes=None):
-            with _interrupts_ignored():
-                joblib.Parallel()(joblib.delayed(int)() for _ in range(joblib.cpu_count()))
+            _start()
             yield
     except BaseException:
         get_reusable_executor().shutdown(wait=False, kill_workers=True)
         raise
     get_reusable_executor().shutdown(wait=True)
+
+
+def _start() -> None:
+    with _interrupts_ignored():
+        joblib.Parallel()(joblib.delayed(int)() for _ in range(joblib.cpu_count()))
 
 
 @contextmanager

@@ -204,6 +204,7 @@ class _Profiler:
         steps = {str(i): sum(len(c.options) for c in w) for i, w in enumerate(windowed)}
         found = workers.run("sensitivity", tasks, steps, here)
         forget()
+        workers.renew()  # sessions and activations are let go of before the largest layers are decomposed
         return {key: value for window in found.values() for key, value in window.items()}
 
     def _clock(self, served: onnx.ModelProto, table: LatencyTable | None, workers: Pool) -> Clock:
