@@ -98,7 +98,7 @@ class LatencyTable(BaseModel):
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise OutputError(f"cannot make the folder of '{path}': {e.strerror or e}") from e
+            raise OutputError(f"cannot make the folder of '{path}' ({e.strerror or e}): give another place") from e
         write_json(self, path)
 
 

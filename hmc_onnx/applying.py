@@ -75,7 +75,7 @@ def apply(
             continue
         node = nodes[name]
         if why_not_a_layer(node, shapes):
-            raise PlanError(f"the plan names a layer that cannot be changed: '{node.name}'")
+            raise PlanError(f"the plan changes '{node.name}', which cannot be changed: leave it out")
         step = plan.layers[node.name]
         pruned = node.name in kept.touched
         changed = changed or pruned or step.method != KEEP

@@ -45,7 +45,7 @@ def check_supported(proto: onnx.ModelProto) -> onnx.ModelProto:
     try:
         check(proto)
     except ValueError as e:
-        raise ModelError(f"the model is damaged: {first_line(e)}") from e
+        raise ModelError(f"the model is damaged ({first_line(e)}): export it again") from e
     return check_kind(proto)
 
 

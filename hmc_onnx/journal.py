@@ -43,10 +43,10 @@ class Journal:
                     raise SettingsError(f"the work folder '{folder}' holds other files: give an empty one")
                 write_atomically(about, (json.dumps(dict(identity), indent=1) + "\n").encode())
             found = dict(json.loads(about.read_text(encoding="utf-8")))
-        except FileExistsError as e:
-            raise OutputError(f"cannot use the work folder '{folder}': it is a file, give another --work-dir") from e
         except OSError as e:
-            raise OutputError(f"cannot use the work folder '{folder}': {e.strerror or e}") from e
+            raise OutputError(
+                f"cannot use the work folder '{folder}' ({e.strerror or e}): give another --work-dir"
+            ) from e
         except (TypeError, ValueError) as e:
             raise SettingsError(f"'{about}' is damaged: give another --work-dir") from e
         for name, value in identity.items():
@@ -63,7 +63,7 @@ class Journal:
         try:
             return joblib.load(self._place(name))
         except OSError as e:
-            raise SettingsError(f"cannot read '{self._place(name)}': {e.strerror or e}") from e
+            raise SettingsError(f"cannot read '{self._place(name)}' ({e.strerror or e}): make it readable") from e
         except Exception as e:  # what unpickling raises has no common base
             raise SettingsError(
                 f"'{self._place(name)}' is damaged: remove it, and what it held is measured again"
@@ -79,7 +79,10 @@ class Journal:
             with replacing(place) as temporary:
                 joblib.dump(value, temporary)
         except OSError as e:
-            raise OutputError(f"cannot write to the work folder '{self.folder}': {e.strerror or e}") from e
+            raise OutputError(
+                f"cannot write to the work folder '{self.folder}' ({e.strerror or e}): "
+                "make room or give another --work-dir"
+            ) from e
 
     def _place(self, name: str) -> Path:
         assert self.folder is not None

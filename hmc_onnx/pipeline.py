@@ -227,4 +227,4 @@ def check_output(path: str | os.PathLike[str], *inputs: str | os.PathLike[str]) 
         with tempfile.TemporaryFile(dir=path.parent):  # what a user may do says little, of /proc for one
             pass
     except OSError as e:
-        raise OutputError(f"the output '{path}' cannot be written: {e.strerror or e}") from e
+        raise OutputError(f"the output '{path}' cannot be written ({e.strerror or e}): give another place") from e

@@ -66,7 +66,7 @@ def solve(profile: Profile, target: Target, strategy: Strategy = "hmc", correcti
             possible.append(f"{NAMES[k]}={math.ceil(least_share * 1000) / 1000:.3f}")  # up: it can be asked for
         raise SettingsError(
             f"target {target} is below what strategy '{strategy}' can reach on this model, "
-            f"{' or '.join(possible)}: keep more"
+            f"{' or '.join(possible)}, in multiples of {profile.align} channels: keep more, or align to fewer"
         )
     return _plan(profile, program, solution, target, strategy)
 

@@ -34,7 +34,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     except (DecodeError, ValueError) as e:
         raise ModelError(f"'{path}' is not an ONNX file, or is damaged: export the model again") from e
     except (OSError, onnx.checker.ValidationError) as e:
-        raise ModelError(f"'{path}' cannot be read: {first_line(e)}") from e
+        raise ModelError(f"'{path}' cannot be read ({first_line(e)}): check the file and its weights beside it") from e
     if not proto.graph.node or not proto.opset_import:
         raise ModelError(f"'{path}' is not an ONNX file, or holds an empty graph: export the model again")
     try:
@@ -77,7 +77,7 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
             os.replace(data, path.parent / data.name)
             os.replace(Path(folder) / path.name, path)
     except OSError as e:
-        raise OutputError(f"cannot write '{path}': {e.strerror or e}") from e
+        raise OutputError(f"cannot write '{path}' ({e.strerror or e}): make room or give another place") from e
 
 
 def write_with_data(proto: onnx.ModelProto, path: Path) -> Path:
@@ -132,7 +132,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
         temporary = None
     except OSError as e:
-        raise OutputError(f"cannot write '{path}': {e.strerror or e}") from e
+        raise OutputError(f"cannot write '{path}' ({e.strerror or e}): make room or give another place") from e
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

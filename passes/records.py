@@ -36,7 +36,9 @@ def read_record(path: str | os.PathLike[str], kind: type[_T], what: str, valid: 
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        raise refusal(f"cannot read the {what} '{path}': {getattr(e, 'strerror', None) or e}") from e
+        raise refusal(
+            f"cannot read the {what} '{path}' ({getattr(e, 'strerror', None) or e}): give a file that is there"
+        ) from e
     try:
         return kind.model_validate_json(text)
     except ValidationError as e:

@@ -323,9 +323,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as e:
-        raise SettingsError(f"cannot read the settings '{path}': {getattr(e, 'strerror', None) or e}") from e
+        raise SettingsError(
+            f"cannot read the settings '{path}' ({getattr(e, 'strerror', None) or e}): give a YAML file"
+        ) from e
     except yaml.YAMLError as e:
-        raise SettingsError(f"'{path}' is not valid YAML: {' '.join(str(e).split())}") from e
+        raise SettingsError(
+            f"'{path}' is not valid YAML ({' '.join(str(e).split())}): write one 'name: value' a line"
+        ) from e
     if not isinstance(content, dict):
         raise SettingsError(f"'{path}' holds no options: write one 'name: value' a line")
     return {str(k).replace("-", "_"): v for k, v in content.items()}

@@ -159,12 +159,12 @@ def test_a_table_that_cannot_be_read_is_said_in_one_sentence(tmp_path: Path) -> 
         (tmp_path, "Is a directory"),
         (binary, "'utf-8'"),
     ):
-        with pytest.raises(SettingsError, match=rf"\Acannot read the latency table '{path}': {said}[^\n]*\Z"):
+        with pytest.raises(SettingsError, match=rf"\Acannot read the latency table '{path}' \({said}[^\n]*\Z"):
             read_table(path)
 
 
 def test_a_table_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=rf"\Acannot write '{tmp_path}': [^\n]+\Z"):
+    with pytest.raises(OutputError, match=rf"\Acannot write '{tmp_path}' \([^\n]+\): [^\n]+\Z"):
         LatencyTable(machine=MACHINE).write(tmp_path)
 
 

@@ -166,7 +166,7 @@ def test_a_full_disk_is_said_in_one_sentence(folder: Path, monkeypatch: pytest.M
 
     journal = Journal(folder, IDENTITY)
     monkeypatch.setattr(joblib, "dump", full)
-    with pytest.raises(OutputError, match=rf"\Acannot write '{folder}.*': No space left on device\Z"):
+    with pytest.raises(OutputError, match=rf"\Acannot write '{folder}.*' \(No space left on device\): [^\n]+\Z"):
         journal.save("groups/conv1", 1)
 
 
@@ -174,10 +174,12 @@ def test_a_folder_that_cannot_be_made_or_is_gone_is_said(folder: Path, tmp_path:
     file = tmp_path / "file"
     file.write_text("text")
     for place in (file, file / "work"):
-        with pytest.raises(OutputError, match=rf"\Acannot use the work folder '{place}': [^\n]+\Z"):
+        with pytest.raises(OutputError, match=rf"\Acannot use the work folder '{place}' \([^\n]+\): [^\n]+\Z"):
             Journal(place, IDENTITY)
     journal = Journal(folder, IDENTITY)
     (folder / "run.json").unlink()
     folder.rmdir()
-    with pytest.raises(OutputError, match=r"\Acannot write to the work folder [^\n]+: No such file or directory\Z"):
+    with pytest.raises(
+        OutputError, match=r"\Acannot write to the work folder [^\n]+ \(No such file or directory\): [^\n]+\Z"
+    ):
         journal.save("groups/conv1", 1)

@@ -337,7 +337,7 @@ def test_missing_weights_beside_the_model_are_named(tmp_path: Path) -> None:
     proto = documented()
     onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=64)
     (tmp_path / "weights.bin").unlink()
-    with pytest.raises(ModelError, match=r"cannot be read: .*weights\.bin") as caught:
+    with pytest.raises(ModelError, match=r"cannot be read \(.*weights\.bin") as caught:
         load(tmp_path / "m.onnx")
     assert "\n" not in str(caught.value)
 
@@ -367,7 +367,7 @@ def test_a_disk_that_fills_up_costs_neither_the_old_file_nor_the_folder(tmp_path
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OutputError, match=r"cannot write '.*m\.onnx': File too large"):
+        with pytest.raises(OutputError, match=r"cannot write '.*m\.onnx' \(File too large\)"):
             save(resnet((1,), (4,)), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -388,7 +388,7 @@ def test_what_cannot_be_written_is_refused_in_one_sentence_and_leaves_nothing(
     if beyond:
         monkeypatch.setattr(passes.files, "EXTERNAL_DATA_THRESHOLD", 1000)
     path = tmp_path / place
-    with pytest.raises(OutputError, match=f"cannot write '{re.escape(str(path))}': .+") as caught:
+    with pytest.raises(OutputError, match=f"cannot write '{re.escape(str(path))}' .+: .+") as caught:
         save(resnet((1,), (4,)), path)
     assert isinstance(caught.value, HmcError)
     assert "\n" not in str(caught.value)
