@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
@@ -15,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import joblib
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import get_reusable_executor, process_executor
 from threadpoolctl import ThreadpoolController
 
 from hmc_onnx.journal import Journal
@@ -29,6 +30,8 @@ Task = Callable[[], tuple[Any, ...]]
 
 # How often tasks are given out again that were lost with a worker.
 MOST_LOSSES = 3
+# Seconds that a worker waits for a task: a network is timed meanwhile, which may take long.
+IDLE = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -191,13 +194,27 @@ def pool(work: Work, journal: Journal, progress: Progress = silent) -> Iterator[
 def _processes(work: Work) -> Iterator[None]:
     # Large arrays are sent, not mapped: mapped ones would outlive workers that are killed, in /dev/shm.
     try:
-        with joblib.parallel_config("loky", n_jobs=work.jobs or -1, inner_max_num_threads=1, max_nbytes=None):
+        with joblib.parallel_config(
+            "loky",
+            n_jobs=work.jobs or -1,
+            inner_max_num_threads=1,
+            max_nbytes=None,
+            initializer=_begin_worker,
+            idle_worker_timeout=IDLE,
+        ):
             _start()
             yield
     except BaseException:
         get_reusable_executor().shutdown(wait=False, kill_workers=True)
         raise
     get_reusable_executor().shutdown(wait=True)
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Workers keep sessions and activations from task to task. loky, where psutil is installed, takes that for a leak, and
+    # puts a new worker in the place of one that has grown by 300 MB, which would walk the graph from its start again.
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
 
 
 def _start() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import joblib
+import psutil
 import pytest
 from zoo import images, resnet
 
@@ -55,6 +56,24 @@ def test_a_killed_worker_costs_time_and_no_results(workers: Pool, tmp_path: Path
     tasks = {str(i): (lambda i=i: (killed_once, mark, i) if i == 3 else (doubled, i)) for i in range(6)}
     assert workers.run("numbers", tasks) == {str(i): 2 * i for i in range(6)}
     assert Path(mark).exists()
+
+
+def grown(megabytes: int) -> int:
+    kept.append(b"x" * megabytes * 10**6)
+    time.sleep(1.2)  # loky looks at a worker once a second
+    return os.getpid()
+
+
+kept: list[bytes] = []
+
+
+def test_a_worker_that_holds_much_stays_until_it_is_renewed(workers: Pool) -> None:
+    assert psutil.__version__  # else loky does not look
+    tasks = {str(i): (lambda m=m: (grown, m)) for i, m in enumerate((1, 1, 400, 400, 1, 1))}
+    before = set(workers.run("grown", tasks).values())
+    assert len(before) == 2
+    workers.renew()
+    assert not before & set(workers.run("grown anew", {"0": lambda: (grown, 1)}).values())
 
 
 def test_what_is_shared_arrives(workers: Pool) -> None:
