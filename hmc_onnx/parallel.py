@@ -212,8 +212,8 @@ def _processes(work: Work) -> Iterator[None]:
 
 def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Workers keep sessions and activations from task to task. loky, where psutil is installed, takes that for a leak, and
-    # puts a new worker in the place of one that has grown by 300 MB, which would walk the graph from its start again.
+    # Workers keep sessions and activations from task to task. loky, where psutil is installed, takes that for a leak,
+    # and puts a new worker in the place of one that has grown by 300 MB: it would walk the graph from its start again.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
 
 

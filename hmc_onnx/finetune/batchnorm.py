@@ -1,4 +1,4 @@
-"""Batch normalisation for training: put behind the Convs of a folded graph, and folded away again.
+"""Batch normalisation for training: put behind the Convs of a folded graph, and folded away again; or a graph's own.
 
 A Conv y = W x + b with the mean μ and the variance v of W x over calibration images computes the same as
 BN(W x) = γ (W x - μ) / √(v + ε) + β with γ = √(v + ε) and β = b + μ. Each row of W is scaled to norm 1 on the way, and
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hmc_onnx.finetune.module import GraphModule
 
-__all__ = ["Inserted", "folded", "has_batchnorm", "reinserted"]
+__all__ = ["Inserted", "folded", "has_batchnorm", "reinserted", "restated"]
 
 EPSILON = 1e-5
 SMALLEST = 1e-12
@@ -45,6 +45,41 @@ class Inserted:
 def has_batchnorm(proto: onnx.ModelProto) -> bool:
     """Whether a graph has BatchNormalizations of its own."""
     return any(node.op_type == "BatchNormalization" for node in proto.graph.node)
+
+
+def restated(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> onnx.ModelProto:
+    """A copy of a model whose own BatchNormalizations hold the statistics of some images; the function is the same.
+
+    That is γ' = γ √(v' + ε) / √(v + ε) and β' = β + γ (μ' - μ) / √(v + ε). Those are left alone whose initializers
+    others read too.
+
+    Args:
+        proto: the model, of one input.
+        batches: of calibration images, as the model takes them.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    initializers = {t.name: t for t in copy.graph.initializer}
+    reads = Counter(name for node in copy.graph.node for name in node.input)
+    norms = [
+        node
+        for node in copy.graph.node
+        if node.op_type == "BatchNormalization" and all(n in initializers and reads[n] == 1 for n in node.input[1:])
+    ]
+    moments = _moments(GraphModule(proto, list(dict.fromkeys(n.input[0] for n in norms))), batches) if norms else {}
+    for node in norms:
+        own = [initializers[n] for n in node.input[1:]]
+        scale, shift, mean, var = (numpy_helper.to_array(t).astype(np.float64) for t in own)
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), EPSILON)
+        new_mean, new_var = moments[node.input[0]]
+        factor = scale / np.sqrt(var + epsilon)
+        for tensor, value in zip(
+            own,
+            (factor * np.sqrt(new_var + epsilon), shift + factor * (new_mean - mean), new_mean, new_var),
+            strict=True,
+        ):
+            _set(tensor, value)
+    return copy
 
 
 def reinserted(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> tuple[onnx.ModelProto, list[Inserted]]:

@@ -71,9 +71,10 @@ class TrainingImages:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def head(self, count: int) -> TrainingImages:
-        """The first images, as the network is served."""
-        return replace(self, indices=self.indices[:count], augmentation="none")
+    def sample(self, count: int) -> TrainingImages:
+        """At most so many of the images, from all over the source: neighbours there are often of one class."""
+        places = np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)
+        return replace(self, indices=self.indices[places])
 
     def plain(self, size: int) -> Iterator[Batch]:
         """All images in their order, as the network is served, in batches of up to `size`."""

@@ -16,7 +16,7 @@ from calib.data import check_finite
 from calib.preprocess import Preprocess
 from calib.readers import open_source
 from calib.sources import ReadyTensors, Source
-from hmc_onnx.finetune.batchnorm import Inserted, folded, has_batchnorm, reinserted
+from hmc_onnx.finetune.batchnorm import Inserted, folded, has_batchnorm, reinserted, restated
 from hmc_onnx.finetune.images import TrainingImages
 from hmc_onnx.finetune.loss import Loss, are_probabilities
 from hmc_onnx.finetune.module import GraphModule, updated
@@ -140,9 +140,11 @@ def _split(
 def _trained_graph(
     model: onnx.ModelProto, images: TrainingImages, options: FineTuning
 ) -> tuple[onnx.ModelProto, list[Inserted]]:
-    if options.batchnorm == "none" or has_batchnorm(model):
+    if options.batchnorm == "none":
         return model, []
-    return reinserted(model, (b.images for b in images.head(CALIBRATION).plain(options.batch_size)))
+    # changed and mixed as those trained on: of images as they are, statistics differ, and a batch's would be others
+    found = (batch.images for batch in images.sample(CALIBRATION).batches(options.batch_size, 0))
+    return (restated(model, found), []) if has_batchnorm(model) else reinserted(model, found)
 
 
 def _loss(teacher: GraphModule, held: TrainingImages, options: FineTuning, here: Processes) -> Loss:

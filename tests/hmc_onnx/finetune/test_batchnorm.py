@@ -10,14 +10,14 @@ from exported import exported
 from zoo import Builder
 
 from calib.sessions import Session
-from hmc_onnx.finetune.batchnorm import folded, reinserted
+from hmc_onnx.finetune.batchnorm import folded, reinserted, restated
 from hmc_onnx.finetune.module import GraphModule, updated
 
 X = np.random.default_rng(0).standard_normal((16, 3, 16, 16)).astype(np.float32)
 
 
-def run(proto: onnx.ModelProto) -> np.ndarray:
-    return Session(proto).run({proto.graph.input[0].name: X})[0]
+def run(proto: onnx.ModelProto, x: np.ndarray = X) -> np.ndarray:
+    return Session(proto).run({proto.graph.input[0].name: x})[0]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,41 @@ def test_it_holds_the_statistics_of_the_images(proto: onnx.ModelProto) -> None:
         module.mode.batch_statistics = True
         (of_the_batch,) = module(torch.from_numpy(X))
     np.testing.assert_allclose(of_the_batch.numpy(), own.numpy(), rtol=0, atol=1e-3 * own.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["preresnet18-torchscript-17-bn", "resnet20a-torchscript-17-bn"])
+def test_a_graphs_own_take_the_statistics_of_the_images(name: str) -> None:
+    proto = exported(name)
+    norms = [n for n in proto.graph.node if n.op_type == "BatchNormalization"]
+    shape = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
+    images = np.random.default_rng(0).standard_normal((16, *shape[1:])).astype(np.float32)
+    changed = restated(proto, [torch.from_numpy(images[:8]), torch.from_numpy(images[8:])])
+    assert changed.graph.node == proto.graph.node
+    y = run(proto, images)
+    np.testing.assert_allclose(run(changed, images), y, rtol=0, atol=2e-5 * np.abs(y).max())
+    module, values = GraphModule(changed, [n.input[0] for n in norms]), GraphModule(changed).values()
+    with torch.no_grad():
+        inputs = [x.double().numpy() for x in module(torch.from_numpy(images))]
+    for node, x in zip(norms, inputs, strict=True):
+        np.testing.assert_allclose(values[node.input[3]], x.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(values[node.input[4]], x.var((0, 2, 3)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_normalised_input_and_shared_statistics() -> None:
+    b = Builder()
+    scale, shift, mean, var = (b.const(abs(b.normal(3)), n) for n in ("scale", "shift", "mean", "var"))
+    x = b.node("BatchNormalization", "input", scale, shift, mean, var, at="first", epsilon=1e-3)
+    own = [b.const(abs(b.normal(3)), n) for n in ("scale2", "shift2", "mean2")]
+    x = b.node("BatchNormalization", x, *own, var, at="second")
+    proto = b.model(b.node("GlobalAveragePool", x), ("N", 3, 16, 16))
+    changed = restated(proto, [torch.from_numpy(X)])
+    assert changed == proto  # they share a variance
+    proto.graph.node[1].input[4] = "scale2"
+    changed = restated(proto, [torch.from_numpy(X)])
+    np.testing.assert_allclose(run(changed), run(proto), rtol=0, atol=1e-5)
+    values = GraphModule(changed).values()
+    np.testing.assert_allclose(values["mean"], X.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(values["mean2"], GraphModule(proto).values()["mean2"])
 
 
 def test_what_is_learnt_is_folded_into_the_convs(proto: onnx.ModelProto) -> None:
