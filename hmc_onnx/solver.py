@@ -64,9 +64,10 @@ def solve(profile: Profile, target: Target, strategy: Strategy = "hmc", correcti
             assert least is not None
             least_share = program.spent(k, least) / program.original[k] / (correction if k == "seconds" else 1)
             possible.append(f"{NAMES[k]}={math.ceil(least_share * 1000) / 1000:.3f}")  # up: it can be asked for
+        aligned = f" or align to fewer than {profile.align} channels" if profile.align > 1 else ""
         raise SettingsError(
             f"target {target} is below what strategy '{strategy}' can reach on this model, "
-            f"{' or '.join(possible)}, in multiples of {profile.align} channels: keep more, or align to fewer"
+            f"{' or '.join(possible)}: keep more{aligned}"
         )
     return _plan(profile, program, solution, target, strategy)
 

@@ -144,7 +144,9 @@ def _trained_graph(
         return model, []
     # changed and mixed as those trained on: of images as they are, statistics differ, and a batch's would be others
     found = (batch.images for batch in images.sample(CALIBRATION).batches(options.batch_size, 0))
-    return (restated(model, found), []) if has_batchnorm(model) else reinserted(model, found)
+    if not has_batchnorm(model):
+        return reinserted(model, found)
+    return (model if options.batchnorm == "frozen" else restated(model, found)), []
 
 
 def _loss(teacher: GraphModule, held: TrainingImages, options: FineTuning, here: Processes) -> Loss:
