@@ -375,7 +375,7 @@ def main() -> None:
     parser.add_argument("--weights", choices=list(SIZES), default="convs", help="where it has its weights")
     parser.add_argument("--channels", type=int, default=2048, help="inputs and outputs of each of its Convs")
     parser.add_argument("--most", type=float, default=16, help="gigabytes of memory above which a command is stopped")
-    parser.add_argument("--target", default="macs=0.9", help="of memory-compress")
+    parser.add_argument("--target", default="macs=0.95", help="of memory-compress")
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):  # argparse's choices refuse an empty list
         parser.error(f"no such part: {', '.join(sorted(unknown))}: use {', '.join(PARTS)}")
