@@ -159,7 +159,7 @@ def _start(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str
     """A session on the model, or on one in float32 where this has types that cannot be run, fed or returned."""
     try:
         session = _load(proto, options, chosen)
-    except Exception:
+    except Exception:  # onnxruntime's exceptions share no base but Exception
         computable = in_float32(proto)
         if computable is None:
             raise

@@ -211,7 +211,9 @@ def _processes(work: Work) -> Iterator[None]:
 
 
 def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # one in the place of a killed one starts outside `_interrupts_ignored`
     # Workers keep sessions and activations from task to task. loky, where psutil is installed, takes that for a leak,
     # and puts a new worker in the place of one that has grown by 300 MB: it would walk the graph from its start again.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize

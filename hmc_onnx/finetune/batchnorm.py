@@ -59,25 +59,19 @@ def restated(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> onnx.ModelPro
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    initializers = {t.name: t for t in copy.graph.initializer}
-    reads = Counter(name for node in copy.graph.node for name in node.input)
+    own = _own_initializers(copy.graph)
     norms = [
-        node
-        for node in copy.graph.node
-        if node.op_type == "BatchNormalization" and all(n in initializers and reads[n] == 1 for n in node.input[1:])
+        n for n in copy.graph.node if n.op_type == "BatchNormalization" and all(name in own for name in n.input[1:])
     ]
     moments = _moments(GraphModule(proto, list(dict.fromkeys(n.input[0] for n in norms))), batches) if norms else {}
     for node in norms:
-        own = [initializers[n] for n in node.input[1:]]
-        scale, shift, mean, var = (numpy_helper.to_array(t).astype(np.float64) for t in own)
-        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), EPSILON)
+        tensors = [own[n] for n in node.input[1:]]
+        scale, shift, mean, var = (numpy_helper.to_array(t).astype(np.float64) for t in tensors)
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)  # ONNX's default
         new_mean, new_var = moments[node.input[0]]
         factor = scale / np.sqrt(var + epsilon)
-        for tensor, value in zip(
-            own,
-            (factor * np.sqrt(new_var + epsilon), shift + factor * (new_mean - mean), new_mean, new_var),
-            strict=True,
-        ):
+        values = (factor * np.sqrt(new_var + epsilon), shift + factor * (new_mean - mean), new_mean, new_var)
+        for tensor, value in zip(tensors, values, strict=True):
             _set(tensor, value)
     return copy
 
@@ -94,16 +88,15 @@ def reinserted(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> tuple[onnx.
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     graph = copy.graph
-    initializers = {t.name: t for t in graph.initializer}
-    reads = Counter(name for node in graph.node for name in node.input)
+    own = _own_initializers(graph)
     outputs = {v.name for v in graph.output}
-    _balance_chains(graph, initializers, reads)
+    _balance_chains(graph, own)
     convs = [
         node
         for node in graph.node
         if node.op_type == "Conv"
         and len(node.input) == 3
-        and all(n in initializers and n not in outputs and reads[n] == 1 for n in node.input[1:])
+        and all(name in own for name in node.input[1:])
         and node.output[0] not in outputs
     ]
     moments = _moments(GraphModule(proto, [n.output[0] for n in convs]), batches) if convs else {}
@@ -112,7 +105,7 @@ def reinserted(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> tuple[onnx.
         names = Inserted(
             node.input[1], node.input[2], *(f"{node.output[0]}/{x}" for x in ("scale", "shift", "mean", "var"))
         )
-        weight, bias = (numpy_helper.to_array(initializers[n]).astype(np.float64) for n in (names.weight, names.bias))
+        weight, bias = (numpy_helper.to_array(own[n]).astype(np.float64) for n in (names.weight, names.bias))
         mean, var = moments[node.output[0]]
         norm = _norms(weight)
         values = {
@@ -121,7 +114,7 @@ def reinserted(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> tuple[onnx.
             names.mean: (mean - bias) / norm,
             names.var: var / norm**2,
         }
-        _set(initializers[names.weight], weight / _along(norm, weight))
+        _set(own[names.weight], weight / _along(norm, weight))
         graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), n) for n, v in values.items())
         del node.input[2]
         output, before = node.output[0], f"{node.output[0]}/before"
@@ -134,10 +127,16 @@ def reinserted(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> tuple[onnx.
     return copy, inserted
 
 
-def _balance_chains(
-    graph: onnx.GraphProto, initializers: Mapping[str, onnx.TensorProto], reads: Mapping[str, int]
-) -> None:
+def _own_initializers(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Those that one node alone reads, and that are no outputs: changing them changes that node alone."""
+    reads = Counter(name for node in graph.node for name in node.input)
+    outputs = {v.name for v in graph.output}
+    return {t.name: t for t in graph.initializer if reads[t.name] == 1 and t.name not in outputs}
+
+
+def _balance_chains(graph: onnx.GraphProto, own: Mapping[str, onnx.TensorProto]) -> None:
     """Scale the rows of each Conv whose output goes into one other Conv alone, and that one's columns."""
+    reads = Counter(name for node in graph.node for name in node.input)
     outputs = {v.name for v in graph.output}
     readers = {node.input[0]: node for node in graph.node if node.op_type == "Conv"}
     for node in graph.node:
@@ -145,14 +144,14 @@ def _balance_chains(
         if node.op_type != "Conv" or behind is None or len(node.input) != 2 or node.output[0] in outputs:
             continue
         names = (node.input[1], behind.input[1])
-        if reads[node.output[0]] != 1 or any(n not in initializers or reads[n] != 1 or n in outputs for n in names):
+        if reads[node.output[0]] != 1 or any(n not in own for n in names):
             continue
-        first, second = (numpy_helper.to_array(initializers[n]).astype(np.float64) for n in names)
+        first, second = (numpy_helper.to_array(own[n]).astype(np.float64) for n in names)
         norm = _norms(first)
         groups = len(norm) // second.shape[1]
         columns = norm.reshape(groups, 1, second.shape[1]).repeat(len(second) // groups, 1)  # by the output's group
-        _set(initializers[names[0]], first / _along(norm, first))
-        _set(initializers[names[1]], second * columns.reshape(*second.shape[:2], *[1] * (second.ndim - 2)))
+        _set(own[names[0]], first / _along(norm, first))
+        _set(own[names[1]], second * columns.reshape(*second.shape[:2], *[1] * (second.ndim - 2)))
 
 
 def _norms(weight: np.ndarray) -> np.ndarray:
