@@ -57,7 +57,7 @@ def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, runti
     nodes = nodes_between(model.graph, set(known), [model.scores])
     if not nodes:
         return fixed
-    session = Session(submodel(model, nodes, known, [model.scores]), runtime)
+    session = Session(submodel(model, nodes, known, [model.scores]), runtime, timed=False)
     two = {n: np.resize(a[: 2 * fixed], (2 * fixed, *a.shape[1:])) for n, a in feeds.items()}
     halves = [session.run({n: a[at : at + fixed] for n, a in two.items()})[0] for at in (0, fixed)]
     try:

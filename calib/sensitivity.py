@@ -27,8 +27,9 @@ from calib.divergence import divergences, temperature
 from calib.sessions import CPU, Runtime
 from calib.walk import Tail, Walk
 from passes.errors import ModelError
-from passes.model import Model, byte_size
+from passes.model import Model
 from passes.progress import Progress, silent
+from passes.protos import byte_size
 
 __all__ = ["Bench", "Change", "Gauge", "cut", "forget", "measure", "sensitivities", "windows"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ import onnx
 import onnxruntime as ort
 
 from passes.errors import ModelError, SettingsError
-from passes.files import write_with_data
-from passes.model import EXTERNAL_DATA_THRESHOLD, byte_size, first_line
+from passes.external import bytes_held, is_external, moved_out, relative
 from passes.precision import in_float32
+from passes.protos import EXTERNAL_DATA_THRESHOLD, SMALL, first_line
 
 __all__ = ["CPU", "KernelTime", "Runtime", "Session", "providers"]
 
@@ -30,6 +31,9 @@ _PROVIDERS = {
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
     "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
 }
+
+# The entry of a session's configuration that names the folder of external weights, for a model held in memory.
+FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,17 @@ class Session:
         proto: the model.
         runtime: how to run it.
         profiled: keep the time of every kernel, for `profile`.
+        timed: keep weights that are in a file packed in memory, as they are when served. Else kernels that can read
+            them where they are do, which is slower.
 
     Raises:
         ModelError: onnxruntime cannot load the model.
         SettingsError: as for `providers`.
     """
 
-    def __init__(self, proto: onnx.ModelProto, runtime: Runtime = CPU, profiled: bool = False) -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, runtime: Runtime = CPU, profiled: bool = False, timed: bool = True
+    ) -> None:
         options = ort.SessionOptions()
         # Else the threads of one session spin for a while after its run, and take the cores from the next session's.
         options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -111,6 +119,8 @@ class Session:
         if self._folder is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(self._folder.name) / "kernels")
+        if not timed and any(map(is_external, proto.graph.initializer)):
+            options.add_session_config_entry("session.disable_prepacking", "1")
         options.intra_op_num_threads = runtime.threads
         options.log_severity_level = 4
         chosen = providers(runtime.provider)
@@ -170,9 +180,11 @@ def _start(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str
 
 
 def _load(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str]) -> ort.InferenceSession:
-    if byte_size(proto) < EXTERNAL_DATA_THRESHOLD:
-        return ort.InferenceSession(proto.SerializeToString(), options, providers=chosen)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        write_with_data(proto, path)
-        return ort.InferenceSession(str(path), options, providers=chosen)
+    if bytes_held(proto) >= EXTERNAL_DATA_THRESHOLD:
+        large = {t.name for t in proto.graph.initializer if math.prod(t.dims) > SMALL}
+        with TemporaryDirectory() as temporary:
+            return _load(moved_out(proto, large, Path(temporary) / "weights"), options, chosen)
+    light, folder = relative(proto)
+    if folder is not None:
+        options.add_session_config_entry(FOLDER, str(folder))
+    return ort.InferenceSession(light.SerializeToString(), options, providers=chosen)

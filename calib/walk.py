@@ -57,7 +57,7 @@ class Walk:
             keep = [name for name in made if name in ahead or name in wanted]
             reads = {t.name for node in nodes for t in node_inputs(node)} & held
             proto = submodel(self.model, nodes, {n: self.chunks[0][n].dtype for n in sorted(reads)}, keep)
-            session = Session(proto, self.runtime)
+            session = Session(proto, self.runtime, timed=False)
             for chunk in self.chunks:
                 results = session.run({n: chunk[n] for n in reads}, keep)
                 for name in [n for n in chunk if n not in ahead and n not in wanted]:  # before there is more to hold
@@ -104,7 +104,7 @@ class Tail:
         self._session: Session | None = None  # where the output is held already, nothing can change it
         if nodes:
             proto = submodel(model, nodes, dtypes, [n for n in self._outputs if n not in held], replaceable)
-            self._session = Session(proto, walk.runtime)
+            self._session = Session(proto, walk.runtime, timed=False)
             self._replaceable = {v.name for v in proto.graph.input} - set(self._reads)
 
     def outputs(self, weights: Mapping[str, np.ndarray], chunks: slice = ALL) -> list[list[np.ndarray]]:

@@ -14,7 +14,7 @@ from calib.preprocess import PRESETS, Preprocess
 from calib.readers import read
 from passes.errors import DataError, ModelError, SettingsError
 from passes.files import load
-from passes.model import check, first_line
+from passes.protos import check, first_line
 
 __all__ = [
     "check_kind",

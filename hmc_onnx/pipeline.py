@@ -31,6 +31,7 @@ from hmc_onnx.searching import search, split
 from hmc_onnx.settings import Settings, Strategy, Target, parse_target
 from hmc_onnx.verification import BATCHES, Verification, Visited, check_labels, same_signature, verify
 from passes.errors import OutputError, PlanError, SettingsError
+from passes.external import brought_in, on_disk
 from passes.files import save
 from passes.model import Model
 from passes.normalise import normalise
@@ -87,9 +88,9 @@ def profile(
     """
     settings = settings or Settings()
     providers(settings.provider)
-    proto = _proto(model)
-    data = fit(proto, calibration, settings.samples)
-    return profile_model(_normalised(proto, data, settings), data, settings, progress, proto, table, work)
+    with on_disk(_proto(model)) as proto:
+        data = fit(proto, calibration, settings.samples)
+        return profile_model(_normalised(proto, data, settings), data, settings, progress, proto, table, work)
 
 
 def apply(
@@ -107,11 +108,11 @@ def apply(
     Raises:
         PlanError: the plan is for another model or other data, or asks for what cannot be.
     """
-    proto = _proto(model)
-    data = fit(proto, calibration, plan.settings.samples)
-    if data.digest() != plan.data:
-        raise PlanError("the plan was made with other calibration data: give the same data and seed, or plan again")
-    return _applied(proto, _normalised(proto, data, plan.settings), plan, data, progress, work)
+    with on_disk(_proto(model)) as proto:
+        data = fit(proto, calibration, plan.settings.samples)
+        if data.digest() != plan.data:
+            raise PlanError("the plan was made with other calibration data: give the same data and seed, or plan again")
+        return brought_in(_applied(proto, _normalised(proto, data, plan.settings), plan, data, progress, work))
 
 
 def _applied(
@@ -161,45 +162,45 @@ def compress(
     settings = settings or Settings()
     if target is None or target.latency is not None:
         settings = settings.model_copy(update={"latency": True})
-    proto = _proto(model)
-    parts = None
-    if max_drop is None:
-        data = fit(proto, calibration, settings.samples)
-    else:
-        parts = split(fit(proto, calibration), settings.samples)
-        data = parts.calibration
-        check_labels(proto, parts.search, settings.runtime)
-    images = data if test is None else fit(proto, test)
-    check_labels(proto, images, settings.runtime)
-    providers(settings.provider)
-    normalised = _normalised(proto, data, settings)
-    profiled = profile_model(normalised, data, settings, progress, proto, table, work)
-    journal = Journal(work.folder, identity(profiled.model, data, settings, table))
+    with on_disk(_proto(model)) as proto:
+        parts = None
+        if max_drop is None:
+            data = fit(proto, calibration, settings.samples)
+        else:
+            parts = split(fit(proto, calibration), settings.samples)
+            data = parts.calibration
+            check_labels(proto, parts.search, settings.runtime)
+        images = data if test is None else fit(proto, test)
+        check_labels(proto, images, settings.runtime)
+        providers(settings.provider)
+        normalised = _normalised(proto, data, settings)
+        profiled = profile_model(normalised, data, settings, progress, proto, table, work)
+        journal = Journal(work.folder, identity(profiled.model, data, settings, table))
 
-    def plan_for(wanted: Target, most: int = MOST_PLANS) -> Plan:
-        key = f"plans/{wanted} {strategy} {most}"
-        if key not in journal:
-            journal.save(key, plan := fitted(proto, normalised, profiled, data, wanted, strategy, progress, most))
-            return plan
-        return journal.load(key)
+        def plan_for(wanted: Target, most: int = MOST_PLANS) -> Plan:
+            key = f"plans/{wanted} {strategy} {most}"
+            if key not in journal:
+                journal.save(key, plan := fitted(proto, normalised, profiled, data, wanted, strategy, progress, most))
+                return plan
+            return journal.load(key)
 
-    def carried_out(plan: Plan) -> onnx.ModelProto:
-        return _applied(proto, normalised, plan, data, progress, work)
+        def carried_out(plan: Plan) -> onnx.ModelProto:
+            return _applied(proto, normalised, plan, data, progress, work)
 
-    curve: list[Visited] = []
-    if target is not None:
-        plan = plan_for(target)
-        compressed = carried_out(plan)
-    else:
-        assert parts is not None and max_drop is not None
-        once = partial(plan_for, most=1)  # each network is judged by the time that it takes, whatever was asked for
-        found = search(proto, once, carried_out, parts, max_drop, settings.runtime, journal, strategy, progress)
-        compressed, plan, curve = found.model, found.plan, found.curve
-    timed = timed_here(profiled)
-    known = {timed.batch: timed.seconds} if timed else {}
-    batches = tuple(sorted({*BATCHES, *([plan.latency.batch] if plan.latency else [])}))
-    report = verify(proto, compressed, images, runtime=settings.runtime, batches=batches, known=known)
-    return Result(compressed, plan, profiled, report.model_copy(update={"curve": curve}))
+        curve: list[Visited] = []
+        if target is not None:
+            plan = plan_for(target)
+            compressed = carried_out(plan)
+        else:
+            assert parts is not None and max_drop is not None
+            once = partial(plan_for, most=1)  # each network is judged by the time that it takes, whatever was asked for
+            found = search(proto, once, carried_out, parts, max_drop, settings.runtime, journal, strategy, progress)
+            compressed, plan, curve = found.model, found.plan, found.curve
+        timed = timed_here(profiled)
+        known = {timed.batch: timed.seconds} if timed else {}
+        batches = tuple(sorted({*BATCHES, *([plan.latency.batch] if plan.latency else [])}))
+        report = verify(proto, compressed, images, runtime=settings.runtime, batches=batches, known=known)
+        return Result(brought_in(compressed), plan, profiled, report.model_copy(update={"curve": curve}))
 
 
 def check_output(path: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:

@@ -46,9 +46,11 @@ from hmc_onnx.subjects import Subject, Subjects, find_subjects
 from passes.channels import ChannelGroup
 from passes.cost import Cost, costs
 from passes.errors import ModelError
+from passes.external import LARGE
 from passes.layers import write_layer
-from passes.model import Model, byte_size
+from passes.model import Model
 from passes.progress import Progress, silent
+from passes.protos import byte_size
 from passes.shapes import infer_shapes
 
 __all__ = ["identity", "profile"]
@@ -59,8 +61,6 @@ MOST_IMAGES, IMAGE_MACS, LEAST_IMAGES = 256, 5e8, 32
 KL_CHUNKS = 4
 # With which an option must be known to be out, to be measured on the first images only.
 CONFIDENCE = 0.95
-# Bytes above which a model is not sent to the workers, each of which holds it, and its session's copy.
-MOST_COPIED = 5e8
 # Options that one task measures: their kernels are sent with it.
 MOST_OPTIONS = 32
 
@@ -187,8 +187,8 @@ class _Profiler:
         )
         chunk = min(settings.chunk, math.ceil(images / KL_CHUNKS))
         proto = self.model.to_proto()
-        # a device is one, and workers would share it
-        here = provider != "CPUExecutionProvider" or byte_size(proto) > MOST_COPIED
+        # a device is one, and workers would share it; of a large model each would hold what its sessions hold
+        here = provider != "CPUExecutionProvider" or byte_size(proto) > LARGE
         windowed = list(windows(changes, len(self.model.graph.nodes), MOST_OPTIONS))
         bench = Bench(
             key=f"{self.digest} {self.data.digest()} {settings.model_dump_json()}",

@@ -18,8 +18,9 @@ from calib.sessions import CPU, Runtime, Session
 from hmc_onnx.inputs import fit
 from passes.cost import total
 from passes.errors import DataError, ModelError
-from passes.model import Model, byte_size
+from passes.model import Model
 from passes.normalise import normalise
+from passes.protos import byte_size
 from passes.records import Frozen
 
 __all__ = ["BATCHES", "Side", "Timing", "Verification", "Visited", "check_labels", "judged", "same_signature", "verify"]

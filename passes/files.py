@@ -13,11 +13,10 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from passes.errors import ModelError, OutputError
-from passes.model import EXTERNAL_DATA_THRESHOLD, SMALL, byte_size, check, first_line, skeleton
+from passes.external import brought_in, moved_out, relative
+from passes.protos import EXTERNAL_DATA_THRESHOLD, SMALL, byte_size, check, first_line
 
-__all__ = ["load", "replacing", "save", "write_atomically", "write_with_data"]
-
-PAGE = 4096  # where external weights begin, so that they can be mapped
+__all__ = ["load", "replacing", "save", "write_atomically"]
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -67,40 +66,20 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     if byte_size(proto) < EXTERNAL_DATA_THRESHOLD:
-        write_atomically(path, proto.SerializeToString(deterministic=True))
+        write_atomically(path, brought_in(proto).SerializeToString(deterministic=True))
         return
+    large = {t.name for t in proto.graph.initializer if math.prod(t.dims) > SMALL}
     try:
         if path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            data = write_with_data(proto, Path(folder) / path.name)
+            data = Path(folder) / f"{path.name}.data"
+            light, _ = relative(moved_out(proto, large, data))
+            (Path(folder) / path.name).write_bytes(light.SerializeToString(deterministic=True))
             os.replace(data, path.parent / data.name)
             os.replace(Path(folder) / path.name, path)
     except OSError as e:
         raise OutputError(f"cannot write '{path}' ({e.strerror or e}): make room or give another place") from e
-
-
-def write_with_data(proto: onnx.ModelProto, path: Path) -> Path:
-    """Write a model and, to `<name>.data` beside it, its large weights, with no copy of them all; returns that path."""
-    light = skeleton(proto)
-    data = path.with_name(f"{path.name}.data")
-    del light.graph.input[:], light.graph.node[:], light.graph.initializer[:]
-    light.graph.input.extend(proto.graph.input)
-    light.graph.node.extend(proto.graph.node)
-    with data.open("wb") as file:
-        for tensor in proto.graph.initializer:
-            if math.prod(tensor.dims) <= SMALL:
-                light.graph.initializer.add().CopyFrom(tensor)
-                continue
-            file.write(b"\0" * (-file.tell() % PAGE))
-            content = tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
-            entry = light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-            entry.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", data.name), ("offset", file.tell()), ("length", len(content))):
-                entry.external_data.add(key=key, value=str(value))
-            file.write(content)
-    path.write_bytes(light.SerializeToString(deterministic=True))
-    return data
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
-from collections.abc import Collection, Iterable
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,28 +16,15 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.errors import ModelError
-from passes.sparse import densify, inner_graphs
+from passes.external import Mapped, content, is_external, lazy
+from passes.protos import check, copy_fields, first_line, skeleton
+from passes.sparse import inner_graphs
 
-__all__ = [
-    "SMALL",
-    "Model",
-    "byte_size",
-    "check",
-    "constant_value",
-    "digest",
-    "element_type",
-    "skeleton",
-    "substitute",
-    "without_weights",
-]
+__all__ = ["Model", "constant_value", "digest", "element_type", "exported"]
 
 logging.getLogger("onnx_graphsurgeon").setLevel(logging.ERROR)
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 
-# Constants up to this size may be shapes, axes or indices, whose values shape inference needs.
-SMALL = 64
-# protobuf refuses messages of 2 GiB; beyond this the weights go to a file beside the model.
-EXTERNAL_DATA_THRESHOLD = 2**31 - 2**24
 # What may stand between the ArgMax of a classifier and its output.
 HANDED_ON = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
@@ -59,12 +43,15 @@ class Model:
 
     def __init__(self, proto: onnx.ModelProto, original: onnx.ModelProto | None = None) -> None:
         self.graph: gs.Graph = gs.import_onnx(proto)
+        for constant in self.constants():
+            if isinstance(constant._values, LazyValues) and is_external(constant._values.tensor):
+                constant.values, constant.data_location = lazy(constant._values.tensor), None
         _own_attributes(self.graph)
         self.observed: dict[str, onnx.ValueInfoProto] = {}
         own = original or proto
         self.header = onnx.ModelProto()
-        _copy_fields(own, self.header, skip={"graph", "functions"})
-        _copy_fields(own.graph, self.header.graph, skip={"node", "initializer", "sparse_initializer", "value_info"})
+        copy_fields(own, self.header, skip={"graph", "functions"})
+        copy_fields(own.graph, self.header.graph, skip={"node", "initializer", "sparse_initializer", "value_info"})
         self._value_info = {info.name: info for info in own.graph.value_info}
         self._order = {t.name: i for i, t in enumerate(own.graph.initializer)}
         self._node_texts = {
@@ -120,13 +107,13 @@ class Model:
 
     def to_proto(self) -> onnx.ModelProto:
         """The model as an onnx.ModelProto, with the file's own header, inputs, outputs and node texts."""
-        proto = gs.export_onnx(self.graph, do_type_check=False)
+        proto = exported(self.graph)
         used_domains = {_domain(node.domain) for node in proto.graph.node}
-        _copy_fields(self.header, proto, skip={"graph", "functions"})
+        copy_fields(self.header, proto, skip={"graph", "functions"})
         for domain in used_domains - {_domain(o.domain) for o in proto.opset_import}:
             raise ModelError(f"the model uses operators of domain '{domain}' but imports no opset for it")
         graph = proto.graph
-        _copy_fields(
+        copy_fields(
             self.header.graph,
             graph,
             skip={"input", "output", "node", "initializer", "sparse_initializer", "value_info"},
@@ -198,11 +185,24 @@ class Model:
         return digest(self.to_proto())
 
 
+def exported(graph: gs.Graph) -> onnx.ModelProto:
+    """The graph as graphsurgeon exports it; weights that are in a file stay there, though they were read."""
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Constant) and isinstance(tensor._values, Mapped) and tensor._values.tensor is not None:
+            tensor.values = lazy(tensor._values.tensor)
+    return gs.export_onnx(graph, do_type_check=False)
+
+
 def digest(proto: onnx.ModelProto) -> str:
-    """SHA-256 of a model."""
+    """SHA-256 of a model, wherever its weights are."""
     sha = hashlib.sha256(skeleton(proto).SerializeToString(deterministic=True))
     for tensor in proto.graph.initializer:  # one by one, as together they may be too large for protobuf
-        sha.update(tensor.SerializeToString(deterministic=True))
+        if tensor.raw_data or is_external(tensor):
+            head = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            sha.update(head.SerializeToString(deterministic=True))
+            sha.update(content(tensor))
+        else:
+            sha.update(tensor.SerializeToString(deterministic=True))
     return sha.hexdigest()
 
 
@@ -243,69 +243,6 @@ def element_type(constant: gs.Constant) -> np.dtype:
     return onnx.helper.tensor_dtype_to_np_dtype(dtype) if isinstance(dtype, int) else np.dtype(dtype)
 
 
-def check(proto: onnx.ModelProto) -> None:
-    """Run the ONNX checker and strict shape inference; ModelError with the first line if they object."""
-    try:
-        onnx.checker.check_model(skeleton(densify(proto)), full_check=True)
-        for tensor in proto.graph.initializer:
-            if tensor_bytes(tensor) < EXTERNAL_DATA_THRESHOLD:  # the check serialises it
-                onnx.checker.check_tensor(tensor)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
-        raise ModelError(f"the ONNX checker rejects the model: {first_line(e)}") from e
-
-
-def byte_size(proto: onnx.ModelProto) -> int:
-    """Bytes of the file, or of the files; of a model over 1 GB without what protobuf writes around each weight.
-
-    protobuf's own ByteSize serialises the model to know, and fails on more than 2 GiB.
-    """
-    weights = sum(map(tensor_bytes, proto.graph.initializer))
-    return proto.ByteSize() if weights < 10**9 else skeleton(proto).ByteSize() + weights
-
-
-def tensor_bytes(tensor: onnx.TensorProto) -> int:
-    """Bytes of a tensor's values."""
-    return int(math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-
-
-def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy for checks and shape inference: large weights are inputs, so that its size does not matter.
-
-    Operators whose outputs onnx 1.23 cannot infer are replaced by others of the same shape.
-    """
-    copy = without_weights(proto, {t.name for t in proto.graph.initializer if math.prod(t.dims) > SMALL})
-    substitute(copy.graph)
-    return copy
-
-
-def without_weights(proto: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
-    """A copy in which some initializers are inputs."""
-    copy = onnx.ModelProto()
-    _copy_fields(proto, copy, skip={"graph"})
-    _copy_fields(proto.graph, copy.graph, skip={"initializer"})
-    inputs = {v.name for v in copy.graph.input}
-    for tensor in proto.graph.initializer:
-        if tensor.name not in names:
-            copy.graph.initializer.add().CopyFrom(tensor)
-        elif tensor.name not in inputs:
-            copy.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    return copy
-
-
-def substitute(graph: onnx.GraphProto) -> None:
-    """Put operators that shape inference knows in the place of those that it does not, in place."""
-    for node in graph.node:
-        if node.op_type == "GroupNormalization" and node.domain in ("", "ai.onnx"):
-            node.op_type = "Identity"
-            del node.input[1:], node.attribute[:]
-
-
-def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error's text, for one-sentence messages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
 def _pop_initializers(graph: onnx.GraphProto, names: set[str]) -> list[onnx.TensorProto]:
     """Take initializers out of the graphs inside a graph, where graphsurgeon puts a copy of all that they read."""
     found: dict[str, onnx.TensorProto] = {}
@@ -328,20 +265,3 @@ def _without_denotations(type_: onnx.TypeProto) -> onnx.TypeProto:
         for dim in plain.tensor_type.shape.dim:
             dim.ClearField("denotation")
     return plain
-
-
-def _copy_fields(source: Any, target: Any, skip: Iterable[str]) -> None:
-    """Replace every field of a protobuf message but the skipped ones with the source's."""
-    skip = set(skip)
-    for descriptor in target.DESCRIPTOR.fields:
-        if descriptor.name not in skip:
-            target.ClearField(descriptor.name)
-    for descriptor, value in source.ListFields():
-        if descriptor.name in skip:
-            continue
-        if descriptor.is_repeated:
-            getattr(target, descriptor.name).extend(value)
-        elif descriptor.message_type is not None:
-            getattr(target, descriptor.name).CopyFrom(value)
-        else:
-            setattr(target, descriptor.name, value)

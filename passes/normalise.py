@@ -15,32 +15,32 @@ from outside, and one of two outputs that are the same tensor.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnx_ir as ir
-from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
+from passes.external import lazy, plain_weights
 from passes.layers import FLOATS
-from passes.model import SMALL, Model, element_type, without_weights
+from passes.model import Model, element_type
 from passes.naming import unused_name
+from passes.protos import without_weights
 from passes.shapes import infer_shapes
-from passes.sparse import densify, inner_graphs
+from passes.sparse import densify
 from passes.subgraph import outer_tensors, redirect
 
 __all__ = ["normalise"]
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm")
+# Bytes up to which weights take part in the folding of constants.
+SMALL_WEIGHT = 256
 
 
 def normalise(proto: onnx.ModelProto) -> Model:
     """The model in normal form, as a graph to rewrite; the proto given is not changed."""
     proto = densify(proto)
-    weights = _plain_weights(proto)
+    weights = {t.name: t for t in plain_weights(proto, SMALL_WEIGHT)}  # a copy of which would cost
     light = without_weights(proto, weights)
     if proto.ir_version < 4:
         _forget_defaults(light.graph)
@@ -71,20 +71,9 @@ def _forget_defaults(graph: onnx.GraphProto) -> None:
     graph.input.extend(kept)
 
 
-def _plain_weights(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Large initializers that are nothing but weights of layers: there is nothing to fold, and a copy would cost."""
-    others = {v.name for v in (*(proto.graph.input if proto.ir_version > 3 else ()), *proto.graph.output)}
-    for node in proto.graph.node:
-        others.update(node.input[:1] if node.op_type in LAYERS else node.input)
-    if any(inner_graphs(a) for node in proto.graph.node for a in node.attribute):
-        return {}  # graphs inside it may read what is around them
-    tensors = (t for t in proto.graph.initializer if math.prod(t.dims) > SMALL)
-    return {t.name: t for t in tensors if t.name not in others}
-
-
 def _put_back(graph: gs.Graph, weights: dict[str, onnx.TensorProto]) -> None:
     for tensor in [t for t in graph.inputs if t.name in weights]:
-        constant = gs.Constant(tensor.name, LazyValues(weights[tensor.name]))
+        constant = gs.Constant(tensor.name, lazy(weights[tensor.name]))
         for node in list(tensor.outputs):
             node.inputs = [constant if t is tensor else t for t in node.inputs]
     graph.inputs = [t for t in graph.inputs if t.name not in weights]

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from passes.model import EXTERNAL_DATA_THRESHOLD, byte_size
+from passes.external import brought_in
+from passes.protos import EXTERNAL_DATA_THRESHOLD, byte_size
 from passes.sparse import inner_graphs
 
 __all__ = ["in_float32"]
@@ -25,7 +26,7 @@ def in_float32(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     if byte_size(proto) >= EXTERNAL_DATA_THRESHOLD:
         return None
     copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
+    copy.CopyFrom(brought_in(proto))
     changed = False
     for owner in (copy.graph, *copy.functions):
         changed |= _convert(owner)

@@ -11,7 +11,8 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnxscript.optimizer import fold_constants
 
 from passes.errors import ModelError
-from passes.model import SMALL, Model, first_line, substitute
+from passes.model import Model
+from passes.protos import SMALL, first_line, substitute
 
 __all__ = ["Shapes", "batch_one", "infer_shapes"]
 

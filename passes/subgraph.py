@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.model import Model
+from passes.model import Model, exported
 
 __all__ = ["node_inputs", "nodes_between", "outer_tensors", "redirect", "submodel"]
 
@@ -76,7 +76,7 @@ def submodel(
         opset=model.graph.opset,
         functions=model.graph.functions,
     )
-    proto = gs.export_onnx(part, do_type_check=False)
+    proto = exported(part)
     del proto.graph.value_info[:], proto.opset_import[:]
     proto.opset_import.extend(model.header.opset_import)
     # below IR version 4 an initializer that is an input is still taken for a constant's default

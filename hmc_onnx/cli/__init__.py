@@ -13,6 +13,7 @@ import typer
 
 from hmc_onnx.cli import finetuning
 from hmc_onnx.cli.commands import app
+from hmc_onnx.cli.reading import resources
 
 __all__ = ["app", "finetuning", "main"]
 
@@ -32,7 +33,8 @@ def main() -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that worker processes go, too
     try:
-        code = app(prog_name="hmc-onnx", standalone_mode=False)
+        with resources:
+            code = app(prog_name="hmc-onnx", standalone_mode=False)
     except HmcError as e:
         _fail(f"error: {e}", 1)
     except (typer.Abort, KeyboardInterrupt):

@@ -16,11 +16,13 @@ from hmc_onnx.cli.reading import (
     images_of,
     inputs_of,
     labelled,
+    opened,
     options_of,
     preprocess_of,
     read_images,
     settings_of,
     strategy_of,
+    supported,
     table_of,
     work_of,
 )
@@ -74,7 +76,6 @@ def compress(
 ) -> None:
     """Compress a model with calibration images: profile, plan, apply, verify; fine-tune it if asked to."""
     run = merged(config, **options_of(locals()))
-    from hmc_onnx.inputs import load_supported
     from hmc_onnx.pipeline import check_output
     from hmc_onnx.pipeline import compress as compress_model
     from hmc_onnx.plans import write_json
@@ -93,7 +94,7 @@ def compress(
     training, stopped = finetuning_of(run) if run.finetune else None, None
     if training is None and (run.epochs, run.minutes) != (None, None):
         raise SettingsError("--epochs and --minutes are of fine-tuning: give --finetune, too")
-    proto = load_supported(model)
+    proto = supported(model)
     if training is not None:
         from hmc_onnx.finetune import with_torch
 
@@ -141,11 +142,11 @@ def inspect(
     layout: Choices.Layout = None,
 ) -> None:
     """Show a model's layers, costs and channel groups, and what can be done to each Conv."""
-    from hmc_onnx.inputs import load_supported, preprocessing
+    from hmc_onnx.inputs import preprocessing
     from hmc_onnx.inspection import inspect as inspect_model
 
     preprocessing(None, size=size)  # says what is wrong with it
-    show(inspect_model(load_supported(model), size, layout.value if layout else "NCHW"))
+    show(inspect_model(supported(model), size, layout.value if layout else "NCHW"))
 
 
 @app.command()
@@ -176,14 +177,13 @@ def profile(
 ) -> None:
     """Measure how much a model bears each candidate; writes a profile (JSON)."""
     run = merged(config, **options_of(locals()))
-    from hmc_onnx.inputs import load_supported
     from hmc_onnx.pipeline import check_output
     from hmc_onnx.pipeline import profile as profile_model
     from hmc_onnx.plans import write_json
 
     check_output(output, *inputs_of(model, config, run))
     settings = settings_of(run).model_copy(update={"latency": bool(run.latency)})
-    table, work, proto = table_of(run), work_of(run), load_supported(model)
+    table, work, proto = table_of(run), work_of(run), supported(model)
     images = calibration_data(proto, run, settings)
     with progress_bar() as progress:
         result = profile_model(proto, images, settings, progress, table, work)
@@ -232,14 +232,13 @@ def apply(
 ) -> None:
     """Carry a plan out and repair the layers; give the data that the profile was made with."""
     run = merged(config, **options_of(locals()))
-    from hmc_onnx.inputs import load_supported
     from hmc_onnx.pipeline import apply as apply_plan
     from hmc_onnx.pipeline import check_output
     from hmc_onnx.plans import read_plan
     from passes.files import save
 
     check_output(output, plan, *inputs_of(model, config, run))
-    chosen, proto = read_plan(plan), load_supported(model)
+    chosen, proto = read_plan(plan), supported(model)
     images = calibration_data(proto, run, chosen.settings)
     with progress_bar() as progress:
         compressed = apply_plan(proto, chosen, images, progress)
@@ -271,11 +270,10 @@ def verify(
     from hmc_onnx.plans import write_json
     from hmc_onnx.report import comparison
     from hmc_onnx.verification import verify as verify_models
-    from passes.files import load
 
     if report is not None:
         check_output(report, b, *inputs_of(a, config, run))
-    settings, first, second = settings_of(run), load(a), load(b)
+    settings, first, second = settings_of(run), opened(a), opened(b)
     images = comparison_data(first, run, None, run.samples, settings.seed) or read_images(
         first, run, run.need("data"), run.samples, settings.seed, "train"
     )
@@ -321,13 +319,12 @@ def latency_measure(
 ) -> None:
     """Measure all that a model and its parts may become on this machine, to plan for it on another."""
     run = merged(None, **options_of(locals()))
-    from hmc_onnx.inputs import load_supported
     from hmc_onnx.inspection import closed_shapes
     from hmc_onnx.latencies import measure_table
     from hmc_onnx.pipeline import check_output
 
     check_output(output, model)
-    settings, proto = settings_of(run), load_supported(model)
+    settings, proto = settings_of(run), supported(model)
     with progress_bar() as progress:
         found = measure_table(proto, closed_shapes(proto, size, layout.value if layout else "NCHW"), settings, progress)
     found.write(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,15 +28,36 @@ __all__ = [
     "images_of",
     "inputs_of",
     "labelled",
+    "opened",
     "options_of",
     "preprocess_of",
     "read_images",
+    "resources",
     "settings_of",
     "strategy_of",
+    "supported",
     "table_of",
     "validated",
     "work_of",
 ]
+
+
+resources = ExitStack()  # what a command holds until it ends
+
+
+def opened(path: Path) -> onnx.ModelProto:
+    """A model; the weights of a large one are in a temporary file until the command ends."""
+    from passes.external import on_disk
+    from passes.files import load
+
+    return resources.enter_context(on_disk(load(path)))
+
+
+def supported(path: Path) -> onnx.ModelProto:
+    """`opened`, of a kind that can be compressed."""
+    from hmc_onnx.inputs import check_kind
+
+    return check_kind(opened(path))
 
 
 def options_of(given: dict[str, Any]) -> dict[str, Any]:

@@ -27,9 +27,11 @@ from hmc_onnx.inputs import fit, load_supported, preprocessing, signature
 from hmc_onnx.journal import Journal
 from hmc_onnx.verification import same_signature
 from passes.errors import DataError, ModelError
+from passes.external import brought_in
 from passes.files import save
-from passes.model import Model, check, digest
+from passes.model import Model, digest
 from passes.progress import Progress, silent
+from passes.protos import check
 
 __all__ = ["FineTuned", "check_trainable", "finetune_models"]
 
@@ -69,7 +71,7 @@ def finetune_models(
     folder: Path | None = None,
 ) -> FineTuned:
     """As `hmc_onnx.finetune`, which makes sure that torch is there."""
-    model, teacher = (m if isinstance(m, onnx.ModelProto) else load_supported(m) for m in (model, teacher))
+    model, teacher = (brought_in(m) if isinstance(m, onnx.ModelProto) else load_supported(m) for m in (model, teacher))
     preprocess = preprocess or preprocessing(None)
     same_signature(teacher, model)
     source = _source(model, data, preprocess)

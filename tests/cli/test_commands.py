@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from conftest import Cli
 from zoo import Builder, images, parsed, run
 
+import passes.external
 from hmc_onnx.plans import read_plan, read_profile
 from hmc_onnx.verification import Verification
 from passes.files import save
@@ -189,6 +191,22 @@ def test_a_settings_file_is_as_good_as_options_and_options_go_before_it(cli: Cli
     assert "strategy lowrank, target macs=0.9" in both.words
     assert "top-1" in both.out
     assert c.read_bytes() != a.read_bytes()
+
+
+def test_what_a_large_model_leaves_on_disk_goes_with_the_command(
+    cli: Cli, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes.external, "LARGE", 0)
+    monkeypatch.setattr(passes.external, "LARGE_TENSOR", 256)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    small = ("--data", given / "labelled.npz", "--samples", 32)
+    assert cli("compress", given / "model.onnx", "-o", tmp_path / "m.onnx", *TARGET, *small).code == 0
+    onnx.checker.check_model(onnx.load(tmp_path / "m.onnx", load_external_data=False), full_check=True)
+    assert cli("verify", given / "model.onnx", tmp_path / "m.onnx", *small).code == 0
+    assert cli("profile", given / "model.onnx", "-o", tmp_path / "p.json", *small).code == 0
+    assert cli("compress", given / "model.onnx", "-o", tmp_path / "m.onnx", "--target", "macs=0.001", *small).code == 1
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_inspect_says_of_each_layer_what_can_be_done(cli: Cli, given: Path) -> None:

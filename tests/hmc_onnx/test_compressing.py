@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from graphs import images, resnet
 from onnxruntime.quantization import CalibrationDataReader
 
 import hmc_onnx
+import hmc_onnx.profiler
+import passes.external
 from calib.data import CalibrationData
 from calib.divergence import kl_divergence, top1
 from calib.sessions import Session
@@ -85,6 +88,20 @@ def test_half_the_macs_and_the_same_signature(original: onnx.ModelProto, result:
 def test_the_same_again_is_the_same_to_the_byte(original: onnx.ModelProto, result: hmc_onnx.Result) -> None:
     again = hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL)
     assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(deterministic=True)
+
+
+def test_a_large_model_stays_on_disk_and_becomes_the_same(
+    original: onnx.ModelProto, result: hmc_onnx.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for owner, name in ((passes.external, "LARGE"), (hmc_onnx.profiler, "LARGE")):
+        monkeypatch.setattr(owner, name, 0)
+    monkeypatch.setattr(passes.external, "LARGE_TENSOR", 256)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    here = hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL)
+    assert list(tmp_path.iterdir()) == []
+    assert here.profile.model == result.profile.model
+    assert not any(t.external_data for t in here.model.graph.initializer)
+    np.testing.assert_allclose(outputs(here.model, images(3)), outputs(result.model, images(3)), rtol=0, atol=1e-3)
 
 
 def test_the_steps_through_json_give_what_compress_gives(

@@ -14,8 +14,8 @@ from hmc_onnx.inspection import inspect
 from passes.decompose import DECOMPOSITIONS
 from passes.files import load, save
 from passes.layers import layer_of, replace_by_chain
-from passes.model import byte_size
 from passes.normalise import normalise
+from passes.protos import byte_size
 from passes.shapes import batch_one, infer_shapes
 
 WIDE = 13_600

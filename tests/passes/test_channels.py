@@ -25,8 +25,9 @@ from passes.channels.registry import Rule, register, rules
 from passes.channels.tracing import Tracer
 from passes.cost import total
 from passes.errors import ModelError
-from passes.model import Model, check
+from passes.model import Model
 from passes.normalise import normalise
+from passes.protos import check
 
 
 def silence(group: ChannelGroup, classes: np.ndarray) -> None:
