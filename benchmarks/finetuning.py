@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--batchnorm", default="auto")
     parser.add_argument("--rate", type=float)
-    parser.add_argument("--labels", type=float, default=hmc_onnx.FineTuning().labels)
+    parser.add_argument("--labels", type=float)
     args = parser.parse_args()
 
     proto, preprocess = hmc_onnx.load(args.model), hmc_onnx.preprocessing(args.preset)

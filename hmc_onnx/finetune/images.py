@@ -58,6 +58,7 @@ class TrainingImages:
             the original answers there it has not learnt by heart, so there is more to learn from it (arXiv:2106.05237).
         seed: of all that is drawn.
         device: where the batches are wanted.
+        labelled: whether its labels are wanted, where it has any.
     """
 
     source: Source
@@ -67,6 +68,7 @@ class TrainingImages:
     mixup: float
     seed: int
     device: torch.device
+    labelled: bool = True
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -142,7 +144,7 @@ class TrainingImages:
         return torch.from_numpy(self.source.take(self.indices, self.preprocess)).to(self.device)
 
     def _labels(self, at: np.ndarray) -> Tensor | None:
-        labels = self.source.labels
+        labels = self.source.labels if self.labelled else None
         return None if labels is None else torch.from_numpy(labels[at]).to(self.device)
 
     def _changed(self, images: Tensor, draws: Tensor) -> Tensor:

@@ -3,6 +3,10 @@
 Class scores are distilled as by Hinton et al. (arXiv:1503.02531): T² KL(softmax(t / T) ‖ softmax(s / T)). Another
 output's values are taken for Gaussians of the variance that the original's have in the batch, as in
 `calib.divergence`: half the squared error as a share of that.
+
+Hints (Romero et al., arXiv:1412.6550) are tensors within both networks, here the sums that end residual blocks; their
+error is the squared difference as a share of the original's variance. On images that the original has learnt by heart
+its class scores say little more than the labels do, and these still say all that it makes of the image.
 """
 
 from __future__ import annotations
@@ -16,9 +20,10 @@ from torch import Tensor
 
 from hmc_onnx.finetune.images import Batch
 
-__all__ = ["Loss", "are_probabilities"]
+__all__ = ["Loss", "are_probabilities", "relative_error"]
 
 SMALLEST = 1e-12
+STEEPNESS = 10.0  # of the mean error of the hints, beside the scores' divergence: both for one learning rate
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,21 @@ class Loss:
         temperature: T above.
         labels: weight of the cross-entropy with labels; the distillation has what is left of 1.
         probabilities: the class scores are probabilities, and not logits.
+        judged: how many of the outputs the network is judged by: those behind them are hints.
+        hints: share of the distillation that is of the hints.
     """
 
     temperature: float
     labels: float
     probabilities: bool = False
+    judged: int = 1
+    hints: float = 0.0
 
     def __call__(self, outputs: Sequence[Tensor], answers: Sequence[Tensor], batch: Batch) -> Tensor:
         """The mean over images of the loss; the first output is the class scores.
 
         Args:
-            outputs: of the network, what is judged of it.
+            outputs: of the network: what it is judged by, and then the hints or none of them.
             answers: of the original.
             batch: what they are of, for its labels.
         """
@@ -48,20 +57,28 @@ class Loss:
         distilled = t**2 * F.kl_div(
             F.log_softmax(scores / t, 1), F.log_softmax(wanted / t, 1), reduction="batchmean", log_target=True
         )
-        for output, answer in zip(outputs[1:], answers[1:], strict=True):
-            spread = answer.float().var(correction=0).clamp_min(SMALLEST)
-            distilled = distilled + ((output.float() - answer.float()) ** 2).mean() / (2 * spread)
+        errors = [relative_error(output, answer) for output, answer in zip(outputs[1:], answers[1:], strict=True)]
+        others, hints = errors[: self.judged - 1], errors[self.judged - 1 :]
+        distilled = distilled + sum(others) / 2
+        if hints:
+            distilled = (1 - self.hints) * distilled + self.hints * STEEPNESS * sum(hints) / len(hints)
         if batch.labels is None or not self.labels:
             return distilled
-        errors = F.cross_entropy(scores, batch.labels, reduction="none")
+        wrong = F.cross_entropy(scores, batch.labels, reduction="none")
         if batch.share is not None and batch.other is not None:
-            errors = torch.lerp(errors, F.cross_entropy(scores, batch.other, reduction="none"), batch.share)
-        return (1 - self.labels) * distilled + self.labels * errors.mean()
+            wrong = torch.lerp(wrong, F.cross_entropy(scores, batch.other, reduction="none"), batch.share)
+        return (1 - self.labels) * distilled + self.labels * wrong.mean()
 
     def scores(self, output: Tensor) -> Tensor:
         """Logits (N, K), float32."""
         flat = output.reshape(len(output), -1).float()
         return flat.clamp_min(SMALLEST).log() if self.probabilities else flat
+
+
+def relative_error(output: Tensor, answer: Tensor) -> Tensor:
+    """Mean squared error as a share of the answer's variance."""
+    spread = answer.float().var(correction=0).clamp_min(SMALLEST)
+    return ((output.float() - answer.float()) ** 2).mean() / spread
 
 
 def are_probabilities(output: Tensor) -> bool:

@@ -12,6 +12,9 @@ from passes.records import Frozen
 
 __all__ = ["Epoch", "FineTuning", "best_epoch"]
 
+RATES = {"sgd": 0.004, "adamw": 3e-4}
+NEAR_RATE, NEAR_HINTS = 0.0004, 0.9
+
 
 class FineTuning(Frozen):
     """How a network is fine-tuned.
@@ -19,8 +22,8 @@ class FineTuning(Frozen):
     Attributes:
         batchnorm: what is done in training about batch normalisation. "reinsert" puts one behind each Conv of a folded
             graph, and folds it away again; a graph that has its own trains those. "frozen": the same, but their
-            statistics are kept. "none": nothing is put in, and a graph's own keep their statistics. "auto" is
-            "reinsert", which won: see docs/design.md.
+            statistics are kept. "none": nothing is put in, and a graph's own keep their statistics. "auto": see
+            `settled`.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -35,7 +38,12 @@ class FineTuning(Frozen):
     weight_decay: float = Field(default=1e-4, ge=0)
     batch_size: int = Field(default=128, ge=2, description="images a step, of all processes together")
     temperature: float = Field(default=2.0, gt=0, description="of the distillation")
-    labels: float = Field(default=0.1, ge=0, le=1, description="weight of the labels, the original having the rest")
+    labels: float | None = Field(
+        default=None, ge=0, le=1, description="weight of the labels, the original having the rest; None: auto"
+    )
+    hints: float | None = Field(
+        default=None, ge=0, le=1, description="share of the sums that end residual blocks in what is learnt; None: auto"
+    )
     augmentation: Literal["auto", "crop", "resized", "flip", "none"] = "auto"
     mixup: float = Field(default=1.0, ge=0, le=1, description="largest share of another image laid over each")
     average: float = Field(default=0.998, ge=0, lt=1, description="decay of the mean of the weights over the steps")
@@ -46,6 +54,18 @@ class FineTuning(Frozen):
         if self.epochs is not None and self.minutes is not None:
             raise SettingsError("epochs and minutes were both given: give one")
         return self
+
+    def settled(self, near: bool) -> FineTuning:
+        """With what was left open set, as it won: see docs/design.md.
+
+        Args:
+            near: the network does within what the original does, nearly. Then it follows that with small steps, as
+                larger ones lose at once what closed-form repair has found. Else it learns anew.
+        """
+        rate = NEAR_RATE if near and self.optimizer == "sgd" else RATES[self.optimizer]
+        own = {"batchnorm": "frozen" if near else "reinsert", "rate": rate}
+        own |= {"hints": NEAR_HINTS, "labels": 0.0} if near else {"hints": 0.0, "labels": 0.1}
+        return self.model_copy(update={k: v for k, v in own.items() if getattr(self, k) in (None, "auto")})
 
 
 class Epoch(Frozen):

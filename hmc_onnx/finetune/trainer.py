@@ -27,7 +27,6 @@ __all__ = ["Trainer", "TrainingError"]
 
 WARM_UP = 0.05  # share of the training in which the rate rises to its highest
 LARGEST_GRADIENT = 5.0  # norm of all gradients together
-RATES = {"sgd": 0.004, "adamw": 3e-4}
 MOMENTUM = 0.9
 EPOCHS = 10  # where nothing is said
 HELD_AT_ONCE = 256
@@ -47,7 +46,8 @@ class Trainer:
         student: the network; its values are the best ones when `run` returns.
         teacher: gives the answers.
         images, held: to train on, and held back.
-        loss, options, processes: see their classes.
+        loss, processes: see their classes.
+        options: settled.
         journal: keeps a checkpoint after each epoch.
         progress: called as the work goes on.
     """
@@ -139,14 +139,15 @@ class Trainer:
         return self._done(total) >= 1
 
     def _step(self, batch: Batch, done: float) -> Tensor:
-        rate = _rate(done) * (self.options.rate or RATES[self.options.optimizer])
+        assert self.options.rate is not None
+        rate = _rate(done) * self.options.rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         images = batch.images.contiguous(memory_format=torch.channels_last) if batch.images.dim() == 4 else batch.images
         with self._precision():
             with torch.no_grad():
                 answers = self.teacher(images)
-            self.student.mode.batch_statistics = self.options.batchnorm in ("auto", "reinsert")
+            self.student.mode.batch_statistics = self.options.batchnorm == "reinsert"
             outputs = self.training(images)
             self.student.mode.batch_statistics = False
             loss = self.loss(outputs, answers, batch)
@@ -180,14 +181,14 @@ class Trainer:
         sums = torch.zeros(4, dtype=torch.float64, device=self.processes.device)
         with self.mean.in_place():
             for i, batch in enumerate(self.held.batches(HELD_AT_ONCE, 0, rank, count)):
-                lost = self.loss(self.student(batch.images), self._answer(("changed", i), batch), batch)
+                outputs = self.student(batch.images)[: self.loss.judged]
+                lost = self.loss(outputs, self._answer(("changed", i), batch), batch)
                 sums[0] += lost.double() * len(batch.images)
                 sums[1] += len(batch.images)
             for i, batch in enumerate(self.held.plain(HELD_AT_ONCE)):
                 if i % count == rank:
                     answers = self._answer(("plain", i), batch)
-                    unlabelled = batch.labels is None or not self.loss.labels
-                    labels = self.loss.scores(answers[0]).argmax(1) if unlabelled else batch.labels
+                    labels = self.loss.scores(answers[0]).argmax(1) if batch.labels is None else batch.labels
                     sums[2] += (self.loss.scores(self.student(batch.images)[0]).argmax(1) == labels).sum()
                     sums[3] += len(batch.images)
             held, images, right, plain = self.processes.summed(sums).tolist()
@@ -197,9 +198,9 @@ class Trainer:
             self.history.append(found)
 
     def _answer(self, which: tuple[str, int], batch: Batch) -> list[Tensor]:
-        """The original's outputs for images that were held back, which are asked for once."""
+        """The original's outputs, without hints, for images that were held back; they are asked for once."""
         if which not in self._answers:
-            self._answers[which] = list(self.teacher(batch.images))
+            self._answers[which] = list(self.teacher(batch.images)[: self.loss.judged])
         return self._answers[which]
 
     def _say(self, total: int | None) -> None:
@@ -246,10 +247,10 @@ def _optimizer(module: nn.Module, options: FineTuning) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": options.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    rate = options.rate or RATES[options.optimizer]
+    assert options.rate is not None
     if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate)
-    return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, nesterov=True)
+        return torch.optim.AdamW(groups, lr=options.rate)
+    return torch.optim.SGD(groups, lr=options.rate, momentum=MOMENTUM, nesterov=True)
 
 
 def _bfloat16(options: FineTuning, device: torch.device) -> bool:

@@ -17,8 +17,8 @@ from calib.preprocess import Preprocess
 from calib.readers import open_source
 from calib.sources import ReadyTensors, Source
 from hmc_onnx.finetune.batchnorm import Inserted, folded, has_batchnorm, reinserted, restated
-from hmc_onnx.finetune.images import TrainingImages
-from hmc_onnx.finetune.loss import Loss, are_probabilities
+from hmc_onnx.finetune.images import Batch, TrainingImages
+from hmc_onnx.finetune.loss import Loss, are_probabilities, relative_error
 from hmc_onnx.finetune.module import GraphModule, updated
 from hmc_onnx.finetune.options import Epoch, FineTuning
 from hmc_onnx.finetune.processes import Processes, processes
@@ -38,6 +38,10 @@ __all__ = ["FineTuned", "check_trainable", "finetune_models"]
 # Images held back: a share of all, and most.
 SHARE_HELD, MOST_HELD = 0.05, 2500
 LEAST = 20  # images to train on
+# Error, as a share of the variance, above which a tensor of the same name is no hint.
+CLOSE = 0.5
+# Their mean error, below which the network is near the original.
+NEAR = 0.1
 # Images from which batch normalisation takes its statistics.
 CALIBRATION = 1024
 
@@ -77,12 +81,18 @@ def finetune_models(
     source = _source(model, data, preprocess)
     with processes(options.device) as here:
         images, held = _split(source, preprocess, options, here)
-        answering = GraphModule(teacher, Model(teacher).judged)
+        batch = next(held.plain(min(len(held), options.batch_size)))
+        _check_labels(teacher, held, batch)
+        errors = _hints(model, teacher, batch)
+        options = options.settled(near=bool(errors) and sum(errors.values()) / len(errors) < NEAR)
+        hints = list(errors) if options.hints else []
+        answering = GraphModule(teacher, [*Model(teacher).judged, *hints])
         graph, inserted = _trained_graph(model, images, options)
-        student = GraphModule(graph, Model(model).judged)
+        judged = Model(model).judged
+        student = GraphModule(graph, [*judged, *hints])
         if not student.trained:
             raise ModelError("the model has no weights to train: none of its initializers is a layer's weight")
-        loss = _loss(answering, held, options, here)
+        loss = _loss(answering, batch, options, len(judged))
         identity = {
             "version": version("hmc-onnx"),
             "model": digest(model),
@@ -134,7 +144,7 @@ def _split(
     augmentation = options.augmentation
     if augmentation == "auto":
         augmentation = "none" if isinstance(source, ReadyTensors) else "resized" if preprocess.resize else "crop"
-    own = (preprocess, augmentation, options.mixup, options.seed, here.device)
+    own = (preprocess, augmentation, options.mixup, options.seed, here.device, options.labels != 0)
     images, held = (TrainingImages(source, np.sort(part), *own) for part in (order[count:], order[:count]))
     return images, held
 
@@ -151,15 +161,38 @@ def _trained_graph(
     return (model if options.batchnorm == "frozen" else restated(model, found)), []
 
 
-def _loss(teacher: GraphModule, held: TrainingImages, options: FineTuning, here: Processes) -> Loss:
-    batch = next(held.plain(min(len(held), options.batch_size)))
+@torch.no_grad()
+def _hints(model: onnx.ModelProto, teacher: onnx.ModelProto, batch: Batch) -> dict[str, float]:
+    """Sums that both networks compute, of one shape and close to each other: where residual blocks end. With errors."""
+    constants = {t.name for proto in (model, teacher) for t in proto.graph.initializer}
+    sums = [
+        [n.output[0] for n in proto.graph.node if n.op_type == "Add" and not constants.intersection(n.input)]
+        for proto in (model, teacher)
+    ]
+    names = [name for name in sums[0] if name in set(sums[1])]
+    ours, theirs = (
+        GraphModule(m, names).to(batch.images.device)(batch.images) if names else () for m in (model, teacher)
+    )
+    pairs = zip(names, ours, theirs, strict=True)
+    errors = {name: float(relative_error(a, b)) for name, a, b in pairs if a.shape == b.shape}
+    return {name: error for name, error in errors.items() if error < CLOSE}
+
+
+def _loss(teacher: GraphModule, batch: Batch, options: FineTuning, judged: int) -> Loss:
+    assert options.labels is not None and options.hints is not None
     with torch.no_grad():
-        scores = teacher.to(here.device)(batch.images)[0]
-    classes = scores[0].numel()
-    labels = held.source.labels
-    if labels is not None and options.labels and not 0 <= labels.min() <= labels.max() < classes:
+        scores = teacher.to(batch.images.device)(batch.images)[0]
+    return Loss(options.temperature, options.labels, are_probabilities(scores), judged, options.hints)
+
+
+def _check_labels(model: onnx.ModelProto, images: TrainingImages, batch: Batch) -> None:
+    labels = images.source.labels
+    if batch.labels is None or labels is None:
+        return
+    with torch.no_grad():
+        classes = GraphModule(model, [Model(model).scores]).to(batch.images.device)(batch.images)[0][0].numel()
+    if not 0 <= labels.min() <= labels.max() < classes:
         raise DataError(
             f"labels go from {labels.min()} to {labels.max()} and the model has {classes} classes: "
             "give labels that count its classes from 0, or --no-labels"
         )
-    return Loss(options.temperature, options.labels, are_probabilities(scores))

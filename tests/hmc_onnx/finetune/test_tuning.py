@@ -19,7 +19,8 @@ from zoo import resnet
 import hmc_onnx
 from calib.sessions import Session
 from hmc_onnx import FineTuning
-from hmc_onnx.finetune import trainer
+from hmc_onnx.finetune import trainer, tuning
+from hmc_onnx.finetune.images import Batch
 from hmc_onnx.finetune.trainer import Trainer
 from passes.errors import DataError, HmcError, ModelError, SettingsError
 
@@ -99,6 +100,50 @@ def test_a_graph_that_has_batch_normalisation_trains_its_own(data: Path) -> None
     frozen = hmc_onnx.finetune(student, teacher, data, options=OPTIONS.model_copy(update={"batchnorm": "frozen"}))
     after = values(frozen.model)
     assert all((before[n] == after[n]).all() for n in before if "running" in n)
+
+
+def test_a_network_near_the_original_follows_what_that_does_within(
+    teacher: onnx.ModelProto, data: Path, tmp_path: Path
+) -> None:
+    near = worn(teacher, 0.1)
+    near.graph.node[-1].name = "another name"
+    options = FineTuning(epochs=20, batch_size=40, device="cpu", precision="fp32")
+    tuned = hmc_onnx.finetune(near, teacher, data, options=options)
+    assert same_but_for_values(near, tuned.model)
+    sums = [n.output[0] for n in teacher.graph.node if n.op_type == "Add"]
+    x = {"input": np.load(data)["images"] / np.float32(255)}
+    answers, before, after = (Session(exposing(m, sums)).run(x, sums) for m in (teacher, near, tuned.model))
+    for answer, ours, theirs in zip(answers, before, after, strict=True):
+        assert ((theirs - answer) ** 2).mean() < 0.8 * ((ours - answer) ** 2).mean()
+    assert {n: v.tobytes() for n, v in values(tuned.model).items()} != {n: v.tobytes() for n, v in values(near).items()}
+
+
+def exposing(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """A copy with more outputs."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    copy.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
+    return copy
+
+
+def test_hints_are_sums_of_one_name_and_shape_that_are_close(
+    teacher: onnx.ModelProto, student: onnx.ModelProto
+) -> None:
+    batch = Batch(torch.from_numpy(np.random.default_rng(0).random((8, 3, SIZE, SIZE), np.float32)), None)
+    sums = [n.output[0] for n in teacher.graph.node if n.op_type == "Add"]
+    assert sums and tuning._hints(teacher, teacher, batch) == dict.fromkeys(sums, 0.0)
+    assert tuning._hints(resnet((1, 1), (4, 8), size=SIZE), teacher, batch) == {}  # of other widths
+    assert tuning._hints(resnet((1, 1), (8, 16), size=SIZE, seed=1), teacher, batch) == {}  # another network
+    errors = tuning._hints(worn(teacher, 0.1), teacher, batch)
+    assert list(errors) == sums and all(0 < e < 0.1 for e in errors.values())
+
+
+def test_what_is_left_open_is_set_by_how_near_the_network_is_and_what_was_asked_for_is_kept() -> None:
+    near, far = FineTuning().settled(near=True), FineTuning().settled(near=False)
+    assert (near.batchnorm, far.batchnorm) == ("frozen", "reinsert")
+    assert near.hints and not far.hints and near.rate and far.rate and near.rate < far.rate
+    own = FineTuning(batchnorm="none", rate=0.1, hints=0.5, labels=0.2)
+    assert own.settled(near=True) == own.settled(near=False) == own
 
 
 def test_the_same_seed_gives_the_same_file(student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path) -> None:
