@@ -27,6 +27,7 @@ __all__ = [
     "bytes_held",
     "content",
     "is_external",
+    "is_mapped",
     "lazy",
     "moved_out",
     "on_disk",
@@ -63,6 +64,11 @@ def lazy(tensor: TensorProto) -> LazyValues:
 def is_external(tensor: TensorProto) -> bool:
     """Whether a tensor's values are in a file of its own."""
     return bool(tensor.data_location == TensorProto.EXTERNAL)
+
+
+def is_mapped(tensor: TensorProto) -> bool:
+    """Whether that file was written by `moved_out`, and not by whoever exported the model."""
+    return any(entry.key == "location" and Path(entry.value).is_absolute() for entry in tensor.external_data)
 
 
 def bytes_held(proto: onnx.ModelProto) -> int:

@@ -23,7 +23,7 @@ from hmc_onnx.profiles import KEEP
 from passes.channels import trace
 from passes.cost import total
 from passes.decompose import DECOMPOSITIONS
-from passes.errors import PlanError
+from passes.errors import ModelError, PlanError
 from passes.layers import layer_of, replace_by_chain
 from passes.model import Model
 from passes.normalise import normalise
@@ -102,6 +102,15 @@ def test_a_large_model_stays_on_disk_and_becomes_the_same(
     assert here.profile.model == result.profile.model
     assert not any(t.external_data for t in here.model.graph.initializer)
     np.testing.assert_allclose(outputs(here.model, images(3)), outputs(result.model, images(3)), rtol=0, atol=1e-3)
+
+
+def test_weights_that_were_not_loaded_are_asked_for(original: onnx.ModelProto, tmp_path: Path) -> None:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(original)  # which saving changes
+    onnx.save(copy, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
+    light = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    with pytest.raises(ModelError, match=r"weights were left in their file .+: load it with hmc_onnx\.load"):
+        hmc_onnx.compress(light, calibration(), "macs=0.5", settings=SMALL)
 
 
 def test_the_steps_through_json_give_what_compress_gives(
