@@ -22,46 +22,45 @@ class Moments:
 
     count: int = 0
     _sum: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    _product: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    _features: int = 0
+    _second: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    _cross: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
     def update(self, patches: np.ndarray, targets: np.ndarray | None = None) -> None:
         """Add patches (m, n), float, and the targets (m, O) at the same places, if there are any."""
         both = patches if targets is None else np.concatenate([patches, targets], axis=1)
         both = both.astype(np.float64, copy=False)
         if self.count == 0:
-            self._features = patches.shape[1]
+            n, outputs = patches.shape[1], both.shape[1] - patches.shape[1]
             self._shift = both.mean(0)  # near the mean, so that squares do not cancel
-            self._sum, self._product = np.zeros(both.shape[1]), np.zeros((both.shape[1],) * 2)
+            self._sum, self._second, self._cross = np.zeros(n + outputs), np.zeros((n, n)), np.zeros((outputs, n))
         both = both - self._shift
+        x, t = np.split(both, [len(self._second)], axis=1)
         self.count += len(both)
         self._sum += both.sum(0)
-        self._product += both.T @ both
-
-    @property
-    def _covariance(self) -> np.ndarray:
-        mean = self._sum / self.count
-        return self._product / self.count - np.outer(mean, mean)
+        self._second += x.T @ x
+        self._cross += t.T @ x
 
     @property
     def mean(self) -> np.ndarray:
         """Mean patch (n,)."""
-        return (self._shift + self._sum / self.count)[: self._features]
+        return (self._shift + self._sum / self.count)[: len(self._second)]
 
     @property
     def target_mean(self) -> np.ndarray:
         """Mean target (O,)."""
-        return (self._shift + self._sum / self.count)[self._features :]
+        return (self._shift + self._sum / self.count)[len(self._second) :]
 
     @property
     def second(self) -> np.ndarray:
         """Sxx (n, n)."""
-        return self._covariance[: self._features, : self._features]
+        mean = self._sum[: len(self._second)] / self.count
+        return self._second / self.count - np.outer(mean, mean)
 
     @property
     def cross(self) -> np.ndarray:
         """Stx (O, n)."""
-        return self._covariance[self._features :, : self._features]
+        x, t = np.split(self._sum / self.count, [len(self._second)])
+        return self._cross / self.count - np.outer(t, x)
 
 
 def sample_positions(geometry: Geometry, size: tuple[int, ...], most: int, rng: np.random.Generator) -> np.ndarray:

@@ -13,7 +13,7 @@ from calib.data import CalibrationData, from_reader
 from calib.preprocess import PRESETS, Preprocess
 from calib.readers import read
 from passes.errors import DataError, ModelError, SettingsError
-from passes.external import is_external, is_mapped
+from passes.external import is_external
 from passes.files import load
 from passes.protos import check, first_line
 
@@ -44,7 +44,7 @@ def check_supported(proto: onnx.ModelProto) -> onnx.ModelProto:
         ModelError: it is not valid ONNX, is quantised, older than opset 7, or its external data were not loaded.
     """
     for tensor in proto.graph.initializer:
-        if is_external(tensor) and not is_mapped(tensor):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and not is_external(tensor):
             raise ModelError(
                 f"the model's weights were left in their file ('{tensor.name}' is one): load it with hmc_onnx.load, or "
                 "with onnx.load and its external data"

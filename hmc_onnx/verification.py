@@ -178,6 +178,8 @@ def verify(
     if fixed and len(next(iter(chunks[-1].values()))) < fixed:
         chunks = chunks[:-1]
     pair = [judged(proto, runtime) for proto in (a, b)]
+    both = set(pair[0][1]) & set(pair[1][1])  # without what a pass has found to be constant
+    pair = [(session, [names[0], *(n for n in names[1:] if n in both)]) for session, names in pair]
     _check_labels(data, fixed or 1, *pair[0])
     everything = [_outputs(session, names, chunks) for session, names in pair]
     outputs = [side[0] for side in everything]  # the class scores

@@ -7,9 +7,9 @@ the system may drop the pages that were read; only what a pass makes anew is hel
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import numpy as np
 import onnx
@@ -27,12 +27,12 @@ __all__ = [
     "bytes_held",
     "content",
     "is_external",
-    "is_mapped",
     "lazy",
     "moved_out",
     "on_disk",
     "plain_weights",
     "relative",
+    "values_of",
 ]
 
 # Bytes above which a model is not held in memory, nor copied to workers.
@@ -56,18 +56,18 @@ class _LazyMap(LazyValues):  # type: ignore[misc]
         return mapped
 
 
+def values_of(tensor: TensorProto) -> np.ndarray:
+    """A tensor's values, mapped where they are in such a file."""
+    return _map(tensor) if is_external(tensor) else numpy_helper.to_array(tensor)
+
+
 def lazy(tensor: TensorProto) -> LazyValues:
     """A tensor's values for a graphsurgeon Constant, read when they are asked for."""
     return _LazyMap(tensor) if is_external(tensor) else LazyValues(tensor)
 
 
 def is_external(tensor: TensorProto) -> bool:
-    """Whether a tensor's values are in a file of its own."""
-    return bool(tensor.data_location == TensorProto.EXTERNAL)
-
-
-def is_mapped(tensor: TensorProto) -> bool:
-    """Whether that file was written by `moved_out`, and not by whoever exported the model."""
+    """Whether a tensor's values are in a file that `moved_out` wrote, and not whoever exported the model."""
     return any(entry.key == "location" and Path(entry.value).is_absolute() for entry in tensor.external_data)
 
 
@@ -166,8 +166,10 @@ def on_disk(proto: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
     if not names:
         yield proto
         return
-    with TemporaryDirectory(prefix="hmc_onnx-") as folder:
+    with ExitStack() as stack:
+        folder = gettempdir()
         try:
+            folder = stack.enter_context(TemporaryDirectory(prefix="hmc_onnx-"))
             light = moved_out(proto, names, Path(folder) / "weights")
         except OSError as e:
             raise OutputError(

@@ -194,15 +194,17 @@ def exported(graph: gs.Graph) -> onnx.ModelProto:
 
 
 def digest(proto: onnx.ModelProto) -> str:
-    """SHA-256 of a model, wherever its weights are."""
-    sha = hashlib.sha256(skeleton(proto).SerializeToString(deterministic=True))
+    """SHA-256 of a model, wherever and however its weights are kept."""
+    light = skeleton(proto)
+    del light.graph.initializer[:]
+    sha = hashlib.sha256(light.SerializeToString(deterministic=True))
     for tensor in proto.graph.initializer:  # one by one, as together they may be too large for protobuf
-        if tensor.raw_data or is_external(tensor):
-            head = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-            sha.update(head.SerializeToString(deterministic=True))
-            sha.update(content(tensor))
-        else:
+        if tensor.data_type == onnx.TensorProto.STRING:
             sha.update(tensor.SerializeToString(deterministic=True))
+            continue
+        head = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        sha.update(head.SerializeToString(deterministic=True))
+        sha.update(content(tensor))
     return sha.hexdigest()
 
 

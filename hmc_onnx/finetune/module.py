@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hmc_onnx.finetune.operators import RULES, Mode, Operator
 from passes.errors import ModelError
+from passes.external import values_of
 
 __all__ = ["GraphModule", "updated"]
 
@@ -67,7 +68,7 @@ class GraphModule(nn.Module):
         self._attributes: dict[str, str] = {}  # the module's attribute by the initializer's name
         self._constants: dict[str, Tensor] = {}  # what does not move to another device
         for tensor in graph.initializer:
-            self._hold(tensor.name, numpy_helper.to_array(tensor), tensor.name in self._statistics)
+            self._hold(tensor.name, values_of(tensor), tensor.name in self._statistics)
         self._steps = []
         for node in graph.node:
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):

@@ -86,9 +86,10 @@ def finetune_models(
         errors = _hints(model, teacher, batch)
         options = options.settled(near=bool(errors) and sum(errors.values()) / len(errors) < NEAR)
         hints = list(errors) if options.hints else []
-        answering = GraphModule(teacher, [*Model(teacher).judged, *hints])
+        judged, answers = Model(model).judged, Model(teacher).judged
+        answers = [answers[0], *judged[1:]]  # without what a pass has found to be constant
+        answering = GraphModule(teacher, [*answers, *hints])
         graph, inserted = _trained_graph(model, images, options)
-        judged = Model(model).judged
         student = GraphModule(graph, [*judged, *hints])
         if not student.trained:
             raise ModelError("the model has no weights to train: none of its initializers is a layer's weight")

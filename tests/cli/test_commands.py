@@ -206,6 +206,9 @@ def test_what_a_large_model_leaves_on_disk_goes_with_the_command(
     assert cli("verify", given / "model.onnx", tmp_path / "m.onnx", *small).code == 0
     assert cli("profile", given / "model.onnx", "-o", tmp_path / "p.json", *small).code == 0
     assert cli("compress", given / "model.onnx", "-o", tmp_path / "m.onnx", "--target", "macs=0.001", *small).code == 1
+    training = ("--finetune", "--epochs", 0.1)
+    arguments = ("compress", given / "model.onnx", "-o", tmp_path / "t.onnx", *TARGET, *small, *training)
+    assert cli(*arguments).code == 0
     assert list((tmp_path / "temporary").iterdir()) == []
 
 

@@ -14,7 +14,7 @@ from calib.sessions import Session
 from passes.errors import OutputError
 from passes.external import brought_in, bytes_held, content, is_external, on_disk
 from passes.files import save
-from passes.model import Model
+from passes.model import Model, digest
 from passes.normalise import normalise
 from passes.protos import SMALL, byte_size, check
 
@@ -99,6 +99,15 @@ def test_no_room_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     refused = pytest.raises(OutputError, match=r"weights to '.+' \(No space left on device\): make room, or set TMPDIR")
     with refused, on_disk(proto):
         pass
+
+
+def test_the_digest_is_of_the_values_and_not_of_how_they_are_kept() -> None:
+    proto, listed = resnet((1,), (8,)), resnet((1,), (8,))
+    for tensor in listed.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.float_data.extend(onnx.numpy_helper.to_array(tensor).ravel())
+            tensor.ClearField("raw_data")
+    assert digest(listed) == digest(proto) != digest(resnet((1,), (8,), seed=1))
 
 
 @pytest.mark.parametrize("element", ["FLOAT16", "BFLOAT16", "DOUBLE"])
