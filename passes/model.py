@@ -44,8 +44,9 @@ class Model:
     def __init__(self, proto: onnx.ModelProto, original: onnx.ModelProto | None = None) -> None:
         self.graph: gs.Graph = gs.import_onnx(proto)
         for constant in self.constants():
-            if isinstance(constant._values, LazyValues) and is_external(constant._values.tensor):
-                constant.values, constant.data_location = lazy(constant._values.tensor), None
+            tensor = constant._values.tensor if isinstance(constant._values, LazyValues) else None
+            if isinstance(tensor, onnx.TensorProto) and is_external(tensor):  # and no sparse one
+                constant.values, constant.data_location = lazy(tensor), None
         _own_attributes(self.graph)
         self.observed: dict[str, onnx.ValueInfoProto] = {}
         own = original or proto

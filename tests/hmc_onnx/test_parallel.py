@@ -106,7 +106,7 @@ def test_processes_find_what_one_does(reference: hmc_onnx.Profile) -> None:
 
 
 def test_a_large_model_is_not_sent_to_processes(reference: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiler, "MOST_COPIED", 0)
+    monkeypatch.setattr(profiler, "LARGE", 0)
     where: list[bool] = []
     share = Pool.share
     monkeypatch.setattr(Pool, "share", lambda self, *a: (where.append(a[-1]), share(self, *a))[1])
