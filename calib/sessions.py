@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import onnxruntime as ort
 from passes.errors import ModelError, SettingsError
 from passes.external import bytes_held, is_external, moved_out, relative
 from passes.precision import in_float32
-from passes.protos import EXTERNAL_DATA_THRESHOLD, SMALL, first_line
+from passes.protos import EXTERNAL_DATA_THRESHOLD, first_line, large
 
 __all__ = ["CPU", "KernelTime", "Runtime", "Session", "providers"]
 
@@ -181,9 +180,8 @@ def _start(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str
 
 def _load(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str]) -> ort.InferenceSession:
     if bytes_held(proto) >= EXTERNAL_DATA_THRESHOLD:
-        large = {t.name for t in proto.graph.initializer if math.prod(t.dims) > SMALL}
         with TemporaryDirectory() as temporary:
-            return _load(moved_out(proto, large, Path(temporary) / "weights"), options, chosen)
+            return _load(moved_out(proto, large(proto), Path(temporary) / "weights"), options, chosen)
     light, folder = relative(proto)
     if folder is not None:
         options.add_session_config_entry(FOLDER, str(folder))

@@ -17,7 +17,7 @@ from onnx import TensorProto, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.errors import OutputError
-from passes.protos import byte_size, copy_fields, tensor_bytes
+from passes.protos import byte_size, copy_fields, large, tensor_bytes
 from passes.sparse import inner_graphs
 
 __all__ = [
@@ -89,14 +89,15 @@ def _map(tensor: TensorProto) -> np.memmap:
     return np.memmap(place["location"], dtype, "r", int(place["offset"]), tuple(tensor.dims))
 
 
-def plain_weights(proto: onnx.ModelProto, least: int) -> list[TensorProto]:
-    """Initializers of more than so many bytes that are nothing but weights of layers: there is nothing to fold."""
+def plain_weights(proto: onnx.ModelProto) -> list[TensorProto]:
+    """Large initializers that are nothing but weights of layers: there is nothing to fold, and a copy would cost."""
     others = {v.name for v in (*(proto.graph.input if proto.ir_version > 3 else ()), *proto.graph.output)}
     for node in proto.graph.node:
         others.update(node.input[:1] if node.op_type in LAYERS else node.input)
     if any(inner_graphs(a) for node in proto.graph.node for a in node.attribute):
         return []  # graphs inside it may read what is around them
-    return [t for t in proto.graph.initializer if t.name not in others and tensor_bytes(t) > least]
+    names = large(proto) - others
+    return [t for t in proto.graph.initializer if t.name in names]
 
 
 def moved_out(proto: onnx.ModelProto, names: Collection[str], path: Path) -> onnx.ModelProto:
@@ -160,8 +161,8 @@ def on_disk(proto: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
     Raises:
         OutputError: there is no room for the file.
     """
-    weights = plain_weights(proto, LARGE_TENSOR) if byte_size(proto) > LARGE else []
-    names = {t.name for t in weights if not is_external(t)}
+    weights = plain_weights(proto) if byte_size(proto) > LARGE else []
+    names = {t.name for t in weights if not is_external(t) and tensor_bytes(t) > LARGE_TENSOR}
     del weights
     if not names:
         yield proto

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from passes.errors import ModelError, OutputError
 from passes.external import brought_in, moved_out, relative
-from passes.protos import EXTERNAL_DATA_THRESHOLD, SMALL, byte_size, check, first_line
+from passes.protos import EXTERNAL_DATA_THRESHOLD, byte_size, check, first_line, large
 
 __all__ = ["load", "replacing", "save", "write_atomically"]
 
@@ -68,13 +67,12 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     if byte_size(proto) < EXTERNAL_DATA_THRESHOLD:
         write_atomically(path, brought_in(proto).SerializeToString(deterministic=True))
         return
-    large = {t.name for t in proto.graph.initializer if math.prod(t.dims) > SMALL}
     try:
         if path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             data = Path(folder) / f"{path.name}.data"
-            light, _ = relative(moved_out(proto, large, data))
+            light, _ = relative(moved_out(proto, large(proto), data))
             (Path(folder) / path.name).write_bytes(light.SerializeToString(deterministic=True))
             os.replace(data, path.parent / data.name)
             os.replace(Path(folder) / path.name, path)

@@ -33,14 +33,11 @@ from passes.subgraph import outer_tensors, redirect
 
 __all__ = ["normalise"]
 
-# Bytes up to which weights take part in the folding of constants.
-SMALL_WEIGHT = 256
-
 
 def normalise(proto: onnx.ModelProto) -> Model:
     """The model in normal form, as a graph to rewrite; the proto given is not changed."""
     proto = densify(proto)
-    weights = {t.name: t for t in plain_weights(proto, SMALL_WEIGHT)}  # a copy of which would cost
+    weights = {t.name: t for t in plain_weights(proto)}
     light = without_weights(proto, weights)
     if proto.ir_version < 4:
         _forget_defaults(light.graph)

@@ -1,4 +1,4 @@
-"""ONNX protos as they are: size, digest, the checker, and light copies for shape inference."""
+"""ONNX protos as they are: size, the checker, and light copies for shape inference."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ __all__ = [
     "check",
     "copy_fields",
     "first_line",
+    "large",
     "skeleton",
     "substitute",
     "tensor_bytes",
@@ -63,9 +64,14 @@ def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     Operators whose outputs onnx 1.23 cannot infer are replaced by others of the same shape.
     """
-    copy = without_weights(proto, {t.name for t in proto.graph.initializer if math.prod(t.dims) > SMALL})
+    copy = without_weights(proto, large(proto))
     substitute(copy.graph)
     return copy
+
+
+def large(proto: onnx.ModelProto) -> set[str]:
+    """Names of the initializers that are no shapes, axes or indices."""
+    return {t.name for t in proto.graph.initializer if math.prod(t.dims) > SMALL}
 
 
 def without_weights(proto: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
