@@ -170,7 +170,7 @@ def test_minutes_end_it(student: onnx.ModelProto, teacher: onnx.ModelProto, data
     start = time.perf_counter()
     options = OPTIONS.model_copy(update={"epochs": None, "minutes": 0.05})
     tuned = hmc_onnx.finetune(student, teacher, data, options=options)
-    assert time.perf_counter() - start < 60
+    assert time.perf_counter() - start < 300
     assert tuned.history[-1].epoch >= 1 and tuned.history[-1].seconds >= 3
 
 
