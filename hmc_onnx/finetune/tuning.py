@@ -41,7 +41,7 @@ LEAST = 20  # images to train on
 # Error, as a share of the variance, above which a tensor of the same name is no hint.
 CLOSE = 0.5
 # Their mean error, below which the network is near the original.
-NEAR = 0.1
+NEAR = 0.05
 # Images from which batch normalisation takes its statistics.
 CALIBRATION = 1024
 
