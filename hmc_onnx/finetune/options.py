@@ -13,7 +13,7 @@ from passes.records import Frozen
 __all__ = ["Epoch", "FineTuning", "best_epoch"]
 
 RATES = {"sgd": 0.004, "adamw": 3e-4}
-NEAR_RATE, NEAR_HINTS = 0.0004, 0.9
+NEAR_RATE, NEAR_HINTS = 0.003, 0.9
 
 
 class FineTuning(Frozen):
