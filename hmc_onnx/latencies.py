@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from calib.batching import declared_batch
 from calib.data import CalibrationData
-from calib.latency import interleaved
+from calib.latency import DISTURBED, interleaved
 from calib.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
 from calib.observing import observe
 from calib.sessions import Runtime, Session
@@ -79,12 +79,14 @@ class Clock:
         self.subjects, self.batch, self.runtime = subjects, batch, runtime
         self._foreign = table is not None
         self._paths: list[Path] = []
+        self._settled = self._foreign  # what the whole model takes is not to be measured again
         if table is None:
             table, path = cached_table(this_machine(runtime))
             self._paths = [path] if folder is None else [path, folder / "latency.json"]
             if folder is not None and self._paths[1].exists():
                 own = read_table(self._paths[1])
-                table = own if own.machine == table.machine else table
+                self._settled = own.machine == table.machine
+                table = own if self._settled else table
         self.table = table
         self._kinds = {
             n.name: (element_type(n.inputs[1]).name, epilogue(graph, n, shapes))
@@ -95,7 +97,7 @@ class Clock:
         self._by_macs: set[str] = set()
 
     def time_whole(self, proto: onnx.ModelProto, data: CalibrationData) -> Entry:
-        """The time of a run of the whole model.
+        """The time of a run of the whole model; one from the cache is mended, as the machine may have been busy.
 
         Raises:
             SettingsError: the table of another machine has none.
@@ -106,12 +108,13 @@ class Clock:
                 f"the latency table (of {self.table.machine}) has no time of this model at batch {self.batch}: make it "
                 f"there with 'hmc-onnx latency measure MODEL --batch {self.batch}'"
             )
-        if entry is None:
+        if entry is None or entry.seconds is None or not self._settled:
             session = Session(proto, self.runtime)
             time = interleaved([session], serving_feeds(data, self.batch)).latency(0)
-            entry = Entry(seconds=time.value, uncertainty=time.uncertainty)
-            self.table.entries[self._key] = entry
-            self.keep()
+            if entry is None or entry.seconds is None or entry.seconds > DISTURBED * time.value:
+                entry = Entry(seconds=time.value, uncertainty=time.uncertainty)
+                self.table.entries[self._key] = entry
+                self.keep()
         return entry
 
     def probe(self, name: str, chain: Chain) -> Probe:

@@ -59,8 +59,8 @@ class FineTuning(Frozen):
         """With what was left open set, as it won: see docs/design.md.
 
         Args:
-            near: the network does within what the original does, nearly. Then it follows that with small steps, as
-                larger ones lose at once what closed-form repair has found. Else it learns anew.
+            near: the network does within what the original does, nearly. Then it follows that, with batch statistics
+                frozen, as these alone would lose at once what closed-form repair has found. Else it learns anew.
         """
         rate = NEAR_RATE if near and self.optimizer == "sgd" else RATES[self.optimizer]
         own = {"batchnorm": "frozen" if near else "reinsert", "rate": rate}

@@ -14,7 +14,7 @@ from zoo import images, resnet, run
 import hmc_onnx
 from calib.data import CalibrationData
 from calib.latency import Estimate
-from calib.latency_table import LatencyTable, cached_table, read_table, this_machine
+from calib.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
 from calib.sessions import Runtime
 from hmc_onnx import fitting, searching
 from hmc_onnx.latencies import measure_table, serving_batch, serving_feeds
@@ -182,6 +182,24 @@ def test_the_cache_is_used_again(original: onnx.ModelProto, monkeypatch: pytest.
     assert path.exists() and table.entries
     monkeypatch.setattr("calib.latency_table.time_probes", lambda missing, *_: iter([]) if not missing else 1 / 0)
     hmc_onnx.profile(original, calibration(), SETTINGS)
+
+
+def test_a_time_that_a_busy_machine_left_in_the_cache_is_mended_but_not_in_a_run_that_goes_on(
+    original: onnx.ModelProto, tmp_path: Path
+) -> None:
+    hmc_onnx.profile(original, calibration(), SETTINGS)
+    table, path = cached_table(this_machine(Runtime("cpu", 1)))
+    for key in [k for k in table.entries if k.startswith("model ")]:
+        table.entries[key] = Entry(seconds=1e3)
+    table.write(path)
+    run = Work(folder=tmp_path / "work")
+    mended = hmc_onnx.profile(original, calibration(), SETTINGS, work=run)
+    assert mended.latency is not None and mended.latency.seconds < 1
+    own = read_table(tmp_path / "work" / "latency.json")
+    own.entries.update({k: Entry(seconds=1e3) for k in own.entries if k.startswith("model ")})
+    own.write(tmp_path / "work" / "latency.json")
+    resumed = hmc_onnx.profile(original, calibration(), SETTINGS, work=run)
+    assert resumed.latency is not None and resumed.latency.seconds == 1e3
 
 
 def test_batches_are_what_the_model_declares_or_what_is_asked_for() -> None:
