@@ -17,7 +17,7 @@ import onnx
 import onnxruntime as ort
 
 from passes.errors import ModelError, SettingsError
-from passes.external import bytes_held, is_external, moved_out, relative
+from passes.external import bytes_held, has_external, moved_out, relative
 from passes.precision import in_float32
 from passes.protos import EXTERNAL_DATA_THRESHOLD, first_line, large
 
@@ -118,7 +118,7 @@ class Session:
         if self._folder is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(self._folder.name) / "kernels")
-        if not timed and any(map(is_external, proto.graph.initializer)):
+        if not timed and has_external(proto):
             options.add_session_config_entry("session.disable_prepacking", "1")
         options.intra_op_num_threads = runtime.threads
         options.log_severity_level = 4

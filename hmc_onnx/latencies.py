@@ -108,13 +108,13 @@ class Clock:
                 f"the latency table (of {self.table.machine}) has no time of this model at batch {self.batch}: make it "
                 f"there with 'hmc-onnx latency measure MODEL --batch {self.batch}'"
             )
-        if entry is None or entry.seconds is None or not self._settled:
-            session = Session(proto, self.runtime)
-            time = interleaved([session], serving_feeds(data, self.batch)).latency(0)
-            if entry is None or entry.seconds is None or entry.seconds > DISTURBED * time.value:
-                entry = Entry(seconds=time.value, uncertainty=time.uncertainty)
-                self.table.entries[self._key] = entry
-                self.keep()
+        if entry is not None and self._settled:
+            return entry
+        time = interleaved([Session(proto, self.runtime)], serving_feeds(data, self.batch)).latency(0)
+        if entry is None or entry.seconds is None or entry.seconds > DISTURBED * time.value:
+            entry = Entry(seconds=time.value, uncertainty=time.uncertainty)
+            self.table.entries[self._key] = entry
+            self.keep()
         return entry
 
     def probe(self, name: str, chain: Chain) -> Probe:

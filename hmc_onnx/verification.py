@@ -178,16 +178,14 @@ def verify(
     if fixed and len(next(iter(chunks[-1].values()))) < fixed:
         chunks = chunks[:-1]
     pair = [judged(proto, runtime) for proto in (a, b)]
-    both = set(pair[0][1]) & set(pair[1][1])  # without what a pass has found to be constant
-    pair = [(session, [names[0], *(n for n in names[1:] if n in both)]) for session, names in pair]
-    _check_labels(data, fixed or 1, *pair[0])
-    everything = [_outputs(session, names, chunks) for session, names in pair]
+    sessions, names = [session for session, _ in pair], judged_in_both(*(own for _, own in pair))
+    _check_labels(data, fixed or 1, sessions[0], names[0])
+    everything = [_outputs(session, own, chunks) for session, own in zip(sessions, names, strict=True)]
     outputs = [side[0] for side in everything]  # the class scores
     count = sum(len(o) for o in outputs[0])
     labels = None if data.labels is None else data.labels[:count]
     flat = [np.concatenate([o.reshape(len(o), -1) for o in side]) for side in outputs]
     sizes = (size,) if size < wanted else tuple(n for n in batches if n <= len(data))
-    sessions = [session for session, _ in pair]
     feeds = {n: {k: v[:n] for k, v in data.feeds.items()} for n in sizes}
     rounds = [
         {n: interleaved(sessions, own, 1 / ROUNDS) for n, own in feeds.items()}
@@ -223,6 +221,16 @@ def _outputs(session: Session, names: list[str], chunks: list[dict[str, np.ndarr
 
 def _difference(x: list[np.ndarray], y: list[np.ndarray]) -> float:
     return max(float(np.abs(a.astype(np.float64) - b).max()) for a, b in zip(x, y, strict=True))
+
+
+def judged_in_both(a: list[str], b: list[str]) -> tuple[list[str], list[str]]:
+    """Of what two models are judged by: the class scores of each, and of the rest what both have.
+
+    A pass may have found an output to be constant.
+    """
+    both = set(a) & set(b)
+    ours, theirs = ([names[0], *(n for n in names[1:] if n in both)] for names in (a, b))
+    return ours, theirs
 
 
 def judged(proto: onnx.ModelProto, runtime: Runtime) -> tuple[Session, list[str]]:

@@ -17,7 +17,7 @@ from onnx import TensorProto, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.errors import OutputError
-from passes.protos import byte_size, copy_fields, large, tensor_bytes
+from passes.protos import byte_size, copy_fields, large, tensor_bytes, without_initializers
 from passes.sparse import inner_graphs
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "brought_in",
     "bytes_held",
     "content",
+    "has_external",
     "is_external",
     "lazy",
     "moved_out",
@@ -71,6 +72,11 @@ def is_external(tensor: TensorProto) -> bool:
     return any(entry.key == "location" and Path(entry.value).is_absolute() for entry in tensor.external_data)
 
 
+def has_external(proto: onnx.ModelProto) -> bool:
+    """Whether any of a model's weights is in such a file."""
+    return any(map(is_external, proto.graph.initializer))
+
+
 def bytes_held(proto: onnx.ModelProto) -> int:
     """Bytes of the weights that are in memory."""
     return sum(tensor_bytes(t) for t in proto.graph.initializer if not is_external(t))
@@ -102,9 +108,7 @@ def plain_weights(proto: onnx.ModelProto) -> list[TensorProto]:
 
 def moved_out(proto: onnx.ModelProto, names: Collection[str], path: Path) -> onnx.ModelProto:
     """A copy whose named initializers are in a file, with no copy of them all in memory; raises OSError."""
-    copy = onnx.ModelProto()
-    copy_fields(proto, copy, skip={"graph"})
-    copy_fields(proto.graph, copy.graph, skip={"initializer"})
+    copy = without_initializers(proto)
     with path.open("wb") as file:
         for tensor in proto.graph.initializer:
             entry = copy.graph.initializer.add()
@@ -128,7 +132,7 @@ def _refer(tensor: TensorProto, location: str, offset: int, length: int) -> None
 
 def relative(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
     """The model with its files named as beside it, and their folder; the model itself and None if it has none."""
-    if not any(map(is_external, proto.graph.initializer)):
+    if not has_external(proto):
         return proto, None
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
@@ -140,7 +144,7 @@ def relative(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
 
 def brought_in(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model with all its weights in memory; the model itself if they are."""
-    if not any(map(is_external, proto.graph.initializer)):
+    if not has_external(proto):
         return proto
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)

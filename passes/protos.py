@@ -22,6 +22,7 @@ __all__ = [
     "skeleton",
     "substitute",
     "tensor_bytes",
+    "without_initializers",
     "without_weights",
 ]
 
@@ -76,15 +77,21 @@ def large(proto: onnx.ModelProto) -> set[str]:
 
 def without_weights(proto: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
     """A copy in which some initializers are inputs."""
-    copy = onnx.ModelProto()
-    copy_fields(proto, copy, skip={"graph"})
-    copy_fields(proto.graph, copy.graph, skip={"initializer"})
+    copy = without_initializers(proto)
     inputs = {v.name for v in copy.graph.input}
     for tensor in proto.graph.initializer:
         if tensor.name not in names:
             copy.graph.initializer.add().CopyFrom(tensor)
         elif tensor.name not in inputs:
             copy.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return copy
+
+
+def without_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that lacks them."""
+    copy = onnx.ModelProto()
+    copy_fields(proto, copy, skip={"graph"})
+    copy_fields(proto.graph, copy.graph, skip={"initializer"})
     return copy
 
 

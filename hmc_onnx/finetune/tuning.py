@@ -25,7 +25,7 @@ from hmc_onnx.finetune.processes import Processes, processes
 from hmc_onnx.finetune.trainer import Trainer, TrainingError
 from hmc_onnx.inputs import fit, load_supported, preprocessing, signature
 from hmc_onnx.journal import Journal
-from hmc_onnx.verification import same_signature
+from hmc_onnx.verification import judged_in_both, same_signature
 from passes.errors import DataError, ModelError
 from passes.external import brought_in
 from passes.files import save
@@ -86,8 +86,7 @@ def finetune_models(
         errors = _hints(model, teacher, batch)
         options = options.settled(near=bool(errors) and sum(errors.values()) / len(errors) < NEAR)
         hints = list(errors) if options.hints else []
-        judged, answers = Model(model).judged, Model(teacher).judged
-        answers = [answers[0], *judged[1:]]  # without what a pass has found to be constant
+        judged, answers = judged_in_both(Model(model).judged, Model(teacher).judged)
         answering = GraphModule(teacher, [*answers, *hints])
         graph, inserted = _trained_graph(model, images, options)
         student = GraphModule(graph, [*judged, *hints])

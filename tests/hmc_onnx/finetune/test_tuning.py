@@ -102,9 +102,7 @@ def test_a_graph_that_has_batch_normalisation_trains_its_own(data: Path) -> None
     assert all((before[n] == after[n]).all() for n in before if "running" in n)
 
 
-def test_a_network_near_the_original_follows_what_that_does_within(
-    teacher: onnx.ModelProto, data: Path, tmp_path: Path
-) -> None:
+def test_a_network_near_the_original_follows_what_that_does_within(teacher: onnx.ModelProto, data: Path) -> None:
     near = worn(teacher, 0.1)
     options = FineTuning(epochs=20, batch_size=40, device="cpu", precision="fp32")
     tuned = hmc_onnx.finetune(near, teacher, data, options=options)
@@ -169,7 +167,7 @@ def test_minutes_end_it(student: onnx.ModelProto, teacher: onnx.ModelProto, data
     start = time.perf_counter()
     options = OPTIONS.model_copy(update={"epochs": None, "minutes": 0.05})
     tuned = hmc_onnx.finetune(student, teacher, data, options=options)
-    assert time.perf_counter() - start < 300
+    assert time.perf_counter() - start < 60
     assert tuned.history[-1].epoch >= 1 and tuned.history[-1].seconds >= 3
 
 
