@@ -12,8 +12,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from passes.layers import Geometry
+from passes.shelf import Kept, Shelf
 
-__all__ = ["Moments", "sample_positions", "sampled_outputs", "sampled_patches"]
+__all__ = ["Centred", "Moments", "sample_positions", "sampled_outputs", "sampled_patches"]
+
+
+@dataclass(frozen=True)
+class Centred:
+    """The mean patch (n,) and the centred second moment Sxx (n, n) of a layer's patches, float64."""
+
+    mean: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    second: Kept = field(default_factory=lambda: Kept(np.zeros((0, 0))))
 
 
 @dataclass
@@ -39,6 +48,10 @@ class Moments:
         self._sum += both.sum(0)
         self._second += x.T @ x
         self._cross += t.T @ x
+
+    def centred(self, shelf: Shelf) -> Centred:
+        """What decompositions and eliminations take of it."""
+        return Centred(self.mean, shelf.keep(self.second))
 
     @property
     def mean(self) -> np.ndarray:

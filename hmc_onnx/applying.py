@@ -25,6 +25,7 @@ from passes.branches import branch_sum, remove_branch
 from passes.channels import ChannelGroup, Channels, trace
 from passes.decompose import DECOMPOSITIONS, compose
 from passes.errors import PlanError
+from passes.external import folder_of, move_out
 from passes.layers import Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
 from passes.linear_algebra import damped, ridge
 from passes.model import Model
@@ -57,8 +58,10 @@ def apply(
     if plan.model != model.digest():
         raise PlanError("the plan was made for another model: plan again, or give the model it was made for")
     inputs = input_shapes(model.header, data)
-    compressed = model.copy()
+    compressed, folder = model.copy(), folder_of(model.constants())
     kept = _prune(compressed, plan, inputs)
+    if folder is not None:
+        move_out(compressed.constants(), folder)
     observe(compressed, inputs, plan.settings.runtime)
     shapes = infer_shapes(compressed, inputs)
     settings = plan.settings
@@ -81,6 +84,8 @@ def apply(
         changed = changed or pruned or step.method != KEEP
         if changed:
             _repair(compressed, node, shapes, walks, step.method, step.rank)
+            if folder is not None:
+                move_out(compressed.constants(), folder)
     compressed.forget_shapes()
     compressed.graph.cleanup().toposort()
     return compressed

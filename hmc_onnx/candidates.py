@@ -17,6 +17,7 @@ from hmc_onnx.subjects import Subject
 from passes.channels import ChannelGroup
 from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose
 from passes.layers import Geometry
+from passes.shelf import Kept, Shelf
 
 __all__ = [
     "Candidate",
@@ -36,6 +37,7 @@ __all__ = [
 # Seconds of a layer's chains, by their links; None where latency does not matter.
 Times = Mapping[tuple[Geometry, ...], float] | None
 
+MEMORY = Shelf()
 # Shares of a layer's MACs at which each decomposition is tried: alone, and on top of pruning.
 RATIOS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15)
 RATIOS_WHEN_PRUNED = (0.7, 0.5, 0.35, 0.22)
@@ -68,12 +70,12 @@ class Candidate:
 
     offer: Offer
     error: float
-    factors: tuple[np.ndarray, ...]
+    factors: tuple[Kept, ...]
 
     @property
     def kernel(self) -> np.ndarray:
         """The dense kernel that the chain amounts to, made anew at each call: of all candidates they are large."""
-        return compose(self.offer.links, self.factors)
+        return compose(self.offer.links, [f.array for f in self.factors])
 
 
 def offers(
@@ -99,7 +101,9 @@ def timed(offered: Sequence[Offer], whole: Geometry, times: Times) -> list[Offer
     return [o for o in found if o.cost < times[whole,]]
 
 
-def front(geometry: Geometry, weight: np.ndarray, moment: np.ndarray, offered: Sequence[Offer]) -> list[Candidate]:
+def front(
+    geometry: Geometry, weight: np.ndarray, moment: np.ndarray, offered: Sequence[Offer], shelf: Shelf = MEMORY
+) -> list[Candidate]:
     """The offers that no cheaper one beats in error, cheapest last.
 
     Only these are worth measuring: at equal cost a larger local error does not make a better network.
@@ -110,19 +114,19 @@ def front(geometry: Geometry, weight: np.ndarray, moment: np.ndarray, offered: S
     flat = weight.reshape(len(weight), -1)
     answers = flat @ moment
     response = float(np.vdot(flat, answers))
-    found = []
+    found: list[tuple[Offer, float, list[np.ndarray]]] = []
     for name, own in groupby(offered, key=lambda o: o.method):
         solve = DECOMPOSITIONS[name].solver(geometry, weight, moment)
         for offer in own:
             factors = solve(offer.rank)
             explained = float(np.vdot(compose(offer.links, factors).reshape(flat.shape), answers))
             loss = max(response - explained, 0.0) / max(response, np.finfo(float).tiny)
-            found.append(Candidate(offer, loss, tuple(f.astype(np.float32) for f in factors)))
-    found.sort(key=lambda c: (c.offer.cost, c.error))
+            found.append((offer, loss, [f.astype(np.float32) for f in factors]))
+    found.sort(key=lambda f: (f[0].cost, f[1]))
     best: list[Candidate] = []
-    for candidate in found:
-        if not best or candidate.error < best[-1].error * (1 - 1e-9):
-            best.append(candidate)
+    for offer, loss, arrays in found:
+        if not best or loss < best[-1].error * (1 - 1e-9):
+            best.append(Candidate(offer, loss, tuple(map(shelf.keep, arrays))))
     return best[::-1]
 
 
@@ -134,23 +138,29 @@ def whole_offers(subject: Subject, align: int, fine: bool = True) -> list[Offer]
     return offers(subject.layer.geometry, subject.size, align, list(DECOMPOSITIONS), ratios)
 
 
-def decompositions(subject: Subject, offered: Sequence[Offer], times: Times = None) -> list[Candidate]:
+def decompositions(
+    subject: Subject, offered: Sequence[Offer], times: Times = None, shelf: Shelf = MEMORY
+) -> list[Candidate]:
     """The front of a whole layer over what is on offer for it."""
     geometry = subject.layer.geometry
     offered = timed(offered, geometry, times)
-    return front(geometry, subject.layer.weight, subject.moments.second, offered) if offered else []
+    if not offered:
+        return []
+    return front(geometry, subject.layer.weight, subject.moments.second.array, offered, shelf)
 
 
-def removal(group: ChannelGroup, layers: dict[str, Subject], align: int, fine: bool = True) -> tuple[Any, ...]:
+def removal(
+    group: ChannelGroup, layers: dict[str, Subject], align: int, fine: bool = True, shelf: Shelf = MEMORY
+) -> tuple[Any, ...]:
     """`eliminate`, and its arguments for a group's channels down to each count on offer."""
     consumers = [
-        Consumer(layers[s.node.name].layer.weight, layers[s.node.name].moments.second, c)
+        Consumer(shelf.keep(layers[s.node.name].layer.values), layers[s.node.name].moments.second, c)
         for s, c in group.members("consumes")
     ]
     on_offer = steps(group, align, fine)
     ends = [*group.members("produces"), *group.members("consumes")]
     floors = [*(classes for _, classes in ends), *group.parts]
-    return eliminate, consumers, group.size, on_offer.counts, floors, align, on_offer
+    return eliminate, consumers, group.size, on_offer.counts, floors, align, on_offer, shelf
 
 
 class Curve:
@@ -235,7 +245,7 @@ def layer_choices(
     plain: Sequence[Candidate],
     measured: Sequence[float],
     own: Sequence[Variant],
-    repaired: Mapping[int, np.ndarray],
+    repaired: Mapping[int, Kept],
     times: Times = None,
 ) -> list[LayerChoice]:
     """Every choice of a layer, for each choice of its input and output group.
@@ -249,7 +259,7 @@ def layer_choices(
         times: of all its chains.
     """
     curve = Curve([(c.error, s) for c, s in zip(plain, measured, strict=True)])
-    moment = np.zeros((0, 0)) if subject.grouped else subject.moments.second
+    moment = subject.moments.second.array
     choices = []
     for v in own:
         whole = v.inputs == v.outputs == 0
@@ -270,7 +280,8 @@ def layer_choices(
         offered = timed(v.offers, v.geometry, times)
         if offered:
             features = np.flatnonzero(np.repeat(v.kept_in, math.prod(v.geometry.kernel)))
-            weight = repaired.get(v.inputs, subject.layer.weight)[np.ix_(v.kept_out, v.kept_in)].astype(np.float64)
+            whole_weight = repaired[v.inputs].array if v.inputs in repaired else subject.layer.values
+            weight = whole_weight[np.ix_(v.kept_out, v.kept_in)].astype(np.float64)
             found = front(v.geometry, weight, moment[np.ix_(features, features)], offered)
             known = [curve(c.error) for c in found]
         for candidate, sensitivity in zip(found, known, strict=True):

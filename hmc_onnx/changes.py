@@ -13,6 +13,8 @@ from calib.sensitivity import Change
 from hmc_onnx.candidates import Candidate
 from hmc_onnx.elimination import Elimination
 from hmc_onnx.subjects import Subject, Subjects
+from passes.model import element_type
+from passes.shelf import Kept
 
 __all__ = ["group_changes", "layer_changes"]
 
@@ -65,25 +67,23 @@ def _change(
 
 
 def _candidate_feeds(nodes: dict[str, gs.Node], subject: Subject, candidate: Candidate) -> dict[str, np.ndarray]:
-    return _feeds(nodes, [subject], [candidate.kernel])
+    return _feeds(nodes, [subject], [Kept(candidate.kernel)])
 
 
 def _branch_feeds(nodes: dict[str, gs.Node], end: Subject) -> dict[str, np.ndarray]:
     """A residual branch that gives its mean only: the layers behind it are solved again, and bring that."""
-    return _feeds(nodes, [end], [np.zeros(end.layer.geometry.weight_shape)])
+    return _feeds(nodes, [end], [Kept(np.zeros(end.layer.geometry.weight_shape))])
 
 
-def _feeds(
-    nodes: dict[str, gs.Node], changed: Sequence[Subject], kernels: Sequence[np.ndarray]
-) -> dict[str, np.ndarray]:
+def _feeds(nodes: dict[str, gs.Node], changed: Sequence[Subject], kernels: Sequence[Kept]) -> dict[str, np.ndarray]:
     """Kernels, and the biases that keep the mean responses, as values of the layers' initializers."""
     feeds = {}
-    for subject, kernel in zip(changed, kernels, strict=True):
-        layer, node = subject.layer, nodes[subject.layer.name]
+    for subject, kept in zip(changed, kernels, strict=True):
+        layer, node, kernel = subject.layer, nodes[subject.layer.name], kept.array
         shift = (layer.weight - kernel).reshape(len(kernel), -1) @ subject.moments.mean
         weight, bias = node.inputs[1:3]
         if node.op == "Gemm" and not node.attrs.get("transB", 0):
             kernel = kernel.T
-        feeds[weight.name] = np.ascontiguousarray(kernel, dtype=weight.dtype)
-        feeds[bias.name] = (layer.bias + shift).astype(bias.dtype)
+        feeds[weight.name] = np.ascontiguousarray(kernel, dtype=element_type(weight))
+        feeds[bias.name] = (layer.bias + shift).astype(element_type(bias))
     return feeds

@@ -20,11 +20,13 @@ import numpy as np
 
 from hmc_onnx.cells import Steps
 from passes.linear_algebra import damped
+from passes.shelf import Kept, Shelf
 
 __all__ = ["Consumer", "Elimination", "eliminate"]
 
 # Into how many lots the channels of a group are cut.
 LOTS = 128
+MEMORY = Shelf()
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,13 @@ class Consumer:
     """A layer that reads the channels.
 
     Attributes:
-        weight: (O, I, *kernel) float64.
-        moment: (n, n) second moment of its patches.
+        weight: (O, I, *kernel).
+        moment: (n, n) second moment of its patches, float64.
         classes: (I,) the class of each input channel, -1 for channels that are not up for removal.
     """
 
-    weight: np.ndarray
-    moment: np.ndarray
+    weight: Kept
+    moment: Kept
     classes: np.ndarray
 
 
@@ -50,7 +52,7 @@ class Elimination:
     """
 
     order: np.ndarray
-    weights: dict[int, list[np.ndarray]]
+    weights: dict[int, list[Kept]]
 
 
 def eliminate(
@@ -60,6 +62,7 @@ def eliminate(
     floors: Sequence[np.ndarray],
     least: int,
     kept: Steps | None = None,
+    shelf: Shelf = MEMORY,
 ) -> Elimination:
     """Remove classes one by one, always the one that costs least.
 
@@ -71,16 +74,17 @@ def eliminate(
             `least` entries must stay.
         least: see `floors`.
         kept: how many of each cell are to stay at each of the counts; whatever costs least if not given.
+        shelf: for all that is as large as the weights.
 
     Returns:
         As many removals as the largest count, or as the floors allow.
     """
-    states = [_State(c, size) for c in consumers]
+    states = [_State(c, size, shelf) for c in consumers]
     alive = np.ones(size, bool)
     entries = [np.bincount(f[f >= 0], minlength=size) for f in floors]
     left = [int(e.sum()) for e in entries]
     order: list[int] = []
-    weights: dict[int, list[np.ndarray]] = {}
+    weights: dict[int, list[Kept]] = {}
     kept = kept or Steps([np.arange(size)], [(size - count,) for count in counts])
     owner = np.empty(size, int)
     for i, cell in enumerate(kept.cells):
@@ -108,25 +112,27 @@ def eliminate(
         order.extend(lot)
         if len(order) in counts:
             weights[len(order)] = [state.weight() for state in states]
+    for state in states:
+        state.drop()
     return Elimination(np.array(order, dtype=int), weights)
 
 
 class _State:
-    """One consumer's P and B while classes go."""
+    """One consumer's P and B while classes go; both are asked for anew at each step, as of many they are large."""
 
-    def __init__(self, consumer: Consumer, size: int) -> None:
-        self.shape = consumer.weight.shape
-        self.b = consumer.weight.reshape(len(consumer.weight), -1).copy()
-        moment = consumer.moment
-        self.p = np.linalg.inv(damped(moment, 1e-6))
-        self.scale = 1 / max(np.einsum("on,on->", self.b @ moment, self.b), np.finfo(float).tiny)
+    def __init__(self, consumer: Consumer, size: int, shelf: Shelf) -> None:
+        weight, moment = consumer.weight.array, consumer.moment.array
+        self.shape, self._shelf = weight.shape, shelf
+        b = weight.reshape(len(weight), -1).astype(np.float64)
+        self.scale = 1 / max(np.einsum("on,on->", b @ moment, b), np.finfo(float).tiny)
+        self._b, self._p = shelf.keep(b), shelf.keep(np.linalg.inv(damped(moment, 1e-6)))
         k = math.prod(self.shape[2:])
         channels = [np.flatnonzero(consumer.classes == c) for c in range(size)]
         self.features = [(ch[:, None] * k + np.arange(k)).ravel() for ch in channels]
 
     def scores(self, allowed: np.ndarray) -> np.ndarray:
         """Relative error that each allowed class would add; 0 for classes that this layer does not read."""
-        scores = np.zeros(len(allowed))
+        scores, b, p = np.zeros(len(allowed)), self._b.array, self._p.array
         by_width: dict[int, list[int]] = {}
         for c in np.flatnonzero(allowed):
             by_width.setdefault(len(self.features[c]), []).append(int(c))
@@ -134,8 +140,8 @@ class _State:
             if width == 0:
                 continue
             f = np.stack([self.features[c] for c in classes])  # (m, width)
-            blocks = self.p[f[:, :, None], f[:, None, :]]
-            columns = self.b[:, f].transpose(1, 2, 0)  # (m, width, O)
+            blocks = p[f[:, :, None], f[:, None, :]]
+            columns = b[:, f].transpose(1, 2, 0)  # (m, width, O)
             solved = np.linalg.solve(blocks, columns)
             scores[classes] = np.einsum("mwo,mwo->m", columns, solved)
         return scores * self.scale
@@ -145,13 +151,19 @@ class _State:
         f = np.concatenate([self.features[c] for c in classes])
         if len(f) == 0:
             return
-        update = np.linalg.solve(self.p[np.ix_(f, f)], self.p[f])  # (width, n)
-        self.b -= self.b[:, f] @ update
-        self.p -= self.p[:, f] @ update
-        self.b[:, f] = 0
-        self.p[f] = self.p[:, f] = 0
-        self.p[f, f] = 1  # keeps the blocks that are never looked at again invertible
+        b, p = self._b.writable(), self._p.writable()
+        update = np.linalg.solve(p[np.ix_(f, f)], p[f])  # (width, n)
+        b -= b[:, f] @ update
+        p -= p[:, f] @ update
+        b[:, f] = 0
+        p[f] = p[:, f] = 0
+        p[f, f] = 1  # keeps the blocks that are never looked at again invertible
 
-    def weight(self) -> np.ndarray:
+    def weight(self) -> Kept:
         """The repaired weight so far, in float32: of all groups and counts they are many times the model."""
-        return self.b.reshape(self.shape).astype(np.float32)
+        return self._shelf.keep(self._b.array.reshape(self.shape).astype(np.float32))
+
+    def drop(self) -> None:
+        """Let go of both."""
+        self._b.drop()
+        self._p.drop()

@@ -22,6 +22,7 @@ from threadpoolctl import ThreadpoolController
 from hmc_onnx.journal import Journal
 from passes.errors import SettingsError
 from passes.progress import Progress, silent
+from passes.shelf import Shelf
 
 __all__ = ["HERE", "Pool", "Task", "Work", "pool"]
 
@@ -116,6 +117,14 @@ class Pool:
         if self.work.backend == "processes" and self.workers > 1:
             get_reusable_executor().shutdown(wait=True)
             _start()
+
+    def shelf(self) -> Shelf:
+        """Files of the journal's folder, or of one that goes with the pool; memory on a cluster, that reads none."""
+        if self.work.backend != "processes":
+            return Shelf()
+        folder = (self.journal.folder or self._folder) / "arrays"
+        folder.mkdir(exist_ok=True)
+        return Shelf(folder)
 
     def share(self, name: str, value: Any, here: bool = False) -> Callable[[], Any]:
         """What gets a large value in a worker, to be sent with tasks in its place: that goes to each worker once.

@@ -21,7 +21,7 @@ import onnx
 from calib.batching import calibration_chunks, input_shapes
 from calib.data import CalibrationData
 from calib.latency_table import LatencyTable
-from calib.moments import sample_positions, sampled_patches
+from calib.moments import Moments, sample_positions, sampled_patches
 from calib.sensitivity import Bench, Change, cut, forget, measure, windows
 from calib.sessions import Runtime, providers
 from calib.walk import Walk
@@ -47,11 +47,12 @@ from passes.channels import ChannelGroup
 from passes.cost import Cost, costs
 from passes.errors import ModelError
 from passes.external import LARGE
-from passes.layers import write_layer
+from passes.layers import own_values
 from passes.model import Model
 from passes.progress import Progress, silent
 from passes.protos import byte_size
 from passes.shapes import infer_shapes
+from passes.shelf import Kept, Shelf
 
 __all__ = ["identity", "profile"]
 
@@ -113,7 +114,8 @@ class _Profiler:
             raise ModelError(f"the model has nothing to compress ({reasons}): give a network of Convs")
         self.nodes = {n.name: n for n in self.model.graph.nodes}
         for name, subject in self.layers.items():  # own initializers, bias included, which can then be fed
-            write_layer(self.model.graph, self.nodes[name], subject.layer.weight, subject.layer.bias)
+            own_values(self.model.graph, self.nodes[name], subject.layer)
+        self.large = byte_size(self.model.to_proto()) > LARGE
 
     def journal(self, work: Work, table: LatencyTable | None) -> Journal:
         """The journal of the run."""
@@ -122,19 +124,20 @@ class _Profiler:
     def profile(self, served: onnx.ModelProto, table: LatencyTable | None, workers: Pool) -> Profile:
         """Measure, in workers."""
         settings, layers, subjects = self.settings, self.layers, self.subjects
+        self.shelf = workers.shelf() if self.large else Shelf()
         clock = self._clock(served, table, workers) if settings.latency else None
         align = settings.align or (clock.align() if clock else default_align(settings.runtime))
         chunks = calibration_chunks(self.model, self.data, settings.samples, settings.chunk, settings.runtime)
         memory = int(workers.work.memory * 1e9)
-        _measure_moments(Walk(self.model, chunks, settings.runtime, memory), layers, settings, workers)
+        _measure_moments(Walk(self.model, chunks, settings.runtime, memory), layers, settings, workers, self.shelf)
 
         tasks: dict[str, Task] = {
-            n: partial(removal, g, layers, align, settings.fine) for n, g in subjects.groups.items()
+            n: partial(removal, g, layers, align, settings.fine, self.shelf) for n, g in subjects.groups.items()
         }
         eliminations: dict[str, Elimination] = workers.run("channels to spare", tasks)
         offered = {n: whole_offers(s, align, settings.fine) for n, s in layers.items()}
         times = self._times(clock, {n: [o.links for o in own] for n, own in offered.items()}, workers)
-        tasks = {n: partial(_task, decompositions, s, offered[n], times[n]) for n, s in layers.items()}
+        tasks = {n: partial(_task, decompositions, s, offered[n], times[n], self.shelf) for n, s in layers.items()}
         plain: dict[str, list[Candidate]] = workers.run("decompositions", tasks)
         nats = self._sensitivities(eliminations, plain, workers)
 
@@ -188,7 +191,7 @@ class _Profiler:
         chunk = min(settings.chunk, math.ceil(images / KL_CHUNKS))
         proto = self.model.to_proto()
         # a device is one, and workers would share it; of a large model each would hold what its sessions hold
-        here = provider != "CPUExecutionProvider" or byte_size(proto) > LARGE
+        here = provider != "CPUExecutionProvider" or self.large
         windowed = list(windows(changes, len(self.model.graph.nodes), MOST_OPTIONS))
         bench = Bench(
             key=f"{self.digest} {self.data.digest()} {settings.model_dump_json()}",
@@ -200,7 +203,9 @@ class _Profiler:
             memory=int(workers.work.memory * 1e9 / (1 if here else workers.workers)),
         )
         shared = workers.share("bench", bench, here)
-        tasks: dict[str, Task] = {str(i): partial(_measuring, shared, bench.key, i, w) for i, w in enumerate(windowed)}
+        tasks: dict[str, Task] = {
+            str(i): partial(_measuring, shared, bench.key, i, w, here) for i, w in enumerate(windowed)
+        }
         steps = {str(i): sum(len(c.options) for c in w) for i, w in enumerate(windowed)}
         found = workers.run("sensitivity", tasks, steps, here)
         forget()
@@ -258,11 +263,14 @@ def _task(*call: Any) -> tuple[Any, ...]:
     return call
 
 
-def _measuring(shared: Callable[[], Bench], key: str, number: int, window: Sequence[Change]) -> tuple[Any, ...]:
-    return measure, shared, key, number, [change.made() for change in window]
+def _measuring(
+    shared: Callable[[], Bench], key: str, number: int, window: Sequence[Change], here: bool
+) -> tuple[Any, ...]:
+    """A task; where nothing has to be sent away, values are made one by one, as each is tried."""
+    return measure, shared, key, number, window if here else [change.made() for change in window]
 
 
-def _measure_moments(walk: Walk, layers: dict[str, Subject], settings: Settings, workers: Pool) -> None:
+def _measure_moments(walk: Walk, layers: dict[str, Subject], settings: Settings, workers: Pool, shelf: Shelf) -> None:
     rng = np.random.default_rng(settings.seed)
     for done, (name, subject) in enumerate(layers.items()):
         workers.progress("second moments", done, len(layers))
@@ -274,9 +282,11 @@ def _measure_moments(walk: Walk, layers: dict[str, Subject], settings: Settings,
             subject.moments = workers.journal.load(f"second moments/{name}")
             continue
         walk.advance([subject.layer.input])
+        moments = Moments()
         for x in walk.values(subject.layer.input):
-            subject.moments.update(sampled_patches(x, geometry, positions))
-        if not np.isfinite(subject.moments.second).all():
+            moments.update(sampled_patches(x, geometry, positions))
+        subject.moments = moments.centred(shelf)
+        if not np.isfinite(subject.moments.second.array).all():
             raise ModelError(
                 f"layer '{subject.layer.name}' reads NaN or infinity on the calibration images: "
                 "check the weights of the layers before it, and that the images are preprocessed as for training"
@@ -304,7 +314,7 @@ def _group_profile(
     )
 
 
-def _repaired(subject: Subject, subjects: Subjects, eliminations: dict[str, Elimination]) -> dict[int, np.ndarray]:
+def _repaired(subject: Subject, subjects: Subjects, eliminations: dict[str, Elimination]) -> dict[int, Kept]:
     """A consumer's weight, solved again, for each choice of its input group but the first."""
     if subject.input_group is None or subject.grouped:
         return {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from calib.moments import Moments
+from calib.moments import Centred
 from passes.branches import branch_sum
 from passes.channels import ChannelGroup, trace
 from passes.layers import Layer, layer_of, why_not_a_layer
@@ -48,7 +48,7 @@ class Subject:
     input_classes: np.ndarray | None = None
     output_classes: np.ndarray | None = None
     ends_branch: bool = False
-    moments: Moments = field(default_factory=Moments)
+    moments: Centred = field(default_factory=Centred)
 
     @property
     def grouped(self) -> bool:

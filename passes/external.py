@@ -6,13 +6,15 @@ the system may drop the pages that were read; only what a pass makes anew is hel
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import uuid
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from onnx import TensorProto, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
@@ -26,9 +28,11 @@ __all__ = [
     "brought_in",
     "bytes_held",
     "content",
+    "folder_of",
     "has_external",
     "is_external",
     "lazy",
+    "move_out",
     "moved_out",
     "on_disk",
     "plain_weights",
@@ -123,6 +127,44 @@ def moved_out(proto: onnx.ModelProto, names: Collection[str], path: Path) -> onn
     return copy
 
 
+def folder_of(constants: Iterable[gs.Constant]) -> Path | None:
+    """Where the weights of a graph are that are in a file; None where none are."""
+    for constant in constants:
+        tensor = getattr(constant._values, "tensor", None)
+        if isinstance(tensor, TensorProto) and is_external(tensor):
+            return Path(next(e.value for e in tensor.external_data if e.key == "location")).parent
+    return None
+
+
+def move_out(constants: Iterable[gs.Constant], folder: Path) -> None:
+    """Put what passes have made anew, and is large, into files of a folder.
+
+    Raises:
+        OutputError: there is no room for them.
+    """
+    for constant in constants:
+        values = constant._values
+        there = isinstance(values, Mapped) and values.tensor is not None
+        if there or not isinstance(values, np.ndarray) or values.nbytes <= LARGE_TENSOR:
+            continue
+        path = folder / uuid.uuid4().hex
+        kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+        tensor = TensorProto(name=constant.name, data_type=kind, dims=values.shape)
+        try:
+            values.tofile(path)
+        except OSError as e:
+            raise _no_room(folder, e) from e
+        _refer(tensor, str(path), 0, values.nbytes)
+        constant.values = _LazyMap(tensor)
+
+
+def _no_room(folder: str | Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot write the model's weights to '{folder}' ({error.strerror or error}): make room, or set TMPDIR to a "
+        "folder on another disk"
+    )
+
+
 def _refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
     tensor.data_location = TensorProto.EXTERNAL
     del tensor.external_data[:]
@@ -177,9 +219,6 @@ def on_disk(proto: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
             folder = stack.enter_context(TemporaryDirectory(prefix="hmc_onnx-"))
             light = moved_out(proto, names, Path(folder) / "weights")
         except OSError as e:
-            raise OutputError(
-                f"cannot write the model's weights to '{folder}' ({e.strerror or e}): make room, or set TMPDIR to a "
-                "folder on another disk"
-            ) from e
+            raise _no_room(folder, e) from e
         del proto  # the caller may have let go of it
         yield light

@@ -24,6 +24,7 @@ __all__ = [
     "Layer",
     "chain_nodes",
     "layer_of",
+    "own_values",
     "replace_by_chain",
     "why_not_a_layer",
     "write_layer",
@@ -195,6 +196,14 @@ def write_layer(graph: gs.Graph, node: gs.Node, weight: np.ndarray, bias: np.nda
         node.inputs[2] = new_bias
     else:
         node.inputs.append(new_bias)
+
+
+def own_values(graph: gs.Graph, node: gs.Node, layer: Layer) -> None:
+    """Give a node a weight and a bias that no other reads, of the values that its layer has."""
+    alone = [len(t.outputs) == 1 for t in node.inputs[1:]]
+    plain = _has_bias(node) and tuple(node.inputs[2].shape) == (layer.geometry.outputs,)
+    if not all(alone) or not plain or {node.attrs.get(scale, 1.0) for scale in ("alpha", "beta")} != {1.0}:
+        write_layer(graph, node, layer.weight, layer.bias)
 
 
 def _own_name(graph: gs.Graph, node: gs.Node, index: int, otherwise: str) -> str:

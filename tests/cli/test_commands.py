@@ -17,6 +17,7 @@ from conftest import Cli
 from zoo import Builder, images, parsed, run
 
 import passes.external
+import passes.shelf
 from hmc_onnx.plans import read_plan, read_profile
 from hmc_onnx.verification import Verification
 from passes.files import save
@@ -198,6 +199,7 @@ def test_what_a_large_model_leaves_on_disk_goes_with_the_command(
 ) -> None:
     monkeypatch.setattr(passes.external, "LARGE", 0)
     monkeypatch.setattr(passes.external, "LARGE_TENSOR", 256)
+    monkeypatch.setattr(passes.shelf, "SMALL", 256)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     small = ("--data", given / "labelled.npz", "--samples", 32)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from zoo import images, resnet
 
 from calib.data import CalibrationData
+from calib.moments import Moments
 from hmc_onnx.candidates import RATIOS, Candidate, Curve, front, offers, removal, timed
 from hmc_onnx.cells import SHARES
 from hmc_onnx.profiler import profile
@@ -25,6 +26,7 @@ from passes.layers import Geometry, layer_of, replace_by_chain
 from passes.model import Model
 from passes.normalise import normalise
 from passes.shapes import batch_one, infer_shapes
+from passes.shelf import Shelf
 
 CONV = Geometry(8, 12, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
 SIZE = (6, 5)
@@ -61,13 +63,13 @@ def test_errors_are_those_on_the_patches_and_costs_those_of_the_chain(found, pat
     assert len({c.offer.method for c in found}) > 1
     for c in found:
         assert c.error == pytest.approx(lost(patches, weight, c.kernel), rel=1e-6)
-        np.testing.assert_allclose(c.kernel, compose(c.offer.links, c.factors))
+        np.testing.assert_allclose(c.kernel, compose(c.offer.links, [f.array for f in c.factors]))
         size, macs = SIZE, 0
         for link in c.offer.links:
             size = link.output_size(size)
             macs += int(np.prod(link.weight_shape) * np.prod(size))
         assert c.offer.macs == macs
-        assert c.offer.parameters == sum(f.size for f in c.factors) + CONV.outputs
+        assert c.offer.parameters == sum(f.array.size for f in c.factors) + CONV.outputs
 
 
 def test_no_candidate_beats_one_of_the_front_and_every_other_is_beaten(found, patches, weight, moment) -> None:
@@ -244,11 +246,13 @@ def test_an_elimination_to_be_sent_away_is_the_one_of_the_groups_layers() -> Non
     subjects = find_subjects(model, batch_one(model))
     rng = np.random.default_rng(0)
     for subject in subjects.layers.values():
-        subject.moments.update(rng.normal(size=(300, subject.layer.geometry.features)))
+        moments = Moments()
+        moments.update(rng.normal(size=(300, subject.layer.geometry.features)))
+        subject.moments = moments.centred(Shelf())
     group = next(iter(subjects.groups.values()))
     eliminate, *arguments = pickle.loads(pickle.dumps(removal(group, subjects.layers, 2)))
     found = eliminate(*arguments)
     shapes = [subjects.layers[s.node.name].layer.weight.shape for s, _ in group.members("consumes")]
     assert found.weights
     for weights in found.weights.values():
-        assert [w.shape for w in weights] == shapes
+        assert [w.array.shape for w in weights] == shapes

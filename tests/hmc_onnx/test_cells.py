@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from zoo import resnet
 
+from calib.moments import Moments
 from hmc_onnx.candidates import removal
 from hmc_onnx.cells import steps
 from hmc_onnx.subjects import find_subjects
 from passes.channels import ChannelGroup
 from passes.normalise import normalise
 from passes.shapes import batch_one
+from passes.shelf import Shelf
 
 
 def stage_wide(shortcut: str) -> tuple[ChannelGroup, dict]:
@@ -49,8 +51,9 @@ def test_an_elimination_leaves_every_layer_an_aligned_number(align: int) -> None
     group, layers = stage_wide("A")
     rng = np.random.default_rng(0)
     for subject in layers.values():
-        if subject.moments is not None:
-            subject.moments.update(rng.normal(size=(1000, subject.layer.geometry.features)))
+        moments = Moments()
+        moments.update(rng.normal(size=(1000, subject.layer.geometry.features)))
+        subject.moments = moments.centred(Shelf())
     eliminate, *arguments = removal(group, layers, align)
     found = eliminate(*arguments)
     assert len(found.weights) == len(steps(group, align).counts) > 1

@@ -14,10 +14,12 @@ from onnxruntime.quantization import CalibrationDataReader
 import hmc_onnx
 import hmc_onnx.profiler
 import passes.external
+import passes.shelf
 from calib.data import CalibrationData
 from calib.divergence import kl_divergence, top1
 from calib.sessions import Session
 from hmc_onnx.applying import apply as apply_plan
+from hmc_onnx.parallel import Work
 from hmc_onnx.plans import GroupPlan, LayerPlan, Plan, write_json
 from hmc_onnx.profiles import KEEP
 from passes.channels import trace
@@ -96,9 +98,13 @@ def test_a_large_model_stays_on_disk_and_becomes_the_same(
     for owner, name in ((passes.external, "LARGE"), (hmc_onnx.profiler, "LARGE")):
         monkeypatch.setattr(owner, name, 0)
     monkeypatch.setattr(passes.external, "LARGE_TENSOR", 256)
+    monkeypatch.setattr(passes.shelf, "SMALL", 256)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     here = hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL)
     assert list(tmp_path.iterdir()) == []
+    work = Work(folder=tmp_path / "work")
+    first, again = (hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL, work=work) for _ in range(2))
+    assert first.profile == again.profile == here.profile
     assert here.profile.model == result.profile.model
     assert not any(t.external_data for t in here.model.graph.initializer)
     np.testing.assert_allclose(outputs(here.model, images(3)), outputs(result.model, images(3)), rtol=0, atol=1e-3)

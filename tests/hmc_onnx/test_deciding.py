@@ -17,6 +17,7 @@ from hmc_onnx.profiles import GroupChoice, GroupProfile, LayerChoice, LayerProfi
 from hmc_onnx.settings import Settings, Target
 from hmc_onnx.solver import solve
 from passes.errors import SettingsError
+from passes.shelf import Kept
 
 
 def least_error(weight: np.ndarray, moment: np.ndarray, keep: np.ndarray) -> tuple[float, np.ndarray]:
@@ -34,7 +35,7 @@ def test_each_removal_is_the_one_that_costs_least_by_brute_force() -> None:
         n = 6 * kernel
         root = rng.normal(size=(n, 3 * n))
         weight = rng.normal(size=(4, 6, kernel))
-        consumers.append(Consumer(weight, root @ root.T / n, np.array([0, 1, 2, 3, 4, 4])))
+        consumers.append(Consumer(Kept(weight), Kept(root @ root.T / n), np.array([0, 1, 2, 3, 4, 4])))
     found = eliminate(consumers, 5, [1, 3], [np.array([0, 1, 2, 3, 4, 4])], 1)
     gone: list[int] = []
     for c in found.order:
@@ -42,21 +43,22 @@ def test_each_removal_is_the_one_that_costs_least_by_brute_force() -> None:
         for candidate in set(range(5)) - set(gone):
             costs[candidate] = 0.0
             for consumer in consumers:
-                flat, k = consumer.weight.reshape(4, -1), consumer.weight.shape[2]
+                flat, k = consumer.weight.array.reshape(4, -1), consumer.weight.array.shape[2]
                 keep = np.repeat(~np.isin(consumer.classes, [*gone, candidate]), k)
-                response = float(np.einsum("on,nm,om->", flat, consumer.moment, flat))
-                costs[candidate] += least_error(flat, consumer.moment, keep)[0] / response
+                response = float(np.einsum("on,nm,om->", flat, consumer.moment.array, flat))
+                costs[candidate] += least_error(flat, consumer.moment.array, keep)[0] / response
         assert c == min(costs, key=costs.__getitem__)
         gone.append(int(c))
     assert len(found.order) == 3
-    for consumer, weight in zip(consumers, found.weights[3], strict=True):
+    for consumer, kept in zip(consumers, found.weights[3], strict=True):
+        weight = kept.array
         keep = np.repeat(~np.isin(consumer.classes, gone), weight.shape[2])
-        best = least_error(consumer.weight.reshape(4, -1), consumer.moment, keep)[1]
+        best = least_error(consumer.weight.array.reshape(4, -1), consumer.moment.array, keep)[1]
         np.testing.assert_allclose(weight.reshape(4, -1), best, atol=1e-4)
 
 
 def test_no_axis_loses_more_than_it_may() -> None:
-    consumer = Consumer(np.ones((2, 6, 1)), np.eye(6), np.arange(6))
+    consumer = Consumer(Kept(np.ones((2, 6, 1))), Kept(np.eye(6)), np.arange(6))
     floors = [np.arange(6), np.array([0, 1, 2])]
     found = eliminate([consumer], 6, [6], floors, 2)
     assert len(found.order) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from hmc_onnx import elimination
 from hmc_onnx.elimination import Consumer, Elimination, _State, eliminate
+from passes import shelf
+from passes.shelf import Kept, Shelf
 
 
 def ridged(moment: np.ndarray) -> np.ndarray:
@@ -23,18 +26,18 @@ def consumer(rng: np.random.Generator, classes: list[int], kernel: tuple[int, ..
     weight = rng.normal(size=(outputs, len(classes), *kernel))
     n = weight[0].size
     x = rng.normal(size=(10 * n, n)) @ (np.eye(n) + 0.3 * rng.normal(size=(n, n)))
-    return Consumer(weight, x.T @ x / len(x), np.array(classes))
+    return Consumer(Kept(weight), Kept(x.T @ x / len(x)), np.array(classes))
 
 
 def features(c: Consumer, gone: list[int]) -> np.ndarray:
     """Mask of the features that stay."""
-    return np.repeat(~np.isin(c.classes, gone), c.weight[0, 0].size)
+    return np.repeat(~np.isin(c.classes, gone), c.weight.array[0, 0].size)
 
 
 def solved(c: Consumer, gone: list[int]) -> np.ndarray:
     """Least-squares weights (O, n) with zeros at the removed classes."""
-    root = np.linalg.cholesky(ridged(c.moment)).T
-    flat, keep = c.weight.reshape(len(c.weight), -1), features(c, gone)
+    root = np.linalg.cholesky(ridged(c.moment.array)).T
+    flat, keep = c.weight.array.reshape(len(c.weight.array), -1), features(c, gone)
     out = np.zeros_like(flat)
     out[:, keep] = np.linalg.lstsq(root[:, keep], root @ flat.T, rcond=None)[0].T
     return out
@@ -42,9 +45,11 @@ def solved(c: Consumer, gone: list[int]) -> np.ndarray:
 
 def loss(c: Consumer, weights: np.ndarray) -> float:
     """Share of the layer's response that these weights lose."""
-    flat = c.weight.reshape(len(c.weight), -1)
+    flat = c.weight.array.reshape(len(c.weight.array), -1)
     difference = flat - weights.reshape(flat.shape)
-    return float(np.trace(difference @ ridged(c.moment) @ difference.T) / np.trace(flat @ c.moment @ flat.T))
+    return float(
+        np.trace(difference @ ridged(c.moment.array) @ difference.T) / np.trace(flat @ c.moment.array @ flat.T)
+    )
 
 
 def assert_greedy(consumers: list[Consumer], size: int, found: Elimination) -> None:
@@ -59,7 +64,7 @@ def assert_solved(consumers: list[Consumer], found: Elimination) -> None:
     for m, weights in found.weights.items():
         gone = [int(c) for c in found.order[:m]]
         for c, weight in zip(consumers, weights, strict=True):
-            flat = weight.reshape(len(weight), -1)
+            flat = weight.array.reshape(len(weight.array), -1)
             assert not flat[:, ~features(c, gone)].any()
             np.testing.assert_allclose(flat, solved(c, gone), rtol=1e-6, atol=1e-6)
 
@@ -84,14 +89,14 @@ def test_two_layers_are_served_in_relative_terms(seed: int) -> None:
     assert_greedy([first, second], 5, found)
     assert_solved([first, second], found)
     # a layer whose answers are a thousand times as large has no more say
-    louder = eliminate([first, replace(second, weight=1e3 * second.weight)], 5, [4], [], 1)
+    louder = eliminate([first, replace(second, weight=Kept(1e3 * second.weight.array))], 5, [4], [], 1)
     np.testing.assert_array_equal(louder.order, found.order)
 
 
 @pytest.mark.parametrize("kernel", [(), (3,), (2, 2)], ids=str)
 def test_every_score_is_the_error_that_the_removal_adds(kernel: tuple[int, ...]) -> None:
     c = consumer(np.random.default_rng(3), [0, 1, 1, 2, 3, -1, 4], kernel)
-    state, gone = _State(c, 6), []
+    state, gone = _State(c, 6, Shelf()), []
     for removed in (3, 1, None):  # class 5 is read by other layers only
         left = [k for k in range(6) if k not in gone]
         added = [loss(c, solved(c, [*gone, k])) - loss(c, solved(c, gone)) for k in left]
@@ -105,14 +110,14 @@ def test_every_score_is_the_error_that_the_removal_adds(kernel: tuple[int, ...])
 def test_many_channels_go_in_lots_that_cost_hardly_more_than_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(4)
     x = rng.normal(size=(2000, 64)) @ rng.normal(size=(64, 64)) * rng.uniform(0.1, 2, 64)
-    c = Consumer(rng.normal(size=(16, 64)), x.T @ x / 2000, np.arange(64))
+    c = Consumer(Kept(rng.normal(size=(16, 64))), Kept(x.T @ x / 2000), np.arange(64))
     losses = []
     for lots in (128, 16):
         monkeypatch.setattr(elimination, "LOTS", lots)
         found = eliminate([c], 64, [20, 33], [], 1)
         assert len(found.order) == len(set(found.order.tolist())) == 33
-        np.testing.assert_allclose(found.weights[33][0], solved(c, found.order.tolist()), atol=1e-4)
-        losses.append(loss(c, found.weights[33][0]))
+        np.testing.assert_allclose(found.weights[33][0].array, solved(c, found.order.tolist()), atol=1e-4)
+        losses.append(loss(c, found.weights[33][0].array))
     assert losses[0] <= losses[1] < 1.3 * losses[0]
 
 
@@ -121,11 +126,11 @@ def test_a_copy_of_a_channel_goes_for_free_and_the_other_takes_its_part() -> Non
     x = rng.normal(size=(500, 4))
     x = np.concatenate([x, x[:, :1]], 1)  # channel 4 is channel 0
     weight = rng.normal(size=(3, 5)) + 3
-    found = eliminate([Consumer(weight, x.T @ x / 500, np.arange(5))], 5, [1], [], 1)
+    found = eliminate([Consumer(Kept(weight), Kept(x.T @ x / 500), np.arange(5))], 5, [1], [], 1)
     gone = int(found.order[0])
     assert gone in (0, 4)
-    np.testing.assert_allclose(found.weights[1][0][:, 4 - gone], weight[:, 0] + weight[:, 4], rtol=1e-4)
-    np.testing.assert_allclose(found.weights[1][0][:, 1:4], weight[:, 1:4], rtol=1e-4)
+    np.testing.assert_allclose(found.weights[1][0].array[:, 4 - gone], weight[:, 0] + weight[:, 4], rtol=1e-4)
+    np.testing.assert_allclose(found.weights[1][0].array[:, 1:4], weight[:, 1:4], rtol=1e-4)
 
 
 def test_a_channel_that_is_never_on_goes_first() -> None:
@@ -133,14 +138,14 @@ def test_a_channel_that_is_never_on_goes_first() -> None:
     x = rng.normal(size=(500, 4))
     x[:, 2] = 0
     weight = rng.normal(size=(3, 4))
-    found = eliminate([Consumer(weight, x.T @ x / 500, np.arange(4))], 4, [1], [], 1)
+    found = eliminate([Consumer(Kept(weight), Kept(x.T @ x / 500), np.arange(4))], 4, [1], [], 1)
     assert found.order.tolist() == [2]
-    np.testing.assert_allclose(found.weights[1][0], np.where(np.arange(4) == 2, 0, weight), rtol=1e-4)
+    np.testing.assert_allclose(found.weights[1][0].array, np.where(np.arange(4) == 2, 0, weight), rtol=1e-4)
 
 
 def test_floors_hold_on_every_axis_and_the_rest_goes_on() -> None:
     c = consumer(np.random.default_rng(0), list(range(8)))
-    cheap = replace(c, weight=c.weight * np.array([1e-3] * 3 + [1] * 5))  # 0, 1, 2 would go first
+    cheap = replace(c, weight=Kept(c.weight.array * np.array([1e-3] * 3 + [1] * 5)))  # 0, 1, 2 would go first
     free = eliminate([cheap], 8, [3], [], 1)
     assert sorted(free.order) == [0, 1, 2]
     held = eliminate([cheap], 8, [8], [np.arange(8), np.array([0, 1, 2, -1])], 2)
@@ -153,7 +158,21 @@ def test_floors_hold_on_every_axis_and_the_rest_goes_on() -> None:
 
 def test_the_given_weights_stay_as_they_were() -> None:
     c = consumer(np.random.default_rng(0), [0, 1, 2], (2,))
-    weight, moment = c.weight.copy(), c.moment.copy()
+    weight, moment = c.weight.array.copy(), c.moment.array.copy()
     eliminate([c], 3, [1, 2], [], 1)
-    np.testing.assert_array_equal(c.weight, weight)
-    np.testing.assert_array_equal(c.moment, moment)
+    np.testing.assert_array_equal(c.weight.array, weight)
+    np.testing.assert_array_equal(c.moment.array, moment)
+
+
+@pytest.mark.parametrize("kernel", [(), (3,)], ids=str)
+def test_on_a_shelf_of_files_it_is_the_same_and_leaves_the_repaired_weights_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(shelf, "SMALL", 0)
+    c = consumer(np.random.default_rng(0), list(range(8)), kernel)
+    filed = [replace(c, weight=Shelf(tmp_path).keep(c.weight.array), moment=Shelf(tmp_path).keep(c.moment.array))]
+    there, here = eliminate(filed, 8, [2, 5], [], 1, shelf=Shelf(tmp_path)), eliminate([c], 8, [2, 5], [], 1)
+    np.testing.assert_array_equal(there.order, here.order)
+    for count in (2, 5):
+        np.testing.assert_array_equal(there.weights[count][0].array, here.weights[count][0].array)
+    assert len(list(tmp_path.iterdir())) == 2 + 2  # what was given, and two weights

@@ -51,7 +51,7 @@ def test_a_network_is_compressed_as_far_as_it_goes(name: str, monkeypatch: pytes
         monkeypatch.setattr(f"hmc_onnx.{constant}", (0.5,))
     for method in set(DECOMPOSITIONS) - {"svd"}:
         monkeypatch.delitem(DECOMPOSITIONS, method)
-    monkeypatch.setattr("hmc_onnx.pipeline.BATCHES", (1,))  # at 64 a network of this size takes longer than all the rest
+    monkeypatch.setattr("hmc_onnx.pipeline.BATCHES", (1,))  # at 64 one run takes longer than all the rest
     share, features, groups = TABLE[name]
     monkeypatch.setattr("hmc_onnx.subjects.MOST_FEATURES", features)
     original = light(name)
