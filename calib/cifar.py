@@ -50,7 +50,7 @@ def open_cifar(folder: Path, split: str) -> StoredImages | None:
     """
     for form, found in _present(folder):
         if split not in found:
-            raise DataError(f"'{folder}' has no split '{split}': use one that is there ({', '.join(found)})")
+            raise DataError(f"'{folder}' has no split '{split}': it has {', '.join(found)}: give one that has")
         batches = [_binary(f, form.label_bytes) if form.label_bytes else _pickled(f, form) for f in found[split]]
         pixels, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         return StoredImages(pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64))

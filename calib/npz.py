@@ -82,7 +82,7 @@ def _keys(names: Sequence[str], path: Path, split: str, input_name: str) -> tupl
             return images_key, labels_key
     splits = sorted({m[1] or m[2] for m in (re.fullmatch(r"(.+)_images|x_(.+)", name) for name in names) if m})
     if splits:
-        raise DataError(f"'{path}' has no split '{split}': use one that is there ({', '.join(splits)})")
+        raise DataError(f"'{path}' has no split '{split}': it has {', '.join(splits)}: add '{split}_images'")
     raise DataError(
         f"'{path}' has no images among its keys ({', '.join(names) or 'none'}): "
         f"store them as 'images', '{split}_images' or '{input_name}'"

@@ -22,6 +22,7 @@ __all__ = [
     "check_supported",
     "check_varied",
     "fit",
+    "is_float",
     "load_data",
     "load_supported",
     "preprocessing",
@@ -171,7 +172,7 @@ def fit(
                 f"input '{name}' wants {_shown(shape)} and the data have {_shown((None, *array.shape[1:]))}: "
                 "set --size, --layout or --preset to match"
             )
-        if array.dtype != dtype and not (np.issubdtype(array.dtype, np.floating) and _is_float(dtype)):
+        if array.dtype != dtype and not (np.issubdtype(array.dtype, np.floating) and is_float(dtype)):
             raise DataError(f"input '{name}' wants {dtype} and the data are {array.dtype}: convert them first")
         feeds[name] = array.astype(dtype, copy=False)
     batch = next(iter(inputs.values()))[1][:1]
@@ -191,7 +192,8 @@ def check_varied(data: CalibrationData) -> None:
         raise DataError(f"all samples are alike in {data.source}: calibrate on more images, which differ")
 
 
-def _is_float(dtype: np.dtype) -> bool:
+def is_float(dtype: np.dtype) -> bool:
+    """Whether an element type is of floats, bfloat16 too."""
     return bool(np.issubdtype(dtype, np.floating)) or dtype.name == "bfloat16"
 
 

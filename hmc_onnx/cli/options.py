@@ -208,7 +208,7 @@ class Choices:
     ]
     Config = Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="A YAML file with these options by their names, but for --output and --report."),
+        typer.Option(help="A YAML file with options by their names, but for files that are written, and --teacher."),
     ]
     Report = Annotated[Optional[Path], typer.Option(help="Write the comparison as JSON too.")]  # noqa: UP045
 

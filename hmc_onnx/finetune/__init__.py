@@ -36,7 +36,7 @@ def finetune(
     preprocess: Preprocess | None = None,
     options: FineTuning | None = None,
     progress: Progress = silent,
-    work_dir: Path | None = None,
+    work_dir: str | os.PathLike[str] | None = None,
 ) -> FineTuned:
     """Train a compressed model against the original; only the values of its initializers change.
 
@@ -58,7 +58,8 @@ def finetune(
         ModelError: the signatures differ, or an operator cannot be trained through.
         DataError: the data do not fit, or are too few.
     """
-    return with_torch().finetune_models(model, teacher, data, preprocess, options or FineTuning(), progress, work_dir)
+    folder = None if work_dir is None else Path(work_dir)
+    return with_torch().finetune_models(model, teacher, data, preprocess, options or FineTuning(), progress, folder)
 
 
 def with_torch() -> Any:

@@ -88,21 +88,28 @@ class TrainingImages:
     def batches(self, size: int, epoch: int, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
         """The epoch's batches of `size`, of each the part of one of several processes; a last smaller one is left out.
 
+        The parts are one batch cut up, mixed as a whole; where there are fewer images than processes some have none.
+
         Args:
             size: images of all processes together.
             epoch: which.
-            rank, processes: which of the equal parts, that follow one another.
+            rank, processes: which of the parts, that follow one another and are equal where the size divides.
         """
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self))
         draws = rng.random((len(self), 6), np.float32)
         size = min(size, len(self))
-        own = size // processes
-        begins = [i * size + rank * own for i in range(len(self) // size)]
-        parts = [slice(begin, begin + own) for begin in begins]
+        begin, end = (size * r // processes for r in (rank, rank + 1))
+        if begin == end:
+            return
+        # with the neighbours that are laid over its first image and its last
+        low, high = begin - begin % 2, min(end + end % 2, size)
+        own = slice(begin - low, end - low)
+        parts = [slice(i * size + low, i * size + high) for i in range(len(self) // size)]
 
         def load(part: slice) -> Batch:
-            return self._batch(order[part], draws[part])
+            whole = self._batch(order[part], draws[part])
+            return Batch(*(None if values is None else values[own] for values in whole))
 
         if self._resident is not None:
             yield from map(load, parts)

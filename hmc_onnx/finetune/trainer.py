@@ -88,7 +88,7 @@ class Trainer:
             ModelError: the loss is not a number to begin with.
             TrainingError: the loss is no longer a number; the student has the best values until then.
         """
-        size = min(self.options.batch_size, len(self.images))
+        size = min(self.options.batch_size, len(self.images)) // self.processes.count * self.processes.count
         a_pass = len(self.images) // size
         epochs = EPOCHS if self.options.minutes is None and self.options.epochs is None else self.options.epochs
         total = None if epochs is None else max(1, round(epochs * a_pass))
@@ -118,6 +118,8 @@ class Trainer:
                 self.epoch += 1
                 self._judge(float(self.processes.summed(loss)) / max(seen, 1) / self.processes.count)
                 self.spent = self.processes.agreed(time.perf_counter() - start)
+                if not math.isfinite(self.history[-1].held):
+                    raise self._astray("the loss on the images held back", f"after epoch {self.epoch}")
                 self._save()
         finally:
             self.training = self.student  # what DistributedDataParallel holds has to go before the group of processes
@@ -164,10 +166,13 @@ class Trainer:
 
     def _look(self, loss: Tensor) -> None:
         if not math.isfinite(float(self.processes.summed(loss.clone()))):
-            raise TrainingError(
-                f"the loss is no longer a number in epoch {self.epoch + 1}, before step {self.steps}: "
-                "train with a lower --rate; the best weights until then are kept"
-            )
+            raise self._astray("the loss", f"in epoch {self.epoch + 1}, before step {self.steps}")
+
+    @staticmethod
+    def _astray(what: str, where: str) -> TrainingError:
+        return TrainingError(
+            f"{what} is no longer a number {where}: train with a lower --rate; the best weights until then are kept"
+        )
 
     @torch.no_grad()
     def _judge(self, loss: float) -> None:
@@ -206,11 +211,8 @@ class Trainer:
     def _say(self, total: int | None) -> None:
         last = self.history[-1]
         what = f"fine-tuning: epoch {self.epoch + 1}, held back {last.held:.4f}, {last.top1:.2%}"
-        if total is not None:
-            self.progress(what, self.steps, total)
-        else:
-            assert self.options.minutes is not None
-            self.progress(what, int(self.spent), int(60 * self.options.minutes))
+        # within minutes: as many steps as there will be at this pace
+        self.progress(what, self.steps, max(total or round(self.steps / max(self._done(total), 1e-9)), self.steps))
 
     def _save(self) -> None:
         if self.processes.rank:

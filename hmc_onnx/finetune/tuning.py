@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,20 +24,22 @@ from hmc_onnx.finetune.module import GraphModule, updated
 from hmc_onnx.finetune.options import Epoch, FineTuning
 from hmc_onnx.finetune.processes import Processes, processes
 from hmc_onnx.finetune.trainer import Trainer, TrainingError
-from hmc_onnx.inputs import fit, load_supported, preprocessing, signature
+from hmc_onnx.inputs import fit, is_float, load_supported, preprocessing, signature
 from hmc_onnx.journal import Journal
 from hmc_onnx.verification import judged_in_both, same_signature
-from passes.errors import DataError, ModelError
+from passes.errors import DataError, ModelError, SettingsError
 from passes.external import brought_in
 from passes.files import save
 from passes.model import Model, digest
 from passes.progress import Progress, silent
-from passes.protos import check
+from passes.protos import check, first_line
 
 __all__ = ["FineTuned", "check_trainable", "finetune_models"]
 
-# Images held back: a share of all, and most.
+# Images held back: a share of all, and at most.
 SHARE_HELD, MOST_HELD = 0.05, 2500
+# At least; on fewer any network may look better than the start by chance.
+LEAST_HELD = 20
 LEAST = 20  # images to train on
 # Error, as a share of the variance, above which a tensor of the same name is no hint.
 CLOSE = 0.5
@@ -80,8 +83,13 @@ def finetune_models(
     same_signature(teacher, model)
     source = _source(model, data, preprocess)
     with processes(options.device) as here:
+        if options.batch_size % here.count:
+            raise SettingsError(
+                f"--batch-size {options.batch_size} cannot be shared by {here.count} processes: give a multiple of it"
+            )
         images, held = _split(source, preprocess, options, here)
         batch = next(held.plain(min(len(held), options.batch_size)))
+        _check_batches((model, teacher), batch)
         _check_labels(teacher, held, batch)
         errors = _hints(model, teacher, batch)
         options = options.settled(near=bool(errors) and sum(errors.values()) / len(errors) < NEAR)
@@ -101,7 +109,9 @@ def finetune_models(
             "settings": options.model_dump_json(),
         }
         journal = Journal(folder, identity)
-        trainer = Trainer(student, answering, images, held, loss, options, here, journal, progress)
+        trainer = Trainer(
+            student, answering, images, held, loss, options, here, journal, silent if here.rank else progress
+        )
         stopped = None
         try:
             trainer.run()
@@ -114,9 +124,9 @@ def finetune_models(
 
 def check_trainable(model: onnx.ModelProto, data: Any, preprocess: Preprocess, options: FineTuning) -> None:
     """Raise, before any work, what `finetune_models` would of a model, some data and a device."""
-    GraphModule(model, Model(model).judged)
     with processes(options.device) as here:
-        _split(_source(model, data, preprocess), preprocess, options, here)
+        _, held = _split(_source(model, data, preprocess), preprocess, options, here)
+        _check_batches((model,), next(held.plain(2)))
 
 
 def _source(model: onnx.ModelProto, data: Any, preprocess: Preprocess) -> Source:
@@ -124,11 +134,15 @@ def _source(model: onnx.ModelProto, data: Any, preprocess: Preprocess) -> Source
     inputs = signature(model)
     if len(inputs) != 1:
         raise ModelError(f"the model has {len(inputs)} inputs, and fine-tuning feeds one")
-    ((name, (_, shape)),) = inputs.items()
+    ((name, (dtype, shape)),) = inputs.items()
     if isinstance(data, str | os.PathLike):
         opened = open_source(data, input_name=name, input_shape=shape, preprocess=preprocess)
         if isinstance(opened, ReadyTensors):
             check_finite(name, opened.tensors, str(data))
+        if not is_float(dtype):
+            raise ModelError(
+                f"the model's input '{name}' is {dtype}, and fine-tuning feeds floats: feed it floats, too"
+            )
         return opened
     found = fit(model, data)
     return ReadyTensors(found.feeds[name], found.labels)
@@ -138,7 +152,7 @@ def _split(
     source: Source, preprocess: Preprocess, options: FineTuning, here: Processes
 ) -> tuple[TrainingImages, TrainingImages]:
     order = np.random.default_rng(options.seed).permutation(len(source))
-    count = min(max(int(SHARE_HELD * len(source)), 1), MOST_HELD)
+    count = min(max(int(SHARE_HELD * len(source)), LEAST_HELD), MOST_HELD)
     if len(source) - count < LEAST:
         raise DataError(f"too few images to train on ({len(source)}): give {LEAST + count} or more")
     augmentation = options.augmentation
@@ -183,6 +197,27 @@ def _loss(teacher: GraphModule, batch: Batch, options: FineTuning, judged: int) 
     with torch.no_grad():
         scores = teacher.to(batch.images.device)(batch.images)[0]
     return Loss(options.temperature, options.labels, are_probabilities(scores), judged, options.hints)
+
+
+@torch.no_grad()
+def _check_batches(models: Iterable[onnx.ModelProto], batch: Batch) -> None:
+    """A batch size may be written into a graph, and then it cannot be trained on batches of another."""
+    images = batch.images[:2]
+    for model in models:
+        names = Model(model).judged
+        module = GraphModule(model, names).to(images.device)
+        try:
+            shapes = {n: tuple(v.shape) for n, v in zip(names, module(images), strict=True)}
+        except (RuntimeError, ValueError, IndexError) as e:
+            raise ModelError(
+                f"the model cannot be run on {len(images)} images at once ({first_line(e)}): export it with an open "
+                "batch size"
+            ) from e
+        for name, shape in shapes.items():
+            if shape[:1] != (len(images),):
+                raise ModelError(
+                    f"of {len(images)} images the model's '{name}' has shape {shape}: export it with an open batch size"
+                )
 
 
 def _check_labels(model: onnx.ModelProto, images: TrainingImages, batch: Batch) -> None:

@@ -223,7 +223,7 @@ BAD_ARCHIVES = {
     "black images": (archive(images=0 * pixels(8, 3, 8, 8)), ("all samples are alike in 8 images", "which differ")),
     "only a test split": (
         archive(test_images=pixels(8, 3, 8, 8)),
-        ("has no split 'train'", "use one that is there (test)"),
+        ("has no split 'train'", "it has test: add 'train_images'"),
     ),
     "labels too few": (
         archive(images=pixels(8, 3, 8, 8), labels=np.arange(3)),

@@ -26,11 +26,16 @@ def test_an_epoch_goes_through_all_images_once_in_an_order_of_its_own() -> None:
     assert len(set(seen[0])) == len(seen[0]) == 36 and set(seen[0]) < set(range(3, 40))
 
 
-def test_processes_share_the_batches_of_one() -> None:
+@pytest.mark.parametrize(("size", "processes"), [(12, 2), (10, 2), (12, 3), (9, 3), (7, 3), (2, 3), (5, 1)])
+def test_processes_share_the_batches_of_one(size: int, processes: int) -> None:
     images = replace(IMAGES, mixup=1.0)
-    alone = list(images.batches(12, 3))
-    parts = [list(images.batches(12, 3, rank, 2)) for rank in (0, 1)]
+    alone = list(images.batches(size, 3))
+    every = (list(images.batches(size, 3, rank, processes)) for rank in range(processes))
+    parts = [part for part in every if part]  # of two images one of three processes has none
+    assert len(parts) == min(size, processes)
     for i, whole in enumerate(alone):
+        assert torch.equal(whole.other, torch.cat([part[i].other for part in parts]))
+        assert torch.equal(whole.share, torch.cat([part[i].share for part in parts]))
         assert torch.equal(whole.images, torch.cat([part[i].images for part in parts]))
         assert torch.equal(whole.labels, torch.cat([part[i].labels for part in parts]))
 

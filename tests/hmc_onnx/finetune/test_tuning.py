@@ -14,9 +14,10 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from zoo import resnet
+from zoo import Builder, resnet
 
 import hmc_onnx
+from calib.preprocess import Preprocess
 from calib.sessions import Session
 from hmc_onnx import FineTuning
 from hmc_onnx.finetune import trainer, tuning
@@ -216,8 +217,9 @@ def test_bad_input_is_one_sentence(student: onnx.ModelProto, teacher: onnx.Model
     with pytest.raises(ModelError, match="differs in type or shape"):
         hmc_onnx.finetune(student, resnet((1, 1), (8, 16), size=SIZE, classes=7), data, options=OPTIONS)
     x = np.load(data)["images"] / np.float32(255)
-    with pytest.raises(DataError, match="too few images to train on"):
-        hmc_onnx.finetune(student, teacher, [x[:15]], options=OPTIONS)
+    for count in (15, 39):  # of so few none can be held back that tell good from bad
+        with pytest.raises(DataError, match="too few images to train on .*: give 40 or more"):
+            hmc_onnx.finetune(student, teacher, [x[:count]], options=OPTIONS)
     labelled = hmc_onnx.CalibrationData({"input": x}, np.full(len(x), 10), "test")
     with pytest.raises(DataError, match="labels go from 10 to 10"):
         hmc_onnx.finetune(student, teacher, labelled, options=OPTIONS.model_copy(update={"labels": 0.1}))
@@ -232,6 +234,31 @@ def test_bad_input_is_one_sentence(student: onnx.ModelProto, teacher: onnx.Model
     if not torch.cuda.is_available():
         with pytest.raises(SettingsError, match="'cuda' does not work"):
             hmc_onnx.finetune(student, teacher, data, options=OPTIONS.model_copy(update={"device": "cuda"}))
+
+
+def test_a_loss_that_is_no_number_at_the_end_is_said_too(
+    student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "LARGEST_GRADIENT", float("inf"))
+    count = len(np.load(data)["images"])
+    one_step = {"epochs": 1, "rate": 1e30, "batchnorm": "none", "batch_size": count}
+    tuned = hmc_onnx.finetune(student, teacher, data, options=OPTIONS.model_copy(update=one_step))
+    assert tuned.stopped is not None and "images held back is no longer a number after epoch 1" in str(tuned.stopped)
+    assert values(tuned.model).keys() == values(student).keys()
+    for name, value in values(student).items():
+        np.testing.assert_array_equal(values(tuned.model)[name], value)
+
+
+@pytest.mark.parametrize("shape", [[1, -1], [1, 16]], ids=str)
+def test_a_batch_size_that_is_written_into_the_graph_is_refused(data: Path, shape: list[int]) -> None:
+    b = Builder()
+    x = b.node("GlobalAveragePool", b.node("Relu", b.conv("input", 3, 16, at="one")))
+    x = b.gemm(b.node("Reshape", x, b.const(shape)), 16, 10, at="head")
+    proto = b.model(x, (1, 3, SIZE, SIZE))
+    with pytest.raises(ModelError, match="export it with an open batch size"):
+        hmc_onnx.finetune(proto, proto, data, options=OPTIONS)
+    with pytest.raises(ModelError, match="export it with an open batch size"):
+        tuning.check_trainable(proto, data, Preprocess(None, None, (0.0,) * 3, (1.0,) * 3), OPTIONS)
 
 
 def test_two_processes_do_what_one_does(
