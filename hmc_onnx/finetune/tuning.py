@@ -140,9 +140,7 @@ def _source(model: onnx.ModelProto, data: Any, preprocess: Preprocess) -> Source
         if isinstance(opened, ReadyTensors):
             check_finite(name, opened.tensors, str(data))
         if not is_float(dtype):
-            raise ModelError(
-                f"the model's input '{name}' is {dtype}, and fine-tuning feeds floats: feed it floats, too"
-            )
+            raise ModelError(f"the model's input '{name}' is {dtype}: only models that are fed floats are fine-tuned")
         return opened
     found = fit(model, data)
     return ReadyTensors(found.feeds[name], found.labels)

@@ -218,7 +218,7 @@ def test_bad_input_is_one_sentence(student: onnx.ModelProto, teacher: onnx.Model
         hmc_onnx.finetune(student, resnet((1, 1), (8, 16), size=SIZE, classes=7), data, options=OPTIONS)
     x = np.load(data)["images"] / np.float32(255)
     for count in (15, 39):  # of so few none can be held back that tell good from bad
-        with pytest.raises(DataError, match="too few images to train on .*: give 40 or more"):
+        with pytest.raises(DataError, match=r"too few images to train on .*: give 40 or more"):
             hmc_onnx.finetune(student, teacher, [x[:count]], options=OPTIONS)
     labelled = hmc_onnx.CalibrationData({"input": x}, np.full(len(x), 10), "test")
     with pytest.raises(DataError, match="labels go from 10 to 10"):
