@@ -135,12 +135,12 @@ def _source(model: onnx.ModelProto, data: Any, preprocess: Preprocess) -> Source
     if len(inputs) != 1:
         raise ModelError(f"the model has {len(inputs)} inputs, and fine-tuning feeds one")
     ((name, (dtype, shape)),) = inputs.items()
+    if not is_float(dtype):
+        raise ModelError(f"the model's input '{name}' is {dtype}: only models that are fed floats are fine-tuned")
     if isinstance(data, str | os.PathLike):
         opened = open_source(data, input_name=name, input_shape=shape, preprocess=preprocess)
         if isinstance(opened, ReadyTensors):
             check_finite(name, opened.tensors, str(data))
-        if not is_float(dtype):
-            raise ModelError(f"the model's input '{name}' is {dtype}: only models that are fed floats are fine-tuned")
         return opened
     found = fit(model, data)
     return ReadyTensors(found.feeds[name], found.labels)
