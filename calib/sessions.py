@@ -120,6 +120,8 @@ class Session:
             options.profile_file_prefix = str(Path(self._folder.name) / "kernels")
         if not timed and has_external(proto):
             options.add_session_config_entry("session.disable_prepacking", "1")
+            # the last level brings Convs into another layout, with copies of their weights
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.intra_op_num_threads = runtime.threads
         options.log_severity_level = 4
         chosen = providers(runtime.provider)
