@@ -150,7 +150,7 @@ def _split(
     source: Source, preprocess: Preprocess, options: FineTuning, here: Processes
 ) -> tuple[TrainingImages, TrainingImages]:
     order = np.random.default_rng(options.seed).permutation(len(source))
-    count = min(max(int(SHARE_HELD * len(source)), min(LEAST_HELD, len(source) // 2)), MOST_HELD)
+    count = min(max(int(SHARE_HELD * len(source)), min(LEAST_HELD, (len(source) + 1) // 2)), MOST_HELD)
     if len(source) - count < LEAST:
         raise DataError(f"too few images to train on ({len(source)}): give {2 * LEAST} or more")
     augmentation = options.augmentation

@@ -19,13 +19,15 @@ from zoo import Builder, resnet
 import hmc_onnx
 from calib.preprocess import Preprocess
 from calib.sessions import Session
+from calib.sources import ReadyTensors
 from hmc_onnx import FineTuning
 from hmc_onnx.finetune import trainer, tuning
 from hmc_onnx.finetune.images import Batch
+from hmc_onnx.finetune.processes import Processes
 from hmc_onnx.finetune.trainer import Trainer
 from passes.errors import DataError, HmcError, ModelError, SettingsError
 
-SIZE, COUNT = 16, 400
+SIZE, COUNT = 16, 580
 OPTIONS = FineTuning(epochs=2, batch_size=40, device="cpu", precision="fp32", labels=0, rate=0.02)
 
 
@@ -156,6 +158,15 @@ def test_it_is_never_worse_than_it_was(teacher: onnx.ModelProto, data: Path) -> 
     tuned = hmc_onnx.finetune(teacher, teacher, data, options=OPTIONS.model_copy(update={"rate": 3.0}))
     assert min(e.held for e in tuned.history) == tuned.history[0].held
     assert tuned.model == teacher
+
+
+@pytest.mark.parametrize(("images", "held"), [(40, 20), (300, 150), (1000, 200), (10_000, 500), (60_000, 2500)])
+def test_of_few_images_half_are_held_back_as_fewer_tell_nothing(images: int, held: int) -> None:
+    source = ReadyTensors(np.zeros((images, 1), np.float32), None)
+    plain = Preprocess(None, None, (0.0,) * 3, (1.0,) * 3)
+    parts = tuning._split(source, plain, OPTIONS, Processes(0, 1, torch.device("cpu")))
+    assert [len(part) for part in parts] == [images - held, held]
+    assert len({*parts[0].indices, *parts[1].indices}) == images
 
 
 def test_python_readers_do(student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path) -> None:
