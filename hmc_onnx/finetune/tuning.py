@@ -199,23 +199,19 @@ def _loss(teacher: GraphModule, batch: Batch, options: FineTuning, judged: int) 
 
 @torch.no_grad()
 def _check_batches(models: Iterable[onnx.ModelProto], batch: Batch) -> None:
-    """A batch size may be written into a graph, and then it cannot be trained on batches of another."""
+    """A batch size may be written into a graph, unsaid, and then it cannot be trained on batches of another."""
     images = batch.images[:2]
     for model in models:
-        names = Model(model).judged
-        module = GraphModule(model, names).to(images.device)
+        module = GraphModule(model, Model(model).judged).to(images.device)
         try:
-            shapes = {n: tuple(v.shape) for n, v in zip(names, module(images), strict=True)}
+            shape, said = tuple(module(images)[0].shape), ""
         except (RuntimeError, ValueError, IndexError) as e:
+            shape, said = (), first_line(e)
+        if shape[:1] != (len(images),):
             raise ModelError(
-                f"the model cannot be run on {len(images)} images at once ({first_line(e)}): export it with an open "
-                "batch size"
-            ) from e
-        for name, shape in shapes.items():
-            if shape[:1] != (len(images),):
-                raise ModelError(
-                    f"of {len(images)} images the model's '{name}' has shape {shape}: export it with an open batch size"
-                )
+                f"the model cannot be run on {len(images)} images at once ({said or f'its scores have shape {shape}'}): "
+                "export it with an open batch size, or set --size, --layout or --preset to match"
+            )
 
 
 def _check_labels(model: onnx.ModelProto, images: TrainingImages, batch: Batch) -> None:
