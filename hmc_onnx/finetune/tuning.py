@@ -204,12 +204,13 @@ def _check_batches(models: Iterable[onnx.ModelProto], batch: Batch) -> None:
     for model in models:
         module = GraphModule(model, Model(model).judged).to(images.device)
         try:
-            shape, said = tuple(module(images)[0].shape), ""
+            shape = tuple(module(images)[0].shape)
+            said = f"its scores have shape {shape}"
         except (RuntimeError, ValueError, IndexError) as e:
             shape, said = (), first_line(e)
         if shape[:1] != (len(images),):
             raise ModelError(
-                f"the model cannot be run on {len(images)} images at once ({said or f'its scores have shape {shape}'}): "
+                f"the model cannot be run on {len(images)} images at once ({said}): "
                 "export it with an open batch size, or set --size, --layout or --preset to match"
             )
 
