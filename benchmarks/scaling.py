@@ -12,6 +12,9 @@ Prints, by part:
   and much memory: it runs only when asked for, and is stopped where it would hold more than `--most`. A stage begins
   where the command first tells of it, which for work in worker processes is at the first result.
 
+Of a large model with all its candidates that is hours; `--few` leaves one number of channels for each group, and no
+decompositions, which changes how long it takes, and hardly what is held.
+
 The model of the memory parts is of `--gigabytes` and, by `--weights`, has them in 1×1 Convs of `--channels`, all of
 which can be compressed, or in two Gemms behind a few small blocks, which are too wide to be.
 """
@@ -53,6 +56,13 @@ SHARE = 0.1
 # The small blocks in front of the wide Gemm; of few channels, as those of 3×3 Convs take long to decompose.
 SMALL_BLOCKS, SMALL_CHANNELS = 6, 24
 GEMMS = 2  # side by side, as one would be a tensor of more than 2 GiB, which protobuf refuses
+# The command line with few candidates.
+FEW = """
+from hmc_onnx import candidates, cells
+from hmc_onnx.cli import main
+cells.SHARES, candidates.RATIOS, candidates.RATIOS_WHEN_PRUNED = (0.9375,), (), ()
+main()
+"""
 # Height and width of the input of the models whose memory is measured, by where they have their weights.
 SIZES = {"convs": 4, "gemm": 24}
 
@@ -343,7 +353,8 @@ def memory_compress(args: argparse.Namespace, console: Console) -> None:
         data = folder / "calibration.npz"
         shape = (8, 3, SIZES[args.weights], SIZES[args.weights])
         np.savez(data, input=np.random.default_rng(1).standard_normal(shape, np.float32))
-        command = [sys.executable, "-m", "hmc_onnx", "compress", str(path), "--output", str(folder / "smaller.onnx")]
+        start = ["-c", FEW] if args.few else ["-m", "hmc_onnx"]
+        command = [sys.executable, *start, "compress", str(path), "--output", str(folder / "smaller.onnx")]
         command += ["--data", str(data), "--target", args.target, "--samples", "8", "--provider", "cpu"]
         usage = watched(command, args.most * GIGABYTE, folder)
     title = f"compress --target {args.target}, a model of {size / GIGABYTE:.2f} GB, weights in {args.weights}"
@@ -376,6 +387,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=2048, help="inputs and outputs of each of its Convs")
     parser.add_argument("--most", type=float, default=16, help="gigabytes of memory above which a command is stopped")
     parser.add_argument("--target", default="macs=0.95", help="of memory-compress")
+    parser.add_argument("--few", action="store_true", help="candidates only, for memory-compress to end soon")
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):  # argparse's choices refuse an empty list
         parser.error(f"no such part: {', '.join(sorted(unknown))}: use {', '.join(PARTS)}")
