@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -129,6 +131,8 @@ class Session:
             self._session = _start(proto, options, chosen)
         except Exception as e:  # onnxruntime's exceptions share no base but Exception
             raise ModelError(f"onnxruntime cannot load the model: {first_line(e)}") from e
+        if has_external(proto):
+            _trim()
         fed = [*self._session.get_inputs(), *self._session.get_overridable_initializers()]
         self._float32 = {i.name for i in fed if i.type == "tensor(float)"}
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
@@ -164,6 +168,18 @@ class KernelTime(NamedTuple):
     name: str
     op: str
     seconds: float
+
+
+@cache
+def _libc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _trim() -> None:
+    """Give freed memory back: glibc keeps what a session has freed in packing its weights, as much as they are."""
+    trim = getattr(_libc(), "malloc_trim", None)  # other libraries of C have none
+    if trim is not None:
+        trim(0)
 
 
 def _start(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str]) -> ort.InferenceSession:

@@ -25,7 +25,7 @@ from passes.branches import branch_sum, remove_branch
 from passes.channels import ChannelGroup, Channels, trace
 from passes.decompose import DECOMPOSITIONS, compose
 from passes.errors import PlanError
-from passes.external import folder_of, move_out
+from passes.external import folder_of, let_go, move_out
 from passes.layers import Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
 from passes.linear_algebra import damped, ridge
 from passes.model import Model
@@ -86,6 +86,7 @@ def apply(
             _repair(compressed, node, shapes, walks, step.method, step.rank)
             if folder is not None:
                 move_out(compressed.constants(), folder)
+    let_go(model.constants())
     compressed.forget_shapes()
     compressed.graph.cleanup().toposort()
     return compressed

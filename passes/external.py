@@ -32,6 +32,7 @@ __all__ = [
     "has_external",
     "is_external",
     "lazy",
+    "let_go",
     "move_out",
     "moved_out",
     "on_disk",
@@ -125,6 +126,13 @@ def moved_out(proto: onnx.ModelProto, names: Collection[str], path: Path) -> onn
             _refer(entry, str(path), file.tell(), len(values))
             file.write(values)
     return copy
+
+
+def let_go(constants: Iterable[gs.Constant]) -> None:
+    """Unmap what was read of weights that are in a file: it is mapped again where it is asked for."""
+    for constant in constants:
+        if isinstance(constant._values, Mapped) and constant._values.tensor is not None:
+            constant.values = _LazyMap(constant._values.tensor)
 
 
 def folder_of(constants: Iterable[gs.Constant]) -> Path | None:

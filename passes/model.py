@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.errors import ModelError
-from passes.external import Mapped, content, is_external, lazy
+from passes.external import content, is_external, lazy, let_go
 from passes.protos import check, copy_fields, first_line, skeleton
 from passes.sparse import inner_graphs
 
@@ -188,9 +188,7 @@ class Model:
 
 def exported(graph: gs.Graph) -> onnx.ModelProto:
     """The graph as graphsurgeon exports it; weights that are in a file stay there, though they were read."""
-    for tensor in graph.tensors().values():
-        if isinstance(tensor, gs.Constant) and isinstance(tensor._values, Mapped) and tensor._values.tensor is not None:
-            tensor.values = lazy(tensor._values.tensor)
+    let_go(t for t in graph.tensors().values() if isinstance(t, gs.Constant))
     return gs.export_onnx(graph, do_type_check=False)
 
 
