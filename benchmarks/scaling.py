@@ -58,9 +58,10 @@ SMALL_BLOCKS, SMALL_CHANNELS = 6, 24
 GEMMS = 2  # side by side, as one would be a tensor of more than 2 GiB, which protobuf refuses
 # The command line with few candidates.
 FEW = """
-from hmc_onnx import candidates, cells
+from hmc_onnx import candidates, cells, elimination
 from hmc_onnx.cli import main
 cells.SHARES, candidates.RATIOS, candidates.RATIOS_WHEN_PRUNED = (0.9375,), (), ()
+elimination.LOTS = 16
 main()
 """
 # Height and width of the input of the models whose memory is measured, by where they have their weights.

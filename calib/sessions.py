@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -127,6 +128,8 @@ class Session:
         options.intra_op_num_threads = runtime.threads
         options.log_severity_level = 4
         chosen = providers(runtime.provider)
+        if has_external(proto):
+            gc.collect()  # graphs are rings of nodes and tensors, and old ones still map what they have read
         try:
             self._session = _start(proto, options, chosen)
         except Exception as e:  # onnxruntime's exceptions share no base but Exception
