@@ -121,20 +121,21 @@ class Session:
         if self._folder is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(self._folder.name) / "kernels")
-        if not timed and has_external(proto):
+        filed = has_external(proto)
+        if not timed and filed:
             options.add_session_config_entry("session.disable_prepacking", "1")
             # the last level brings Convs into another layout, with copies of their weights
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.intra_op_num_threads = runtime.threads
         options.log_severity_level = 4
         chosen = providers(runtime.provider)
-        if has_external(proto):
+        if filed:
             gc.collect()  # graphs are rings of nodes and tensors, and old ones still map what they have read
         try:
             self._session = _start(proto, options, chosen)
         except Exception as e:  # onnxruntime's exceptions share no base but Exception
             raise ModelError(f"onnxruntime cannot load the model: {first_line(e)}") from e
-        if has_external(proto):
+        if filed:
             _trim()
         fed = [*self._session.get_inputs(), *self._session.get_overridable_initializers()]
         self._float32 = {i.name for i in fed if i.type == "tensor(float)"}

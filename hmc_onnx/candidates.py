@@ -17,7 +17,7 @@ from hmc_onnx.subjects import Subject
 from passes.channels import ChannelGroup
 from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose
 from passes.layers import Geometry
-from passes.shelf import Kept, Shelf
+from passes.shelf import MEMORY, Kept, Shelf
 
 __all__ = [
     "Candidate",
@@ -37,7 +37,6 @@ __all__ = [
 # Seconds of a layer's chains, by their links; None where latency does not matter.
 Times = Mapping[tuple[Geometry, ...], float] | None
 
-MEMORY = Shelf()
 # Shares of a layer's MACs at which each decomposition is tried: alone, and on top of pruning.
 RATIOS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15)
 RATIOS_WHEN_PRUNED = (0.7, 0.5, 0.35, 0.22)

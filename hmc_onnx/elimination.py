@@ -20,13 +20,12 @@ import numpy as np
 
 from hmc_onnx.cells import Steps
 from passes.linear_algebra import damped
-from passes.shelf import Kept, Shelf
+from passes.shelf import MEMORY, Kept, Shelf
 
 __all__ = ["Consumer", "Elimination", "eliminate"]
 
 # Into how many lots the channels of a group are cut.
 LOTS = 128
-MEMORY = Shelf()
 
 
 @dataclass(frozen=True)

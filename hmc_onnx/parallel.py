@@ -22,7 +22,7 @@ from threadpoolctl import ThreadpoolController
 from hmc_onnx.journal import Journal
 from passes.errors import SettingsError
 from passes.progress import Progress, silent
-from passes.shelf import Shelf
+from passes.shelf import MEMORY, Shelf
 
 __all__ = ["HERE", "Pool", "Task", "Work", "pool"]
 
@@ -121,7 +121,7 @@ class Pool:
     def shelf(self) -> Shelf:
         """Files of the journal's folder, or of one that goes with the pool; memory on a cluster, that reads none."""
         if self.work.backend != "processes":
-            return Shelf()
+            return MEMORY
         folder = (self.journal.folder or self._folder) / "arrays"
         folder.mkdir(exist_ok=True)
         return Shelf(folder)

@@ -52,7 +52,7 @@ from passes.model import Model
 from passes.progress import Progress, silent
 from passes.protos import byte_size
 from passes.shapes import infer_shapes
-from passes.shelf import Kept, Shelf
+from passes.shelf import MEMORY, Kept, Shelf
 
 __all__ = ["identity", "profile"]
 
@@ -124,7 +124,7 @@ class _Profiler:
     def profile(self, served: onnx.ModelProto, table: LatencyTable | None, workers: Pool) -> Profile:
         """Measure, in workers."""
         settings, layers, subjects = self.settings, self.layers, self.subjects
-        self.shelf = workers.shelf() if self.large else Shelf()
+        self.shelf = workers.shelf() if self.large else MEMORY
         clock = self._clock(served, table, workers) if settings.latency else None
         align = settings.align or (clock.align() if clock else default_align(settings.runtime))
         chunks = calibration_chunks(self.model, self.data, settings.samples, settings.chunk, settings.runtime)

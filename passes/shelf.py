@@ -11,7 +11,7 @@ import numpy as np
 
 from passes.errors import OutputError, SettingsError
 
-__all__ = ["Kept", "Shelf"]
+__all__ = ["MEMORY", "Kept", "Shelf"]
 
 # Bytes below which an array stays in memory.
 SMALL = 2**16
@@ -69,3 +69,6 @@ class Shelf:
                 "disk"
             ) from e
         return Kept(path)
+
+
+MEMORY = Shelf()
