@@ -48,7 +48,7 @@ from passes.cost import Cost, costs
 from passes.errors import ModelError
 from passes.external import LARGE
 from passes.layers import own_values
-from passes.model import Model
+from passes.model import Model, digest
 from passes.progress import Progress, silent
 from passes.protos import byte_size
 from passes.shapes import infer_shapes
@@ -101,7 +101,10 @@ class _Profiler:
     def __init__(self, model: Model, data: CalibrationData, settings: Settings) -> None:
         self.data, self.settings = data, settings
         self.inputs = input_shapes(model.header, data)
-        self.digest, self.costs = model.digest(), costs(model, self.inputs)
+        proto = model.to_proto()
+        self.digest, self.large = digest(proto), byte_size(proto) > LARGE
+        del proto
+        self.costs = costs(model, self.inputs)
         self.model = model.copy()
         self.subjects = find_subjects(self.model, self.inputs)
         if not (settings.latency if settings.branches is None else settings.branches):
@@ -115,7 +118,6 @@ class _Profiler:
         self.nodes = {n.name: n for n in self.model.graph.nodes}
         for name, subject in self.layers.items():  # own initializers, bias included, which can then be fed
             own_values(self.model.graph, self.nodes[name], subject.layer)
-        self.large = byte_size(self.model.to_proto()) > LARGE
 
     def journal(self, work: Work, table: LatencyTable | None) -> Journal:
         """The journal of the run."""
