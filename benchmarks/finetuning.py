@@ -1,7 +1,7 @@
 """Top-1 of compressed networks before and after fine-tuning, on a whole test split that nothing else sees.
 
     python benchmarks/finetuning.py MODEL.onnx --data cifar10.npz --preset cifar10 --work-dir DIR \
-        --cases macs=0.5:30 latency=0.5:45 macs=0.28:60
+        --cases macs=0.5:30 latency=0.5:45 macs=0.28:60 [--options batch_size=512 rate=0.02]
 
 A case is a target and the minutes (or, with an `e` behind, the epochs) of its fine-tuning, on the training split, of
 which a part is held back to choose the best weights by. Compressed networks, checkpoints and fine-tuned networks are
@@ -30,11 +30,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="that latency is planned for and measured at")
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--batchnorm", default="auto")
-    parser.add_argument("--rate", type=float)
-    parser.add_argument("--labels", type=float)
+    parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="of `hmc_onnx.FineTuning`")
     args = parser.parse_args()
 
     proto, preprocess = hmc_onnx.load(args.model), hmc_onnx.preprocessing(args.preset)
@@ -47,10 +43,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         start = compressed(proto, target, preprocess, folder / "compressed.onnx", args)
         bound: dict[str, Any] = {"epochs": float(amount[:-1])} if amount.endswith("e") else {"minutes": float(amount)}
-        options = hmc_onnx.FineTuning(
-            **bound, device=args.device, precision=args.precision, batchnorm=args.batchnorm,
-            rate=args.rate, labels=args.labels, seed=args.seed,
-        )  # fmt: skip
+        chosen: dict[str, Any] = dict(option.split("=", 1) for option in args.options)
+        options = hmc_onnx.FineTuning(**bound, seed=args.seed, **chosen)
         tuned = hmc_onnx.finetune(
             start, proto, args.data, preprocess=preprocess, options=options, work_dir=folder / "checkpoints"
         )

@@ -78,7 +78,7 @@ class Trainer:
         self.mean = _Mean(self.student, self.options.average)
         self.optimizer = _optimizer(self.student, self.options)
         self.best = copy.deepcopy(self.student.state_dict())
-        self.epoch, self.steps, self.spent = 0, 0, 0.0
+        self.epoch, self.steps, self.spent, self._began = 0, 0, 0.0, 0.0
         self._answers: dict[tuple[str, int], list[Tensor]] = {}
 
     def run(self) -> None:
@@ -101,7 +101,7 @@ class Trainer:
                 "the loss is not a number before any training: look for NaN and infinity in both models' weights, and "
                 "check that the images are preprocessed as for training"
             )
-        start = time.perf_counter() - self.spent
+        self._began = time.perf_counter() - self.spent
         try:
             while not self._over(total):
                 loss, seen = torch.zeros((), device=self.processes.device), 0
@@ -112,12 +112,11 @@ class Trainer:
                     loss, seen = loss + self._step(batch, self._done(total)), seen + 1
                     if self.steps % LOOKED_AT == 0:
                         self._look(loss)
-                    self.spent = self.processes.agreed(time.perf_counter() - start)
+                    self._clock()
                     self._say(total)
                 self._look(loss)
                 self.epoch += 1
                 self._judge(float(self.processes.summed(loss)) / max(seen, 1) / self.processes.count)
-                self.spent = self.processes.agreed(time.perf_counter() - start)
                 if not math.isfinite(self.history[-1].held):
                     raise self._astray("the loss on the images held back", f"after epoch {self.epoch}")
                 self._save()
@@ -129,6 +128,10 @@ class Trainer:
     def improved(self) -> bool:
         """Whether an epoch was better than the network as it was."""
         return best_epoch(self.history).epoch > 0
+
+    def _clock(self) -> None:
+        """Note how long the training took until now, with what was before a checkpoint."""
+        self.spent = self.processes.agreed(time.perf_counter() - self._began)
 
     def _done(self, total: int | None) -> float:
         """Share of the training that is behind."""
@@ -197,6 +200,8 @@ class Trainer:
                     sums[2] += (self.loss.scores(self.student(batch.images)[0]).argmax(1) == labels).sum()
                     sums[3] += len(batch.images)
             held, images, right, plain = self.processes.summed(sums).tolist()
+            if self.epoch:
+                self._clock()
             found = Epoch(epoch=self.epoch, loss=loss, held=held / images, top1=right / plain, seconds=self.spent)
             if self.epoch and found.held < best_epoch(self.history).held:
                 self.best = copy.deepcopy(self.student.state_dict())
