@@ -15,8 +15,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
+from networks import Network
 from rich.console import Console
-from scaling import GIGABYTE, Network, table, watched
+from watching import GIGABYTE, table, watched
 
 IMAGES, DEPTH = 512, 20
 

@@ -20,8 +20,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
+from networks import bottlenecks
 from rich.console import Console
-from scaling import GIGABYTE, Usage, bottlenecks, table, watched
+from watching import GIGABYTE, Usage, table, watched
 
 MOST = 20 * GIGABYTE
 
