@@ -305,6 +305,17 @@ def latency_show(
         show("No table is in the cache yet: a plan for a share of the time makes one.")
 
 
+@latency.command("clear")
+def latency_clear() -> None:
+    """Forget what was timed on this machine, as where that was busy then: it is timed again when it is needed."""
+    from calib.latency_table import cached_tables
+
+    paths = cached_tables()
+    for path in paths:
+        path.unlink(missing_ok=True)
+    show(*([f"Removed: {path}" for path in paths] or ["No table is in the cache."]))
+
+
 @latency.command("measure")
 def latency_measure(
     model: Choices.Model,

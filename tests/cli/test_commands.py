@@ -381,3 +381,23 @@ def test_data_need_not_be_of_the_model_type(cli: Cli, given: Path, tmp_path: Pat
     done = cli("verify", *[given / "model.onnx"] * 2, "--data", tmp_path / "double.npz")
     assert done.code == 0
     assert done.errors == []
+
+
+def test_times_are_kept_shown_and_cleared(
+    cli: Cli, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    empty = "No table is in the cache yet"
+    assert empty in cli("latency", "show").out
+    out = tmp_path / "out.onnx"
+    done = cli("compress", given / "model.onnx", "-o", out, "--data", given / "splits.npz", "--target", "latency=0.01")
+    assert done.code == 1 and not out.exists()
+    assert "target latency=0.01 is below" in done.err and "'hmc-onnx latency clear'" in done.err
+    (table,) = (tmp_path / "cache").rglob("*.json")
+    assert str(table) in cli("latency", "show").out
+    assert f"Removed: {table}" in cli("latency", "clear").out
+    assert not table.exists() and empty in cli("latency", "show").out
+
+    taken = tmp_path / "table.json"
+    assert f"Written: {taken}" in cli("latency", "measure", given / "model.onnx", "-o", taken).out
+    assert str(taken) in cli("latency", "show", taken).out
