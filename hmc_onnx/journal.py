@@ -15,6 +15,7 @@ import joblib
 
 from passes.errors import OutputError, SettingsError
 from passes.files import replacing, write_atomically
+from passes.shelf import moved_to
 
 __all__ = ["Journal"]
 
@@ -58,10 +59,17 @@ class Journal:
     def __contains__(self, name: str) -> bool:
         return self.folder is not None and self._place(name).exists()
 
+    @property
+    def arrays(self) -> Path | None:
+        """The folder of arrays that values refer to."""
+        return None if self.folder is None else (self.folder / "arrays").absolute()
+
     def load(self, name: str) -> Any:
         """A value that is there; raises SettingsError if what its file holds is none."""
+        assert self.arrays is not None
         try:
-            return joblib.load(self._place(name))
+            with moved_to(self.arrays):
+                return joblib.load(self._place(name))
         except OSError as e:
             raise SettingsError(f"cannot read '{self._place(name)}' ({e.strerror or e}): make it readable") from e
         except Exception as e:  # what unpickling raises has no common base

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -33,6 +35,8 @@ Task = Callable[[], tuple[Any, ...]]
 MOST_LOSSES = 3
 # Seconds that a worker waits for a task: a network is timed meanwhile, which may take long.
 IDLE = 24 * 3600
+# Seconds between a worker's looks whether its parent is there still.
+LOOKED_FOR = 1.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ class Pool:
         """Files of the journal's folder, or of one that goes with the pool; memory on a cluster, that reads none."""
         if self.work.backend != "processes":
             return MEMORY
-        folder = (self.journal.folder or self._folder) / "arrays"
+        folder = self.journal.arrays or self._folder / "arrays"
         folder.mkdir(exist_ok=True)
         return Shelf(folder)
 
@@ -220,12 +224,19 @@ def _processes(work: Work) -> Iterator[None]:
 
 
 def _begin_worker() -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # one in the place of a killed one starts outside `_interrupts_ignored`
+    # one in the place of a killed one starts outside `_interrupts_ignored`
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # Workers keep sessions and activations from task to task. loky, where psutil is installed, takes that for a leak,
     # and puts a new worker in the place of one that has grown by 300 MB: it would walk the graph from its start again.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
+
+
+def _end_with(parent: int) -> None:
+    """A worker waits for tasks as long as it takes, and one whose parent was killed waits for nothing."""
+    while os.getppid() == parent:
+        time.sleep(LOOKED_FOR)
+    os._exit(1)
 
 
 def _start() -> None:

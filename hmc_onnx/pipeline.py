@@ -32,7 +32,7 @@ from hmc_onnx.settings import Settings, Strategy, Target, parse_target
 from hmc_onnx.verification import BATCHES, Verification, Visited, check_labels, same_signature, verify
 from passes.errors import OutputError, PlanError, SettingsError
 from passes.external import brought_in, on_disk
-from passes.files import save
+from passes.files import save, weights_beside, weights_of
 from passes.model import Model
 from passes.normalise import normalise
 from passes.progress import Progress, silent
@@ -203,8 +203,12 @@ def compress(
         return Result(brought_in(compressed), plan, profiled, report.model_copy(update={"curve": curve}))
 
 
+def _same_file(a: Path, b: Path) -> bool:
+    return os.path.realpath(a) == os.path.realpath(b) or (a.exists() and b.exists() and a.samefile(b))
+
+
 def check_output(path: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:
-    """Refuse, before any work, an output that cannot be written or would replace an input.
+    """Refuse, before any work, an output that cannot be written or would replace an input, or an input's weights.
 
     Raises:
         OutputError: see above.
@@ -217,10 +221,10 @@ def check_output(path: str | os.PathLike[str], *inputs: str | os.PathLike[str]) 
         raise OutputError(f"the output's folder '{path.parent}' {what}")
     if path.exists() and not path.is_file():
         raise OutputError(f"the output '{path}' is not a regular file: give another name")
-    for other in inputs:
-        if os.path.realpath(path) == os.path.realpath(other) or (
-            path.exists() and Path(other).exists() and path.samefile(other)
-        ):
+    written = [place for place in (path, weights_of(path)) if place == path or place.exists()]
+    for other in map(Path, inputs):
+        read = [other, *(weights_beside(other) if any(p.exists() for p in written) else ())]
+        if any(_same_file(a, b) for a in written for b in read):
             raise OutputError(f"the output '{path}' is an input too, or another output: give another name")
     try:
         if path.exists() and not os.access(path, os.W_OK):

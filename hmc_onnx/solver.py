@@ -65,7 +65,10 @@ def solve(profile: Profile, target: Target, strategy: Strategy = "hmc", correcti
             least_share = program.spent(k, least) / program.original[k] / (correction if k == "seconds" else 1)
             possible.append(f"{NAMES[k]}={math.ceil(least_share * 1000) / 1000:.3f}")  # up: it can be asked for
         aligned = f" or align to fewer than {profile.align} channels" if profile.align > 1 else ""
-        again = "; if the machine was busy when it was timed, run 'hmc-onnx latency clear' first"
+        again = (
+            "; if the machine was busy when it was timed, have it timed again "
+            "('hmc-onnx latency clear', and another --work-dir or --latency-table where one was given)"
+        )
         raise SettingsError(
             f"target {target} is below what strategy '{strategy}' can reach on this model, "
             f"{' or '.join(possible)}: keep more{aligned}{again if 'seconds' in bounds else ''}"

@@ -114,6 +114,7 @@ def plain_weights(proto: onnx.ModelProto) -> list[TensorProto]:
 def moved_out(proto: onnx.ModelProto, names: Collection[str], path: Path) -> onnx.ModelProto:
     """A copy whose named initializers are in a file, with no copy of them all in memory; raises OSError."""
     copy = without_initializers(proto)
+    path = path.absolute()
     with path.open("wb") as file:
         for tensor in proto.graph.initializer:
             entry = copy.graph.initializer.add()
@@ -155,7 +156,7 @@ def move_out(constants: Iterable[gs.Constant], folder: Path) -> None:
         there = isinstance(values, Mapped) and values.tensor is not None
         if there or not isinstance(values, np.ndarray) or values.nbytes <= LARGE_TENSOR:
             continue
-        path = folder / uuid.uuid4().hex
+        path = folder.absolute() / uuid.uuid4().hex
         kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
         tensor = TensorProto(name=constant.name, data_type=kind, dims=values.shape)
         try:

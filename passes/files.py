@@ -13,9 +13,9 @@ from google.protobuf.message import DecodeError, Message
 
 from passes.errors import ModelError, OutputError
 from passes.external import brought_in, moved_out, relative
-from passes.protos import EXTERNAL_DATA_THRESHOLD, byte_size, check, first_line, large
+from passes.protos import EXTERNAL_DATA_THRESHOLD, byte_size, check, first_line, large, tensor_bytes
 
-__all__ = ["load", "replacing", "save", "write_atomically"]
+__all__ = ["load", "replacing", "save", "weights_beside", "weights_of", "write_atomically"]
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -37,6 +37,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise ModelError(f"'{path}' is not an ONNX file, or holds an empty graph: export the model again")
     try:
         check(proto)
+        _check_sizes(proto)
     except ModelError as e:
         raise ModelError(f"'{path}': {e}") from e
     except ValueError as e:
@@ -44,6 +45,38 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     if not _is_text(proto):
         raise ModelError(f"'{path}' is damaged, as it has names that are no UTF-8: export the model again")
     return proto
+
+
+def _check_sizes(proto: onnx.ModelProto) -> None:
+    """The checker lets more bytes pass than a weight's shape has room for, as where a file's length was left out."""
+    for tensor in proto.graph.initializer:
+        held, due = len(tensor.raw_data), tensor_bytes(tensor)
+        if held > due:
+            raise ModelError(
+                f"the initializer '{tensor.name}' has {held} bytes for a shape of {due}: export the model again"
+            )
+
+
+def weights_beside(path: str | os.PathLike[str]) -> set[Path]:
+    """The other files that a model's weights are in; none where it is no model."""
+    try:
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except (DecodeError, OSError, ValueError):
+        return set()
+    entries = [entry for tensor in _tensors(proto) for entry in tensor.external_data if entry.key == "location"]
+    names = {entry.value for entry in entries if isinstance(entry.value, str)}
+    return {Path(path).parent / name for name in names if "\0" not in name}  # others are refused when they are read
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """All tensors within a message, in nodes' attributes and inner graphs too."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for inner in value if field.is_repeated else [value]:
+                yield from _tensors(inner)
 
 
 def _is_text(message: Message) -> bool:
@@ -71,13 +104,18 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
         if path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            data = Path(folder) / f"{path.name}.data"
+            data = Path(folder) / weights_of(path).name
             light, _ = relative(moved_out(proto, large(proto), data))
             (Path(folder) / path.name).write_bytes(light.SerializeToString(deterministic=True))
-            os.replace(data, path.parent / data.name)
+            os.replace(data, weights_of(path))
             os.replace(Path(folder) / path.name, path)
     except OSError as e:
         raise OutputError(f"cannot write '{path}' ({e.strerror or e}): make room or give another place") from e
+
+
+def weights_of(path: Path) -> Path:
+    """Where `save` puts what does not fit into a file."""
+    return path.parent / f"{path.name}.data"
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:

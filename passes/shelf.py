@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from passes.errors import OutputError, SettingsError
 
-__all__ = ["MEMORY", "Kept", "Shelf"]
+__all__ = ["MEMORY", "Kept", "Shelf", "moved_to"]
 
 # Bytes below which an array stays in memory.
 SMALL = 2**16
+_place: ContextVar[Path | None] = ContextVar("_place", default=None)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Kept:
         if isinstance(self.held, Path):
             self.held.unlink(missing_ok=True)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.held,)
+
     def _mapped(self, mode: Literal["r", "r+"]) -> np.ndarray:
         if isinstance(self.held, np.ndarray):
             return self.held
@@ -44,6 +51,21 @@ class Kept:
             return np.asarray(np.load(self.held, mmap_mode=mode))
         except (OSError, ValueError) as e:
             raise SettingsError(f"cannot read '{self.held}' ({e}): give another --work-dir") from e
+
+
+def _unpickled(held: np.ndarray | Path) -> Kept:
+    place = _place.get()
+    return Kept(held if place is None or isinstance(held, np.ndarray) else place / held.name)
+
+
+@contextmanager
+def moved_to(folder: Path) -> Iterator[None]:
+    """What is unpickled within it has its files in this folder, wherever that was when they were kept."""
+    token = _place.set(folder)
+    try:
+        yield
+    finally:
+        _place.reset(token)
 
 
 @dataclass(frozen=True)
@@ -65,8 +87,7 @@ class Shelf:
             np.save(path, array, allow_pickle=False)
         except OSError as e:
             raise OutputError(
-                f"cannot write to '{self.folder}' ({e.strerror or e}): make room, or set TMPDIR to a folder on another "
-                "disk"
+                f"cannot write to '{self.folder}' ({e.strerror or e}): make room, or give another --work-dir or TMPDIR"
             ) from e
         return Kept(path)
 

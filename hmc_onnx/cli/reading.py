@@ -67,7 +67,7 @@ def options_of(given: dict[str, Any]) -> dict[str, Any]:
 
 def inputs_of(first: Path, config: Path | None, run: Run) -> list[Path]:
     """The files that a command reads, which no output may replace."""
-    return [Path(p) for p in (first, config, run.data, run.test_data) if p is not None]
+    return [Path(p) for p in (first, config, run.data, run.test_data, run.latency_table) if p is not None]
 
 
 def settings_of(run: Run) -> Settings:

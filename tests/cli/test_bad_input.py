@@ -579,6 +579,20 @@ def test_outputs_that_are_other_inputs(
     refuses("verify", model, given / "other.onnx", "--data", "x", "--report", given / "other.onnx", says=says)
 
 
+def test_weights_beside_an_input_are_an_input(refuses: Refuses, given: Path, here: Path) -> None:
+    says = "is an input too, or another output: give another name"
+    proto = onnx.load(given / "model.onnx")
+    onnx.save(proto, "model.onnx", save_as_external_data=True, location="out.onnx.data", size_threshold=64)
+    data, target = ["--data", given / "splits.npz"], ["--target", "macs=0.6"]
+    for output in ("out.onnx.data", "out.onnx"):  # the latter, if large, has its weights in the former
+        refuses("compress", "model.onnx", *data, *target, "-o", output, says=says)
+        refuses("profile", "model.onnx", *data, "-o", output, says=says)
+    refuses("verify", given / "model.onnx", "model.onnx", *data, "--report", "out.onnx.data", says=says)
+    (here / "table.json").write_text("{}")
+    table = ["--latency-table", "table.json"]
+    refuses("profile", given / "model.onnx", *data, *table, "-o", "table.json", says=says)
+
+
 @contextmanager
 def no_file_larger_than(size: int) -> Iterator[None]:
     """As if the disk were full beyond this."""

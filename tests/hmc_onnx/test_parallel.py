@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -135,6 +137,31 @@ def test_a_dask_cluster_finds_what_one_process_does(reference: hmc_onnx.Profile,
         model = resnet((1, 1), (8, 16), size=8)
         assert hmc_onnx.profile(model, calibration(), SETTINGS, kill_in_the_middle, work=work) == reference
         assert done.is_set() == killed
+
+
+PARENT = """
+import os, time
+from hmc_onnx.journal import Journal
+from hmc_onnx.parallel import Work, pool
+with pool(Work(jobs=2), Journal(None, {})) as workers:
+    pids = workers.run("pids", {str(i): (lambda: (os.getpid,)) for i in range(20)})
+    print(*set(pids.values()), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_workers_end_when_their_parent_is_killed() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    workers = [Path("/proc", pid) for pid in parent.stdout.readline().split()]
+    assert workers and all(w.exists() for w in workers)
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 60
+    while any(w.exists() for w in workers):
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_clusters_that_are_not_there_are_said() -> None:

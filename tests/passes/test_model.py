@@ -18,7 +18,7 @@ from zoo import Builder, assert_same, images, parsed, resnet, run
 import passes.files
 import passes.model
 from passes.errors import HmcError, ModelError, OutputError
-from passes.files import load, save, write_atomically
+from passes.files import load, save, weights_beside, write_atomically
 from passes.model import Model, constant_value
 
 
@@ -300,6 +300,12 @@ def write_invalid(path: Path) -> None:
     path.write_bytes(proto.SerializeToString())
 
 
+def write_surplus(path: Path) -> None:
+    proto = resnet((1,), (4,))
+    proto.graph.initializer[0].raw_data += bytes(4)
+    path.write_bytes(proto.SerializeToString())
+
+
 UNREADABLE = {
     "missing": (lambda path: None, "no model file at"),
     "a folder": (lambda path: path.mkdir(), "no model file at"),
@@ -307,6 +313,7 @@ UNREADABLE = {
     "text": (lambda path: path.write_text("not a model"), "is not an ONNX file"),
     "an image": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), "is not an ONNX file"),
     "without nodes": (write_empty_graph, "holds an empty graph"),
+    "too long a weight": (write_surplus, r"has \d+ bytes for a shape of \d+: export the model again"),
     "invalid": (write_invalid, "the ONNX checker rejects the model"),
     **{f"cut at {s:.0%}": (truncated(s), "is not an ONNX file") for s in (0.01, 0.2, 0.5, 0.8, 0.99)},
 }
@@ -394,6 +401,20 @@ def test_what_cannot_be_written_is_refused_in_one_sentence_and_leaves_nothing(
     assert "\n" not in str(caught.value)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
     assert (tmp_path / "file").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "./m.onnx", "folder/../m.onnx"])
+def test_the_two_files_of_a_large_model_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(passes.files, "EXTERNAL_DATA_THRESHOLD", 1000)
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    save(resnet((1,), (8,)), name)
+    assert weights_beside(name) == {Path(name).parent / "m.onnx.data"}
+    monkeypatch.chdir("/")
+    onnx.checker.check_model(tmp_path / "m.onnx")
+    assert_same(run(load(tmp_path / "m.onnx"), images()), run(resnet((1,), (8,)), images()))
 
 
 def test_a_model_too_large_for_protobuf_goes_into_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
