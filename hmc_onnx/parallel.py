@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -212,7 +212,7 @@ def _processes(work: Work) -> Iterator[None]:
             n_jobs=work.jobs or -1,
             inner_max_num_threads=1,
             max_nbytes=None,
-            initializer=_begin_worker,
+            initializer=partial(_begin_worker, os.getpid()),
             idle_worker_timeout=IDLE,
         ):
             _start()
@@ -223,10 +223,10 @@ def _processes(work: Work) -> Iterator[None]:
     get_reusable_executor().shutdown(wait=True)
 
 
-def _begin_worker() -> None:
+def _begin_worker(parent: int) -> None:
     # one in the place of a killed one starts outside `_interrupts_ignored`
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     # Workers keep sessions and activations from task to task. loky, where psutil is installed, takes that for a leak,
     # and puts a new worker in the place of one that has grown by 300 MB: it would walk the graph from its start again.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
