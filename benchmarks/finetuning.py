@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="of `hmc_onnx.FineTuning`")
     args = parser.parse_args()
+    chosen: dict[str, Any] = dict(option.split("=", 1) for option in args.options)
 
     proto, preprocess = hmc_onnx.load(args.model), hmc_onnx.preprocessing(args.preset)
     test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
@@ -43,7 +44,6 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         start = compressed(proto, target, preprocess, folder / "compressed.onnx", args)
         bound: dict[str, Any] = {"epochs": float(amount[:-1])} if amount.endswith("e") else {"minutes": float(amount)}
-        chosen: dict[str, Any] = dict(option.split("=", 1) for option in args.options)
         options = hmc_onnx.FineTuning(**bound, seed=args.seed, **chosen)
         tuned = hmc_onnx.finetune(
             start, proto, args.data, preprocess=preprocess, options=options, work_dir=folder / "checkpoints"

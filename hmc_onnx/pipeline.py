@@ -203,10 +203,6 @@ def compress(
         return Result(brought_in(compressed), plan, profiled, report.model_copy(update={"curve": curve}))
 
 
-def _same_file(a: Path, b: Path) -> bool:
-    return os.path.realpath(a) == os.path.realpath(b) or (a.exists() and b.exists() and a.samefile(b))
-
-
 def check_output(path: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:
     """Refuse, before any work, an output that cannot be written or would replace an input, or an input's weights.
 
@@ -221,10 +217,10 @@ def check_output(path: str | os.PathLike[str], *inputs: str | os.PathLike[str]) 
         raise OutputError(f"the output's folder '{path.parent}' {what}")
     if path.exists() and not path.is_file():
         raise OutputError(f"the output '{path}' is not a regular file: give another name")
-    written = [place for place in (path, weights_of(path)) if place == path or place.exists()]
+    replaced = [place for place in (path, weights_of(path)) if place.exists()]
     for other in map(Path, inputs):
-        read = [other, *(weights_beside(other) if any(p.exists() for p in written) else ())]
-        if any(_same_file(a, b) for a in written for b in read):
+        read = [p for p in (other, *weights_beside(other)) if p.exists()] if replaced else []
+        if os.path.realpath(path) == os.path.realpath(other) or any(a.samefile(b) for a in replaced for b in read):
             raise OutputError(f"the output '{path}' is an input too, or another output: give another name")
     try:
         if path.exists() and not os.access(path, os.W_OK):

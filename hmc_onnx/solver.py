@@ -68,10 +68,12 @@ def solve(profile: Profile, target: Target, strategy: Strategy = "hmc", correcti
         again = (
             "; if the machine was busy when it was timed, have it timed again "
             "('hmc-onnx latency clear', and another --work-dir or --latency-table where one was given)"
+            if "seconds" in bounds
+            else ""
         )
         raise SettingsError(
             f"target {target} is below what strategy '{strategy}' can reach on this model, "
-            f"{' or '.join(possible)}: keep more{aligned}{again if 'seconds' in bounds else ''}"
+            f"{' or '.join(possible)}: keep more{aligned}{again}"
         )
     return _plan(profile, program, solution, target, strategy)
 

@@ -33,6 +33,7 @@ __all__ = [
     "is_external",
     "lazy",
     "let_go",
+    "location",
     "move_out",
     "moved_out",
     "on_disk",
@@ -72,9 +73,15 @@ def lazy(tensor: TensorProto) -> LazyValues:
     return _LazyMap(tensor) if is_external(tensor) else LazyValues(tensor)
 
 
+def location(tensor: TensorProto) -> str | None:
+    """The file that a tensor's values are in; None where they are in the tensor."""
+    return next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
+
+
 def is_external(tensor: TensorProto) -> bool:
     """Whether a tensor's values are in a file that `moved_out` wrote, and not whoever exported the model."""
-    return any(entry.key == "location" and Path(entry.value).is_absolute() for entry in tensor.external_data)
+    place = location(tensor)
+    return place is not None and Path(place).is_absolute()
 
 
 def has_external(proto: onnx.ModelProto) -> bool:
@@ -141,7 +148,7 @@ def folder_of(constants: Iterable[gs.Constant]) -> Path | None:
     for constant in constants:
         tensor = getattr(constant._values, "tensor", None)
         if isinstance(tensor, TensorProto) and is_external(tensor):
-            return Path(next(e.value for e in tensor.external_data if e.key == "location")).parent
+            return Path(location(tensor) or "").parent
     return None
 
 

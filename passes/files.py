@@ -12,7 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from passes.errors import ModelError, OutputError
-from passes.external import brought_in, moved_out, relative
+from passes.external import brought_in, location, moved_out, relative
 from passes.protos import EXTERNAL_DATA_THRESHOLD, byte_size, check, first_line, large, tensor_bytes
 
 __all__ = ["load", "replacing", "save", "weights_beside", "weights_of", "write_atomically"]
@@ -63,30 +63,27 @@ def weights_beside(path: str | os.PathLike[str]) -> set[Path]:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, OSError, ValueError):
         return set()
-    entries = [entry for tensor in _tensors(proto) for entry in tensor.external_data if entry.key == "location"]
-    names = {entry.value for entry in entries if isinstance(entry.value, str)}
-    return {Path(path).parent / name for name in names if "\0" not in name}  # others are refused when they are read
+    names = {location(m) for m in _messages(proto) if isinstance(m, onnx.TensorProto)}
+    # others are refused when they are read
+    return {Path(path).parent / name for name in names if isinstance(name, str) and "\0" not in name}
 
 
-def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """All tensors within a message, in nodes' attributes and inner graphs too."""
-    if isinstance(message, onnx.TensorProto):
-        yield message
-        return
+def _messages(message: Message) -> Iterator[Message]:
+    """A message and all those within it."""
+    yield message
     for field, value in message.ListFields():
         if field.type == field.TYPE_MESSAGE:
             for inner in value if field.is_repeated else [value]:
-                yield from _tensors(inner)
+                yield from _messages(inner)
 
 
 def _is_text(message: Message) -> bool:
     """Whether all strings within a message are UTF-8: protobuf does not look, and gives bytes for the others."""
-    for field, value in message.ListFields():
-        values = value if field.is_repeated else [value]
-        if field.type == field.TYPE_STRING and any(isinstance(v, bytes) for v in values):
-            return False
-        if field.type == field.TYPE_MESSAGE and not all(map(_is_text, values)):
-            return False
+    for inner in _messages(message):
+        for field, value in inner.ListFields():
+            values = value if field.is_repeated else [value]
+            if field.type == field.TYPE_STRING and any(isinstance(v, bytes) for v in values):
+                return False
     return True
 
 
@@ -104,11 +101,11 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
         if path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            data = Path(folder) / weights_of(path).name
-            light, _ = relative(moved_out(proto, large(proto), data))
-            (Path(folder) / path.name).write_bytes(light.SerializeToString(deterministic=True))
-            os.replace(data, weights_of(path))
-            os.replace(Path(folder) / path.name, path)
+            temporary = Path(folder) / path.name
+            light, _ = relative(moved_out(proto, large(proto), weights_of(temporary)))
+            temporary.write_bytes(light.SerializeToString(deterministic=True))
+            os.replace(weights_of(temporary), weights_of(path))
+            os.replace(temporary, path)
     except OSError as e:
         raise OutputError(f"cannot write '{path}' ({e.strerror or e}): make room or give another place") from e
 
