@@ -14,9 +14,9 @@ from pathlib import Path
 from testing import accuracy, arguments
 
 import hmc_onnx
-from hmc_onnx.plans import write_json
-from passes.cost import total
-from passes.normalise import normalise
+from hmc_onnx.records.plan import write_json
+from passes.graph.cost import total
+from passes.normal_form.normalise import normalise
 
 STRATEGIES = ["hmc", "prune", "lowrank", "nahc", "ahc"]
 

@@ -18,9 +18,9 @@ import onnx
 from testing import accuracy, arguments
 
 import hmc_onnx
-from calib.latency import interleaved
-from calib.sessions import Session
-from hmc_onnx.latencies import serving_feeds
+from calib.measure.latency import interleaved
+from calib.runtime.sessions import Session
+from hmc_onnx.profiling.candidate_times import serving_feeds
 
 
 def main() -> None:

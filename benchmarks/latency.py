@@ -17,14 +17,14 @@ import time
 from testing import accuracy, arguments
 
 import hmc_onnx
-from calib.batching import input_shapes
-from calib.latency import calm, interleaved
-from calib.sessions import Session
-from hmc_onnx.applying import shaped
-from hmc_onnx.fitting import fitted
-from hmc_onnx.latencies import serving_feeds
-from hmc_onnx.settings import QUICK
-from passes.normalise import normalise
+from calib.measure.latency import calm, interleaved
+from calib.runtime.batching import input_shapes
+from calib.runtime.sessions import Session
+from hmc_onnx.planning.latency_refinement import fitted
+from hmc_onnx.profiling.candidate_times import serving_feeds
+from hmc_onnx.records.settings import QUICK
+from hmc_onnx.rewriting.applying import shaped
+from passes.normal_form.normalise import normalise
 
 # How long to wait for the machine to be as calm as it was.
 PATIENCE = 300.0

@@ -16,12 +16,12 @@ import onnx
 from testing import arguments
 
 import hmc_onnx
-from calib.divergence import divergence
-from calib.sessions import Session
-from passes.layers import layer_of, write_layer
-from passes.model import Model
-from passes.normalise import normalise
-from passes.shapes import batch_one, infer_shapes
+from calib.measure.divergence import divergence
+from calib.runtime.sessions import Session
+from passes.graph.layers import layer_of, write_layer
+from passes.graph.model import Model
+from passes.graph.shapes import batch_one, infer_shapes
+from passes.normal_form.normalise import normalise
 
 
 def main() -> None:

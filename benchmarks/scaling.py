@@ -37,9 +37,9 @@ from networks import Network, bottlenecks, residual_network, residual_trunk
 from rich.console import Console
 from watching import GIGABYTE, Stage, Usage, table, watched
 
-from hmc_onnx.subjects import find_subjects
+from hmc_onnx.analysis.subjects import find_subjects
 from passes.channels import trace
-from passes.normalise import normalise
+from passes.normal_form.normalise import normalise
 
 PARTS = ("analysis", "inspect", "memory", "memory-compress")
 BLOCKS = (10, 20, 40, 80, 160)
@@ -48,7 +48,8 @@ SMALL_BLOCKS, SMALL_CHANNELS = 6, 24
 GEMMS = 2  # side by side, as one would be a tensor of more than 2 GiB, which protobuf refuses
 # The command line with few candidates.
 FEW = """
-from hmc_onnx import candidates, cells, elimination
+from hmc_onnx.search_space import candidates, elimination
+from hmc_onnx.search_space import pruning_steps as cells
 from hmc_onnx.cli import main
 cells.SHARES, candidates.RATIOS, candidates.RATIOS_WHEN_PRUNED = (0.9375,), (), ()
 elimination.LOTS = 16

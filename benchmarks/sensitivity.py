@@ -15,12 +15,12 @@ from scipy.stats import spearmanr
 from testing import arguments
 
 import hmc_onnx
-from calib.batching import calibration_chunks, input_shapes
-from calib.divergence import divergences, temperature
-from calib.walk import Walk
-from hmc_onnx.subjects import find_subjects
-from passes.layers import write_layer
-from passes.normalise import normalise
+from calib.measure.divergence import divergences, temperature
+from calib.measure.walk import Walk
+from calib.runtime.batching import calibration_chunks, input_shapes
+from hmc_onnx.analysis.subjects import find_subjects
+from passes.graph.layers import write_layer
+from passes.normal_form.normalise import normalise
 
 CHUNK = 64
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import onnx
 
-from calib.data import CalibrationData
-from calib.divergence import top1
-from calib.sessions import Session
+from calib.data.calibration import CalibrationData
+from calib.measure.divergence import top1
+from calib.runtime.sessions import Session
 
 __all__ = ["accuracy", "arguments"]
 

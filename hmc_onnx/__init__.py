@@ -7,17 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from calib.data import CalibrationData, CalibrationDataReader, from_reader
+    from calib.data.calibration import CalibrationData, CalibrationDataReader, from_reader
+    from hmc_onnx.analysis.model_inputs import load_data, preprocessing
+    from hmc_onnx.api import Result, apply, compress, profile
+    from hmc_onnx.comparison.verification import Verification, verify
     from hmc_onnx.finetune import FineTuning, finetune
-    from hmc_onnx.inputs import load_data, preprocessing
-    from hmc_onnx.pipeline import Result, apply, compress, profile
-    from hmc_onnx.plans import Plan, read_plan, read_profile
-    from hmc_onnx.profiles import Profile
-    from hmc_onnx.settings import Settings, Target, parse_target
-    from hmc_onnx.solver import solve
-    from hmc_onnx.verification import Verification, verify
-    from passes.errors import HmcError
-    from passes.files import load, save
+    from hmc_onnx.planning.program import solve
+    from hmc_onnx.records.plan import Plan, read_plan, read_profile
+    from hmc_onnx.records.profile import Profile
+    from hmc_onnx.records.settings import Settings, Target, parse_target
+    from passes.core.errors import HmcError
+    from passes.graph.files import load, save
 
 __all__ = [
     "CalibrationData",
@@ -47,29 +47,29 @@ __all__ = [
 ]
 
 _HOME = {
-    "CalibrationData": "calib.data",
-    "CalibrationDataReader": "calib.data",
+    "CalibrationData": "calib.data.calibration",
+    "CalibrationDataReader": "calib.data.calibration",
     "FineTuning": "hmc_onnx.finetune.options",
-    "HmcError": "passes.errors",
-    "Plan": "hmc_onnx.plans",
-    "Profile": "hmc_onnx.profiles",
-    "Result": "hmc_onnx.pipeline",
-    "Settings": "hmc_onnx.settings",
-    "Target": "hmc_onnx.settings",
-    "Verification": "hmc_onnx.verification",
-    "apply": "hmc_onnx.pipeline",
-    "compress": "hmc_onnx.pipeline",
-    "from_reader": "calib.data",
-    "load": "passes.files",
-    "load_data": "hmc_onnx.inputs",
-    "parse_target": "hmc_onnx.settings",
-    "preprocessing": "hmc_onnx.inputs",
-    "profile": "hmc_onnx.pipeline",
-    "read_plan": "hmc_onnx.plans",
-    "read_profile": "hmc_onnx.plans",
-    "save": "passes.files",
-    "solve": "hmc_onnx.solver",
-    "verify": "hmc_onnx.verification",
+    "HmcError": "passes.core.errors",
+    "Plan": "hmc_onnx.records.plan",
+    "Profile": "hmc_onnx.records.profile",
+    "Result": "hmc_onnx.api",
+    "Settings": "hmc_onnx.records.settings",
+    "Target": "hmc_onnx.records.settings",
+    "Verification": "hmc_onnx.comparison.verification",
+    "apply": "hmc_onnx.api",
+    "compress": "hmc_onnx.api",
+    "from_reader": "calib.data.calibration",
+    "load": "passes.graph.files",
+    "load_data": "hmc_onnx.analysis.model_inputs",
+    "parse_target": "hmc_onnx.records.settings",
+    "preprocessing": "hmc_onnx.analysis.model_inputs",
+    "profile": "hmc_onnx.api",
+    "read_plan": "hmc_onnx.records.plan",
+    "read_profile": "hmc_onnx.records.plan",
+    "save": "passes.graph.files",
+    "solve": "hmc_onnx.planning.program",
+    "verify": "hmc_onnx.comparison.verification",
 }
 
 

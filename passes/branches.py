@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from passes.shapes import Shapes
-from passes.subgraph import redirect
+from passes.graph.shapes import Shapes
+from passes.graph.subgraph import redirect
 
 __all__ = ["branch_sum", "remove_branch"]
 

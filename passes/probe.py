@@ -21,8 +21,8 @@ from onnx import helper, numpy_helper
 
 from passes.decompose import chain_macs
 from passes.decompose.output_svd import pointwise
-from passes.layers import Geometry
-from passes.shapes import Shapes
+from passes.graph.layers import Geometry
+from passes.graph.shapes import Shapes
 
 __all__ = ["AROUND", "Parts", "Probe", "epilogue", "probe_model"]
 

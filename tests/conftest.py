@@ -21,8 +21,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_clock(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from calib import latency, probing
-    from hmc_onnx import fitting, verification
+    from calib.measure import latency, probing
+    from hmc_onnx.comparison import verification
+    from hmc_onnx.planning import latency_refinement as fitting
 
     latency.SECONDS, latency.REPEATS, latency.WARM_UP = 0.0, 6, 1
     fitting.PATIENCE = verification.PATIENCE = 0.0

@@ -76,12 +76,12 @@ def compress(
 ) -> None:
     """Compress a model with calibration images: profile, plan, apply, verify; fine-tune it if asked to."""
     run = merged(config, **options_of(locals()))
-    from hmc_onnx.pipeline import check_output
-    from hmc_onnx.pipeline import compress as compress_model
-    from hmc_onnx.plans import write_json
-    from hmc_onnx.report import comparison, plan_tables
-    from hmc_onnx.settings import parse_target
-    from passes.errors import SettingsError
+    from hmc_onnx.api import check_output
+    from hmc_onnx.api import compress as compress_model
+    from hmc_onnx.records.plan import write_json
+    from hmc_onnx.records.settings import parse_target
+    from hmc_onnx.reporting.tables import comparison, plan_tables
+    from passes.core.errors import SettingsError
 
     inputs = inputs_of(model, config, run)
     check_output(output, *inputs)
@@ -118,8 +118,8 @@ def compress(
         from dataclasses import replace
 
         from hmc_onnx.cli.finetuning import trained
-        from hmc_onnx.report import epochs_table
-        from hmc_onnx.verification import verify as verify_models
+        from hmc_onnx.comparison.verification import verify as verify_models
+        from hmc_onnx.reporting.tables import epochs_table
 
         folder = None if work.folder is None else work.folder / "finetuning"
         tuned = trained(result.model, proto, run, training, folder)
@@ -142,8 +142,8 @@ def inspect(
     layout: Choices.Layout = None,
 ) -> None:
     """Show a model's layers, costs and channel groups, and what can be done to each Conv."""
-    from hmc_onnx.inputs import preprocessing
-    from hmc_onnx.inspection import inspect as inspect_model
+    from hmc_onnx.analysis.inspection import inspect as inspect_model
+    from hmc_onnx.analysis.model_inputs import preprocessing
 
     preprocessing(None, size=size)  # says what is wrong with it
     show(inspect_model(supported(model), size, layout.value if layout else "NCHW"))
@@ -177,9 +177,9 @@ def profile(
 ) -> None:
     """Measure how much a model bears each candidate; writes a profile (JSON)."""
     run = merged(config, **options_of(locals()))
-    from hmc_onnx.pipeline import check_output
-    from hmc_onnx.pipeline import profile as profile_model
-    from hmc_onnx.plans import write_json
+    from hmc_onnx.api import check_output
+    from hmc_onnx.api import profile as profile_model
+    from hmc_onnx.records.plan import write_json
 
     check_output(output, *inputs_of(model, config, run))
     settings = settings_of(run).model_copy(update={"latency": bool(run.latency)})
@@ -205,11 +205,11 @@ def plan(
 ) -> None:
     """Choose one candidate for each group and layer within a target; writes a plan (JSON)."""
     run = merged(config, **options_of(locals()))
-    from hmc_onnx.pipeline import check_output
-    from hmc_onnx.plans import read_profile, write_json
-    from hmc_onnx.report import plan_tables
-    from hmc_onnx.settings import parse_target
-    from hmc_onnx.solver import solve
+    from hmc_onnx.api import check_output
+    from hmc_onnx.planning.program import solve
+    from hmc_onnx.records.plan import read_profile, write_json
+    from hmc_onnx.records.settings import parse_target
+    from hmc_onnx.reporting.tables import plan_tables
 
     check_output(output, *inputs_of(profile, config, run))
     result = solve(read_profile(profile), parse_target(str(run.need("target"))), strategy_of(run))
@@ -232,10 +232,10 @@ def apply(
 ) -> None:
     """Carry a plan out and repair the layers; give the data that the profile was made with."""
     run = merged(config, **options_of(locals()))
-    from hmc_onnx.pipeline import apply as apply_plan
-    from hmc_onnx.pipeline import check_output
-    from hmc_onnx.plans import read_plan
-    from passes.files import save
+    from hmc_onnx.api import apply as apply_plan
+    from hmc_onnx.api import check_output
+    from hmc_onnx.records.plan import read_plan
+    from passes.graph.files import save
 
     check_output(output, plan, *inputs_of(model, config, run))
     chosen, proto = read_plan(plan), supported(model)
@@ -266,10 +266,10 @@ def verify(
 ) -> None:
     """Compare two models: signature, cost, fidelity, accuracy, and latency side by side."""
     run = merged(config, **options_of(locals()))
-    from hmc_onnx.pipeline import check_output
-    from hmc_onnx.plans import write_json
-    from hmc_onnx.report import comparison
-    from hmc_onnx.verification import verify as verify_models
+    from hmc_onnx.api import check_output
+    from hmc_onnx.comparison.verification import verify as verify_models
+    from hmc_onnx.records.plan import write_json
+    from hmc_onnx.reporting.tables import comparison
 
     if report is not None:
         check_output(report, b, *inputs_of(a, config, run))
@@ -295,8 +295,8 @@ def latency_show(
     ] = None,
 ) -> None:
     """Show latency tables: the machine, and each part of a network with its time."""
-    from calib.latency_table import cached_tables, read_table
-    from hmc_onnx.report import latency_table
+    from calib.measure.latency_table import cached_tables, read_table
+    from hmc_onnx.reporting.tables import latency_table
 
     paths = cached_tables() if table is None else [table]
     for path in paths:
@@ -308,7 +308,7 @@ def latency_show(
 @latency.command("clear")
 def latency_clear() -> None:
     """Forget what was timed on this machine, as where that was busy then: it is timed again when it is needed."""
-    from calib.latency_table import cached_tables
+    from calib.measure.latency_table import cached_tables
 
     paths = cached_tables()
     for path in paths:
@@ -330,9 +330,9 @@ def latency_measure(
 ) -> None:
     """Measure all that a model and its parts may become on this machine, to plan for it on another."""
     run = merged(None, **options_of(locals()))
-    from hmc_onnx.inspection import closed_shapes
-    from hmc_onnx.latencies import measure_table
-    from hmc_onnx.pipeline import check_output
+    from hmc_onnx.analysis.inspection import closed_shapes
+    from hmc_onnx.api import check_output
+    from hmc_onnx.profiling.candidate_times import measure_table
 
     check_output(output, model)
     settings, proto = settings_of(run), supported(model)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from passes.progress import Progress
+from passes.core.progress import Progress
 
 __all__ = ["console", "progress_bar", "show"]
 

@@ -51,9 +51,9 @@ def finetune(
     Under `torchrun --nproc-per-node N -m hmc_onnx finetune …` it trains in N processes.
     """
     run = merged(config, **options_of(locals()))
-    from hmc_onnx.inputs import load_supported
-    from hmc_onnx.pipeline import check_output
-    from hmc_onnx.report import epochs_table
+    from hmc_onnx.analysis.model_inputs import load_supported
+    from hmc_onnx.api import check_output
+    from hmc_onnx.reporting.tables import epochs_table
 
     check_output(output, teacher, *inputs_of(model, config, run))
     folder = None if run.work_dir is None else Path(run.work_dir)

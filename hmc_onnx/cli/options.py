@@ -12,7 +12,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from passes.errors import SettingsError
+from passes.core.errors import SettingsError
 
 __all__ = ["Choices", "Run", "merged"]
 

@@ -12,12 +12,12 @@ from hmc_onnx.cli.options import BackendName, Run, StrategyName
 if TYPE_CHECKING:
     import onnx
 
-    from calib.data import CalibrationData
-    from calib.latency_table import LatencyTable
-    from calib.preprocess import Preprocess
+    from calib.data.calibration import CalibrationData
+    from calib.data.preprocess import Preprocess
+    from calib.measure.latency_table import LatencyTable
+    from hmc_onnx.execution.executor import Work
     from hmc_onnx.finetune.options import FineTuning
-    from hmc_onnx.parallel import Work
-    from hmc_onnx.settings import Settings
+    from hmc_onnx.records.settings import Settings
 
 _T = TypeVar("_T")
 
@@ -47,15 +47,15 @@ resources = ExitStack()  # what a command holds until it ends
 
 def opened(path: Path) -> onnx.ModelProto:
     """A model; the weights of a large one are in a temporary file until the command ends."""
-    from passes.external import on_disk
-    from passes.files import load
+    from passes.graph.external import on_disk
+    from passes.graph.files import load
 
     return resources.enter_context(on_disk(load(path)))
 
 
 def supported(path: Path) -> onnx.ModelProto:
     """`opened`, of a kind that can be compressed."""
-    from hmc_onnx.inputs import check_kind
+    from hmc_onnx.analysis.model_inputs import check_kind
 
     return check_kind(opened(path))
 
@@ -72,7 +72,7 @@ def inputs_of(first: Path, config: Path | None, run: Run) -> list[Path]:
 
 def settings_of(run: Run) -> Settings:
     """The settings of a run; raises SettingsError."""
-    from hmc_onnx.settings import QUICK, Settings
+    from hmc_onnx.records.settings import QUICK, Settings
 
     names = ("samples", "seed", "align", "provider", "threads", "batch", "exhaustive")
     given = {n: getattr(run, n) for n in names if getattr(run, n) is not None}
@@ -83,7 +83,7 @@ def validated(kind: type[_T], given: dict[str, Any]) -> _T:
     """A record of settings; raises SettingsError that names the option."""
     from pydantic import ValidationError
 
-    from passes.errors import SettingsError
+    from passes.core.errors import SettingsError
 
     try:
         return kind(**given)
@@ -106,15 +106,15 @@ def finetuning_of(run: Run) -> FineTuning:
 
 def table_of(run: Run) -> LatencyTable | None:
     """The latency table of another machine, where one was given."""
-    from calib.latency_table import read_table
+    from calib.measure.latency_table import read_table
 
     return None if run.latency_table is None else read_table(run.latency_table)
 
 
 def work_of(run: Run) -> Work:
     """Where the work is done; raises SettingsError."""
-    from hmc_onnx.parallel import Work
-    from passes.errors import SettingsError
+    from hmc_onnx.execution.executor import Work
+    from passes.core.errors import SettingsError
 
     backend: Any = run.backend or "processes"
     if backend not in BackendName.__members__:
@@ -129,7 +129,7 @@ def work_of(run: Run) -> Work:
 
 def strategy_of(run: Run) -> Any:
     """The strategy; raises SettingsError."""
-    from passes.errors import SettingsError
+    from passes.core.errors import SettingsError
 
     name = run.strategy or "hmc"
     if name not in StrategyName.__members__:
@@ -139,7 +139,7 @@ def strategy_of(run: Run) -> Any:
 
 def preprocess_of(run: Run) -> Preprocess:
     """How images become the model's input."""
-    from hmc_onnx.inputs import preprocessing
+    from hmc_onnx.analysis.model_inputs import preprocessing
 
     def numbers(value: Any) -> Any:
         return None if value is None else tuple(value)
@@ -153,14 +153,14 @@ def read_images(
     proto: onnx.ModelProto, run: Run, path: Any, samples: int | None, seed: int, split: str
 ) -> CalibrationData:
     """Images that fit the model, of a path."""
-    from hmc_onnx.inputs import load_data
+    from hmc_onnx.analysis.model_inputs import load_data
 
     return load_data(proto, Path(path), preprocess_of(run), samples=samples, seed=seed, split=split)
 
 
 def calibration_data(proto: onnx.ModelProto, run: Run, settings: Settings) -> CalibrationData:
     """The images to calibrate with, and to search with."""
-    from hmc_onnx.inputs import check_varied
+    from hmc_onnx.analysis.model_inputs import check_varied
 
     samples = settings.samples if run.max_drop is None else 2 * settings.samples  # a half to search with
     data = read_images(proto, run, run.need("data"), samples, settings.seed, "train")
@@ -185,7 +185,7 @@ def comparison_data(
     proto: onnx.ModelProto, run: Run, path: Any, samples: int | None = None, seed: int = 0
 ) -> CalibrationData | None:
     """Images to compare on: those named, else the data's own test split, else None."""
-    from calib.readers import splits
+    from calib.data.readers import splits
 
     if path is None:
         if "test" not in splits(Path(run.need("data"))):

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from hmc_onnx.finetune.options import FineTuning
-from passes.errors import SettingsError
-from passes.progress import Progress, silent
+from passes.core.errors import SettingsError
+from passes.core.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from calib.data import CalibrationData, CalibrationDataReader
-    from calib.preprocess import Preprocess
+    from calib.data.calibration import CalibrationData, CalibrationDataReader
+    from calib.data.preprocess import Preprocess
     from hmc_onnx.finetune.tuning import FineTuned
 
 __all__ = ["FineTuning", "finetune", "with_torch"]

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calib.preprocess import Preprocess
-from calib.sources import Source
+from calib.data.preprocess import Preprocess
+from calib.data.sources import Source
 
 __all__ = ["Augmentation", "Batch", "TrainingImages"]
 
@@ -49,7 +49,7 @@ class TrainingImages:
     """Some images of a source.
 
     Attributes:
-        source: see `calib.sources`.
+        source: see `calib.data.sources`.
         indices: which of its images.
         preprocess: as the network is served.
         augmentation: "crop": shifted by up to an eighth of the side, with black around, and mirrored; "resized": a part

@@ -2,7 +2,7 @@
 
 Class scores are distilled as by Hinton et al. (arXiv:1503.02531): T² KL(softmax(t / T) ‖ softmax(s / T)). Another
 output's values are taken for Gaussians of the variance that the original's have in the batch, as in
-`calib.divergence`: half the squared error as a share of that.
+`calib.measure.divergence`: half the squared error as a share of that.
 
 Hints (Romero et al., arXiv:1412.6550) are tensors within both networks, here the sums that end residual blocks; their
 error is the squared difference as a share of the original's variance. On images that the original has learnt by heart
@@ -84,6 +84,6 @@ def relative_error(output: Tensor, answer: Tensor) -> Tensor:
 
 
 def are_probabilities(output: Tensor) -> bool:
-    """Whether class scores are probabilities, as `calib.divergence.log_probabilities` tells it."""
+    """Whether class scores are probabilities, as `calib.measure.divergence.log_probabilities` tells it."""
     flat = output.reshape(len(output), -1).float()
     return bool((flat >= 0).all()) and torch.allclose(flat.sum(1), torch.ones(()).to(flat), atol=1e-3)

@@ -16,8 +16,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from hmc_onnx.finetune.operators import RULES, Mode, Operator
-from passes.errors import ModelError
-from passes.external import values_of
+from passes.core.errors import ModelError
+from passes.graph.external import values_of
 
 __all__ = ["GraphModule", "updated"]
 

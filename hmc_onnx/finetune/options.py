@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from passes.errors import SettingsError
-from passes.records import Frozen
+from passes.core.errors import SettingsError
+from passes.core.records import Frozen
 
 __all__ = ["Epoch", "FineTuning", "best_epoch"]
 

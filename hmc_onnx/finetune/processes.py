@@ -11,7 +11,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from passes.errors import SettingsError
+from passes.core.errors import SettingsError
 
 __all__ = ["Processes", "processes"]
 

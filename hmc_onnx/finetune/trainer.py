@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hmc_onnx.execution.checkpoint import Journal
 from hmc_onnx.finetune.images import Batch, TrainingImages
 from hmc_onnx.finetune.loss import Loss
 from hmc_onnx.finetune.module import GraphModule
 from hmc_onnx.finetune.options import Epoch, FineTuning, best_epoch
 from hmc_onnx.finetune.processes import Processes
-from hmc_onnx.journal import Journal
-from passes.errors import HmcError, ModelError
-from passes.progress import Progress, silent
+from passes.core.errors import HmcError, ModelError
+from passes.core.progress import Progress, silent
 
 __all__ = ["Trainer", "TrainingError"]
 

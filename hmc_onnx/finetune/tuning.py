@@ -13,10 +13,13 @@ import numpy as np
 import onnx
 import torch
 
-from calib.data import check_finite
-from calib.preprocess import Preprocess
-from calib.readers import open_source
-from calib.sources import ReadyTensors, Source
+from calib.data.calibration import check_finite
+from calib.data.preprocess import Preprocess
+from calib.data.readers import open_source
+from calib.data.sources import ReadyTensors, Source
+from hmc_onnx.analysis.model_inputs import fit, is_float, load_supported, preprocessing, signature
+from hmc_onnx.comparison.verification import judged_in_both, same_signature
+from hmc_onnx.execution.checkpoint import Journal
 from hmc_onnx.finetune.batchnorm import Inserted, folded, has_batchnorm, reinserted, restated
 from hmc_onnx.finetune.images import Batch, TrainingImages
 from hmc_onnx.finetune.loss import Loss, are_probabilities, relative_error
@@ -24,15 +27,12 @@ from hmc_onnx.finetune.module import GraphModule, updated
 from hmc_onnx.finetune.options import Epoch, FineTuning
 from hmc_onnx.finetune.processes import Processes, processes
 from hmc_onnx.finetune.trainer import Trainer, TrainingError
-from hmc_onnx.inputs import fit, is_float, load_supported, preprocessing, signature
-from hmc_onnx.journal import Journal
-from hmc_onnx.verification import judged_in_both, same_signature
-from passes.errors import DataError, ModelError, SettingsError
-from passes.external import brought_in
-from passes.files import save
-from passes.model import Model, digest
-from passes.progress import Progress, silent
-from passes.protos import check, first_line
+from passes.core.errors import DataError, ModelError, SettingsError
+from passes.core.progress import Progress, silent
+from passes.graph.external import brought_in
+from passes.graph.files import save
+from passes.graph.model import Model, digest
+from passes.graph.protos import check, first_line
 
 __all__ = ["FineTuned", "check_trainable", "finetune_models"]
 

@@ -10,8 +10,8 @@ import onnx_graphsurgeon as gs
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from passes.errors import ModelError
-from passes.naming import unused_name
+from passes.core.errors import ModelError
+from passes.graph.naming import unused_name
 
 __all__ = ["Adjustment", "ChannelGroup", "Channels", "Slot", "find_groups"]
 

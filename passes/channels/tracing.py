@@ -20,9 +20,9 @@ import onnx_graphsurgeon as gs
 
 from passes.channels.groups import Adjustment, Channels, Slot, find_groups
 from passes.channels.registry import Closed, rule_for
-from passes.model import Model
-from passes.shapes import Shapes, batch_one, infer_shapes
-from passes.subgraph import node_inputs
+from passes.graph.model import Model
+from passes.graph.shapes import Shapes, batch_one, infer_shapes
+from passes.graph.subgraph import node_inputs
 
 __all__ = ["Stream", "Tracer", "trace"]
 

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from passes.layers import Geometry
+from passes.graph.layers import Geometry
 
 __all__ = [
     "Decomposition",

@@ -17,10 +17,10 @@ from tensorly import tenalg
 from tensorly.decomposition import parafac
 from tensorly.tenalg.core_tenalg import mttkrp
 
+from passes.core.linear_algebra import least_squares, root
 from passes.decompose.base import Decomposition, Factors, Solver, mode_moment
 from passes.decompose.output_svd import pointwise
-from passes.layers import Geometry
-from passes.linear_algebra import least_squares, root
+from passes.graph.layers import Geometry
 
 __all__ = ["CP"]
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from passes.core.linear_algebra import root
 from passes.decompose.base import Decomposition, Factors, Solver
-from passes.layers import Geometry
-from passes.linear_algebra import root
+from passes.graph.layers import Geometry
 
 __all__ = ["OutputSVD", "pointwise"]
 

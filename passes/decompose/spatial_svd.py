@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from passes.core.linear_algebra import least_squares, root
 from passes.decompose.base import Decomposition, Factors, Solver
-from passes.layers import Geometry
-from passes.linear_algebra import least_squares, root
+from passes.graph.layers import Geometry
 
 __all__ = ["SpatialSVD"]
 

@@ -13,10 +13,10 @@ from dataclasses import replace
 import numpy as np
 from tensorly.decomposition import partial_tucker
 
+from passes.core.linear_algebra import least_squares, root
 from passes.decompose.base import Decomposition, Factors, Solver, mode_moment
 from passes.decompose.output_svd import OutputSVD, pointwise
-from passes.layers import Geometry
-from passes.linear_algebra import least_squares, root
+from passes.graph.layers import Geometry
 
 __all__ = ["Tucker2"]
 

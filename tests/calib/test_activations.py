@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo import images, resnet
 
-from calib.activations import Activations, Store
-from calib.walk import Walk
-from passes.normalise import normalise
+from calib.measure.activations import Activations, Store
+from calib.measure.walk import Walk
+from passes.normal_form.normalise import normalise
 
 NAMES = ("fed", "also fed", "a", "b", "c")
 # What is done to one of two chunks, to which tensor, and how many values it is set to.

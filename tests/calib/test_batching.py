@@ -7,9 +7,9 @@ import onnx
 import pytest
 from zoo import Builder, images, resnet
 
-from calib.batching import at_once, batch_size, calibration_chunks, declared_batch
-from calib.data import CalibrationData
-from passes.normalise import normalise
+from calib.data.calibration import CalibrationData
+from calib.runtime.batching import at_once, batch_size, calibration_chunks, declared_batch
+from passes.normal_form.normalise import normalise
 
 
 def net(batch: int | str | None, fixed: int | None = None, ir: int = 8) -> onnx.ModelProto:

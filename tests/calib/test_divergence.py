@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from calib.divergence import SURE, divergence, divergences, kl_divergence, log_probabilities, temperature, top1
+from calib.measure.divergence import SURE, divergence, divergences, kl_divergence, log_probabilities, temperature, top1
 
 P = np.array([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1], [1 / 3, 1 / 3, 1 / 3]])
 Q = np.array([[0.25, 0.5, 0.25], [0.1, 0.1, 0.8], [0.2, 0.2, 0.6]])

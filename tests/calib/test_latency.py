@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from zoo import Builder
 
-from calib import latency
-from calib.latency import Timings, calm, interleaved, undisturbed
-from calib.sessions import Runtime, Session
+from calib.measure import latency
+from calib.measure.latency import Timings, calm, interleaved, undisturbed
+from calib.runtime.sessions import Runtime, Session
 
 
 def convs(width: int) -> tuple:

@@ -11,13 +11,21 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from calib import latency_table, probing
-from calib.latency import Estimate
-from calib.latency_table import Entry, LatencyTable, Machine, cached_table, cached_tables, read_table, this_machine
-from calib.probing import time_probes
-from calib.sessions import CPU, KernelTime, Runtime, Session
-from passes.errors import ModelError, OutputError, SettingsError
-from passes.layers import Geometry
+from calib.measure import latency_table, probing
+from calib.measure.latency import Estimate
+from calib.measure.latency_table import (
+    Entry,
+    LatencyTable,
+    Machine,
+    cached_table,
+    cached_tables,
+    read_table,
+    this_machine,
+)
+from calib.measure.probing import time_probes
+from calib.runtime.sessions import CPU, KernelTime, Runtime, Session
+from passes.core.errors import ModelError, OutputError, SettingsError
+from passes.graph.layers import Geometry
 from passes.probe import Probe
 
 MACHINE = Machine(processor="A Processor @ 2.5 GHz", onnxruntime="1.20.0", provider="cpu", threads=4)

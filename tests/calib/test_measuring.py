@@ -7,16 +7,16 @@ import onnx
 import pytest
 from graphs import images, resnet
 
-from calib.divergence import kl_divergence, top1
-from calib.latency import interleaved
-from calib.moments import Moments, sample_positions, sampled_outputs, sampled_patches
-from calib.sensitivity import Change, sensitivities
-from calib.sessions import Session, providers
-from calib.walk import Walk
-from passes.errors import SettingsError
-from passes.layers import Geometry, layer_of, replace_by_chain
-from passes.normalise import normalise
-from passes.shapes import batch_one, infer_shapes
+from calib.measure.divergence import kl_divergence, top1
+from calib.measure.latency import interleaved
+from calib.measure.moments import Moments, sample_positions, sampled_outputs, sampled_patches
+from calib.measure.sensitivity import Change, sensitivities
+from calib.measure.walk import Walk
+from calib.runtime.sessions import Session, providers
+from passes.core.errors import SettingsError
+from passes.graph.layers import Geometry, layer_of, replace_by_chain
+from passes.graph.shapes import batch_one, infer_shapes
+from passes.normal_form.normalise import normalise
 
 
 def exposed(proto: onnx.ModelProto) -> onnx.ModelProto:

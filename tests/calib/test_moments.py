@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from zoo import run
 
-from calib.moments import Moments, sample_positions, sampled_outputs, sampled_patches
-from passes.layers import Geometry
+from calib.measure.moments import Moments, sample_positions, sampled_outputs, sampled_patches
+from passes.graph.layers import Geometry
 
 
 def fed(x: np.ndarray, y: np.ndarray, cuts: list[int]) -> Moments:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from zoo import Builder
 
-from calib.observing import observe
-from hmc_onnx.subjects import find_subjects
-from passes.cost import total
-from passes.model import Model
-from passes.normalise import normalise
-from passes.shapes import infer_shapes
+from calib.runtime.observing import observe
+from hmc_onnx.analysis.subjects import find_subjects
+from passes.graph.cost import total
+from passes.graph.model import Model
+from passes.graph.shapes import infer_shapes
+from passes.normal_form.normalise import normalise
 
 ONE = {"input": (1, 3, 8, 8)}
 
@@ -36,7 +36,7 @@ def test_what_lies_behind_an_operator_of_another_domain_is_known_and_counted() -
 
 
 def test_where_all_is_known_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calib.observing.Session", None)
+    monkeypatch.setattr("calib.runtime.observing.Session", None)
     assert observe(net(unknown="Relu"), ONE).observed == {}
 
 

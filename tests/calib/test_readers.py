@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calib.data import CalibrationData, from_reader
-from calib.preprocess import PRESETS, Preprocess
-from calib.readers import read
-from passes.errors import DataError, SettingsError
+from calib.data.calibration import CalibrationData, from_reader
+from calib.data.preprocess import PRESETS, Preprocess
+from calib.data.readers import read
+from passes.core.errors import DataError, SettingsError
 
 CIFAR = PRESETS["cifar10"]
 PLAIN = Preprocess(size=None, resize=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

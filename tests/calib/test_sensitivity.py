@@ -10,10 +10,10 @@ import pytest
 from scipy.special import softmax
 from zoo import images, resnet, run
 
-from calib.sensitivity import Change, sensitivities
-from calib.walk import Walk
-from passes.model import Model
-from passes.normalise import normalise
+from calib.measure.sensitivity import Change, sensitivities
+from calib.measure.walk import Walk
+from passes.graph.model import Model
+from passes.normal_form.normalise import normalise
 
 Values = dict[str, np.ndarray]
 

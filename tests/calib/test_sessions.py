@@ -9,8 +9,8 @@ import onnxruntime as ort
 import pytest
 from zoo import images, resnet, run
 
-from calib.sessions import Runtime, Session, providers
-from passes.errors import ModelError, SettingsError
+from calib.runtime.sessions import Runtime, Session, providers
+from passes.core.errors import ModelError, SettingsError
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from zoo import images, resnet, run
 
-from calib.walk import Walk
-from passes.layers import layer_of, replace_by_chain, write_layer
-from passes.model import Model
-from passes.normalise import normalise
-from passes.shapes import batch_one, infer_shapes
+from calib.measure.walk import Walk
+from passes.graph.layers import layer_of, replace_by_chain, write_layer
+from passes.graph.model import Model
+from passes.graph.shapes import batch_one, infer_shapes
+from passes.normal_form.normalise import normalise
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "option A": lambda: resnet((2, 1), (4, 8), size=8),

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from zoo import images, resnet
 
-from passes.files import save
+from passes.graph.files import save
 
 PROGRESS = re.compile(r"[a-z ]+: \d+ steps")
 
@@ -50,7 +50,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     `processes=True` starts these.
     """
     from hmc_onnx.cli import main
-    from hmc_onnx.parallel import _BACKENDS
+    from hmc_onnx.execution.executor import _BACKENDS
 
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)

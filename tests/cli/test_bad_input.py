@@ -28,12 +28,12 @@ from onnx import helper
 from PIL import Image
 from zoo import images, parsed, resnet
 
-from hmc_onnx.parallel import _BACKENDS
-from hmc_onnx.pipeline import profile as profile_model
-from hmc_onnx.plans import read_plan, write_json
-from hmc_onnx.settings import Settings, parse_target
-from hmc_onnx.solver import solve
-from passes.files import save
+from hmc_onnx.api import profile as profile_model
+from hmc_onnx.execution.executor import _BACKENDS
+from hmc_onnx.planning.program import solve
+from hmc_onnx.records.plan import read_plan, write_json
+from hmc_onnx.records.settings import Settings, parse_target
+from passes.graph.files import save
 
 Refuses = Callable[..., str]
 
@@ -416,7 +416,7 @@ def test_inspect_with_a_size_out_of_range(refuses: Refuses, given: Path, size: t
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_provider_that_the_machine_has_not(compress: Refuses, refuses: Refuses, given: Path, provider: str) -> None:
-    from calib.sessions import _works
+    from calib.runtime.sessions import _works
 
     if _works({"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}[provider]):
         pytest.skip("this machine has it")

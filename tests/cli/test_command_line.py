@@ -17,7 +17,7 @@ from graphs import images, resnet
 from PIL import Image
 
 from hmc_onnx.cli import main
-from passes.files import save
+from passes.graph.files import save
 
 FAST = ["--samples", "48", "--align", "2"]
 
@@ -249,7 +249,7 @@ def test_a_full_disk_leaves_no_half_file(folder: Path, tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
-        "import onnx; from passes.files import save; from passes.errors import OutputError\n"
+        "import onnx; from passes.graph.files import save; from passes.core.errors import OutputError\n"
         "try: save(onnx.load(sys.argv[1]), sys.argv[2])\n"
         "except OutputError as e: print(e)"
     )

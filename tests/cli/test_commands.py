@@ -16,11 +16,11 @@ import pytest
 from conftest import Cli
 from zoo import Builder, images, parsed, run
 
-import passes.external
-import passes.shelf
-from hmc_onnx.plans import read_plan, read_profile
-from hmc_onnx.verification import Verification
-from passes.files import save
+import passes.core.shelf
+import passes.graph.external
+from hmc_onnx.comparison.verification import Verification
+from hmc_onnx.records.plan import read_plan, read_profile
+from passes.graph.files import save
 
 COMMANDS = ("compress", "inspect", "profile", "plan", "apply", "verify", "finetune")
 STRATEGIES = ("hmc", "nahc", "ahc", "prune", "lowrank")
@@ -197,9 +197,9 @@ def test_a_settings_file_is_as_good_as_options_and_options_go_before_it(cli: Cli
 def test_what_a_large_model_leaves_on_disk_goes_with_the_command(
     cli: Cli, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes.external, "LARGE", 0)
-    monkeypatch.setattr(passes.external, "LARGE_TENSOR", 256)
-    monkeypatch.setattr(passes.shelf, "SMALL", 256)
+    monkeypatch.setattr(passes.graph.external, "LARGE", 0)
+    monkeypatch.setattr(passes.graph.external, "LARGE_TENSOR", 256)
+    monkeypatch.setattr(passes.core.shelf, "SMALL", 256)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     small = ("--data", given / "labelled.npz", "--samples", 32)

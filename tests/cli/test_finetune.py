@@ -9,7 +9,7 @@ import onnx
 import pytest
 from conftest import Cli
 
-from hmc_onnx.verification import Verification
+from hmc_onnx.comparison.verification import Verification
 
 SHORT = ("--epochs", "1", "--device", "cpu", "--precision", "fp32")
 

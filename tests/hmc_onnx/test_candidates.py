@@ -10,23 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo import images, resnet
 
-from calib.data import CalibrationData
-from calib.moments import Moments
-from hmc_onnx.candidates import RATIOS, Candidate, Curve, front, offers, removal, timed
-from hmc_onnx.cells import SHARES
-from hmc_onnx.profiler import profile
-from hmc_onnx.profiles import KEEP, REMOVED, LayerChoice, Profile
-from hmc_onnx.settings import Settings
-from hmc_onnx.subjects import find_subjects
+from calib.data.calibration import CalibrationData
+from calib.measure.moments import Moments
+from hmc_onnx.analysis.subjects import find_subjects
+from hmc_onnx.profiling.profiler import profile
+from hmc_onnx.records.profile import KEEP, REMOVED, LayerChoice, Profile
+from hmc_onnx.records.settings import Settings
+from hmc_onnx.search_space.candidates import RATIOS, Candidate, Curve, front, offers, removal, timed
+from hmc_onnx.search_space.pruning_steps import SHARES
 from passes.branches import remove_branch
 from passes.channels import trace
-from passes.cost import costs, total
+from passes.core.shelf import Shelf
 from passes.decompose import DECOMPOSITIONS, chain_macs, compose
-from passes.layers import Geometry, layer_of, replace_by_chain
-from passes.model import Model
-from passes.normalise import normalise
-from passes.shapes import batch_one, infer_shapes
-from passes.shelf import Shelf
+from passes.graph.cost import costs, total
+from passes.graph.layers import Geometry, layer_of, replace_by_chain
+from passes.graph.model import Model
+from passes.graph.shapes import batch_one, infer_shapes
+from passes.normal_form.normalise import normalise
 
 CONV = Geometry(8, 12, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
 SIZE = (6, 5)

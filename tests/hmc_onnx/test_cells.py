@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from zoo import resnet
 
-from calib.moments import Moments
-from hmc_onnx.candidates import removal
-from hmc_onnx.cells import steps
-from hmc_onnx.subjects import find_subjects
+from calib.measure.moments import Moments
+from hmc_onnx.analysis.subjects import find_subjects
+from hmc_onnx.search_space.candidates import removal
+from hmc_onnx.search_space.pruning_steps import steps
 from passes.channels import ChannelGroup
-from passes.normalise import normalise
-from passes.shapes import batch_one
-from passes.shelf import Shelf
+from passes.core.shelf import Shelf
+from passes.graph.shapes import batch_one
+from passes.normal_form.normalise import normalise
 
 
 def stage_wide(shortcut: str) -> tuple[ChannelGroup, dict]:

@@ -13,24 +13,24 @@ from graphs import images, resnet
 from onnxruntime.quantization import CalibrationDataReader
 
 import hmc_onnx
-import hmc_onnx.profiler
-import passes.external
-import passes.shelf
-from calib.data import CalibrationData
-from calib.divergence import kl_divergence, top1
-from calib.sessions import Session
-from hmc_onnx.applying import apply as apply_plan
-from hmc_onnx.parallel import Work
-from hmc_onnx.plans import GroupPlan, LayerPlan, Plan, write_json
-from hmc_onnx.profiles import KEEP
+import hmc_onnx.profiling.profiler
+import passes.core.shelf
+import passes.graph.external
+from calib.data.calibration import CalibrationData
+from calib.measure.divergence import kl_divergence, top1
+from calib.runtime.sessions import Session
+from hmc_onnx.execution.executor import Work
+from hmc_onnx.records.plan import GroupPlan, LayerPlan, Plan, write_json
+from hmc_onnx.records.profile import KEEP
+from hmc_onnx.rewriting.applying import apply as apply_plan
 from passes.channels import trace
-from passes.cost import total
+from passes.core.errors import PlanError
 from passes.decompose import DECOMPOSITIONS
-from passes.errors import PlanError
-from passes.layers import layer_of, replace_by_chain
-from passes.model import Model
-from passes.normalise import normalise
-from passes.shapes import batch_one, infer_shapes
+from passes.graph.cost import total
+from passes.graph.layers import layer_of, replace_by_chain
+from passes.graph.model import Model
+from passes.graph.shapes import batch_one, infer_shapes
+from passes.normal_form.normalise import normalise
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = hmc_onnx.Settings(samples=48, kl_samples=16, chunk=16, align=2)
@@ -96,10 +96,10 @@ def test_the_same_again_is_the_same_to_the_byte(original: onnx.ModelProto, resul
 def test_a_large_model_stays_on_disk_and_becomes_the_same(
     original: onnx.ModelProto, result: hmc_onnx.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for owner, name in ((passes.external, "LARGE"), (hmc_onnx.profiler, "LARGE")):
+    for owner, name in ((passes.graph.external, "LARGE"), (hmc_onnx.profiling.profiler, "LARGE")):
         monkeypatch.setattr(owner, name, 0)
-    monkeypatch.setattr(passes.external, "LARGE_TENSOR", 256)
-    monkeypatch.setattr(passes.shelf, "SMALL", 256)
+    monkeypatch.setattr(passes.graph.external, "LARGE_TENSOR", 256)
+    monkeypatch.setattr(passes.core.shelf, "SMALL", 256)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     here = hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL)
     assert list(tmp_path.iterdir()) == []

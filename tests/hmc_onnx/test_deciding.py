@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hmc_onnx
-from hmc_onnx.candidates import Curve
-from hmc_onnx.elimination import Consumer, eliminate
-from hmc_onnx.grouping import bearing, differences
-from hmc_onnx.profiles import GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
-from hmc_onnx.settings import Settings, Target
-from hmc_onnx.solver import solve
-from passes.errors import SettingsError
-from passes.shelf import Kept
+from hmc_onnx.planning.hmc_groups import bearing, differences
+from hmc_onnx.planning.program import solve
+from hmc_onnx.records.profile import GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
+from hmc_onnx.records.settings import Settings, Target
+from hmc_onnx.search_space.candidates import Curve
+from hmc_onnx.search_space.elimination import Consumer, eliminate
+from passes.core.errors import SettingsError
+from passes.core.shelf import Kept
 
 
 def least_error(weight: np.ndarray, moment: np.ndarray, keep: np.ndarray) -> tuple[float, np.ndarray]:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmc_onnx import elimination
-from hmc_onnx.elimination import Consumer, Elimination, _State, eliminate
-from passes import shelf
-from passes.shelf import Kept, Shelf
+from hmc_onnx.search_space import elimination
+from hmc_onnx.search_space.elimination import Consumer, Elimination, _State, eliminate
+from passes.core import shelf
+from passes.core.shelf import Kept, Shelf
 
 
 def ridged(moment: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ import joblib
 import numpy as np
 import pytest
 
-from hmc_onnx.journal import Journal
-from passes.errors import OutputError, SettingsError
+from hmc_onnx.execution.checkpoint import Journal
+from passes.core.errors import OutputError, SettingsError
 
 IDENTITY = {"model": "a1", "data": "b2", "settings": "c3", "version": "0.1"}
 

@@ -9,14 +9,14 @@ import onnx
 from onnx import helper
 from zoo import Builder, images
 
-from calib.sessions import Session
-from hmc_onnx.inspection import inspect
+from calib.runtime.sessions import Session
+from hmc_onnx.analysis.inspection import inspect
 from passes.decompose import DECOMPOSITIONS
-from passes.files import load, save
-from passes.layers import layer_of, replace_by_chain
-from passes.normalise import normalise
-from passes.protos import byte_size
-from passes.shapes import batch_one, infer_shapes
+from passes.graph.files import load, save
+from passes.graph.layers import layer_of, replace_by_chain
+from passes.graph.protos import byte_size
+from passes.graph.shapes import batch_one, infer_shapes
+from passes.normal_form.normalise import normalise
 
 WIDE = 13_600
 

@@ -12,19 +12,20 @@ import pytest
 from zoo import images, resnet, run
 
 import hmc_onnx
-from calib.data import CalibrationData
-from calib.latency import Estimate
-from calib.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
-from calib.sessions import Runtime
-from hmc_onnx import fitting, searching
-from hmc_onnx.latencies import measure_table, serving_batch, serving_feeds
-from hmc_onnx.parallel import _BACKENDS, Work
-from hmc_onnx.searching import split
-from hmc_onnx.settings import Target
-from passes.errors import DataError, SettingsError
-from passes.normalise import normalise
+from calib.data.calibration import CalibrationData
+from calib.measure.latency import Estimate
+from calib.measure.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
+from calib.runtime.sessions import Runtime
+from hmc_onnx.execution.executor import _BACKENDS, Work
+from hmc_onnx.planning import accuracy_search as searching
+from hmc_onnx.planning import latency_refinement as fitting
+from hmc_onnx.planning.accuracy_search import split
+from hmc_onnx.profiling.candidate_times import measure_table, serving_batch, serving_feeds
+from hmc_onnx.records.settings import Target
+from passes.core.errors import DataError, SettingsError
+from passes.core.progress import Progress, silent
+from passes.normal_form.normalise import normalise
 from passes.probe import Probe
-from passes.progress import Progress, silent
 
 SETTINGS = hmc_onnx.Settings(
     samples=48, kl_samples=32, positions=16, align=4, chunk=16, provider="cpu", threads=1, batch=4, latency=True
@@ -41,7 +42,7 @@ def told(
 @pytest.fixture(scope="module", autouse=True)
 def _clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calib.latency_table.time_probes", told)
+        patch.setattr("calib.measure.latency_table.time_probes", told)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -180,7 +181,9 @@ def test_the_cache_is_used_again(original: onnx.ModelProto, monkeypatch: pytest.
     hmc_onnx.profile(original, calibration(), SETTINGS)
     table, path = cached_table(this_machine(Runtime("cpu", 1)))
     assert path.exists() and table.entries
-    monkeypatch.setattr("calib.latency_table.time_probes", lambda missing, *_: iter([]) if not missing else 1 / 0)
+    monkeypatch.setattr(
+        "calib.measure.latency_table.time_probes", lambda missing, *_: iter([]) if not missing else 1 / 0
+    )
     hmc_onnx.profile(original, calibration(), SETTINGS)
 
 

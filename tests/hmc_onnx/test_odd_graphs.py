@@ -18,16 +18,16 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 from zoo import Builder, assert_same, run
 
 import hmc_onnx
-from calib.observing import observe
-from calib.sessions import Session
-from hmc_onnx.inputs import signature
-from hmc_onnx.parallel import _BACKENDS
-from passes.cost import total
+from calib.runtime.observing import observe
+from calib.runtime.sessions import Session
+from hmc_onnx.analysis.model_inputs import signature
+from hmc_onnx.execution.executor import _BACKENDS
+from passes.core.errors import HmcError, ModelError
 from passes.decompose import DECOMPOSITIONS
-from passes.errors import HmcError, ModelError
-from passes.files import save
-from passes.normalise import normalise
-from passes.sparse import densify
+from passes.graph.cost import total
+from passes.graph.files import save
+from passes.graph.sparse import densify
+from passes.normal_form.normalise import normalise
 
 SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=16, positions=8, align=2, chunk=16, provider="cpu", threads=1)
 Feeds = dict[str, np.ndarray]

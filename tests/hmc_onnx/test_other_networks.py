@@ -17,10 +17,10 @@ from rich.console import Console
 from zoo import run
 
 import hmc_onnx
-from hmc_onnx.inputs import signature
-from hmc_onnx.inspection import inspect
-from hmc_onnx.parallel import _BACKENDS
-from hmc_onnx.verification import same_signature
+from hmc_onnx.analysis.inspection import inspect
+from hmc_onnx.analysis.model_inputs import signature
+from hmc_onnx.comparison.verification import same_signature
+from hmc_onnx.execution.executor import _BACKENDS
 from passes.decompose import DECOMPOSITIONS
 
 SETTINGS = hmc_onnx.Settings(samples=2, kl_samples=2, positions=16, align=4, chunk=2, provider="cpu")
@@ -51,9 +51,9 @@ def test_a_network_is_compressed_as_far_as_it_goes(name: str, monkeypatch: pytes
         monkeypatch.setattr(f"hmc_onnx.{constant}", (0.5,))
     for method in set(DECOMPOSITIONS) - {"svd"}:
         monkeypatch.delitem(DECOMPOSITIONS, method)
-    monkeypatch.setattr("hmc_onnx.pipeline.BATCHES", (1,))  # at 64 one run takes longer than all the rest
+    monkeypatch.setattr("hmc_onnx.api.BATCHES", (1,))  # at 64 one run takes longer than all the rest
     share, features, groups = TABLE[name]
-    monkeypatch.setattr("hmc_onnx.subjects.MOST_FEATURES", features)
+    monkeypatch.setattr("hmc_onnx.analysis.subjects.MOST_FEATURES", features)
     original = light(name)
     ((image, (dtype, shape)),) = signature(original).items()
     images = np.random.default_rng(0).normal(size=(SETTINGS.samples, *shape[1:])).astype(dtype)

@@ -17,13 +17,13 @@ import pytest
 from zoo import images, resnet
 
 import hmc_onnx
-from calib import sensitivity
-from calib.data import CalibrationData
-from hmc_onnx import profiler
-from hmc_onnx.journal import Journal
-from hmc_onnx.parallel import HERE, Pool, Work, pool
-from passes.errors import SettingsError
-from passes.progress import silent
+from calib.data.calibration import CalibrationData
+from calib.measure import sensitivity
+from hmc_onnx.execution.checkpoint import Journal
+from hmc_onnx.execution.executor import HERE, Pool, Work, pool
+from hmc_onnx.profiling import profiler
+from passes.core.errors import SettingsError
+from passes.core.progress import silent
 
 SETTINGS = hmc_onnx.Settings(samples=32, kl_samples=32, positions=8, align=4, chunk=16, provider="cpu")
 NOWHERE = Journal(None, {})
@@ -141,8 +141,8 @@ def test_a_dask_cluster_finds_what_one_process_does(reference: hmc_onnx.Profile,
 
 PARENT = """
 import os, time
-from hmc_onnx.journal import Journal
-from hmc_onnx.parallel import Work, pool
+from hmc_onnx.execution.checkpoint import Journal
+from hmc_onnx.execution.executor import Work, pool
 with pool(Work(jobs=2), Journal(None, {})) as workers:
     pids = workers.run("pids", {str(i): (lambda: (os.getpid,)) for i in range(20)})
     print(*set(pids.values()), flush=True)

@@ -17,9 +17,9 @@ from forms import FORMS
 from zoo import run
 
 import hmc_onnx
-from hmc_onnx.inputs import signature
-from hmc_onnx.parallel import _BACKENDS
-from hmc_onnx.verification import same_signature
+from hmc_onnx.analysis.model_inputs import signature
+from hmc_onnx.comparison.verification import same_signature
+from hmc_onnx.execution.executor import _BACKENDS
 from passes.decompose import DECOMPOSITIONS
 
 SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=16, positions=8, align=2, chunk=16, provider="cpu", threads=1)

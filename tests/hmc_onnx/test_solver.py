@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmc_onnx.grouping import bearing, differences
-from hmc_onnx.plans import Plan
-from hmc_onnx.profiles import KEEP, GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
-from hmc_onnx.settings import Settings, Strategy, Target
-from hmc_onnx.solver import solve
-from passes.errors import SettingsError
+from hmc_onnx.planning.hmc_groups import bearing, differences
+from hmc_onnx.planning.program import solve
+from hmc_onnx.records.plan import Plan
+from hmc_onnx.records.profile import KEEP, GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
+from hmc_onnx.records.settings import Settings, Strategy, Target
+from passes.core.errors import SettingsError
 
 STRATEGIES = get_args(Strategy)
 FIXED = {"macs": 300, "parameters": 11}  # of nodes that are not layers

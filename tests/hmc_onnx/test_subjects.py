@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from zoo import Builder
 
-from hmc_onnx.subjects import find_subjects
-from passes.normalise import normalise
+from hmc_onnx.analysis.subjects import find_subjects
+from passes.normal_form.normalise import normalise
 
 
 def test_a_gate_of_dense_layers_in_nhwc_leaves_the_channels_open() -> None:

@@ -9,7 +9,7 @@ import pytest
 from zoo import Builder, images
 
 import hmc_onnx
-from hmc_onnx.parallel import _BACKENDS
+from hmc_onnx.execution.executor import _BACKENDS
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 3, 1, 2]])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from zoo import images, resnet
 
-from calib.data import CalibrationData
-from calib.latency import Timings
-from hmc_onnx import verification
-from hmc_onnx.verification import verify
+from calib.data.calibration import CalibrationData
+from calib.measure.latency import Timings
+from hmc_onnx.comparison import verification
+from hmc_onnx.comparison.verification import verify
 
 
 @pytest.mark.parametrize(("known", "again"), [({}, False), ({1: math.inf}, False), ({1: 1e-9}, True)])

@@ -12,10 +12,10 @@ import pytest
 from zoo import Builder, assert_same, images, resnet, run
 
 from passes.branches import branch_sum, remove_branch
-from passes.layers import layer_of, write_layer
-from passes.model import Model
-from passes.normalise import normalise
-from passes.shapes import batch_one, infer_shapes
+from passes.graph.layers import layer_of, write_layer
+from passes.graph.model import Model
+from passes.graph.shapes import batch_one, infer_shapes
+from passes.normal_form.normalise import normalise
 
 
 def preactivation() -> onnx.ModelProto:

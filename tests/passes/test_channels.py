@@ -23,11 +23,11 @@ from zoo import Builder, assert_same, images, pad_channels, parsed, resnet, run
 from passes.channels import ChannelGroup, Channels, Slot, registry, trace
 from passes.channels.registry import Rule, register, rules
 from passes.channels.tracing import Tracer
-from passes.cost import total
-from passes.errors import ModelError
-from passes.model import Model
-from passes.normalise import normalise
-from passes.protos import check
+from passes.core.errors import ModelError
+from passes.graph.cost import total
+from passes.graph.model import Model
+from passes.graph.protos import check
+from passes.normal_form.normalise import normalise
 
 
 def silence(group: ChannelGroup, classes: np.ndarray) -> None:

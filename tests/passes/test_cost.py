@@ -7,9 +7,9 @@ import pytest
 from onnx import TensorProto, helper
 from zoo import Builder, parsed, resnet
 
-from passes.cost import Cost, costs, total
-from passes.model import Model
-from passes.normalise import normalise
+from passes.graph.cost import Cost, costs, total
+from passes.graph.model import Model
+from passes.normal_form.normalise import normalise
 
 IMAGE = (1, 3, 8, 8)
 

@@ -10,13 +10,13 @@ import onnx
 import pytest
 from zoo import Builder, assert_same, run
 
-from passes.cost import costs
+from passes.core.linear_algebra import least_squares, root
 from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose, error
 from passes.decompose.base import mode_moment
-from passes.layers import Geometry, layer_of, replace_by_chain
-from passes.linear_algebra import least_squares, root
-from passes.model import Model
-from passes.shapes import infer_shapes
+from passes.graph.cost import costs
+from passes.graph.layers import Geometry, layer_of, replace_by_chain
+from passes.graph.model import Model
+from passes.graph.shapes import infer_shapes
 
 GEOMETRIES = {
     "3x3": Geometry(4, 6, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),

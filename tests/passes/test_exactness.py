@@ -9,13 +9,13 @@ import onnx
 import pytest
 from graphs import Builder, images, resnet
 
-from calib.sessions import Session
-from passes.cost import total
+from calib.runtime.sessions import Session
 from passes.decompose import DECOMPOSITIONS, compose
-from passes.layers import Geometry, layer_of, replace_by_chain, why_not_a_layer
-from passes.model import Model
-from passes.normalise import normalise
-from passes.shapes import batch_one, infer_shapes
+from passes.graph.cost import total
+from passes.graph.layers import Geometry, layer_of, replace_by_chain, why_not_a_layer
+from passes.graph.model import Model
+from passes.graph.shapes import batch_one, infer_shapes
+from passes.normal_form.normalise import normalise
 
 VARIANTS = [
     {"shortcut": s, "batchnorm": n, "constants": c, "head": h}

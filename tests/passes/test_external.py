@@ -9,20 +9,20 @@ import onnx
 import pytest
 from zoo import assert_same, images, resnet
 
-import passes.external
-from calib.sessions import Session
-from passes.errors import OutputError
-from passes.external import brought_in, bytes_held, content, is_external, on_disk
-from passes.files import save
-from passes.model import Model, digest
-from passes.normalise import normalise
-from passes.protos import SMALL, byte_size, check
+import passes.graph.external
+from calib.runtime.sessions import Session
+from passes.core.errors import OutputError
+from passes.graph.external import brought_in, bytes_held, content, is_external, on_disk
+from passes.graph.files import save
+from passes.graph.model import Model, digest
+from passes.graph.protos import SMALL, byte_size, check
+from passes.normal_form.normalise import normalise
 
 
 @pytest.fixture
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes.external, "LARGE", 0)
-    monkeypatch.setattr(passes.external, "LARGE_TENSOR", 4 * SMALL)
+    monkeypatch.setattr(passes.graph.external, "LARGE", 0)
+    monkeypatch.setattr(passes.graph.external, "LARGE_TENSOR", 4 * SMALL)
 
 
 def place(proto: onnx.ModelProto) -> Path:
@@ -94,7 +94,7 @@ def test_no_room_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(passes.external, "_refer", full)
+    monkeypatch.setattr(passes.graph.external, "_refer", full)
     proto = resnet((1,), (8,))
     refused = pytest.raises(OutputError, match=r"weights to '.+' \(No space left on device\): make room, or set TMPDIR")
     with refused, on_disk(proto):

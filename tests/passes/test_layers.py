@@ -11,10 +11,10 @@ import pytest
 from onnx import TensorProto, helper
 from zoo import Builder, assert_same, images, parsed, resnet, run
 
-from passes.errors import ModelError
-from passes.layers import Geometry, Layer, chain_nodes, layer_of, replace_by_chain, why_not_a_layer, write_layer
-from passes.model import Model
-from passes.shapes import infer_shapes
+from passes.core.errors import ModelError
+from passes.graph.layers import Geometry, Layer, chain_nodes, layer_of, replace_by_chain, why_not_a_layer, write_layer
+from passes.graph.model import Model
+from passes.graph.shapes import infer_shapes
 
 IMAGE = (2, 3, 8, 9)
 

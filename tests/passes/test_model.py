@@ -15,11 +15,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from zoo import Builder, assert_same, images, parsed, resnet, run
 
-import passes.files
-import passes.model
-from passes.errors import HmcError, ModelError, OutputError
-from passes.files import load, save, weights_beside, write_atomically
-from passes.model import Model, constant_value
+import passes.graph.files
+import passes.graph.model
+from passes.core.atomic import write_atomically
+from passes.core.errors import HmcError, ModelError, OutputError
+from passes.graph.files import load, save, weights_beside
+from passes.graph.model import Model, constant_value
 
 
 def documented(opset: int = 17) -> onnx.ModelProto:
@@ -393,7 +394,7 @@ def test_what_cannot_be_written_is_refused_in_one_sentence_and_leaves_nothing(
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"kept")
     if beyond:
-        monkeypatch.setattr(passes.files, "EXTERNAL_DATA_THRESHOLD", 1000)
+        monkeypatch.setattr(passes.graph.files, "EXTERNAL_DATA_THRESHOLD", 1000)
     path = tmp_path / place
     with pytest.raises(OutputError, match=f"cannot write '{re.escape(str(path))}' .+: .+") as caught:
         save(resnet((1,), (4,)), path)
@@ -407,7 +408,7 @@ def test_what_cannot_be_written_is_refused_in_one_sentence_and_leaves_nothing(
 def test_the_two_files_of_a_large_model_are_found_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(passes.files, "EXTERNAL_DATA_THRESHOLD", 1000)
+    monkeypatch.setattr(passes.graph.files, "EXTERNAL_DATA_THRESHOLD", 1000)
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     save(resnet((1,), (8,)), name)
@@ -420,7 +421,7 @@ def test_the_two_files_of_a_large_model_are_found_from_anywhere(
 def test_a_model_too_large_for_protobuf_goes_into_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proto = resnet((1, 1), (16, 16))
     before = proto.SerializeToString(deterministic=True)
-    monkeypatch.setattr(passes.files, "EXTERNAL_DATA_THRESHOLD", 1000)
+    monkeypatch.setattr(passes.graph.files, "EXTERNAL_DATA_THRESHOLD", 1000)
     save(proto, tmp_path / "m.onnx")
     assert proto.SerializeToString(deterministic=True) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from zoo import Builder, assert_same, images, pad_channels, parsed, resnet, run
 
-from passes.model import Model
-from passes.normalise import fold_affine, matmul_to_gemm, name_nodes, normalise
+from passes.graph.model import Model
+from passes.normal_form.normalise import fold_affine, matmul_to_gemm, name_nodes, normalise
 
 IMAGE = ("N", 3, 8, 8)
 

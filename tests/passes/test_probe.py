@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from zoo import Builder, resnet, run
 
-from passes.layers import Geometry
-from passes.model import Model
-from passes.normalise import normalise
+from passes.graph.layers import Geometry
+from passes.graph.model import Model
+from passes.graph.shapes import batch_one, infer_shapes
+from passes.normal_form.normalise import normalise
 from passes.probe import ACTIVATIONS, Parts, Probe, epilogue, probe_model
-from passes.shapes import batch_one, infer_shapes
 
 EPILOGUES = [(), ("Add",), *((a,) for a in ACTIVATIONS), *(("Add", a) for a in ACTIVATIONS)]
 

@@ -8,9 +8,9 @@ import onnx_graphsurgeon as gs
 import pytest
 from zoo import Builder, resnet
 
-from passes.errors import ModelError
-from passes.model import Model
-from passes.shapes import batch_one, infer_shapes
+from passes.core.errors import ModelError
+from passes.graph.model import Model
+from passes.graph.shapes import batch_one, infer_shapes
 
 
 def test_an_unknown_batch_becomes_one() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from passes import shelf
-from passes.errors import OutputError, SettingsError
-from passes.shelf import Kept, Shelf
+from passes.core import shelf
+from passes.core.errors import OutputError, SettingsError
+from passes.core.shelf import Kept, Shelf
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "float16"])

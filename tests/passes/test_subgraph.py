@@ -7,9 +7,9 @@ import onnx
 import pytest
 from zoo import assert_same, images, parsed, resnet, run
 
-from passes.model import Model
-from passes.normalise import normalise
-from passes.subgraph import nodes_between, submodel
+from passes.graph.model import Model
+from passes.graph.subgraph import nodes_between, submodel
+from passes.normal_form.normalise import normalise
 
 FLOAT = np.dtype(np.float32)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from passes.errors import ModelError
+from passes.core.errors import ModelError
 
 __all__ = ["RULES", "Mode", "Operator", "Rule", "ints", "rule"]
 

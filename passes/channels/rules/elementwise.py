@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from passes.channels.registry import Closed, Rule, register
 from passes.channels.rules.parameters import is_given
 from passes.channels.tracing import Tracer
-from passes.model import constant_value
+from passes.graph.model import constant_value
 
 __all__: list[str] = []
 

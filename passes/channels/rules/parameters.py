@@ -6,8 +6,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.channels.registry import Closed
-from passes.model import constant_value
-from passes.naming import unused_name
+from passes.graph.model import constant_value
+from passes.graph.naming import unused_name
 
 __all__ = ["is_given", "parameter", "set_parameter", "weight"]
 

@@ -17,7 +17,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from passes.channels.registry import Closed, Rule, register
 from passes.channels.tracing import Stream, Tracer
-from passes.model import constant_value
+from passes.graph.model import constant_value
 
 __all__ = ["Movement", "evaluate"]
 

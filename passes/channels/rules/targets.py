@@ -11,8 +11,8 @@ import onnx_graphsurgeon as gs
 
 from passes.channels.registry import Closed
 from passes.channels.tracing import Tracer
-from passes.model import constant_value
-from passes.naming import unused_name
+from passes.graph.model import constant_value
+from passes.graph.naming import unused_name
 
 __all__ = ["Entry", "entries"]
 

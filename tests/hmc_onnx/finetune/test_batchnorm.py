@@ -9,7 +9,7 @@ import torch
 from exported import exported
 from zoo import Builder
 
-from calib.sessions import Session
+from calib.runtime.sessions import Session
 from hmc_onnx.finetune.batchnorm import folded, reinserted, restated
 from hmc_onnx.finetune.module import GraphModule, updated
 

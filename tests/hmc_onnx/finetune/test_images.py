@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from calib.folder import open_folder
-from calib.preprocess import Preprocess
-from calib.sources import StoredImages
+from calib.data.folder import open_folder
+from calib.data.preprocess import Preprocess
+from calib.data.sources import StoredImages
 from hmc_onnx.finetune.images import TrainingImages
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 3, 16, 16), np.uint8)

@@ -13,9 +13,9 @@ from forms import FORMS
 from onnx import numpy_helper
 from zoo import parsed
 
-from calib.sessions import Session
+from calib.runtime.sessions import Session
+from hmc_onnx.analysis.model_inputs import signature
 from hmc_onnx.finetune.module import GraphModule, updated
-from hmc_onnx.inputs import signature
 
 # Of the topologies of one family all but the depth is the same: one each, as each exporter writes it.
 FAMILIES = (

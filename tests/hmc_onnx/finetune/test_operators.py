@@ -10,10 +10,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from calib.sessions import Session
+from calib.runtime.sessions import Session
 from hmc_onnx.finetune.module import GraphModule
 from hmc_onnx.finetune.operators import RULES
-from passes.errors import ModelError
+from passes.core.errors import ModelError
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.standard_normal((2, 4, 7, 6), np.float32)

@@ -17,15 +17,15 @@ from onnx import numpy_helper
 from zoo import Builder, resnet
 
 import hmc_onnx
-from calib.preprocess import Preprocess
-from calib.sessions import Session
-from calib.sources import ReadyTensors
+from calib.data.preprocess import Preprocess
+from calib.data.sources import ReadyTensors
+from calib.runtime.sessions import Session
 from hmc_onnx import FineTuning
 from hmc_onnx.finetune import trainer, tuning
 from hmc_onnx.finetune.images import Batch
 from hmc_onnx.finetune.processes import Processes
 from hmc_onnx.finetune.trainer import Trainer
-from passes.errors import DataError, HmcError, ModelError, SettingsError
+from passes.core.errors import DataError, HmcError, ModelError, SettingsError
 
 SIZE, COUNT = 16, 580
 OPTIONS = FineTuning(epochs=2, batch_size=40, device="cpu", precision="fp32", labels=0, rate=0.02)

@@ -1,0 +1,1 @@
+"""Calibration data: reading, choosing and preprocessing images."""

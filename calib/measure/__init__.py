@@ -1,0 +1,1 @@
+"""Measuring on onnxruntime: second moments, sensitivity, latency."""

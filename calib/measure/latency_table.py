@@ -1,0 +1,171 @@
+"""The latency table: what probes have taken on a machine, in a file that can be looked at and taken elsewhere.
+
+A time holds for one processor, onnxruntime, provider and number of threads (`Machine`). Tables of this machine are
+kept in the user's cache; that of another machine can be given, to plan for it here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import time as clock
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import onnxruntime as ort
+from pydantic import BaseModel, ConfigDict, Field
+
+from calib.measure.probing import time_probes
+from calib.runtime.sessions import Runtime, providers
+from passes.core.errors import OutputError, SettingsError
+from passes.core.progress import Progress, silent
+from passes.core.records import Frozen, read_record, write_json
+from passes.probe import Probe
+
+__all__ = ["Entry", "LatencyTable", "Machine", "cached_table", "cached_tables", "read_table", "this_machine"]
+
+
+KEPT_EVERY = 1.0  # seconds
+
+
+class Machine(Frozen):
+    """What a time depends on besides the probe: `threads` are those that are used, never 0."""
+
+    processor: str
+    onnxruntime: str
+    provider: str
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.processor}, onnxruntime {self.onnxruntime}, {self.provider}, {self.threads} threads"
+
+
+class Entry(Frozen):
+    """Seconds and the half-width of its 95 % interval; None where onnxruntime cannot run the probe."""
+
+    seconds: float | None
+    uncertainty: float = 0.0
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a time, and it stands out from its noise."""
+        return self.seconds is not None and self.uncertainty < 0.5 * self.seconds
+
+
+class LatencyTable(BaseModel):
+    """Entries by the probes' texts, with those of whole models by `whole`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Literal[1] = 1
+    machine: Machine
+    entries: dict[str, Entry] = Field(default_factory=dict)
+
+    def measure(
+        self,
+        probes: Iterable[Probe],
+        runtime: Runtime,
+        progress: Progress = silent,
+        kept: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Time those probes that have no entry yet, on this machine; `kept` is called now and then, to keep them."""
+        missing = list({str(p): p for p in probes if str(p) not in self.entries}.values())
+        written = clock.monotonic()
+        for probe, time in time_probes(missing, runtime, progress):
+            entry = Entry(seconds=None) if time is None else Entry(seconds=time.value, uncertainty=time.uncertainty)
+            self.entries[str(probe)] = entry
+            if clock.monotonic() - written > KEPT_EVERY:
+                kept()
+                written = clock.monotonic()
+        if missing:
+            kept()
+
+    def seconds(self, probe: Probe) -> float | None:
+        """A probe's time; None where there is none that can be used."""
+        entry = self.entries.get(str(probe))
+        return entry.seconds if entry is not None and entry.usable else None
+
+    def digest(self) -> str:
+        """SHA-256 of the table, by which profiles know it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the table as JSON, atomically, its folder with it; raises OutputError."""
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise OutputError(f"cannot make the folder of '{path}' ({e.strerror or e}): give another place") from e
+        write_json(self, path)
+
+
+def read_table(path: str | os.PathLike[str]) -> LatencyTable:
+    """Read a table.
+
+    Raises:
+        SettingsError: it is missing or malformed.
+    """
+    return read_record(path, LatencyTable, "latency table", "a latency table", SettingsError)
+
+
+def this_machine(runtime: Runtime) -> Machine:
+    """The machine that this runs on; raises as `calib.runtime.sessions.providers`."""
+    provider = providers(runtime.provider)[0].removesuffix("ExecutionProvider").lower()
+    processor = _processor() if provider == "cpu" else f"{_accelerator()}, {_processor()}"
+    return Machine(
+        processor=processor, onnxruntime=ort.__version__, provider=provider, threads=runtime.threads or _cores()
+    )
+
+
+def cached_table(machine: Machine) -> tuple[LatencyTable, Path]:
+    """The table of a machine in the user's cache, empty where there is none or it is damaged, and its path."""
+    digest = hashlib.sha256(str(machine).encode()).hexdigest()[:8]
+    words = re.sub(r"[^A-Za-z0-9]+", "-", machine.processor).strip("-").lower()[:40]
+    path = _cache() / f"{words}-{machine.provider}-{machine.threads}-{digest}.json"
+    try:
+        table = read_table(path)
+    except SettingsError:
+        table = LatencyTable(machine=machine)
+    return (table if table.machine == machine else LatencyTable(machine=machine)), path
+
+
+def cached_tables() -> list[Path]:
+    """All tables in the user's cache."""
+    return sorted(_cache().glob("*.json"))
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "hmc_onnx" / "latency"
+
+
+@cache
+def _processor() -> str:
+    """The processor's name with its instruction sets' widest, as virtual machines give processors names of families."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in text.split("\n\n")[0].splitlines())}
+    name = fields.get("model name") or platform.machine()
+    flags = fields.get("flags", "").split()
+    widest = next((w for w in ("avx512f", "avx2", "avx") if w in flags), "")
+    family = "/".join(fields[k] for k in ("cpu family", "model", "stepping") if k in fields)
+    return " ".join(part for part in (name, family, widest) if part)
+
+
+def _accelerator() -> str:
+    """The graphics processor's name."""
+    for path in Path("/proc/driver/nvidia/gpus").glob("*/information"):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("Model:"):
+                return line.partition(":")[2].strip()
+    return "GPU"
+
+
+def _cores() -> int:
+    """Threads that onnxruntime uses by default: the cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

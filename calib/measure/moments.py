@@ -1,0 +1,111 @@
+"""Streaming second moments of a layer's input patches, and with them everything that least squares needs.
+
+For a Conv with patches x ∈ R^n (n = I k k) and targets t ∈ R^O at sampled output positions of the calibration
+images, `Moments` holds the means, Sxx = E[(x - x̄)(x - x̄)ᵀ], Stx = E[(t - t̄)(x - x̄)ᵀ] and E‖t - t̄‖², in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from passes.core.shelf import Kept, Shelf
+from passes.graph.layers import Geometry
+
+__all__ = ["Centred", "Moments", "sample_positions", "sampled_outputs", "sampled_patches"]
+
+
+@dataclass(frozen=True)
+class Centred:
+    """The mean patch (n,) and the centred second moment Sxx (n, n) of a layer's patches, float64."""
+
+    mean: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    second: Kept = field(default_factory=lambda: Kept(np.zeros((0, 0))))
+
+
+@dataclass
+class Moments:
+    """Accumulates blocks of patches and targets; the properties give the centred moments so far."""
+
+    count: int = 0
+    _sum: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    _second: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    _cross: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def update(self, patches: np.ndarray, targets: np.ndarray | None = None) -> None:
+        """Add patches (m, n), float, and the targets (m, O) at the same places, if there are any."""
+        both = patches if targets is None else np.concatenate([patches, targets], axis=1)
+        both = both.astype(np.float64, copy=False)
+        if self.count == 0:
+            n, outputs = patches.shape[1], both.shape[1] - patches.shape[1]
+            self._shift = both.mean(0)  # near the mean, so that squares do not cancel
+            self._sum, self._second, self._cross = np.zeros(n + outputs), np.zeros((n, n)), np.zeros((outputs, n))
+        both = both - self._shift
+        x, t = np.split(both, [len(self._second)], axis=1)
+        self.count += len(both)
+        self._sum += both.sum(0)
+        self._second += x.T @ x
+        self._cross += t.T @ x
+
+    def centred(self, shelf: Shelf) -> Centred:
+        """What decompositions and eliminations take of it."""
+        return Centred(self.mean, shelf.keep(self.second))
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean patch (n,)."""
+        return (self._shift + self._sum / self.count)[: len(self._second)]
+
+    @property
+    def target_mean(self) -> np.ndarray:
+        """Mean target (O,)."""
+        return (self._shift + self._sum / self.count)[len(self._second) :]
+
+    @property
+    def second(self) -> np.ndarray:
+        """Sxx (n, n)."""
+        mean = self._sum[: len(self._second)] / self.count
+        return self._second / self.count - np.outer(mean, mean)
+
+    @property
+    def cross(self) -> np.ndarray:
+        """Stx (O, n)."""
+        x, t = np.split(self._sum / self.count, [len(self._second)])
+        return self._cross / self.count - np.outer(t, x)
+
+
+def sample_positions(geometry: Geometry, size: tuple[int, ...], most: int, rng: np.random.Generator) -> np.ndarray:
+    """Flat output positions to look at in each image: all, or `most` drawn without replacement, sorted."""
+    places = math.prod(geometry.output_size(size))
+    return np.arange(places) if places <= most else np.sort(rng.choice(places, most, replace=False))
+
+
+def sampled_patches(x: np.ndarray, geometry: Geometry, positions: np.ndarray) -> np.ndarray:
+    """Input patches at some output positions: (N · positions, I k k), in the order (I, *kernel).
+
+    Args:
+        x: (N, I, *spatial); (N, I) for a Gemm.
+        geometry: of an ungrouped Conv or a Gemm.
+        positions: flat indices into the output's spatial positions.
+    """
+    d = len(geometry.kernel)
+    if d == 0:
+        return x.reshape(-1, geometry.inputs)
+    widths = [(0, 0), (0, 0), *((geometry.pads[i], geometry.pads[i + d]) for i in range(d))]
+    padded = np.pad(x, widths)
+    at = np.unravel_index(positions, geometry.output_size(x.shape[2:]))
+    patches = np.empty((len(x), len(positions), geometry.inputs, math.prod(geometry.kernel)), x.dtype)
+    for k, offset in enumerate(np.ndindex(*geometry.kernel)):
+        index = tuple(at[i] * geometry.strides[i] + offset[i] * geometry.dilations[i] for i in range(d))
+        patches[..., k] = np.moveaxis(padded[(slice(None), slice(None), *index)], 1, 2)
+    return patches.reshape(-1, geometry.features)
+
+
+def sampled_outputs(y: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Outputs (N, O, *spatial) at the same positions: (N · positions, O)."""
+    if y.ndim == 2:
+        return y
+    flat = y.reshape(len(y), y.shape[1], -1)[:, :, positions]
+    return np.moveaxis(flat, 1, 2).reshape(-1, y.shape[1])

@@ -1,0 +1,149 @@
+"""The time of probes (`passes.probe`) on onnxruntime: many in one session, kernel by kernel, in turns.
+
+On the CPU onnxruntime tells the time of each kernel, and a probe's time is that of the kernels between the Conv before
+and the Conv behind it, with the changes of layout that lie between. Other providers start kernels and do not wait for
+them: there a session for each probe is timed as a whole, and one without the links is taken off.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from calib.measure.latency import DISTURBED, Estimate, interleaved, undisturbed
+from calib.runtime.sessions import CPU, KernelTime, Runtime, Session, providers
+from passes.core.errors import ModelError
+from passes.core.progress import Progress, silent
+from passes.graph.layers import Geometry
+from passes.probe import AROUND, Parts, Probe, probe_model
+
+__all__ = ["time_probes"]
+
+# Runs of a lot of probes, and how long they may take in all after the least number of them.
+MOST_RUNS, LEAST_RUNS, SECONDS = 60, 20, 2.0
+WARM_UP = 3
+# Of the time that whole models are measured for, what sessions of one probe are.
+SHARE = 0.05
+# How often to measure a lot whose reference is disturbed.
+TRIES = 5
+# The probe and the part that a kernel's name begins with, or has behind what onnxruntime calls a cast.
+OWNER = re.compile(r"(?:^|/)(\d+)/([A-Za-z]+\d*)")
+# What all lots are compared by; kernels' times are whole microseconds, so it has to be large enough.
+REFERENCE, REFERENCE_SIZE = Geometry(32, 32, (3, 3), (1, 1), (1,) * 4, (1, 1)), 32
+_references: dict[tuple[str, Runtime], float] = {}
+# Of one lot: MACs, so that it does not run too long, and probes.
+LOT_MACS, LOT_PROBES = 2e9, 32
+
+
+def time_probes(
+    probes: Sequence[Probe], runtime: Runtime = CPU, progress: Progress = silent
+) -> Iterator[tuple[Probe, Estimate | None]]:
+    """The probes' times as they are measured; None for one that onnxruntime cannot run."""
+    by_kernel = providers(runtime.provider)[0] == "CPUExecutionProvider"
+    done = 0
+    for lot in _lots(probes):
+        progress("latency", done, len(probes))
+        yield from zip(lot, _time_lot(lot, runtime, by_kernel), strict=True)
+        done += len(lot)
+    if probes:
+        progress("latency", len(probes), len(probes))
+
+
+def _lots(probes: Sequence[Probe]) -> Iterator[list[Probe]]:
+    """Probes of one batch and element type that share a session."""
+    waiting: dict[tuple[int, str], list[Probe]] = defaultdict(list)
+    for probe in probes:
+        lot = waiting[probe.batch, probe.dtype]
+        if lot and (len(lot) == LOT_PROBES or sum(p.macs for p in lot) + probe.macs > LOT_MACS):
+            yield waiting.pop((probe.batch, probe.dtype))
+            lot = waiting[probe.batch, probe.dtype]
+        lot.append(probe)
+    yield from waiting.values()
+
+
+def _time_lot(lot: list[Probe], runtime: Runtime, by_kernel: bool) -> list[Estimate | None]:
+    try:
+        return list(_by_kernel(lot, runtime) if by_kernel else _by_session(lot, runtime))
+    except ModelError:
+        if len(lot) == 1:
+            return [None]
+        return [time for probe in lot for time in _time_lot([probe], runtime, by_kernel)]
+
+
+def _feeds(session: Session, dtype: str) -> dict[str, np.ndarray]:
+    rng, type_ = np.random.default_rng(0), np.dtype("float32" if dtype == "bfloat16" else dtype)
+    return {name: rng.standard_normal(shape).astype(type_) for name, shape in session.input_shapes.items()}
+
+
+def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
+    """Each time with that of a probe that all lots have: where that takes longer than before, the lot is run again."""
+    reference = Probe((REFERENCE,), (REFERENCE_SIZE,) * 2, lot[0].batch, lot[0].dtype)
+    key = (str(reference), runtime)
+    best: list[Estimate] = []
+    for _ in range(TRIES):
+        found = _run_lot([*lot, reference], runtime)
+        best = [min(pair, key=lambda e: e.value) for pair in zip(best, found, strict=True)] if best else found
+        _references[key] = min(_references.get(key, math.inf), best[-1].value)
+        if best[-1].value <= _references[key] * DISTURBED:
+            break
+    return best[:-1]
+
+
+def _run_lot(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
+    session = Session(probe_model(lot), runtime, profiled=True)
+    feeds = _feeds(session, lot[0].dtype)
+    start = time.perf_counter()
+    for run in range(WARM_UP + MOST_RUNS):
+        if run == WARM_UP:
+            start = time.perf_counter()
+        if run >= WARM_UP + LEAST_RUNS and time.perf_counter() - start > SECONDS:
+            break
+        session.run(feeds)
+    seconds = _probe_seconds(session.profile(), len(lot))
+    if any(len(s) <= WARM_UP or not s.any() for s in seconds):
+        raise ModelError("onnxruntime's profile does not name the model's nodes")
+    return [undisturbed(s[WARM_UP:]) for s in seconds]
+
+
+def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarray]:
+    """Seconds of each probe in each run.
+
+    A kernel belongs to the probe in its name. One that onnxruntime has put in to change a layout has a name of its own:
+    it belongs to the kernel that runs next, but for those at the ends of the model.
+    """
+    runs: list[dict[int, float]] = []
+    seen: set[str] = set()
+    loose: list[KernelTime] = []
+    behind = True
+    for kernel in kernels:
+        owner = OWNER.search(kernel.name)
+        if owner is None:
+            loose += [] if behind else [kernel]
+            continue
+        if not runs or kernel.name in seen:  # a kernel that has run already: the next run begins
+            runs.append(defaultdict(float))
+            seen.clear()
+        seen.add(kernel.name)
+        probe, part = int(owner[1]), owner[2]
+        if part == "other":
+            while loose and loose[-1].op == "ReorderInput":
+                loose.pop()
+        if part in ("before", "pool", "pool2"):
+            loose.clear()
+        runs[-1][probe] += sum(k.seconds for k in loose) + (0.0 if part in AROUND else kernel.seconds)
+        loose.clear()
+        behind = part.startswith("pool")
+    return [np.array([run[i] for run in runs]) for i in range(probes)]
+
+
+def _by_session(lot: Sequence[Probe], runtime: Runtime) -> Iterator[Estimate]:
+    for probe in lot:
+        sessions = [Session(probe_model([probe], parts), runtime) for parts in (Parts.SPARE, Parts.BARE)]
+        timings = interleaved(sessions, _feeds(sessions[0], probe.dtype), share=SHARE)
+        whole, rest = timings.latency(0), timings.latency(1)
+        yield Estimate(max(whole.value - rest.value, 0.0), float(np.hypot(whole.uncertainty, rest.uncertainty)))

@@ -1,0 +1,120 @@
+"""A graph run piece by piece over all calibration images, in its own order, holding only what is still needed.
+
+`advance` computes some tensors from those already held, so that a walk to every layer in turn costs about one
+forward pass in all, and each tensor is dropped when the last node that reads it has run. What is held at any
+moment is a cut of the graph: `tail` makes a model of all that lies behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from calib.measure.activations import Activations, Store
+from calib.runtime.sessions import CPU, Runtime, Session
+from passes.graph.model import Model
+from passes.graph.subgraph import node_inputs, nodes_between, submodel
+
+__all__ = ["Walk"]
+
+ALL = slice(None)
+
+
+class Walk:
+    """The walk over one graph.
+
+    Args:
+        model: the graph. Nodes that have not run yet may be changed or replaced between two `advance`s.
+        chunks: the calibration images, as one feed of the model's inputs a chunk.
+        runtime: as for `Session`.
+        memory: bytes of activations to hold in memory, the rest being held on disk; None: all in memory.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        chunks: Iterable[Mapping[str, np.ndarray]],
+        runtime: Runtime = CPU,
+        memory: int | None = None,
+    ) -> None:
+        self.model = model
+        self.runtime = runtime
+        store = Store(memory)
+        self.chunks: list[Activations] = [Activations(store, chunk) for chunk in chunks]
+        self._done: set[str] = set()
+
+    def advance(self, wanted: Collection[str]) -> None:
+        """Compute the wanted tensors; drop what no node that is still to run reads (but the wanted)."""
+        graph = self.model.graph
+        held = set(self.chunks[0])
+        nodes = nodes_between(graph, held, wanted)
+        if nodes:
+            self._done.update(t.name for node in nodes for t in node.outputs)
+            ahead = self._read_ahead()
+            made = [t.name for node in nodes for t in node.outputs if t.name]
+            keep = [name for name in made if name in ahead or name in wanted]
+            reads = {t.name for node in nodes for t in node_inputs(node)} & held
+            proto = submodel(self.model, nodes, {n: self.chunks[0][n].dtype for n in sorted(reads)}, keep)
+            session = Session(proto, self.runtime, timed=False)
+            for chunk in self.chunks:
+                results = session.run({n: chunk[n] for n in reads}, keep)
+                for name in [n for n in chunk if n not in ahead and n not in wanted]:  # before there is more to hold
+                    del chunk[name]
+                chunk.update(zip(keep, results, strict=True))
+        ahead = self._read_ahead()
+        for chunk in self.chunks:
+            for name in [n for n in chunk if n not in ahead and n not in wanted]:
+                del chunk[name]
+
+    def _read_ahead(self) -> set[str]:
+        """Tensors that some node which has not run reads, or that are outputs of the graph."""
+        graph = self.model.graph
+        waiting = (n for n in graph.nodes if not all(t.name in self._done for t in n.outputs))
+        return {t.name for n in waiting for t in node_inputs(n)} | {t.name for t in graph.outputs}
+
+    def holds(self, name: str) -> bool:
+        """Whether a tensor is at hand."""
+        return name in self.chunks[0]
+
+    def missing(self, name: str) -> list[gs.Node]:
+        """The nodes that have to run for a tensor, in graph order."""
+        return nodes_between(self.model.graph, set(self.chunks[0]), [name])
+
+    def values(self, name: str) -> Iterator[np.ndarray]:
+        """A held tensor, chunk by chunk."""
+        return (chunk[name] for chunk in self.chunks)
+
+    def tail(self, replaceable: Collection[str]) -> Tail:
+        """All that lies between the cut and the outputs, with some initializers replaceable."""
+        return Tail(self, replaceable)
+
+
+class Tail:
+    """A session on what lies behind a walk's cut. Valid until the walk goes on."""
+
+    def __init__(self, walk: Walk, replaceable: Collection[str]) -> None:
+        model, self._chunks = walk.model, walk.chunks
+        self._outputs = model.judged
+        held = set(walk.chunks[0])
+        nodes = nodes_between(model.graph, held, self._outputs)
+        self._reads = sorted({t.name for node in nodes for t in node_inputs(node)} & held)
+        dtypes = {n: walk.chunks[0][n].dtype for n in self._reads}
+        self._session: Session | None = None  # where the output is held already, nothing can change it
+        if nodes:
+            proto = submodel(model, nodes, dtypes, [n for n in self._outputs if n not in held], replaceable)
+            self._session = Session(proto, walk.runtime, timed=False)
+            self._replaceable = {v.name for v in proto.graph.input} - set(self._reads)
+
+    def outputs(self, weights: Mapping[str, np.ndarray], chunks: slice = ALL) -> list[list[np.ndarray]]:
+        """What the graph is `judged` by, chunk by chunk each, with some initializers replaced; of some chunks."""
+        found: list[list[np.ndarray]] = []
+        values = {n: v for n, v in weights.items() if self._session is not None and n in self._replaceable}
+        for chunk in self._chunks[chunks]:
+            computed: dict[str, np.ndarray] = {}
+            if self._session is not None:
+                feeds = {n: chunk[n] for n in self._reads} | values
+                computed = dict(zip(self._session.outputs, self._session.run(feeds), strict=True))
+            found.append([computed[n] if n in computed else chunk[n] for n in self._outputs])
+        return [list(chunks) for chunks in zip(*found, strict=True)]

@@ -1,0 +1,1 @@
+"""Running models on onnxruntime: sessions, batches, shapes seen by a run."""

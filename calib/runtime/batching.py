@@ -1,0 +1,84 @@
+"""How many images a model can be given at once: a batch size may be declared, or be written into the graph unsaid."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx
+
+from calib.data.calibration import CalibrationData
+from calib.runtime.sessions import CPU, Runtime, Session
+from passes.core.errors import ModelError
+from passes.graph.model import Model
+from passes.graph.subgraph import nodes_between, submodel
+
+__all__ = ["at_once", "batch_size", "calibration_chunks", "declared_batch", "input_shapes"]
+
+# Far above rounding, far below what images taken for one another make of an output.
+TOLERANCE = 0.01
+# Bytes of images that are run at once: what a network makes of them on its way is several times larger.
+MOST_BYTES, LEAST_IMAGES = 20e6, 8
+
+
+def declared_batch(proto: onnx.ModelProto, fed: Collection[str]) -> int | None:
+    """The batch size that the first of the inputs that are fed declares; None where it is open, as by -1 or 0."""
+    value = next((v for v in proto.graph.input if v.name in fed), None)
+    dims = value.type.tensor_type.shape.dim if value is not None else []
+    return int(dims[0].dim_value) or None if len(dims) and dims[0].dim_value > 0 else None
+
+
+def input_shapes(proto: onnx.ModelProto, data: CalibrationData) -> dict[str, tuple[int, ...]]:
+    """The inputs' shapes with the sizes of the data, and of the batch one image or what the model declares."""
+    batch = declared_batch(proto, data.feeds) or 1
+    return {name: (batch, *array.shape[1:]) for name, array in data.feeds.items()}
+
+
+def at_once(feeds: Mapping[str, np.ndarray], wanted: int) -> int:
+    """The wanted number of images to run at once, or fewer where they are large."""
+    image = max(array[:1].nbytes for array in feeds.values())
+    return min(wanted, max(int(MOST_BYTES / image), LEAST_IMAGES))
+
+
+def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, runtime: Runtime = CPU) -> int:
+    """The batch size to measure with: the wanted one, if parts of the graph can be run with it.
+
+    Tried on two batches together and one by one, whatever the inputs declare: a fixed size is often declared and
+    seldom needed. Where the outputs differ, it is the one declared, or 1.
+
+    Args:
+        model: the graph; its parts are run with their inputs' shapes open.
+        feeds: images by input name, at least one batch of the declared size.
+        wanted: see above.
+        runtime: as for `Session`.
+    """
+    fixed = declared_batch(model.header, feeds) or 1
+    known = {name: array.dtype for name, array in feeds.items()}
+    nodes = nodes_between(model.graph, set(known), [model.scores])
+    if not nodes:
+        return fixed
+    session = Session(submodel(model, nodes, known, [model.scores]), runtime, timed=False)
+    two = {n: np.resize(a[: 2 * fixed], (2 * fixed, *a.shape[1:])) for n, a in feeds.items()}
+    halves = [session.run({n: a[at : at + fixed] for n, a in two.items()})[0] for at in (0, fixed)]
+    try:
+        (together,) = session.run(two)
+    except ModelError:
+        return fixed
+    apart = np.concatenate(halves)
+    if together.shape != apart.shape:
+        return fixed
+    difference = np.abs(together.astype(np.float64) - apart).max()
+    return wanted if difference <= TOLERANCE * max(np.abs(apart).max(), 1e-30) else fixed
+
+
+def calibration_chunks(
+    model: Model, data: CalibrationData, samples: int, wanted: int, runtime: Runtime = CPU
+) -> list[dict[str, np.ndarray]]:
+    """The first `samples` images in feeds of `batch_size`; what is left over of a fixed size is left out."""
+    images = data.head(samples)
+    wanted = at_once(images.feeds, wanted)
+    size = batch_size(model, images.feeds, wanted, runtime)
+    chunks = [feeds for feeds, _ in images.chunks(size)]
+    if size != wanted and len(chunks) > 1 and len(images) % size:
+        chunks.pop()
+    return chunks

@@ -1,0 +1,78 @@
+"""Shapes that no inference knows, seen by running the graph: behind operators of custom domains, If and Loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from calib.runtime.sessions import CPU, Runtime, Session
+from passes.core.errors import ModelError
+from passes.graph.model import Model
+from passes.graph.shapes import Shapes, infer_shapes
+from passes.graph.subgraph import node_inputs, submodel
+
+__all__ = ["observe"]
+
+
+def observe(model: Model, inputs: Mapping[str, tuple[int, ...]], runtime: Runtime = CPU) -> Model:
+    """Set `model.observed` where inference ends, by one run on noise; the model itself is returned.
+
+    Where onnxruntime cannot run the graph the shapes stay unknown.
+
+    Args:
+        model: normalised.
+        inputs: shapes to run at; what is seen holds for these.
+        runtime: as for `Session`.
+    """
+    model.observed = {}
+    shapes = infer_shapes(model, inputs)
+    unknown = [t.name for n in model.graph.nodes for t in n.outputs if t.name and not _known(shapes, t.name)]
+    if not unknown:
+        return model
+    try:
+        seen = _run(model, inputs, unknown, runtime)
+    except ModelError:
+        return model
+    while ends := [n for n in _where_inference_ends(model, shapes) if n in seen]:
+        model.observed.update((n, onnx.helper.make_tensor_value_info(n, *seen[n])) for n in ends)
+        shapes = infer_shapes(model, inputs)
+        for name in ends:  # what was seen and is still not believed is not tried again
+            seen.pop(name)
+    return model
+
+
+def _run(
+    model: Model, inputs: Mapping[str, tuple[int, ...]], wanted: list[str], runtime: Runtime
+) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Element type and shape of each wanted tensor that is one, and not a sequence."""
+    rng = np.random.default_rng(0)
+    dtypes = {t.name: onnx.helper.tensor_dtype_to_np_dtype(_elem_type(model, t.name)) for t in model.graph.inputs}
+    feeds = {name: np.asarray(rng.normal(size=shape)).astype(dtypes[name]) for name, shape in inputs.items()}
+    session = Session(submodel(model, model.graph.nodes, dtypes, wanted), runtime, timed=False)
+    values = zip(wanted, session.run(feeds), strict=True)
+    return {
+        name: (onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for name, v in values
+        if isinstance(v, np.ndarray)
+    }
+
+
+def _elem_type(model: Model, name: str) -> int:
+    return next(int(v.type.tensor_type.elem_type) for v in model.header.graph.input if v.name == name)
+
+
+def _known(shapes: Shapes, name: str) -> bool:
+    return None not in shapes.get(name, (None,))
+
+
+def _where_inference_ends(model: Model, shapes: Shapes) -> list[str]:
+    """Outputs of unknown shape of the nodes all of whose inputs have known ones."""
+    return [
+        t.name
+        for node in model.graph.nodes
+        if all(_known(shapes, read.name) for read in node_inputs(node))
+        for t in node.outputs
+        if t.name and not _known(shapes, t.name)
+    ]

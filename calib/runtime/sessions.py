@@ -1,0 +1,210 @@
+"""onnxruntime sessions: provider choice, and one place that runs a model."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from passes.core.errors import ModelError, SettingsError
+from passes.graph.external import bytes_held, has_external, moved_out, relative
+from passes.graph.precision import in_float32
+from passes.graph.protos import EXTERNAL_DATA_THRESHOLD, first_line, large
+
+__all__ = ["CPU", "KernelTime", "Runtime", "Session", "providers"]
+
+ort.set_default_logger_severity(4)  # its errors reach the user as exceptions
+
+_PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+}
+
+# The entry of a session's configuration that names the folder of external weights, for a model held in memory.
+FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How onnxruntime runs models: a provider as for `providers`, and intra-op threads (0: onnxruntime's default)."""
+
+    provider: str = "cpu"
+    threads: int = 0
+
+
+CPU = Runtime()
+
+
+def providers(choice: str) -> list[str]:
+    """onnxruntime's provider list for "auto", "cpu", "cuda" or "tensorrt".
+
+    "auto" is CUDA where a CUDA session can really be built, else the CPU.
+
+    Raises:
+        SettingsError: the choice is unknown, or its provider does not work on this machine.
+    """
+    if choice == "auto":
+        return _PROVIDERS["cuda" if _works("CUDAExecutionProvider") else "cpu"]
+    if choice not in _PROVIDERS:
+        raise SettingsError(f"unknown provider '{choice}': use auto, cpu, cuda or tensorrt")
+    wanted = _PROVIDERS[choice]
+    if not _works(wanted[0]):
+        raise SettingsError(
+            f"provider '{choice}' does not work on this machine (onnxruntime {ort.__version__} cannot start "
+            f"{wanted[0]}): install onnxruntime-gpu with its CUDA libraries on a machine with a GPU, or use cpu"
+        )
+    return wanted
+
+
+@cache
+def _works(provider: str) -> bool:
+    """Whether a session on the provider can be built: onnxruntime lists providers whose libraries are absent."""
+    if provider == "CPUExecutionProvider":
+        return True
+    if provider not in ort.get_available_providers():
+        return False
+    with redirect_stdout(StringIO()):  # it prints what it does not find
+        ort.preload_dlls()  # CUDA libraries from the nvidia-* wheels, where those are installed
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+        "probe",
+        [value("x", onnx.TensorProto.FLOAT, [1])],
+        [value("y", onnx.TensorProto.FLOAT, [1])],
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    with redirect_stdout(StringIO()):
+        session = ort.InferenceSession(proto.SerializeToString(), options, providers=[provider, "CPUExecutionProvider"])
+    return provider in session.get_providers()
+
+
+class Session:
+    """An onnxruntime session on a model held in memory.
+
+    A model of bfloat16 or float64 for which the provider has no kernels is computed in float32.
+
+    Args:
+        proto: the model.
+        runtime: how to run it.
+        profiled: keep the time of every kernel, for `profile`.
+        timed: keep weights that are in a file packed in memory, as they are when served. Else kernels that can read
+            them where they are do, which is slower.
+
+    Raises:
+        ModelError: onnxruntime cannot load the model.
+        SettingsError: as for `providers`.
+    """
+
+    def __init__(
+        self, proto: onnx.ModelProto, runtime: Runtime = CPU, profiled: bool = False, timed: bool = True
+    ) -> None:
+        options = ort.SessionOptions()
+        # Else the threads of one session spin for a while after its run, and take the cores from the next session's.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._folder = TemporaryDirectory() if profiled else None
+        if self._folder is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(self._folder.name) / "kernels")
+        filed = has_external(proto)
+        if not timed and filed:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            # the last level brings Convs into another layout, with copies of their weights
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.intra_op_num_threads = runtime.threads
+        options.log_severity_level = 4
+        chosen = providers(runtime.provider)
+        if filed:
+            gc.collect()  # graphs are rings of nodes and tensors, and old ones still map what they have read
+        try:
+            self._session = _start(proto, options, chosen)
+        except Exception as e:  # onnxruntime's exceptions share no base but Exception
+            raise ModelError(f"onnxruntime cannot load the model: {first_line(e)}") from e
+        if filed:
+            _trim()
+        fed = [*self._session.get_inputs(), *self._session.get_overridable_initializers()]
+        self._float32 = {i.name for i in fed if i.type == "tensor(float)"}
+        self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
+        self.input_shapes: dict[str, list[Any]] = {i.name: i.shape for i in self._session.get_inputs()}
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
+        """The named outputs (all by default) for one batch.
+
+        Raises:
+            ModelError: onnxruntime fails on these inputs.
+        """
+        values = {n: v.astype(np.float32, copy=False) if n in self._float32 else v for n, v in feeds.items()}
+        try:
+            return list(self._session.run(None if outputs is None else list(outputs), values))
+        except Exception as e:
+            raise ModelError(f"onnxruntime cannot run the model: {first_line(e)}") from e
+
+    def profile(self) -> list[KernelTime]:
+        """What a `profiled` session has run since it was made, kernel by kernel, in order; it can be asked once."""
+        assert self._folder is not None
+        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        self._folder.cleanup()
+        return [
+            KernelTime(e["name"].removesuffix("_kernel_time"), e["args"]["op_name"], e["dur"] * 1e-6)
+            for e in sorted(events, key=lambda e: e["ts"])
+            if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")
+        ]
+
+
+class KernelTime(NamedTuple):
+    """One run of one kernel: the node's name in the optimised graph, its operator, and seconds."""
+
+    name: str
+    op: str
+    seconds: float
+
+
+@cache
+def _libc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _trim() -> None:
+    """Give freed memory back: glibc keeps what a session has freed in packing its weights, as much as they are."""
+    trim = getattr(_libc(), "malloc_trim", None)  # other libraries of C have none
+    if trim is not None:
+        trim(0)
+
+
+def _start(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str]) -> ort.InferenceSession:
+    """A session on the model, or on one in float32 where this has types that cannot be run, fed or returned."""
+    try:
+        session = _load(proto, options, chosen)
+    except Exception:  # onnxruntime's exceptions share no base but Exception
+        computable = in_float32(proto)
+        if computable is None:
+            raise
+        return _load(computable, options, chosen)
+    if any(value.type == "tensor(bfloat16)" for value in (*session.get_inputs(), *session.get_outputs())):
+        return _load(in_float32(proto) or proto, options, chosen)
+    return session
+
+
+def _load(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str]) -> ort.InferenceSession:
+    if bytes_held(proto) >= EXTERNAL_DATA_THRESHOLD:
+        with TemporaryDirectory() as temporary:
+            return _load(moved_out(proto, large(proto), Path(temporary) / "weights"), options, chosen)
+    light, folder = relative(proto)
+    if folder is not None:
+        options.add_session_config_entry(FOLDER, str(folder))
+    return ort.InferenceSession(light.SerializeToString(), options, providers=chosen)

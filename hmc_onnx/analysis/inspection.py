@@ -1,0 +1,138 @@
+"""What a model is made of and what can be done to it, without data."""
+
+from __future__ import annotations
+
+import onnx
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from calib.runtime.observing import observe
+from hmc_onnx.analysis.model_inputs import signature
+from hmc_onnx.analysis.subjects import Subject, find_subjects
+from passes.channels import ChannelGroup, trace
+from passes.core.errors import ModelError
+from passes.decompose import DECOMPOSITIONS
+from passes.graph.cost import costs
+from passes.graph.shapes import infer_shapes
+from passes.normal_form.normalise import normalise
+
+__all__ = ["closed_shapes", "inspect"]
+
+
+def inspect(proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout: str = "NCHW") -> Group:
+    """Tables of layers and channel groups.
+
+    Args:
+        proto: the model.
+        size: height and width to assume where the model leaves them open.
+        layout: where they are in the input.
+
+    Raises:
+        ModelError: sizes are open and not given.
+    """
+    inputs = closed_shapes(proto, size, layout)
+    model = observe(normalise(proto), inputs)
+    cost, shapes = costs(model, inputs), infer_shapes(model, inputs)
+    subjects = find_subjects(model, inputs)
+    layers = Table(title="Layers that compute", title_justify="left")
+    for column in ("layer", "operator", "output", "kernel", "MACs", "parameters"):
+        layers.add_column(column, overflow="fold")
+    layers.add_column("can be done", overflow="fold")
+    groups = trace(model, inputs).groups
+    for node in model.graph.nodes:
+        if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        weight = shapes.get(node.inputs[1].name, ())
+        subject = subjects.layers.get(node.name)
+        layers.add_row(
+            escape(node.name),
+            node.op,
+            _dims(shapes.get(node.outputs[0].name, ())),
+            _dims(weight),
+            f"{cost[node.name].macs:,}",
+            f"{cost[node.name].parameters:,}",
+            escape(_possible(subject) if subject else _declined(node.name, node.op, subjects.declined)),
+        )
+    table = Table(title="Channel groups: what is pruned together", title_justify="left")
+    for column in ("group", "channels", "written by", "read by", "can be pruned"):
+        table.add_column(column, overflow="fold")
+    for group in groups:
+        reason = subjects.declined.get(f"channels of {group.name}")
+        table.add_row(
+            escape(group.name),
+            str(group.size),
+            escape(_members(group, "produces")),
+            escape(_members(group, "consumes")),
+            "yes" if reason is None else escape(f"no: {reason}"),
+        )
+    alone = Table(title="Layers inside other nodes", title_justify="left")
+    for column in ("layer", "why it is left alone"):
+        alone.add_column(column, overflow="fold")
+    for layer, why in subjects.inside.items():
+        alone.add_row(escape(layer), escape(why))
+    macs = sum(c.macs for c in cost.values())
+    parameters = sum(c.parameters for c in cost.values())
+    tables = (layers, table, alone) if subjects.inside else (layers, table)
+    return Group(*tables, f"In all: {macs:,} MACs an image, {parameters:,} parameters")
+
+
+def closed_shapes(
+    proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout: str = "NCHW"
+) -> dict[str, tuple[int, ...]]:
+    """The inputs' shapes at batch 1, with height and width where the model leaves them open; raises as `inspect`."""
+    return {name: _closed(name, shape, size, layout) for name, (_, shape) in signature(proto).items()}
+
+
+def _closed(name: str, shape: tuple[int | None, ...], size: tuple[int, int] | None, layout: str) -> tuple[int, ...]:
+    dims = list(shape)
+    if dims and dims[0] is None:
+        dims[0] = 1
+    if size is not None and len(dims) == 4:
+        first = 2 if layout == "NCHW" else 1
+        for axis, given in zip((first, first + 1), size, strict=True):
+            dims[axis] = given if dims[axis] is None else dims[axis]
+    closed = tuple(d for d in dims if d is not None)
+    if len(closed) < len(dims):
+        shown = ", ".join("?" if d is None else str(d) for d in dims)
+        raise ModelError(f"the model leaves the size of its input '{name}' open ({shown}): give --size HEIGHT WIDTH")
+    return closed
+
+
+def _possible(subject: Subject) -> str:
+    geometry = subject.layer.geometry
+    if subject.grouped:
+        return "prune whole groups"
+    methods = [name for name, d in DECOMPOSITIONS.items() if d.why_not(geometry) is None]
+    ends = [e for e, g in (("inputs", subject.input_group), ("outputs", subject.output_group)) if g is not None]
+    prune = f"; prune {' and '.join(ends)}" if ends else "; its channels cannot be pruned"
+    return f"decompose ({', '.join(methods)}){prune}"
+
+
+def _declined(name: str, op: str, declined: dict[str, str]) -> str:
+    return f"nothing: {declined.get(name, f'{op} is not decomposed')}"
+
+
+def _members(group: ChannelGroup, role: str) -> str:
+    """Node names, with the classes that each carries where it does not carry all of them in order."""
+    parts = []
+    for slot, classes in group.members(role):
+        whole = len(classes) == group.size and (classes == range(group.size)).all()
+        parts.append(slot.node.name if whole else f"{slot.node.name} {_ranges(classes.tolist())}")
+    return ", ".join(parts)
+
+
+def _ranges(classes: list[int]) -> str:
+    """Classes as [0-15, 40-47], in the order of the axis; more than eight runs are counted."""
+    runs: list[list[int]] = []
+    for c in classes:
+        if runs and c == runs[-1][1] + 1:
+            runs[-1][1] = c
+        else:
+            runs.append([c, c])
+    shown = [f"{a}-{b}" if a != b else str(a) for a, b in runs]
+    return f"[{', '.join(shown)}]" if len(shown) <= 8 else f"[{len(classes)} entries]"
+
+
+def _dims(shape: tuple[int | None, ...]) -> str:
+    return "×".join("?" if d is None else str(d) for d in shape)

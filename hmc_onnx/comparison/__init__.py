@@ -1,0 +1,1 @@
+"""Two models side by side: cost, fidelity, accuracy and time."""

@@ -1,0 +1,104 @@
+"""The journal: every measurement of a run, kept in a folder as it is made, so that a run that was cut off can go on.
+
+A value is written beside its place and moved there, so a value is there whole or not at all, whatever ends the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import joblib
+
+from passes.core.atomic import replacing, write_atomically
+from passes.core.errors import OutputError, SettingsError
+from passes.core.shelf import moved_to
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """The values of one run.
+
+    Args:
+        folder: where they are kept; it is made if it is not there. None: nothing is kept.
+        identity: what the run is of, by name; values of another run are not used.
+
+    Raises:
+        SettingsError: the folder is that of a run that differs in one of these.
+        OutputError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path | None, identity: Mapping[str, str]) -> None:
+        self.folder = folder
+        if folder is None:
+            return
+        about = folder / "run.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not about.exists():
+                if any(not path.name.startswith(".") for path in folder.iterdir()):
+                    raise SettingsError(f"the work folder '{folder}' holds other files: give an empty one")
+                write_atomically(about, (json.dumps(dict(identity), indent=1) + "\n").encode())
+            found = dict(json.loads(about.read_text(encoding="utf-8")))
+        except OSError as e:
+            raise OutputError(
+                f"cannot use the work folder '{folder}' ({e.strerror or e}): give another --work-dir"
+            ) from e
+        except (TypeError, ValueError) as e:
+            raise SettingsError(f"'{about}' is damaged: give another --work-dir") from e
+        for name, value in identity.items():
+            if found.get(name) != value:
+                raise SettingsError(
+                    f"the work folder '{folder}' is of a run with {_other(name)}: give another --work-dir, or remove it"
+                )
+
+    def __contains__(self, name: str) -> bool:
+        return self.folder is not None and self._place(name).exists()
+
+    @property
+    def arrays(self) -> Path | None:
+        """The folder of arrays that values refer to."""
+        return None if self.folder is None else (self.folder / "arrays").absolute()
+
+    def load(self, name: str) -> Any:
+        """A value that is there; raises SettingsError if what its file holds is none."""
+        assert self.arrays is not None
+        try:
+            with moved_to(self.arrays):
+                return joblib.load(self._place(name))
+        except OSError as e:
+            raise SettingsError(f"cannot read '{self._place(name)}' ({e.strerror or e}): make it readable") from e
+        except Exception as e:  # what unpickling raises has no common base
+            raise SettingsError(
+                f"'{self._place(name)}' is damaged: remove it, and what it held is measured again"
+            ) from e
+
+    def save(self, name: str, value: Any) -> None:
+        """Keep a value; raises OutputError."""
+        if self.folder is None:
+            return
+        place = self._place(name)
+        try:
+            place.parent.mkdir(exist_ok=True)
+            with replacing(place) as temporary:
+                joblib.dump(value, temporary)
+        except OSError as e:
+            raise OutputError(
+                f"cannot write to the work folder '{self.folder}' ({e.strerror or e}): "
+                "make room or give another --work-dir"
+            ) from e
+
+    def _place(self, name: str) -> Path:
+        assert self.folder is not None
+        what, _, which = name.partition("/")
+        return self.folder / what.replace(" ", "-") / f"{hashlib.sha256(which.encode()).hexdigest()[:24]}.joblib"
+
+
+def _other(name: str) -> str:
+    return {"model": "another model", "data": "other calibration data", "version": "another version of hmc_onnx"}.get(
+        name, f"other {name}"
+    )

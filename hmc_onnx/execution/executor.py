@@ -1,0 +1,300 @@
+"""Independent tasks, run by joblib: in processes of this machine, or on a Dask or Ray cluster that is there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import joblib
+from joblib.externals.loky import get_reusable_executor, process_executor
+from threadpoolctl import ThreadpoolController
+
+from hmc_onnx.execution.checkpoint import Journal
+from passes.core.errors import SettingsError
+from passes.core.progress import Progress, silent
+from passes.core.shelf import MEMORY, Shelf
+
+__all__ = ["HERE", "Pool", "Task", "Work", "pool"]
+
+Backend = Literal["processes", "dask", "ray"]
+Task = Callable[[], tuple[Any, ...]]
+
+# How often tasks are given out again that were lost with a worker.
+MOST_LOSSES = 3
+# Seconds that a worker waits for a task: a network is timed meanwhile, which may take long.
+IDLE = 24 * 3600
+# Seconds between a worker's looks whether its parent is there still.
+LOOKED_FOR = 1.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where long work is done; none of this changes its results.
+
+    Attributes:
+        folder: for the journal, from which a run that was cut off goes on.
+        backend, address: "processes" of this machine, or the cluster of "dask" or "ray" at an address.
+        jobs: processes of this machine; None: one a core.
+        memory: gigabytes of activations to hold in memory, of all processes together; what is more is held on disk.
+    """
+
+    folder: Path | None = None
+    backend: Backend = "processes"
+    address: str | None = None
+    jobs: int | None = None
+    memory: float = 2.0
+
+
+HERE = Work()
+
+
+class Pool:
+    """Runs tasks, and keeps their results in a journal. Made by `pool`."""
+
+    def __init__(self, work: Work, journal: Journal, progress: Progress, folder: Path) -> None:
+        self.work, self.journal, self.progress = work, journal, progress
+        self._folder = folder
+
+    @property
+    def workers(self) -> int:
+        """How many tasks run at once."""
+        return int(joblib.effective_n_jobs(None))
+
+    def run(
+        self, what: str, tasks: Mapping[str, Task], steps: Mapping[str, int] | None = None, here: bool = False
+    ) -> dict[str, Any]:
+        """The tasks' results by their names, in the tasks' order.
+
+        Args:
+            what: is done.
+            tasks: by name: what makes a function and its arguments, called when its turn comes.
+            steps: how many steps of the progress each task is; default: one.
+            here: one after the other in this process.
+        """
+        results: dict[str, Any] = {}
+        of, done = sum(steps.values()) if steps else len(tasks), 0
+        for name in tasks:
+            if f"{what}/{name}" in self.journal:
+                results[name] = self.journal.load(f"{what}/{name}")
+                done += steps[name] if steps else 1
+        self.progress(what, done, of)
+        losses = 0
+        while waiting := [name for name in tasks if name not in results]:
+            try:
+                for name, result in self._results({n: tasks[n] for n in waiting}, here):
+                    results[name] = result
+                    self.journal.save(f"{what}/{name}", result)
+                    done += steps[name] if steps else 1
+                    self.progress(what, done, of)
+            except BrokenProcessPool:  # a worker was killed: what it had in hand is done again
+                losses += 1
+                if losses > MOST_LOSSES:
+                    raise
+        return {name: results[name] for name in tasks}
+
+    def _results(self, tasks: Mapping[str, Task], here: bool) -> Iterator[tuple[str, Any]]:
+        if here or self.workers == 1:
+            yield from (_call(name, *task()) for name, task in tasks.items())
+            return
+        calls = (joblib.delayed(_call)(name, *task()) for name, task in tasks.items())
+        # as many in hand as there are workers and no more: the arguments are large
+        if self.work.backend == "ray":  # gives no results before it has all
+            while some := list(itertools.islice(calls, 4 * self.workers)):
+                yield from joblib.Parallel(batch_size=1)(some)
+            return
+        yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch="n_jobs + 1", batch_size=1)(calls)
+
+    def renew(self) -> None:
+        """Let workers on this machine be new ones, which hold nothing of what came before."""
+        if self.work.backend == "processes" and self.workers > 1:
+            get_reusable_executor().shutdown(wait=True)
+            _start()
+
+    def shelf(self) -> Shelf:
+        """Files of the journal's folder, or of one that goes with the pool; memory on a cluster, that reads none."""
+        if self.work.backend != "processes":
+            return MEMORY
+        folder = self.journal.arrays or self._folder / "arrays"
+        folder.mkdir(exist_ok=True)
+        return Shelf(folder)
+
+    def share(self, name: str, value: Any, here: bool = False) -> Callable[[], Any]:
+        """What gets a large value in a worker, to be sent with tasks in its place: that goes to each worker once.
+
+        Args:
+            name: of the value.
+            value: what tasks share.
+            here: they run in this process, as in `run`.
+        """
+        if here or self.workers == 1 or self.work.backend == "dask":
+            return _Value(value)
+        if self.work.backend == "ray":
+            import ray  # noqa: PLC0415  an extra
+
+            return _Reference(ray.put(value))
+        path = self._folder / f"{name}.joblib"
+        joblib.dump(value, path)
+        return _File(str(path))
+
+
+class _Value:
+    """The value itself; Dask sends what is as large as this says once, and hands it on between workers."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self) -> Any:
+        return self.value
+
+    def __sizeof__(self) -> int:
+        return int(self.value.__sizeof__())
+
+
+@dataclass(frozen=True)
+class _Reference:
+    reference: Any
+
+    def __call__(self) -> Any:
+        import ray  # noqa: PLC0415
+
+        return ray.get(self.reference)
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str
+
+    def __call__(self) -> Any:
+        return joblib.load(self.path, mmap_mode="r")
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def _call(name: str, function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
+    with _libraries().limit(limits=1, user_api="blas"):  # more gain nothing on small matrices, and round differently
+        return name, function(*arguments)
+
+
+@contextmanager
+def pool(work: Work, journal: Journal, progress: Progress = silent) -> Iterator[Pool]:
+    """A pool whose workers are there within it, and gone behind it, whatever happened.
+
+    Raises:
+        SettingsError: the backend is not installed, or its cluster is not there.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="hmc_onnx-")))
+        stack.enter_context(_BACKENDS[work.backend](work))
+        yield Pool(work, journal, progress, folder)
+
+
+@contextmanager
+def _processes(work: Work) -> Iterator[None]:
+    # Large arrays are sent, not mapped: mapped ones would outlive workers that are killed, in /dev/shm.
+    try:
+        with joblib.parallel_config(
+            "loky",
+            n_jobs=work.jobs or -1,
+            inner_max_num_threads=1,
+            max_nbytes=None,
+            initializer=partial(_begin_worker, os.getpid()),
+            idle_worker_timeout=IDLE,
+        ):
+            _start()
+            yield
+    except BaseException:
+        get_reusable_executor().shutdown(wait=False, kill_workers=True)
+        raise
+    get_reusable_executor().shutdown(wait=True)
+
+
+def _begin_worker(parent: int) -> None:
+    # one in the place of a killed one starts outside `_interrupts_ignored`
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    # Workers keep sessions and activations from task to task. loky, where psutil is installed, takes that for a leak,
+    # and puts a new worker in the place of one that has grown by 300 MB: it would walk the graph from its start again.
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
+
+
+def _end_with(parent: int) -> None:
+    """A worker waits for tasks as long as it takes, and one whose parent was killed waits for nothing."""
+    while os.getppid() == parent:
+        time.sleep(LOOKED_FOR)
+    os._exit(1)
+
+
+def _start() -> None:
+    with _interrupts_ignored():
+        joblib.Parallel()(joblib.delayed(int)() for _ in range(joblib.cpu_count()))
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started within it leave an interrupt at the terminal, which all of them get, to this one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _dask(work: Work) -> Iterator[None]:
+    try:
+        from distributed import Client  # noqa: PLC0415  an extra
+    except ImportError as e:
+        raise SettingsError("--backend dask needs Dask: pip install 'hmc-onnx[dask]'") from e
+    if work.address is None:
+        raise SettingsError("--backend dask needs the scheduler's --address, such as tcp://10.0.0.1:8786")
+    try:
+        client = Client(work.address, timeout="10s")
+    except (OSError, ValueError) as e:
+        raise SettingsError(f"no Dask scheduler answers at '{work.address}': give its --address") from e
+    with client, joblib.parallel_config("dask", n_jobs=-1, client=client):
+        yield
+
+
+@contextmanager
+def _ray(work: Work) -> Iterator[None]:
+    try:
+        import ray  # noqa: PLC0415  an extra
+        from ray.util.joblib import register_ray  # noqa: PLC0415
+    except ImportError as e:
+        raise SettingsError("--backend ray needs Ray: pip install 'hmc-onnx[ray]'") from e
+    if work.address is None:
+        raise SettingsError("--backend ray needs the cluster's --address, such as auto or 10.0.0.1:6379")
+    theirs = ray.is_initialized()  # by the caller, who connected to the cluster
+    if not theirs:
+        try:
+            ray.init(address=work.address, log_to_driver=False, logging_level="error")
+        except (ConnectionError, RuntimeError, ValueError) as e:
+            raise SettingsError(f"no Ray cluster answers at '{work.address}': give its --address") from e
+    register_ray()
+    try:
+        with joblib.parallel_config("ray", n_jobs=-1):
+            yield
+    finally:
+        if not theirs:
+            ray.shutdown()
+
+
+_BACKENDS = {"processes": _processes, "dask": _dask, "ray": _ray}

@@ -1,0 +1,1 @@
+"""Choosing one candidate for each layer and group."""

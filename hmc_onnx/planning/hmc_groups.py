@@ -1,0 +1,78 @@
+"""HMC's grouping: layers sorted by the difference of their sensitivity to pruning and to low rank.
+
+For a layer l and a share ρ of its MACs, S_lowrank(l, ρ) is read off its measured decompositions, and
+S_prune(l, ρ) off its channel groups, a group's sensitivity being charged to its layers in proportion to their
+MACs. The difference D_l = S_prune - S_lowrank, averaged over a few ρ and taken as a share of the sum, lies in
+[-1, 1]: near 1 the layer bears low rank better, near -1 pruning, and in between it may get both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+
+from hmc_onnx.records.profile import GroupProfile, LayerProfile, Profile
+
+__all__ = ["BOTH_BELOW", "Bearing", "bearing", "differences"]
+
+Bearing = Literal["lowrank", "prune", "both", "keep"]
+
+SHARES = (0.7, 0.5, 0.35)
+# |D| below this: the two cost about the same (at 0.2, one is at most half as much again as the other).
+BOTH_BELOW = 0.2
+
+
+def differences(profile: Profile) -> dict[str, float | None]:
+    """D of each layer by name; None for a layer that has no candidate of either kind.
+
+    A layer without candidates of one kind leans entirely to the other: -1 or 1.
+    """
+    groups = {g.name: g for g in profile.groups}
+    layers = {layer.name: layer for layer in profile.layers}
+    return {layer.name: _difference(layer, groups, layers) for layer in profile.layers}
+
+
+def bearing(difference: float | None) -> Bearing:
+    """What a layer of this difference bears best."""
+    if difference is None:
+        return "keep"
+    if abs(difference) < BOTH_BELOW:
+        return "both"
+    return "lowrank" if difference > 0 else "prune"
+
+
+def _difference(layer: LayerProfile, groups: dict[str, GroupProfile], layers: dict[str, LayerProfile]) -> float | None:
+    lowrank = [(c.macs / layer.macs, c.sensitivity) for c in layer.choices if c.inputs == c.outputs == 0 and c.rank]
+    own = [groups[n] for n in (layer.input_group, layer.output_group) if n is not None]
+    prune = [
+        [(c.keep / g.size, c.sensitivity * _share(layer, g, layers)) for c in g.choices[1:] if c.keep]
+        for g in own
+        if any(0 < c.keep < g.size for c in g.choices)
+    ]
+    if not lowrank and not prune:
+        return None
+    if not lowrank:
+        return -1.0
+    if not prune:
+        return 1.0
+    values = []
+    for share in SHARES:
+        s_lowrank, s_prune = _at(lowrank, share), min(_at(p, share) for p in prune)
+        values.append((s_prune - s_lowrank) / max(s_prune + s_lowrank, np.finfo(float).tiny))
+    return float(np.mean(values))
+
+
+def _share(layer: LayerProfile, group: GroupProfile, layers: dict[str, LayerProfile]) -> float:
+    members = {*group.producers, *group.consumers}
+    return layer.macs / sum(layers[n].macs for n in members)
+
+
+def _at(points: Iterable[tuple[float, float]], share: float) -> float:
+    """Sensitivity at a share of the MACs: linear between points, with no loss at the whole."""
+    best: dict[float, float] = {1.0: 0.0}
+    for ratio, sensitivity in points:
+        best[ratio] = min(sensitivity, best.get(ratio, np.inf))
+    ratios = sorted(best)
+    return float(np.interp(share, ratios, [best[r] for r in ratios]))

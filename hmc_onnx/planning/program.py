@@ -1,0 +1,264 @@
+"""From a profile to a plan: one choice a group and a layer, least sensitivity in all, within the budget.
+
+A mixed-integer program, solved exactly by HiGHS (`scipy.optimize.milp`). Binary x[g, a] says that group g
+takes choice a, z[l, c] that layer l takes choice c, and since a layer's choice c names what its input and
+output group keep,
+
+    Σ_c z[l, c] = 1,   Σ_{c: inputs(c) = a} z[l, c] = x[input group of l, a],   likewise for outputs,
+
+so the MACs of every layer are exact whatever is combined. Sensitivities add up: errors that are small and
+unrelated add in the square, and the KL divergence is quadratic in them. The strategies are the same program
+with fewer choices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array
+
+from hmc_onnx.planning.hmc_groups import bearing, differences
+from hmc_onnx.records.plan import GroupPlan, LayerPlan, Plan, PlannedLatency
+from hmc_onnx.records.profile import KEEP, REMOVED, GroupProfile, LatencyProfile, LayerChoice, LayerProfile, Profile
+from hmc_onnx.records.settings import Strategy, Target
+from passes.core.errors import HmcError, SettingsError
+
+__all__ = ["solve"]
+
+# What may be bounded, and how a target names it.
+NAMES = {"seconds": "latency", "macs": "macs", "parameters": "params"}
+Allowed = Callable[[LayerProfile, LayerChoice], bool]
+
+
+def solve(profile: Profile, target: Target, strategy: Strategy = "hmc", correction: float = 1.0) -> Plan:
+    """The plan of least total sensitivity.
+
+    Args:
+        profile: with latencies, if the target bounds the latency.
+        target: see `Target`.
+        strategy: which choices are allowed.
+        correction: share of the time that is allowed, of that which the target does: below 1 where networks of the
+            planned shapes have been found slower than the sum of their parts.
+
+    Raises:
+        SettingsError: no combination of candidates meets the target; the message says what is possible.
+    """
+    shares = {"seconds": target.latency, "macs": target.macs, "parameters": target.params}
+    bounds = {k: v for k, v in shares.items() if v is not None}
+    if not bounds:
+        raise SettingsError("the target bounds nothing: give latency=…, macs=… or params=…")
+    if "seconds" in bounds:
+        if profile.latency is None:
+            raise SettingsError("the profile has no latencies: profile again with --latency, or give another target")
+        bounds["seconds"] *= correction
+    program = _Program(profile, _allowed(profile, strategy))
+    limits = {k: share * program.original[k] for k, share in bounds.items()}
+    solution = program.minimise(program.sensitivity, limits)
+    if solution is None:
+        possible = []
+        for k in bounds:
+            least = program.minimise(program.cost[k], {})
+            assert least is not None
+            least_share = program.spent(k, least) / program.original[k] / (correction if k == "seconds" else 1)
+            possible.append(f"{NAMES[k]}={math.ceil(least_share * 1000) / 1000:.3f}")  # up: it can be asked for
+        aligned = f" or align to fewer than {profile.align} channels" if profile.align > 1 else ""
+        again = (
+            "; if the machine was busy when it was timed, have it timed again "
+            "('hmc-onnx latency clear', and another --work-dir or --latency-table where one was given)"
+            if "seconds" in bounds
+            else ""
+        )
+        raise SettingsError(
+            f"target {target} is below what strategy '{strategy}' can reach on this model, "
+            f"{' or '.join(possible)}: keep more{aligned}{again}"
+        )
+    return _plan(profile, program, solution, target, strategy)
+
+
+def _allowed(profile: Profile, strategy: Strategy) -> Allowed:
+    """Which choices a strategy may take."""
+    if strategy == "hmc":
+        return lambda layer, c: True
+    if strategy == "prune":
+        return lambda layer, c: c.method in (KEEP, REMOVED)
+    if strategy == "lowrank":
+        return lambda layer, c: c.inputs == c.outputs == 0
+    if strategy == "ahc":  # both or neither; low rank alone where there is nothing to prune
+
+        def both_or_neither(layer: LayerProfile, c: LayerChoice) -> bool:
+            if layer.input_group is None and layer.output_group is None:
+                return True
+            return (c.inputs == c.outputs == 0) == (c.method == KEEP)
+
+        return both_or_neither
+    difference = differences(profile)
+    pruned = {
+        g.name for g in profile.groups if sum((difference[n] or 0.0) * m for n, m in _macs(g, profile).items()) < 0
+    }
+
+    def one_method(layer: LayerProfile, c: LayerChoice) -> bool:
+        if {layer.input_group, layer.output_group} & pruned:
+            ends = ((layer.input_group, c.inputs), (layer.output_group, c.outputs))
+            return c.method in (KEEP, REMOVED) and all(i == 0 or g in pruned for g, i in ends)
+        return c.inputs == c.outputs == 0
+
+    return one_method
+
+
+def _macs(group: GroupProfile, profile: Profile) -> dict[str, int]:
+    members = {*group.producers, *group.consumers}
+    return {layer.name: layer.macs for layer in profile.layers if layer.name in members}
+
+
+class _Program:
+    """The variables, their costs, and the constraints that make a choice a choice."""
+
+    def __init__(self, profile: Profile, allowed: Allowed) -> None:
+        self.original = {"macs": float(profile.macs), "parameters": float(profile.parameters)}
+        if profile.latency is not None:
+            self.original["seconds"] = profile.latency.seconds
+        self.layers = [
+            (layer, c)
+            for layer in profile.layers
+            for c in _undominated([c for c in layer.choices if allowed(layer, c)], list(self.original))
+        ]
+        self.groups = [(g, a) for g in profile.groups for a in range(len(g.choices))]
+        self.count = len(self.groups) + len(self.layers)
+        zeros = [0.0] * len(self.groups)
+        self.sensitivity = np.array(
+            [g.choices[a].sensitivity for g, a in self.groups] + [c.sensitivity for _, c in self.layers]
+        )
+        self.cost = {k: np.array(zeros + [float(getattr(c, k) or 0) for _, c in self.layers]) for k in self.original}
+        self.fixed = {k: v - sum(getattr(layer, k) or 0 for layer in profile.layers) for k, v in self.original.items()}
+        if self.fixed.get("seconds", 0.0) < 0:  # the parts take longer alone than together
+            self.cost["seconds"] *= self.original["seconds"] / (self.original["seconds"] - self.fixed["seconds"])
+            self.fixed["seconds"] = 0.0
+        self.choice = self._choice_constraints(profile)
+
+    def _choice_constraints(self, profile: Profile) -> LinearConstraint:
+        rows: dict[tuple, int] = {}
+        entries: list[tuple[int, int, float]] = []
+        right: list[float] = []
+
+        def row(key: tuple, value: float) -> int:
+            if key not in rows:
+                rows[key] = len(rows)
+                right.append(value)
+            return rows[key]
+
+        for j, (group, _) in enumerate(self.groups):
+            entries.append((row(("group", group.name), 1.0), j, 1.0))
+        choices = {g.name: len(g.choices) for g in profile.groups}
+        column = {(g.name, a): j for j, (g, a) in enumerate(self.groups)}
+        for layer in profile.layers:
+            for side, name in (("inputs", layer.input_group), ("outputs", layer.output_group)):
+                if name is not None:
+                    for a in range(choices[name]):
+                        entries.append((row((layer.name, side, a), 0.0), column[name, a], -1.0))
+        for j, (layer, c) in enumerate(self.layers, start=len(self.groups)):
+            entries.append((row(("layer", layer.name), 1.0), j, 1.0))
+            if layer.input_group is not None:
+                entries.append((row((layer.name, "inputs", c.inputs), 0.0), j, 1.0))
+            if layer.output_group is not None:
+                entries.append((row((layer.name, "outputs", c.outputs), 0.0), j, 1.0))
+        at, of, value = zip(*entries, strict=True)
+        matrix = coo_array((value, (at, of)), shape=(len(rows), self.count)).tocsr()
+        return LinearConstraint(matrix, right, right)
+
+    def minimise(self, objective: np.ndarray, limits: dict[str, float]) -> np.ndarray | None:
+        """The best 0/1 vector, or None if there is none within the limits."""
+        constraints = [self.choice]
+        for k, limit in limits.items():
+            scale = max(abs(limit), 1e-12) / 1e4  # HiGHS's tolerance is 1e-6, absolute: a limit is kept to ten digits
+            constraints.append(LinearConstraint(self.cost[k][None] / scale, -np.inf, (limit - self.fixed[k]) / scale))
+        scaled = objective / max(float(np.abs(objective).max(initial=0.0)), 1e-300)
+        result = milp(
+            scaled,
+            integrality=np.ones(self.count, int),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": 1e-4, "time_limit": 120.0},
+        )
+        if result.x is None:
+            if result.status == 2:
+                return None
+            raise HmcError(f"the solver stopped without a plan: {result.message}")
+        return np.round(result.x)
+
+    def spent(self, what: str, solution: np.ndarray) -> float:
+        """Seconds, MACs or parameters of a solution, for the whole network."""
+        return float(self.cost[what] @ solution) + self.fixed[what]
+
+
+def _undominated(choices: list[LayerChoice], costs: list[str]) -> list[LayerChoice]:
+    """Without those that another one with the same channels beats in all costs and in sensitivity."""
+    kept: dict[tuple[int, int], list[tuple[tuple[float, ...], LayerChoice]]] = {}
+    for value, c in sorted(((_values(c, costs), c) for c in choices), key=lambda pair: pair[0]):
+        own = kept.setdefault((c.inputs, c.outputs), [])
+        if not any(all(a <= b for a, b in zip(other, value, strict=True)) for other, _ in own):
+            own.append((value, c))
+    return [c for own in kept.values() for _, c in own]
+
+
+def _values(choice: LayerChoice, costs: list[str]) -> tuple[float, ...]:
+    return (*(getattr(choice, k) or 0.0 for k in costs), choice.sensitivity)
+
+
+def _plan(profile: Profile, program: _Program, solution: np.ndarray, target: Target, strategy: Strategy) -> Plan:
+    groups = {
+        g.name: GroupPlan(size=g.size, removed=g.choices[a].removed, sensitivity=g.choices[a].sensitivity)
+        for (g, a), taken in zip(program.groups, solution, strict=False)
+        if taken
+    }
+    difference = differences(profile)
+    layers = {}
+    for (layer, c), taken in zip(program.layers, solution[len(program.groups) :], strict=True):
+        if taken:
+            layers[layer.name] = LayerPlan(
+                method=c.method,
+                rank=c.rank,
+                bears=bearing(difference[layer.name]),
+                difference=difference[layer.name],
+                sensitivity=c.sensitivity,
+                macs=c.macs,
+                parameters=c.parameters,
+                seconds=c.seconds,
+                reason=_reason(layer, c),
+            )
+    return Plan(
+        model=profile.model,
+        data=profile.data,
+        settings=profile.settings,
+        strategy=strategy,
+        target=target,
+        groups=groups,
+        layers={layer.name: layers[layer.name] for layer in profile.layers},
+        declined=profile.declined,
+        macs=round(program.spent("macs", solution)),
+        parameters=round(program.spent("parameters", solution)),
+        latency=None if profile.latency is None else _planned_latency(profile.latency, program, solution),
+        sensitivity=float(program.sensitivity @ solution),
+    )
+
+
+def _planned_latency(measured: LatencyProfile, program: _Program, solution: np.ndarray) -> PlannedLatency:
+    return PlannedLatency(
+        batch=measured.batch,
+        machine=measured.machine,
+        expected=program.spent("seconds", solution) / measured.seconds,
+        by_macs=measured.by_macs,
+    )
+
+
+def _reason(layer: LayerProfile, choice: LayerChoice) -> str:
+    if choice.method == REMOVED:
+        return "the residual branch that it is in is removed"
+    pruned = choice.inputs > 0 or choice.outputs > 0
+    if choice.method == KEEP and not pruned:
+        return "every candidate costs more accuracy for its saving than others elsewhere"
+    what = {(True, True): "pruned and decomposed", (True, False): "pruned", (False, True): "decomposed"}
+    share = choice.macs / max(layer.macs, 1)
+    return f"{what[pruned, choice.method != KEEP]} to {share:.0%} of its MACs"

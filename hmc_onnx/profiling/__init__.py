@@ -1,0 +1,1 @@
+"""What each candidate costs, and how much accuracy it loses."""

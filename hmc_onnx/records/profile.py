@@ -1,0 +1,111 @@
+"""The profile: what each candidate costs and how much the network bears it. Typed, versioned, JSON.
+
+A candidate for a channel group is a number of classes to keep. A candidate for a layer is a decomposition and a
+rank, given how many channels its input and output groups keep. Sensitivity is the KL divergence, in nats, of
+the network's output from the original's with that candidate alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from calib.measure.latency_table import Machine
+from hmc_onnx.records.settings import Settings
+from passes.core.records import Frozen
+
+__all__ = ["KEEP", "REMOVED", "GroupChoice", "GroupProfile", "LatencyProfile", "LayerChoice", "LayerProfile", "Profile"]
+
+KEEP = "keep"
+# Of a layer in a residual branch that is taken out of its sum.
+REMOVED = "removed"
+
+
+class GroupChoice(Frozen):
+    """Keep `keep` classes by removing `removed`, the repaired consumers measured at `sensitivity` nats.
+
+    With none kept the whole residual branch is removed; that is charged to the last group in it.
+    """
+
+    keep: int
+    removed: list[int]
+    sensitivity: float
+
+
+class GroupProfile(Frozen):
+    """A channel group. Choice 0 keeps everything; `layers` are the producers and consumers by node name."""
+
+    name: str
+    size: int
+    producers: list[str]
+    consumers: list[str]
+    choices: list[GroupChoice]
+
+
+class LayerChoice(Frozen):
+    """One decomposition of a layer, or "keep" or "removed", with `inputs` and `outputs` as choices of its groups.
+
+    Attributes:
+        inputs, outputs: index into the choices of the input and output group; 0 where there is no group.
+        seconds: time of the layer's chain in a run of the serving batch; None where latency is not measured.
+        error: share of the layer's response (squared) that the decomposition loses.
+        sensitivity: nats; measured, or read off the layer's measured curve at `error`.
+    """
+
+    inputs: int
+    outputs: int
+    method: str
+    rank: int
+    macs: int
+    parameters: int
+    seconds: float | None = None
+    error: float
+    sensitivity: float
+    measured: bool
+
+
+class LayerProfile(Frozen):
+    """A Conv or Gemm with its candidates."""
+
+    name: str
+    input_group: str | None
+    output_group: str | None
+    macs: int
+    parameters: int
+    seconds: float | None = None
+    choices: list[LayerChoice]
+
+
+class LatencyProfile(Frozen):
+    """What the latencies are of.
+
+    Attributes:
+        machine: that they hold for.
+        batch: images a run.
+        seconds: a run of the whole original model, and
+        uncertainty: the half-width of its 95 % interval.
+        table: digest of the latency table.
+        by_macs: layers that could not be timed alone: their share of the time is taken by their MACs.
+    """
+
+    machine: Machine
+    batch: int
+    seconds: float
+    uncertainty: float
+    table: str
+    by_macs: list[str]
+
+
+class Profile(Frozen):
+    """All that planning needs. `align`: ranks and numbers of channels on offer are multiples of this."""
+
+    version: Literal[1] = 1
+    model: str
+    data: str
+    settings: Settings
+    align: int
+    macs: int
+    parameters: int
+    latency: LatencyProfile | None = None
+    groups: list[GroupProfile]
+    layers: list[LayerProfile]
+    declined: dict[str, str]

@@ -1,0 +1,124 @@
+"""Tables for people: what was done to each layer, and before against after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from calib.measure.latency_table import LatencyTable
+from hmc_onnx.comparison.verification import Verification, Visited
+from hmc_onnx.finetune.options import Epoch, best_epoch
+from hmc_onnx.records.plan import Plan
+
+__all__ = ["comparison", "epochs_table", "latency_table", "plan_tables"]
+
+
+def _count(value: int) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.4g} {unit}"
+    return str(value)
+
+
+def comparison(v: Verification) -> Group:
+    """Before and after, with the shares that are left."""
+    table = Table(title=f"Before and after, on {v.images} images ({escape(v.source)})", title_justify="left")
+    for column in ("", "before", "after", "after / before"):
+        table.add_column(column, justify="left" if not column else "right")
+    if v.a.top1 is not None and v.b.top1 is not None:
+        change = f"{100 * (v.b.top1 - v.a.top1):+.2f} points"
+        table.add_row("top-1", f"{v.a.top1:.2%}", f"{v.b.top1:.2%}", change)
+    for name in ("macs", "parameters", "bytes"):
+        a, b = getattr(v.a, name), getattr(v.b, name)
+        table.add_row({"macs": "MACs"}.get(name, name), _count(a), _count(b), f"{b / max(a, 1):.3f}")
+    for t in v.timings:
+        ratio = f"{t.ratio:.2f} ± {t.uncertainty:.2f}"
+        table.add_row(f"latency, batch {t.batch}", f"{t.a:.2f} ms", f"{t.b:.2f} ms", ratio)
+    if v.curve:
+        return Group(_rows(table, v), _curve(v.curve))
+    return Group(_rows(table, v))
+
+
+def _rows(table: Table, v: Verification) -> Table:
+    table.add_row("same class chosen", "", f"{v.agreement:.2%}", "")
+    table.add_row("KL divergence", "", f"{v.kl:.4f} nats", "")
+    return table
+
+
+def _curve(visited: Sequence[Visited]) -> Table:
+    table = Table(title="Networks visited", title_justify="left")
+    for column in ("time, asked", "time", "loss", "loss, confirmed", ""):
+        table.add_column(column, justify="right")
+    for p in visited:
+        shares = (f"{p.target:.3f}", f"{p.latency:.3f}", f"{p.drop:.2%}", f"{p.confirmed:.2%} ± {p.uncertainty:.2%}")
+        table.add_row(*shares, "taken" if p.chosen else "")
+    return table
+
+
+def latency_table(table: LatencyTable) -> Table:
+    """A latency table's entries, slowest first."""
+    shown = Table(title=escape(str(table.machine)), title_justify="left")
+    shown.add_column("batch × channels × size > links > what follows", overflow="fold")
+    shown.add_column("µs", justify="right")
+    shown.add_column("±", justify="right")
+    for text, entry in sorted(table.entries.items(), key=lambda pair: -(pair[1].seconds or 0)):
+        time = "cannot be timed" if entry.seconds is None else f"{1e6 * entry.seconds:.1f}"
+        shown.add_row(escape(text), time, f"{1e6 * entry.uncertainty:.1f}")
+    return shown
+
+
+def plan_tables(plan: Plan) -> Group:
+    """What is done to each channel group and layer, and HMC's grouping."""
+    parts: list[Table | str] = []
+    pruned = {name: g for name, g in plan.groups.items() if g.removed}
+    if pruned:
+        groups = Table(title="Channel groups pruned", title_justify="left")
+        groups.add_column("group (first layer that writes it)")
+        groups.add_column("channels", justify="right")
+        groups.add_column("sensitivity", justify="right")
+        for name, g in pruned.items():
+            kept = f"{g.size - len(g.removed)} of {g.size}" if len(g.removed) < g.size else "branch removed"
+            groups.add_row(escape(name), kept, f"{g.sensitivity:.2e}")
+        parts.append(groups)
+    layers = Table(title=f"Layers (strategy {plan.strategy}, target {plan.target})", title_justify="left")
+    layers.add_column("layer", overflow="fold")
+    layers.add_column("bears best")
+    layers.add_column("D", justify="right")
+    layers.add_column("method")
+    layers.add_column("rank", justify="right")
+    layers.add_column("MACs", justify="right")
+    if plan.latency is not None:
+        layers.add_column("ms", justify="right")
+    layers.add_column("why", overflow="fold")
+    for name, layer in plan.layers.items():
+        difference = "" if layer.difference is None else f"{layer.difference:+.2f}"
+        rank = str(layer.rank or "")
+        time = [] if plan.latency is None else [f"{1e3 * (layer.seconds or 0):.3f}"]
+        macs = _count(layer.macs)
+        layers.add_row(escape(name), layer.bears, difference, layer.method, rank, macs, *time, layer.reason)
+    parts.append(layers)
+    if plan.declined:
+        left = Table(title="Left as they are", title_justify="left")
+        left.add_column("what", overflow="fold")
+        left.add_column("why", overflow="fold")
+        for name, reason in plan.declined.items():
+            left.add_row(escape(name), escape(reason))
+        parts.append(left)
+    return Group(*parts)
+
+
+def epochs_table(history: Sequence[Epoch]) -> Table:
+    """What each epoch of a fine-tuning came to."""
+    table = Table(title="Fine-tuning", title_justify="left")
+    for column in ("epoch", "loss", "held back: loss", "right", "minutes"):
+        table.add_column(column, justify="right")
+    best = best_epoch(history)
+    for e in history:
+        loss = "" if e.epoch == 0 else f"{e.loss:.4f}"
+        mark = " *" if e is best else ""
+        table.add_row(f"{e.epoch}{mark}", loss, f"{e.held:.4f}", f"{e.top1:.2%}", f"{e.seconds / 60:.1f}")
+    table.caption = "* taken"
+    return table

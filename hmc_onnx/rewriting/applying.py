@@ -1,0 +1,290 @@
+"""A plan carried out: channels removed, layers decomposed, and every layer repaired in closed form on the way.
+
+The original and the compressed network are walked side by side. At each layer its response is regressed, by
+least squares over the calibration images, from what the *compressed* network feeds it on what the *original*
+one answered there, so a repair also absorbs what the layers before have lost. Where the layer is the last to
+enter a residual sum, it is asked for the original sum less what the compressed shortcut brings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from calib.data.calibration import CalibrationData
+from calib.measure.moments import Moments, sample_positions, sampled_outputs, sampled_patches
+from calib.measure.walk import Walk
+from calib.runtime.batching import calibration_chunks, input_shapes
+from calib.runtime.observing import observe
+from hmc_onnx.records.plan import Plan
+from hmc_onnx.records.profile import KEEP, REMOVED
+from passes.branches import branch_sum, remove_branch
+from passes.channels import ChannelGroup, Channels, trace
+from passes.core.errors import PlanError
+from passes.core.linear_algebra import damped, ridge
+from passes.core.progress import Progress, silent
+from passes.decompose import DECOMPOSITIONS, compose
+from passes.graph.external import folder_of, let_go, move_out
+from passes.graph.layers import Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
+from passes.graph.model import Model
+from passes.graph.shapes import Shapes, infer_shapes
+
+__all__ = ["apply", "shaped"]
+
+# Ridge towards the layer's own weights, as a share of the mean eigenvalue of its patches' second moment.
+RIDGE = 1e-3
+LAYERS = ("Conv", "Gemm")
+UNCHANGED = (KEEP, REMOVED)
+
+
+def apply(
+    model: Model, plan: Plan, data: CalibrationData, progress: Progress = silent, memory: int | None = None
+) -> Model:
+    """The compressed model.
+
+    Args:
+        model: normalised, the one the plan was made from; not changed.
+        plan: see `hmc_onnx.records.plan`.
+        data: calibration images.
+        progress: called as the work goes on.
+        memory: bytes of activations to hold in memory; None: all.
+
+    Raises:
+        PlanError: the plan is for another model, or asks for what the model does not have.
+    """
+    if plan.model != model.digest():
+        raise PlanError("the plan was made for another model: plan again, or give the model it was made for")
+    inputs = input_shapes(model.header, data)
+    compressed, folder = model.copy(), folder_of(model.constants())
+    kept = _prune(compressed, plan, inputs)
+    if folder is not None:
+        move_out(compressed.constants(), folder)
+    observe(compressed, inputs, plan.settings.runtime)
+    shapes = infer_shapes(compressed, inputs)
+    settings = plan.settings
+    chunks = calibration_chunks(model, data, settings.samples, settings.chunk, settings.runtime)
+    half = None if memory is None else memory // 2
+    original, changing = (Walk(m, chunks, settings.runtime, half) for m in (model, compressed))
+    walks = _Walks(original, changing, kept, plan)
+    nodes = {n.name: n for n in compressed.graph.nodes if n.op in LAYERS and n.name in plan.layers}
+    changed = False
+    for done, name in enumerate(_in_order(model, nodes, plan)):
+        progress("repair", done, len(plan.layers))
+        if plan.layers[name].method == REMOVED:
+            changed = True
+            continue
+        node = nodes[name]
+        if why_not_a_layer(node, shapes):
+            raise PlanError(f"the plan changes '{node.name}', which cannot be changed: leave it out")
+        step = plan.layers[node.name]
+        pruned = node.name in kept.touched
+        changed = changed or pruned or step.method != KEEP
+        if changed:
+            _repair(compressed, node, shapes, walks, step.method, step.rank)
+            if folder is not None:
+                move_out(compressed.constants(), folder)
+    let_go(model.constants())
+    compressed.forget_shapes()
+    compressed.graph.cleanup().toposort()
+    return compressed
+
+
+def shaped(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> Model:
+    """A network of the planned shapes: pruned as planned, the chains with random weights. It takes the same time.
+
+    Args:
+        model: normalised, the one the plan was made from; not changed.
+        plan: see `hmc_onnx.records.plan`.
+        inputs: input shapes at batch 1.
+
+    Raises:
+        PlanError: as for `apply`.
+    """
+    model = model.copy()
+    _prune(model, plan, inputs)
+    observe(model, inputs, plan.settings.runtime)
+    shapes = infer_shapes(model, inputs)
+    rng = np.random.default_rng(plan.settings.seed)
+    for node in [n for n in model.graph.nodes if n.name in plan.layers and plan.layers[n.name].method not in UNCHANGED]:
+        layer, step = layer_of(node, shapes), plan.layers[node.name]
+        links = DECOMPOSITIONS[step.method].links(layer.geometry, step.rank)
+        weights = [rng.standard_normal(link.weight_shape) / np.sqrt(link.features) for link in links]
+        replace_by_chain(model.graph, node, list(zip(links, weights, strict=True)), layer.bias)
+    model.forget_shapes()
+    model.graph.cleanup().toposort()
+    return model
+
+
+def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan) -> list[str]:
+    """The plan's layers in the model's order, after a check that all are there but those that are removed."""
+    ordered = [n.name for n in model.graph.nodes if n.name in plan.layers]
+    for name, layer in plan.layers.items():
+        if name not in ordered:
+            raise PlanError(f"the plan names a layer that the model does not have: '{name}'")
+        if (layer.method == REMOVED) != (name not in nodes):
+            raise PlanError(
+                f"layer '{name}': it is removed where all channels of the group that it reads or writes are, in a "
+                "residual branch, and only there: change both or neither"
+            )
+    return ordered
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is left of each layer's outputs: masks over the original's channels; and the layers pruned."""
+
+    outputs: dict[str, np.ndarray]
+    touched: set[str]
+
+
+def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kept:
+    channels: Channels = trace(model, inputs)
+    known = {g.name: g for g in channels.groups}
+    removed: dict[str, np.ndarray] = {}
+    gone: list[ChannelGroup] = []
+    for name, group in plan.groups.items():
+        if name not in known or known[name].size != group.size:
+            raise PlanError(f"the plan names a channel group that the model does not have: '{name}'")
+        if any(not 0 <= c < group.size for c in group.removed):
+            raise PlanError(f"the plan removes channels of '{name}' that it does not have: it has {group.size}")
+        if len(set(group.removed)) == group.size:
+            gone.append(known[name])
+        elif group.removed:
+            removed[name] = np.array(group.removed)
+    outputs: dict[str, np.ndarray] = {}
+    touched = set()
+    for group_ in channels.groups:
+        for slot, classes in zip(group_.slots, group_.classes, strict=True):
+            lost = np.isin(classes, removed.get(group_.name, np.zeros(0, int)))
+            if slot.role == "produces" or (slot.node.op == "Conv" and slot.index == 1 and slot.axis == 0):
+                outputs[slot.node.name] = outputs.get(slot.node.name, True) & ~lost
+            if lost.any():
+                touched.add(slot.node.name)
+    channels.remove(removed)
+    if gone:
+        _remove_branches(model, gone, infer_shapes(model, inputs))
+    return _Kept(outputs, touched)
+
+
+def _remove_branches(model: Model, gone: list[ChannelGroup], shapes: Shapes) -> None:
+    """Take out the residual branches that groups are in of which nothing is kept."""
+    readers = {group.name: [s.node for s, _ in group.members("consumes")] for group in gone}
+    for nodes in readers.values():
+        if len(nodes) == 1 and branch_sum(model.graph, nodes[0], shapes) is not None:
+            remove_branch(model.graph, nodes[0])
+    model.graph.cleanup()
+    left = {id(n) for n in model.graph.nodes}
+    for name, nodes in readers.items():
+        if any(id(n) in left for n in nodes):
+            raise PlanError(f"the plan removes all channels of '{name}', which is no residual branch: keep some")
+
+
+@dataclass
+class _Walks:
+    original: Walk
+    compressed: Walk
+    kept: _Kept
+    plan: Plan
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.plan.settings.seed)
+        self.nodes = {n.name: n for n in self.original.model.graph.nodes}
+
+
+def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: str, rank: int) -> None:
+    """Solve a layer anew on the compressed network's input, and decompose it; a grouped Conv group by group."""
+    layer = layer_of(node, shapes)
+    groups = _paired_moments(layer, node, shapes, walks)
+    own = np.split(layer.weight, len(groups))
+    weight = np.concatenate([_solve(w, moments) for w, moments in zip(own, groups, strict=True)])
+    if method == KEEP:
+        kernels = np.split(weight, len(groups))
+        bias = np.concatenate([_bias(k, m) for k, m in zip(kernels, groups, strict=True)])
+        write_layer(model.graph, node, weight, bias)
+        return
+    moments = groups[0]
+    decomposition = DECOMPOSITIONS.get(method)
+    if decomposition is None:
+        raise PlanError(f"layer '{node.name}': unknown method '{method}', use keep or {', '.join(DECOMPOSITIONS)}")
+    reason = decomposition.why_not(layer.geometry)
+    if reason or not 1 <= rank <= decomposition.max_rank(layer.geometry):
+        most = decomposition.max_rank(layer.geometry) if reason is None else 0
+        raise PlanError(f"layer '{node.name}': {method} of rank {rank} does not apply: {reason or f'1 to {most} do'}")
+    factors = decomposition.factors(layer.geometry, weight, moments.second, rank)
+    links = decomposition.links(layer.geometry, rank)
+    bias = _bias(compose(links, factors), moments)
+    replace_by_chain(model.graph, node, list(zip(links, factors, strict=True)), bias)
+
+
+def _paired_moments(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) -> list[Moments]:
+    """Moments of the compressed network's patches and the original's responses at the same places, a group each."""
+    settings = walks.plan.settings
+    keep = walks.kept.outputs.get(layer.name, slice(None))  # none where its channels are not followed
+    shortcut = _shortcut(node, shapes, walks)
+    also = [shortcut.name] if shortcut else []
+    walks.compressed.advance([layer.input, *also])
+    walks.original.advance([walks.nodes[layer.name].outputs[0].name, *also])
+    size = tuple(d for d in shapes[layer.input][2:] if d is not None)
+    positions = sample_positions(layer.geometry, size, settings.positions, walks.rng)
+    geometry = layer.geometry.one_group()
+    groups = [Moments() for _ in range(layer.geometry.groups)]
+    held = walks.compressed.chunks
+    answers = walks.original.chunks
+    for mine, theirs in zip(held, answers, strict=True):
+        target = sampled_outputs(theirs[layer.output], positions)[:, keep]
+        if shortcut:
+            target = target + sampled_outputs(shortcut.of(theirs), positions)[:, keep]
+            target = target - sampled_outputs(shortcut.of(mine), positions)
+        inputs = np.split(mine[layer.input], len(groups), axis=1)
+        for moments, x, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
+            moments.update(sampled_patches(x, geometry, positions), t)
+    return groups
+
+
+@dataclass(frozen=True)
+class _Shortcut:
+    """The other term of a residual sum, and the order that brings its axes to those of the layer's output."""
+
+    name: str
+    order: tuple[int, ...]
+
+    def of(self, chunk: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.transpose(chunk[self.name], self.order)
+
+
+def _shortcut(node: gs.Node, shapes: Shapes, walks: _Walks) -> _Shortcut | None:
+    """The other term of the sum that a layer's output enters, if no layer is left before it in either network.
+
+    On the way to the sum the output's axes may be turned, as where an exporter adds in NHWC.
+    """
+    tensor = node.outputs[0]
+    order = np.arange(len(shapes.get(tensor.name, ())))
+    while len(tensor.outputs) == 1 and tensor.outputs[0].op == "Transpose":
+        turn = tensor.outputs[0]
+        order = order[list(turn.attrs.get("perm", range(len(order))[::-1]))]
+        tensor = turn.outputs[0]
+    if len(tensor.outputs) != 1 or tensor.outputs[0].op != "Add":
+        return None
+    other = next((t for t in tensor.outputs[0].inputs if t is not tensor), None)
+    if not isinstance(other, gs.Variable):
+        return None
+    if any(n.op in LAYERS for walk in (walks.compressed, walks.original) for n in walk.missing(other.name)):
+        return None
+    if shapes.get(other.name) != shapes.get(tensor.name):  # one that is spread over the other
+        return None
+    return _Shortcut(str(other.name), tuple(np.argsort(order).tolist()))
+
+
+def _solve(weight: np.ndarray, moments: Moments) -> np.ndarray:
+    """argmin_B E‖t - B x‖² + λ‖B - W‖²: least squares, held to the layer's weights W where the data say nothing."""
+    second, cross = moments.second, moments.cross
+    own = weight.reshape(len(weight), -1)
+    solved = np.linalg.solve(damped(second, RIDGE), (cross + ridge(second, RIDGE) * own).T).T
+    return np.asarray(solved.reshape(weight.shape))
+
+
+def _bias(kernel: np.ndarray, moments: Moments) -> np.ndarray:
+    return moments.target_mean - kernel.reshape(len(kernel), -1) @ moments.mean

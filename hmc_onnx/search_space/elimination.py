@@ -1,0 +1,168 @@
+"""Which channels to remove: backward elimination by the least-squares error of the layers that read them.
+
+For consumers y = B x with second moments M, P = M⁻¹, the error that removing the features F of a channel adds,
+after B has been solved again for the features that stay, is tr(B_F (P_FF)⁻¹ B_Fᵀ); then
+P ← P - P_:F (P_FF)⁻¹ P_F: and B ← B - B_F (P_FF)⁻¹ P_F:. (Hassibi & Stork's optimal brain surgeon, NIPS 1992,
+for a block of inputs of a linear layer.) A channel that several layers read is charged to all of them, each
+error taken as a share of its layer's own response.
+
+Of many channels a few go at a time, all scored before the first of them goes: the update of P is bound by memory,
+and costs the same for one as for several. With fewer than 2 `LOTS` channels it is one at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hmc_onnx.search_space.pruning_steps import Steps
+from passes.core.linear_algebra import damped
+from passes.core.shelf import MEMORY, Kept, Shelf
+
+__all__ = ["Consumer", "Elimination", "eliminate"]
+
+# Into how many lots the channels of a group are cut.
+LOTS = 128
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A layer that reads the channels.
+
+    Attributes:
+        weight: (O, I, *kernel).
+        moment: (n, n) second moment of its patches, float64.
+        classes: (I,) the class of each input channel, -1 for channels that are not up for removal.
+    """
+
+    weight: Kept
+    moment: Kept
+    classes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """Classes in the order of removal, and each consumer's repaired weight at the counts asked for.
+
+    `weights[m]` are the consumers' weights after the first m removals, float32: full shape, zero where removed.
+    """
+
+    order: np.ndarray
+    weights: dict[int, list[Kept]]
+
+
+def eliminate(
+    consumers: Sequence[Consumer],
+    size: int,
+    counts: Sequence[int],
+    floors: Sequence[np.ndarray],
+    least: int,
+    kept: Steps | None = None,
+    shelf: Shelf = MEMORY,
+) -> Elimination:
+    """Remove classes one by one, always the one that costs least.
+
+    Args:
+        consumers: at least one.
+        size: number of classes.
+        counts: removal counts to record weights at, rising.
+        floors: class arrays (one for each parameter axis that carries the classes), of each of which at least
+            `least` entries must stay.
+        least: see `floors`.
+        kept: how many of each cell are to stay at each of the counts; whatever costs least if not given.
+        shelf: for all that is as large as the weights.
+
+    Returns:
+        As many removals as the largest count, or as the floors allow.
+    """
+    states = [_State(c, size, shelf) for c in consumers]
+    alive = np.ones(size, bool)
+    entries = [np.bincount(f[f >= 0], minlength=size) for f in floors]
+    left = [int(e.sum()) for e in entries]
+    order: list[int] = []
+    weights: dict[int, list[Kept]] = {}
+    kept = kept or Steps([np.arange(size)], [(size - count,) for count in counts])
+    owner = np.empty(size, int)
+    for i, cell in enumerate(kept.cells):
+        owner[cell] = i
+    while len(order) < max(counts, default=0):
+        scores = sum(state.scores(alive) for state in states)
+        lot: list[int] = []
+        step = next(i for i, c in enumerate(counts) if c > len(order))
+        most = min(max(1, size // LOTS), counts[step] - len(order))
+        spare = [int(alive[cell].sum()) - keep for cell, keep in zip(kept.cells, kept.keeps[step], strict=True)]
+        for c in np.argsort(np.where(alive, scores, math.inf), kind="stable")[: alive.sum()]:
+            if len(lot) == most:
+                break
+            if not spare[owner[c]]:
+                continue
+            if all(n - e[c] >= (least if e[c] else 0) for e, n in zip(entries, left, strict=True)):
+                lot.append(int(c))
+                spare[owner[c]] -= 1
+                left = [n - int(e[c]) for e, n in zip(entries, left, strict=True)]
+        if not lot:
+            break
+        for state in states:
+            state.remove(lot)
+        alive[lot] = False
+        order.extend(lot)
+        if len(order) in counts:
+            weights[len(order)] = [state.weight() for state in states]
+    for state in states:
+        state.drop()
+    return Elimination(np.array(order, dtype=int), weights)
+
+
+class _State:
+    """One consumer's P and B while classes go; both are asked for anew at each step, as of many they are large."""
+
+    def __init__(self, consumer: Consumer, size: int, shelf: Shelf) -> None:
+        weight, moment = consumer.weight.array, consumer.moment.array
+        self.shape, self._shelf = weight.shape, shelf
+        b = weight.reshape(len(weight), -1).astype(np.float64)
+        self.scale = 1 / max(np.einsum("on,on->", b @ moment, b), np.finfo(float).tiny)
+        self._b, self._p = shelf.keep(b), shelf.keep(np.linalg.inv(damped(moment, 1e-6)))
+        k = math.prod(self.shape[2:])
+        channels = [np.flatnonzero(consumer.classes == c) for c in range(size)]
+        self.features = [(ch[:, None] * k + np.arange(k)).ravel() for ch in channels]
+
+    def scores(self, allowed: np.ndarray) -> np.ndarray:
+        """Relative error that each allowed class would add; 0 for classes that this layer does not read."""
+        scores, b, p = np.zeros(len(allowed)), self._b.array, self._p.array
+        by_width: dict[int, list[int]] = {}
+        for c in np.flatnonzero(allowed):
+            by_width.setdefault(len(self.features[c]), []).append(int(c))
+        for width, classes in by_width.items():
+            if width == 0:
+                continue
+            f = np.stack([self.features[c] for c in classes])  # (m, width)
+            blocks = p[f[:, :, None], f[:, None, :]]
+            columns = b[:, f].transpose(1, 2, 0)  # (m, width, O)
+            solved = np.linalg.solve(blocks, columns)
+            scores[classes] = np.einsum("mwo,mwo->m", columns, solved)
+        return scores * self.scale
+
+    def remove(self, classes: Sequence[int]) -> None:
+        """Take classes out and solve for the rest."""
+        f = np.concatenate([self.features[c] for c in classes])
+        if len(f) == 0:
+            return
+        b, p = self._b.writable(), self._p.writable()
+        update = np.linalg.solve(p[np.ix_(f, f)], p[f])  # (width, n)
+        b -= b[:, f] @ update
+        p -= p[:, f] @ update
+        b[:, f] = 0
+        p[f] = p[:, f] = 0
+        p[f, f] = 1  # keeps the blocks that are never looked at again invertible
+
+    def weight(self) -> Kept:
+        """The repaired weight so far, in float32: of all groups and counts they are many times the model."""
+        return self._shelf.keep(self._b.array.reshape(self.shape).astype(np.float32))
+
+    def drop(self) -> None:
+        """Let go of both."""
+        self._b.drop()
+        self._p.drop()

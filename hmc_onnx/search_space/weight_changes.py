@@ -1,0 +1,89 @@
+"""Candidates as other values of a graph's initializers, which is how their sensitivity is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from calib.measure.sensitivity import Change
+from hmc_onnx.analysis.subjects import Subject, Subjects
+from hmc_onnx.search_space.candidates import Candidate
+from hmc_onnx.search_space.elimination import Elimination
+from passes.core.shelf import Kept
+from passes.graph.model import element_type
+
+__all__ = ["group_changes", "layer_changes"]
+
+
+def group_changes(
+    subjects: Subjects, eliminations: dict[str, Elimination], nodes: dict[str, gs.Node]
+) -> Iterable[Change]:
+    """Channel groups with some of their channels, or a whole residual branch, gone.
+
+    Args:
+        subjects: the layers and groups.
+        eliminations: of the groups.
+        nodes: of the graph, by name.
+    """
+    for name, group in subjects.groups.items():
+        consumers = [subjects.layers[s.node.name] for s, _ in group.members("consumes")]
+        options = {
+            ("group", name, m): partial(_feeds, nodes, consumers, weights)
+            for m, weights in eliminations[name].weights.items()
+        }
+        if name in subjects.removable and consumers[0].ends_branch:
+            options["group", name, group.size] = partial(_branch_feeds, nodes, consumers[0])
+        costs = {("group", name, m): 1 - m / group.size for m in [*eliminations[name].weights, group.size]}
+        yield _change(consumers, options, nodes, costs)
+
+
+def layer_changes(
+    layers: dict[str, Subject], plain: dict[str, list[Candidate]], nodes: dict[str, gs.Node]
+) -> Iterable[Change]:
+    """Layers decomposed, each candidate as the dense kernel that it amounts to."""
+    for name, subject in layers.items():
+        options = {
+            ("layer", name, c.offer.method, c.offer.rank): partial(_candidate_feeds, nodes, subject, c)
+            for c in plain[name]
+        }
+        macs = subject.layer.geometry.macs(subject.size)
+        costs = {("layer", name, c.offer.method, c.offer.rank): c.offer.macs / macs for c in plain[name]}
+        yield _change([subject], options, nodes, costs)
+
+
+def _change(
+    changed: Sequence[Subject],
+    options: Mapping[Any, Callable[[], dict[str, np.ndarray]]],
+    nodes: dict[str, gs.Node],
+    costs: Mapping[Any, float],
+) -> Change:
+    first = min(changed, key=lambda s: s.position)
+    initializers = tuple(t.name for s in changed for t in nodes[s.layer.name].inputs[1:3])
+    return Change(first.layer.input, first.position, initializers, options, costs)
+
+
+def _candidate_feeds(nodes: dict[str, gs.Node], subject: Subject, candidate: Candidate) -> dict[str, np.ndarray]:
+    return _feeds(nodes, [subject], [Kept(candidate.kernel)])
+
+
+def _branch_feeds(nodes: dict[str, gs.Node], end: Subject) -> dict[str, np.ndarray]:
+    """A residual branch that gives its mean only: the layers behind it are solved again, and bring that."""
+    return _feeds(nodes, [end], [Kept(np.zeros(end.layer.geometry.weight_shape))])
+
+
+def _feeds(nodes: dict[str, gs.Node], changed: Sequence[Subject], kernels: Sequence[Kept]) -> dict[str, np.ndarray]:
+    """Kernels, and the biases that keep the mean responses, as values of the layers' initializers."""
+    feeds = {}
+    for subject, kept in zip(changed, kernels, strict=True):
+        layer, node, kernel = subject.layer, nodes[subject.layer.name], kept.array
+        shift = (layer.weight - kernel).reshape(len(kernel), -1) @ subject.moments.mean
+        weight, bias = node.inputs[1:3]
+        if node.op == "Gemm" and not node.attrs.get("transB", 0):
+            kernel = kernel.T
+        feeds[weight.name] = np.ascontiguousarray(kernel, dtype=element_type(weight))
+        feeds[bias.name] = (layer.bias + shift).astype(element_type(bias))
+    return feeds

@@ -1,0 +1,1 @@
+"""The graph itself: loading and saving, shapes, cost, layers, parts of it."""

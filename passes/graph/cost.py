@@ -1,0 +1,78 @@
+"""Multiply-accumulates, parameters and bytes of each node, for one image.
+
+MACs are counted for Conv, ConvTranspose, Gemm and MatMul, as the literature does; the other operators'
+element-wise work is left out. Parameters are the floating-point constants that a node reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from passes.graph.model import Model, element_type
+from passes.graph.shapes import Shapes, batch_one, infer_shapes
+
+__all__ = ["Cost", "costs", "total"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """MACs for one image, parameters, and their bytes in the file."""
+
+    macs: int = 0
+    parameters: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.macs + other.macs, self.parameters + other.parameters, self.bytes + other.bytes)
+
+
+def costs(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Cost]:
+    """Cost of each node by name, with `inputs` (default: the model's own, batch 1) as input shapes.
+
+    A constant that several nodes share counts at its first reader only; nodes that share a name add up.
+    """
+    inputs = dict(inputs or batch_one(model))
+    batch = next((s[0] for s in inputs.values() if s), 1)
+    shapes = infer_shapes(model, inputs)
+    seen: set[str] = set()
+    table: dict[str, Cost] = {}
+    for node in model.graph.nodes:
+        parameters = size = 0
+        for tensor in node.inputs:
+            if isinstance(tensor, gs.Constant) and tensor.name not in seen and _is_float(tensor):
+                seen.add(tensor.name)
+                count = math.prod(tensor.shape)
+                parameters += count
+                size += count * element_type(tensor).itemsize
+        cost = Cost(_macs(node, shapes) // batch, parameters, size)
+        table[node.name] = table.get(node.name, Cost()) + cost
+    return table
+
+
+def total(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Cost:
+    """Cost of the whole model."""
+    return sum(costs(model, inputs).values(), Cost())
+
+
+def _is_float(tensor: gs.Constant) -> bool:
+    return "float" in element_type(tensor).name  # bfloat16 is not of numpy's kind "f"
+
+
+def _macs(node: gs.Node, shapes: Shapes) -> int:
+    """Outputs × inputs of each, for all images of the batch; 0 where a shape is unknown."""
+    if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return 0
+    x, w = (shapes.get(t.name) for t in node.inputs[:2])
+    y = shapes.get(node.outputs[0].name)
+    if x is None or w is None or y is None or None in x or None in w or None in y:
+        return 0
+    if node.op == "Conv":
+        return math.prod(y) * math.prod(w[1:])  # type: ignore[arg-type]
+    if node.op == "ConvTranspose":
+        return math.prod(x) * math.prod(w[1:])  # type: ignore[arg-type]
+    inner = x[0] if node.attrs.get("transA", 0) else x[-1]
+    return math.prod(y) * inner  # type: ignore[arg-type, operator]

@@ -1,0 +1,265 @@
+"""The layers that can be compressed: Conv and Gemm with constant weights, both seen as Y = W * X + b.
+
+A Gemm is a Conv without spatial axes, so one geometry and one weight layout (O, I / groups, *kernel) serve
+both, and every decomposition that is written for the one works for the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from passes.core.errors import ModelError
+from passes.graph.model import element_type
+from passes.graph.naming import unused_name
+from passes.graph.shapes import Shapes
+
+__all__ = [
+    "FLOATS",
+    "Geometry",
+    "Layer",
+    "chain_nodes",
+    "layer_of",
+    "own_values",
+    "replace_by_chain",
+    "why_not_a_layer",
+    "write_layer",
+]
+
+# By name, as bfloat16 is a type of ml_dtypes and not of numpy.
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Everything about a Conv but its weights. `pads` is ONNX's: all begins, then all ends.
+
+    Empty `kernel`, `strides`, `pads` and `dilations` make it a Gemm.
+    """
+
+    inputs: int
+    outputs: int
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    groups: int = 1
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(O, I / groups, *kernel)."""
+        return (self.outputs, self.inputs // self.groups, *self.kernel)
+
+    @property
+    def inputs_a_group(self) -> int:
+        """I / groups."""
+        return self.inputs // self.groups
+
+    @property
+    def outputs_a_group(self) -> int:
+        """O / groups."""
+        return self.outputs // self.groups
+
+    @property
+    def features(self) -> int:
+        """Inputs of one output value: I / groups times the kernel's size."""
+        return self.inputs // self.groups * math.prod(self.kernel)
+
+    @property
+    def parameters(self) -> int:
+        """Weights without bias."""
+        return self.outputs * self.features
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial output size for a spatial input size."""
+        d = len(self.kernel)
+        return tuple(
+            (n + self.pads[i] + self.pads[i + d] - self.dilations[i] * (self.kernel[i] - 1) - 1) // self.strides[i] + 1
+            for i, n in enumerate(size)
+        )
+
+    def macs(self, size: Sequence[int]) -> int:
+        """Multiply-accumulates for one image of a spatial input size."""
+        return self.parameters * math.prod(self.output_size(size))
+
+    def resized(self, inputs: int, outputs: int) -> Geometry:
+        """The same Conv with other channel counts; a grouped one keeps the size of its groups."""
+        groups = self.groups if self.groups == 1 else inputs // self.inputs_a_group
+        return replace(self, inputs=inputs, outputs=outputs, groups=groups)
+
+    def one_group(self) -> Geometry:
+        """The Conv that each group is."""
+        return replace(self, inputs=self.inputs_a_group, outputs=self.outputs_a_group, groups=1)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node's linear map: `values` (O, I / groups, *kernel) in the model's own type, `bias` float64 (O,)."""
+
+    name: str
+    geometry: Geometry
+    values: np.ndarray
+    bias: np.ndarray
+    input: str
+    output: str
+
+    @property
+    def weight(self) -> np.ndarray:
+        """The weight in float64, made anew at each call: held for all layers it would be twice the model's size."""
+        return self.values.astype(np.float64)
+
+
+def why_not_a_layer(node: gs.Node, shapes: Shapes) -> str | None:
+    """One sentence why a Conv or Gemm cannot be changed; None if it can."""
+    if any(not isinstance(t, gs.Constant) for t in node.inputs[1:] if not t.is_empty()):
+        return "its weights are computed, not constant"
+    if node.domain not in (None, "", "ai.onnx"):
+        return f"it is an operator of the custom domain '{node.domain}'"
+    kind = element_type(node.inputs[1]).name
+    if kind not in FLOATS:
+        return f"its weights are {kind}, not {', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
+    if not np.isfinite(node.inputs[1].values).all():
+        return "some of its weights are NaN or infinite"
+    if node.op == "Gemm":
+        if node.attrs.get("transA", 0):
+            return "its input is transposed (transA = 1)"
+        bias = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
+        outputs = node.inputs[1].shape[0 if node.attrs.get("transB", 0) else 1]
+        if bias is not None and tuple(bias.shape) not in ((outputs,), (1, outputs), (1, 1), (1,), ()):
+            return f"its bias has shape {tuple(bias.shape)}, not one value an output"
+        return None
+    if _auto_padded(node) and None in shapes.get(node.inputs[0].name, (None,) * 3)[2:]:
+        return "it has auto_pad and the size of its input is not known"
+    return None
+
+
+def _auto_padded(node: gs.Node) -> bool:
+    return node.attrs.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
+
+
+def layer_of(node: gs.Node, shapes: Shapes) -> Layer:
+    """Read a Conv or Gemm for which `why_not_a_layer` has no objection."""
+    weight = np.asarray(node.inputs[1].values)
+    bias = np.asarray(node.inputs[2].values, np.float64) if _has_bias(node) else None
+    if node.op == "Gemm":
+        weight = weight if node.attrs.get("transB", 0) else weight.T
+        alpha, beta = node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)
+        weight = weight if alpha == 1 else alpha * weight.astype(np.float64)
+        bias = None if bias is None else beta * np.broadcast_to(bias.reshape(-1), len(weight))
+        geometry = Geometry(weight.shape[1], weight.shape[0])
+    else:
+        geometry = _conv_geometry(node, weight.shape, shapes)
+    if bias is None:
+        bias = np.zeros(len(weight))
+    return Layer(node.name, geometry, weight, bias, node.inputs[0].name, node.outputs[0].name)
+
+
+def _has_bias(node: gs.Node) -> bool:
+    return len(node.inputs) > 2 and not node.inputs[2].is_empty()
+
+
+def _conv_geometry(node: gs.Node, weight_shape: tuple[int, ...], shapes: Shapes) -> Geometry:
+    d = len(weight_shape) - 2
+    kernel = tuple(weight_shape[2:])
+    strides = tuple(node.attrs.get("strides", [1] * d))
+    dilations = tuple(node.attrs.get("dilations", [1] * d))
+    pads = tuple(node.attrs.get("pads", [0] * 2 * d))
+    if node.attrs.get("auto_pad", "NOTSET") == "VALID":
+        pads = (0,) * 2 * d
+    elif _auto_padded(node):
+        sizes = shapes[node.inputs[0].name][2:]
+        totals = [
+            max((-(-n // s) - 1) * s + dil * (k - 1) + 1 - n, 0)  # type: ignore[operator]
+            for n, s, k, dil in zip(sizes, strides, kernel, dilations, strict=True)
+        ]
+        small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
+        upper = node.attrs["auto_pad"] == "SAME_UPPER"
+        pads = tuple(small + large if upper else large + small)
+    groups = node.attrs.get("group", 1)
+    return Geometry(weight_shape[1] * groups, weight_shape[0], kernel, strides, pads, dilations, groups)
+
+
+def write_layer(graph: gs.Graph, node: gs.Node, weight: np.ndarray, bias: np.ndarray) -> None:
+    """Put new values (float64, any channel counts) into a node of a graph, in its own weight type and layout."""
+    dtype = element_type(node.inputs[1])
+    if node.op == "Gemm":
+        weight = weight if node.attrs.get("transB", 0) else weight.T
+        node.attrs.pop("alpha", None)
+        node.attrs.pop("beta", None)
+    node.inputs[1] = gs.Constant(_own_name(graph, node, 1, f"{node.name}:weight"), weight.astype(dtype))
+    new_bias = gs.Constant(_own_name(graph, node, 2, f"{node.name}:bias"), bias.astype(dtype))
+    if len(node.inputs) > 2:
+        node.inputs[2] = new_bias
+    else:
+        node.inputs.append(new_bias)
+
+
+def own_values(graph: gs.Graph, node: gs.Node, layer: Layer) -> None:
+    """Give a node a weight and a bias that no other reads, of the values that its layer has."""
+    alone = [len(t.outputs) == 1 for t in node.inputs[1:]]
+    plain = _has_bias(node) and tuple(node.inputs[2].shape) == (layer.geometry.outputs,)
+    if not all(alone) or not plain or {node.attrs.get(scale, 1.0) for scale in ("alpha", "beta")} != {1.0}:
+        write_layer(graph, node, layer.weight, layer.bias)
+
+
+def _own_name(graph: gs.Graph, node: gs.Node, index: int, otherwise: str) -> str:
+    """The name of a node's initializer if no other node reads it."""
+    if len(node.inputs) > index and not node.inputs[index].is_empty() and len(node.inputs[index].outputs) == 1:
+        return str(node.inputs[index].name)
+    return unused_name(graph, otherwise)
+
+
+def chain_nodes(
+    graph: gs.Graph, node: gs.Node, links: Sequence[tuple[Geometry, np.ndarray]], bias: np.ndarray
+) -> list[gs.Node]:
+    """New nodes that carry `links` one after the other from the node's input to its output; bias on the last.
+
+    Each link is (geometry, weight (O, I / groups, *kernel)). Nothing is attached to the graph yet but the
+    new nodes' own ends: the old node must be disconnected by the caller.
+    """
+    nodes: list[gs.Node] = []
+    dtype = element_type(node.inputs[1])
+    x = node.inputs[0]
+    for i, (geometry, weight) in enumerate(links):
+        last = i == len(links) - 1
+        name = unused_name(graph, f"{node.name}/{i}")
+        y = node.outputs[0] if last else gs.Variable(unused_name(graph, f"{name}:output"), x.dtype)
+        inputs = [x, gs.Constant(unused_name(graph, f"{name}:weight"), weight.astype(dtype))]
+        if last or (node.op == "Gemm" and graph.opset < 11):  # where a Gemm without bias is not one
+            values = bias if last else np.zeros(geometry.outputs)
+            inputs.append(gs.Constant(unused_name(graph, f"{name}:bias"), values.astype(dtype)))
+        nodes.append(gs.Node(node.op, name, _attributes(node.op, geometry), inputs, [] if last else [y]))
+        x = y
+    return nodes
+
+
+def _attributes(op: str, geometry: Geometry) -> dict[str, object]:
+    if op == "Gemm":
+        return {"transB": 1}
+    return {
+        "kernel_shape": list(geometry.kernel),
+        "strides": list(geometry.strides),
+        "pads": list(geometry.pads),
+        "dilations": list(geometry.dilations),
+        "group": geometry.groups,
+    }
+
+
+def replace_by_chain(
+    graph: gs.Graph, node: gs.Node, links: Sequence[tuple[Geometry, np.ndarray]], bias: np.ndarray
+) -> list[gs.Node]:
+    """Replace a node by a chain of nodes of the same operator; returns the new nodes."""
+    position = next((i for i, n in enumerate(graph.nodes) if n is node), None)
+    if position is None:
+        raise ModelError(f"node '{node.name}' is not in the graph")
+    nodes = chain_nodes(graph, node, links, bias)
+    output = node.outputs[0]
+    node.outputs.clear()
+    node.inputs.clear()
+    nodes[-1].outputs.append(output)
+    graph.nodes[position : position + 1] = nodes
+    return nodes

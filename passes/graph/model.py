@@ -1,0 +1,268 @@
+"""The intermediate representation: an onnx-graphsurgeon graph and everything of the file it does not hold.
+
+graphsurgeon drops documentation, node metadata, the order of initializers that are also inputs, and the
+exact types of inputs and outputs. `Model` keeps the file's own protos beside the graph and puts them back,
+so that load followed by save is the identity, and a pass changes what it means to change and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from passes.core.errors import ModelError
+from passes.graph.external import content, is_external, lazy, let_go
+from passes.graph.protos import check, copy_fields, first_line, skeleton
+from passes.graph.sparse import inner_graphs
+
+__all__ = ["Model", "constant_value", "digest", "element_type", "exported"]
+
+logging.getLogger("onnx_graphsurgeon").setLevel(logging.ERROR)
+gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
+
+# What may stand between the ArgMax of a classifier and its output.
+HANDED_ON = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+
+
+class Model:
+    """A graph to rewrite in place (`graph`), with the rest of its file (`header`: a ModelProto without nodes).
+
+    Args:
+        proto: the model; it is not changed, and must not be changed while the Model lives (large
+            initializers are shared, not copied).
+        original: the model that `proto` was made from, whose header and order are kept; default: `proto` itself.
+
+    Attributes:
+        observed: shapes by tensor name that a run has shown and inference does not know; set by whoever ran it.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, original: onnx.ModelProto | None = None) -> None:
+        self.graph: gs.Graph = gs.import_onnx(proto)
+        for constant in self.constants():
+            tensor = constant._values.tensor if isinstance(constant._values, LazyValues) else None
+            if isinstance(tensor, onnx.TensorProto) and is_external(tensor):  # and no sparse one
+                constant.values, constant.data_location = lazy(tensor), None
+        _own_attributes(self.graph)
+        self.observed: dict[str, onnx.ValueInfoProto] = {}
+        own = original or proto
+        self.header = onnx.ModelProto()
+        copy_fields(own, self.header, skip={"graph", "functions"})
+        copy_fields(own.graph, self.header.graph, skip={"node", "initializer", "sparse_initializer", "value_info"})
+        self._value_info = {info.name: info for info in own.graph.value_info}
+        self._order = {t.name: i for i, t in enumerate(own.graph.initializer)}
+        self._node_texts = {
+            node.output[0]: (node.op_type, node.doc_string, list(node.metadata_props))
+            for node in proto.graph.node
+            if node.output and (node.doc_string or node.metadata_props)
+        }
+
+    def copy(self) -> Model:
+        """A model with its own nodes; constants share their arrays until one of them is replaced."""
+        other = Model.__new__(Model)
+        other.__dict__.update(self.__dict__)
+        other.graph = self.graph.copy()
+        return other
+
+    @property
+    def main_output(self) -> int:
+        """Index of the output that is judged: the first of rank 2 (images by classes), floats first; else the first."""
+        types = [v.type.tensor_type for v in self.header.graph.output]
+        flat = [i for i, t in enumerate(types) if len(t.shape.dim) == 2]
+        floats = [i for i in flat if _is_float(types[i].elem_type)]
+        return next(iter(floats or flat), 0)
+
+    @property
+    def scores(self) -> str:
+        """Name of the tensor that is judged: the main output, or of one that gives the class alone, what it is of."""
+        tensor = self.graph.outputs[self.main_output]
+        at = tensor
+        while at.inputs and at.inputs[0].op in HANDED_ON:
+            at = at.inputs[0].inputs[0]
+        if at.inputs and at.inputs[0].op in ("ArgMax", "TopK"):
+            return str(at.inputs[0].inputs[0].name)
+        return str(tensor.name)
+
+    @property
+    def judged(self) -> list[str]:
+        """Names of all tensors that are judged: the scores, then the other outputs of floats that are computed."""
+        types = {v.name: v.type.tensor_type.elem_type for v in self.header.graph.output}
+        floats = (t.name for t in self.graph.outputs if t.inputs and _is_float(types.get(t.name, 0)))
+        return list(dict.fromkeys([self.scores, *floats]))
+
+    def constants(self) -> list[gs.Constant]:
+        """Every initializer that a node of the main graph reads, once, in order of use."""
+        found = {t.name: t for node in self.graph.nodes for t in node.inputs if isinstance(t, gs.Constant)}
+        return list(found.values())
+
+    def forget_shapes(self) -> None:
+        """Drop the recorded shapes of intermediate tensors, which a rewrite may have made stale."""
+        kept = {t.name for t in [*self.graph.inputs, *self.graph.outputs]}
+        for tensor in self.graph.tensors().values():
+            if isinstance(tensor, gs.Variable) and tensor.name not in kept:
+                tensor.shape = tensor.dtype = None
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The model as an onnx.ModelProto, with the file's own header, inputs, outputs and node texts."""
+        proto = exported(self.graph)
+        used_domains = {_domain(node.domain) for node in proto.graph.node}
+        copy_fields(self.header, proto, skip={"graph", "functions"})
+        for domain in used_domains - {_domain(o.domain) for o in proto.opset_import}:
+            raise ModelError(f"the model uses operators of domain '{domain}' but imports no opset for it")
+        graph = proto.graph
+        copy_fields(
+            self.header.graph,
+            graph,
+            skip={"input", "output", "node", "initializer", "sparse_initializer", "value_info"},
+        )
+        present = {t.name: t for t in _pop_initializers(graph, set(self._order))}
+        present |= {t.name: t for t in graph.initializer}
+        del graph.input[:], graph.output[:]
+        graph.output.extend(self.header.graph.output)
+        for value in self.header.graph.input:
+            initializer = present.get(value.name)
+            if initializer is not None:  # an initializer that is also an input: its shape may have changed
+                value = onnx.helper.make_tensor_value_info(value.name, initializer.data_type, initializer.dims)
+            elif value.name in self._initializer_inputs():
+                continue
+            graph.input.append(value)
+        if self.header.ir_version < 4:  # where every initializer is an input
+            declared = {value.name for value in graph.input}
+            graph.input.extend(
+                onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+                for t in present.values()
+                if t.name not in declared
+            )
+        for node in graph.node:
+            op, doc, metadata = self._node_texts.get(node.output[0] if node.output else "", ("", "", []))
+            if op == node.op_type:
+                if doc:
+                    node.doc_string = doc
+                node.metadata_props.extend(metadata)
+        initializers = sorted(present.values(), key=lambda t: self._order.get(t.name, len(self._order)))
+        del graph.initializer[:]
+        graph.initializer.extend(initializers)
+        self._restore_value_info(graph)
+        return proto
+
+    def _restore_value_info(self, graph: onnx.GraphProto) -> None:
+        """The file's own records, in its order, where they still hold; then those that passes have added."""
+        types = {info.name: info.type for info in graph.value_info}
+        types |= {t.name: onnx.helper.make_tensor_type_proto(t.data_type, t.dims) for t in graph.initializer}
+        plain = {name: _without_denotations(type_) for name, type_ in types.items()}
+        kept = [info for info in self._value_info.values() if plain.get(info.name) == _without_denotations(info.type)]
+        added = [info for info in graph.value_info if info.name not in self._value_info]
+        del graph.value_info[:]
+        graph.value_info.extend([*kept, *added])
+
+    def _initializer_inputs(self) -> set[str]:
+        """Names of file inputs that were initializers: they leave the signature when nothing reads them."""
+        return {v.name for v in self.header.graph.input} - {t.name for t in self.graph.inputs}
+
+    def finished(self) -> onnx.ModelProto:
+        """`to_proto`, with the intermediate shapes inferred anew if the file had any, and checked.
+
+        Raises:
+            ModelError: the ONNX checker rejects the graph.
+        """
+        self.graph.cleanup().toposort()
+        proto = self.to_proto()
+        if self._value_info:
+            del proto.graph.value_info[:]
+            try:
+                inferred = onnx.shape_inference.infer_shapes(skeleton(proto), strict_mode=True)
+            except onnx.shape_inference.InferenceError as e:
+                raise ModelError(f"the ONNX checker rejects the model: {first_line(e)}") from e
+            proto.graph.value_info.extend(inferred.graph.value_info)
+        check(proto)
+        return proto
+
+    def digest(self) -> str:
+        """SHA-256 of the model, by which plans and profiles know it."""
+        return digest(self.to_proto())
+
+
+def exported(graph: gs.Graph) -> onnx.ModelProto:
+    """The graph as graphsurgeon exports it; weights that are in a file stay there, though they were read."""
+    let_go(t for t in graph.tensors().values() if isinstance(t, gs.Constant))
+    return gs.export_onnx(graph, do_type_check=False)
+
+
+def digest(proto: onnx.ModelProto) -> str:
+    """SHA-256 of a model, wherever and however its weights are kept."""
+    light = skeleton(proto)
+    del light.graph.initializer[:]
+    sha = hashlib.sha256(light.SerializeToString(deterministic=True))
+    for tensor in proto.graph.initializer:  # one by one, as together they may be too large for protobuf
+        if tensor.data_type == onnx.TensorProto.STRING:
+            sha.update(tensor.SerializeToString(deterministic=True))
+            continue
+        head = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        sha.update(head.SerializeToString(deterministic=True))
+        sha.update(content(tensor))
+    return sha.hexdigest()
+
+
+def _is_float(element_type: int) -> bool:
+    name = onnx.TensorProto.DataType.Name(element_type)
+    return "FLOAT" in name or name == "DOUBLE"
+
+
+def _own_attributes(graph: gs.Graph) -> None:
+    """Give Constant nodes tensors of their own: graphsurgeon, when it exports, names those of the caller's model."""
+    for node in graph.nodes:
+        for key, value in node.attrs.items():
+            if isinstance(value, gs.Graph):
+                _own_attributes(value)
+            elif isinstance(value, gs.Constant) and isinstance(value._values, LazyValues):
+                tensor = onnx.TensorProto()
+                tensor.CopyFrom(value._values.tensor)
+                node.attrs[key] = gs.Constant(value.name, LazyValues(tensor))
+
+
+def _domain(name: str) -> str:
+    """A domain's name; the default one may be spelt out."""
+    return "" if name == "ai.onnx" else name
+
+
+def constant_value(tensor: gs.Tensor) -> np.ndarray | None:
+    """The value of an initializer, or of a tensor made by a Constant node; None where it is computed."""
+    if isinstance(tensor, gs.Constant):
+        return np.asarray(tensor.values)
+    if len(tensor.inputs) == 1 and tensor.inputs[0].op == "Constant" and "value" in tensor.inputs[0].attrs:
+        return np.asarray(tensor.inputs[0].attrs["value"].values)
+    return None
+
+
+def element_type(constant: gs.Constant) -> np.dtype:
+    """The element type of an initializer; graphsurgeon gives one that plain numpy lacks, bfloat16, as ONNX's number."""
+    dtype = constant.dtype
+    return onnx.helper.tensor_dtype_to_np_dtype(dtype) if isinstance(dtype, int) else np.dtype(dtype)
+
+
+def _pop_initializers(graph: onnx.GraphProto, names: set[str]) -> list[onnx.TensorProto]:
+    """Take initializers out of the graphs inside a graph, where graphsurgeon puts a copy of all that they read."""
+    found: dict[str, onnx.TensorProto] = {}
+    for attribute in (a for node in graph.node for a in node.attribute):
+        for inner in inner_graphs(attribute):
+            found |= {t.name: t for t in _pop_initializers(inner, names)}
+            found |= {t.name: t for t in inner.initializer if t.name in names}
+            kept = [t for t in inner.initializer if t.name not in names]
+            del inner.initializer[:]
+            inner.initializer.extend(kept)
+    return list(found.values())
+
+
+def _without_denotations(type_: onnx.TypeProto) -> onnx.TypeProto:
+    """A type without the meanings of its axes, which graphsurgeon drops."""
+    plain = onnx.TypeProto()
+    plain.CopyFrom(type_)
+    plain.ClearField("denotation")
+    if plain.HasField("tensor_type"):
+        for dim in plain.tensor_type.shape.dim:
+            dim.ClearField("denotation")
+    return plain

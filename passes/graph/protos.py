@@ -1,0 +1,126 @@
+"""ONNX protos as they are: size, the checker, and light copies for shape inference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import onnx
+
+from passes.core.errors import ModelError
+from passes.graph.sparse import densify
+
+__all__ = [
+    "EXTERNAL_DATA_THRESHOLD",
+    "SMALL",
+    "byte_size",
+    "check",
+    "copy_fields",
+    "first_line",
+    "large",
+    "skeleton",
+    "substitute",
+    "tensor_bytes",
+    "without_initializers",
+    "without_weights",
+]
+
+# Constants up to this size may be shapes, axes or indices, whose values shape inference needs.
+SMALL = 64
+# protobuf refuses messages of 2 GiB; beyond this the weights go to a file beside the model.
+EXTERNAL_DATA_THRESHOLD = 2**31 - 2**24
+
+
+def check(proto: onnx.ModelProto) -> None:
+    """Run the ONNX checker and strict shape inference; ModelError with the first line if they object."""
+    try:
+        onnx.checker.check_model(skeleton(densify(proto)), full_check=True)
+        for tensor in proto.graph.initializer:
+            # what is in a file has been checked before it was written there, and the check serialises the others
+            if not tensor.external_data and tensor_bytes(tensor) < EXTERNAL_DATA_THRESHOLD:
+                onnx.checker.check_tensor(tensor)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
+        raise ModelError(f"the ONNX checker rejects the model: {first_line(e)}") from e
+
+
+def byte_size(proto: onnx.ModelProto) -> int:
+    """Bytes of the file, or of the files; of a model over 1 GB, or with weights in a file, without what protobuf
+    writes around each weight.
+
+    protobuf's own ByteSize serialises the model to know, and fails on more than 2 GiB.
+    """
+    weights = sum(map(tensor_bytes, proto.graph.initializer))
+    small = weights < 10**9 and not any(tensor.external_data for tensor in proto.graph.initializer)
+    return proto.ByteSize() if small else skeleton(proto).ByteSize() + weights
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of a tensor's values."""
+    return int(math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy for checks and shape inference: large weights are inputs, so that its size does not matter.
+
+    Operators whose outputs onnx 1.23 cannot infer are replaced by others of the same shape.
+    """
+    copy = without_weights(proto, large(proto))
+    substitute(copy.graph)
+    return copy
+
+
+def large(proto: onnx.ModelProto) -> set[str]:
+    """Names of the initializers that are no shapes, axes or indices."""
+    return {t.name for t in proto.graph.initializer if math.prod(t.dims) > SMALL}
+
+
+def without_weights(proto: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """A copy in which some initializers are inputs."""
+    copy = without_initializers(proto)
+    inputs = {v.name for v in copy.graph.input}
+    for tensor in proto.graph.initializer:
+        if tensor.name not in names:
+            copy.graph.initializer.add().CopyFrom(tensor)
+        elif tensor.name not in inputs:
+            copy.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return copy
+
+
+def without_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that lacks them."""
+    copy = onnx.ModelProto()
+    copy_fields(proto, copy, skip={"graph"})
+    copy_fields(proto.graph, copy.graph, skip={"initializer"})
+    return copy
+
+
+def substitute(graph: onnx.GraphProto) -> None:
+    """Put operators that shape inference knows in the place of those that it does not, in place."""
+    for node in graph.node:
+        if node.op_type == "GroupNormalization" and node.domain in ("", "ai.onnx"):
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an error's text, for one-sentence messages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def copy_fields(source: Any, target: Any, skip: Iterable[str]) -> None:
+    """Replace every field of a protobuf message but the skipped ones with the source's."""
+    skip = set(skip)
+    for descriptor in target.DESCRIPTOR.fields:
+        if descriptor.name not in skip:
+            target.ClearField(descriptor.name)
+    for descriptor, value in source.ListFields():
+        if descriptor.name in skip:
+            continue
+        if descriptor.is_repeated:
+            getattr(target, descriptor.name).extend(value)
+        elif descriptor.message_type is not None:
+            getattr(target, descriptor.name).CopyFrom(value)
+        else:
+            setattr(target, descriptor.name, value)
