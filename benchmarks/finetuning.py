@@ -46,7 +46,12 @@ def main() -> None:
         bound: dict[str, Any] = {"epochs": float(amount[:-1])} if amount.endswith("e") else {"minutes": float(amount)}
         options = hmc_onnx.FineTuning(**bound, seed=args.seed, **chosen)
         tuned = hmc_onnx.finetune(
-            start, proto, args.data, preprocess=preprocess, options=options, work_dir=folder / "checkpoints"
+            start,
+            proto,
+            args.data,
+            preprocess=preprocess,
+            options=options,
+            work=hmc_onnx.Work(work_dir=folder / "checkpoints"),
         )
         tuned.save(folder / "finetuned.onnx")
         feeds = serving_feeds(test, args.batch)

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import time
 
+from hmc_onnx.planning.latency_refinement import fitted
 from testing import accuracy, arguments
 
 import hmc_onnx
 from calib.measure.latency import calm, interleaved
 from calib.runtime.batching import input_shapes
 from calib.runtime.sessions import Session
-from hmc_onnx.planning.latency_refinement import fitted
 from hmc_onnx.profiling.candidate_times import serving_feeds
 from hmc_onnx.records.settings import QUICK
 from hmc_onnx.rewriting.applying import shaped

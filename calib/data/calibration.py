@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -83,6 +84,10 @@ class CalibrationData:
 
     def digest(self) -> str:
         """SHA-256 in hex over the inputs' names, types, shapes and contents and the labels; not over `source`."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         arrays = sorted(self.feeds.items())
         if self.labels is not None:
             arrays.append(("", self.labels))
@@ -107,8 +112,15 @@ class CalibrationData:
         )
 
     def _part(self, at: slice, source: str) -> CalibrationData:
-        labels = None if self.labels is None else self.labels[at]
-        return CalibrationData({name: array[at] for name, array in self.feeds.items()}, labels, source)
+        """Some of the samples, without looking again for what was ruled out in all of them."""
+        part = object.__new__(CalibrationData)
+        fields = {
+            "feeds": {name: array[at] for name, array in self.feeds.items()},
+            "labels": None if self.labels is None else self.labels[at],
+            "source": source,
+        }
+        part.__dict__.update(fields)
+        return part
 
 
 @runtime_checkable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,41 @@ from calib.data.preprocess import Preprocess
 from calib.data.sources import ReadyTensors, Source
 from passes.core.errors import DataError, SettingsError
 
-__all__ = ["open_source", "read", "splits"]
+__all__ = ["Selection", "open_source", "read", "splits"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of the stored images to take.
+
+    Attributes:
+        samples: how many to choose, at random without replacement, and kept in their order; all if None or if there
+            are not more.
+        seed: of the choice, 0 or more. The same seed chooses the same images.
+        split: "train" or "test", or another that the file names; data without splits is read whatever it is.
+
+    Raises:
+        SettingsError: samples or seed is out of range.
+    """
+
+    samples: int | None = None
+    seed: int = 0
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        if self.samples is not None and self.samples < 1:
+            raise SettingsError(f"cannot read {self.samples} samples: ask for 1 or more")
+        if self.seed < 0:
+            raise SettingsError(f"seed {self.seed} is below 0: use 0 or more")
+
+    def of(self, total: int) -> np.ndarray:
+        """Places of the chosen images among `total`, rising."""
+        if self.samples is None or self.samples >= total:
+            return np.arange(total)
+        return np.sort(np.random.default_rng(self.seed).choice(total, self.samples, replace=False))
+
+
+ALL = Selection()
 
 
 def read(
@@ -24,9 +59,7 @@ def read(
     input_name: str,
     input_shape: tuple[int | None, ...],
     preprocess: Preprocess,
-    samples: int | None,
-    seed: int,
-    split: str = "train",
+    selection: Selection = ALL,
 ) -> CalibrationData:
     """Read, choose and preprocess calibration images.
 
@@ -37,10 +70,7 @@ def read(
         input_shape: its shape with the batch axis, None for what is unknown. The batch axis is not compared.
         preprocess: applied to images, but not to stored floats, which are taken as ready. Stored arrays that have
             the final size already are normalised only.
-        samples: how many images to choose, at random without replacement, and kept in their order; all if None or
-            if there are not more.
-        seed: of the choice, 0 or more. The same seed chooses the same images.
-        split: "train" or "test", or another that the file names; data without splits is read whatever it is.
+        selection: which of the images.
 
     Returns:
         float32 feeds of the one input, and labels where the data has them.
@@ -48,17 +78,12 @@ def read(
     Raises:
         DataError: the path is missing or of an unknown kind, the split is not there, a file is damaged, or what
             comes out does not fit the model's input.
-        SettingsError: samples or seed is out of range.
     """
-    if samples is not None and samples < 1:
-        raise SettingsError(f"cannot read {samples} samples: ask for 1 or more")
-    if seed < 0:
-        raise SettingsError(f"seed {seed} is below 0: use 0 or more")
-    source = open_source(path, input_name=input_name, input_shape=input_shape, preprocess=preprocess, split=split)
+    source = open_source(
+        path, input_name=input_name, input_shape=input_shape, preprocess=preprocess, split=selection.split
+    )
     total = len(source)
-    chosen = np.arange(total)
-    if samples is not None and samples < total:
-        chosen = np.sort(np.random.default_rng(seed).choice(total, samples, replace=False))
+    chosen = selection.of(total)
     drawn = f"{total}" if len(chosen) == total else f"{len(chosen)} of {total}"
     return CalibrationData(
         {input_name: source.take(chosen, preprocess)},

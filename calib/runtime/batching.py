@@ -9,11 +9,19 @@ import onnx
 
 from calib.data.calibration import CalibrationData
 from calib.runtime.sessions import CPU, Runtime, Session
-from passes.core.errors import ModelError
+from passes.core.errors import ModelError, SettingsError
 from passes.graph.model import Model
 from passes.graph.subgraph import nodes_between, submodel
 
-__all__ = ["at_once", "batch_size", "calibration_chunks", "declared_batch", "input_shapes"]
+__all__ = [
+    "at_once",
+    "batch_size",
+    "calibration_chunks",
+    "declared_batch",
+    "input_shapes",
+    "serving_batch",
+    "serving_feeds",
+]
 
 # Far above rounding, far below what images taken for one another make of an output.
 TOLERANCE = 0.01
@@ -32,6 +40,23 @@ def input_shapes(proto: onnx.ModelProto, data: CalibrationData) -> dict[str, tup
     """The inputs' shapes with the sizes of the data, and of the batch one image or what the model declares."""
     batch = declared_batch(proto, data.feeds) or 1
     return {name: (batch, *array.shape[1:]) for name, array in data.feeds.items()}
+
+
+def serving_batch(proto: onnx.ModelProto, fed: Collection[str], wanted: int | None) -> int:
+    """Images a run when serving: those that are wanted, or what the model declares, or 1.
+
+    Raises:
+        SettingsError: the model declares another number.
+    """
+    declared = declared_batch(proto, fed)
+    if declared and wanted and declared != wanted:
+        raise SettingsError(f"--batch {wanted}: the model takes batches of {declared}: leave the option out")
+    return wanted or declared or 1
+
+
+def serving_feeds(data: CalibrationData, batch: int) -> dict[str, np.ndarray]:
+    """One run's feeds of a number of images, repeated where the data have fewer."""
+    return {name: np.resize(array[:batch], (batch, *array.shape[1:])) for name, array in data.feeds.items()}
 
 
 def at_once(feeds: Mapping[str, np.ndarray], wanted: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import onnx
 
 from calib.data.calibration import CalibrationData, from_reader
 from calib.data.preprocess import PRESETS, Preprocess
-from calib.data.readers import read
+from calib.data.readers import Selection, read
 from passes.core.errors import DataError, ModelError, SettingsError
 from passes.graph.external import is_external
 from passes.graph.files import load
@@ -25,6 +25,7 @@ __all__ = [
     "is_float",
     "load_data",
     "load_supported",
+    "noise",
     "preprocessing",
     "signature",
 ]
@@ -134,9 +135,8 @@ def load_data(
             "use the Python API with a CalibrationDataReader"
         )
     ((name, (_, shape)),) = inputs.items()
-    data = read(
-        path, input_name=name, input_shape=shape, preprocess=preprocess, samples=samples, seed=seed, split=split
-    )
+    selection = Selection(samples, seed, split)
+    data = read(path, input_name=name, input_shape=shape, preprocess=preprocess, selection=selection)
     return fit(proto, data)
 
 
@@ -178,7 +178,8 @@ def fit(
     batch = next(iter(inputs.values()))[1][:1]
     if batch and batch[0] is not None and len(data) < batch[0]:
         raise DataError(f"the model takes batches of {batch[0]} and there are {len(data)} samples: give more")
-    return CalibrationData(feeds, data.labels, data.source)
+    unchanged = all(feeds[name] is data.feeds[name] for name in feeds)  # and so checked and hashed once
+    return data if unchanged else CalibrationData(feeds, data.labels, data.source)
 
 
 def check_varied(data: CalibrationData) -> None:
@@ -190,6 +191,13 @@ def check_varied(data: CalibrationData) -> None:
     first = {name: array[:1] for name, array in data.feeds.items()}
     if all((array == first[name]).all() for feeds, _ in data.chunks(64) for name, array in feeds.items()):
         raise DataError(f"all samples are alike in {data.source}: calibrate on more images, which differ")
+
+
+def noise(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> CalibrationData:
+    """Random feeds of some shapes in the types of the model's inputs, for where only the sizes matter."""
+    rng = np.random.default_rng(0)
+    types = {name: dtype for name, (dtype, _) in signature(proto).items()}
+    return CalibrationData({n: rng.random(s).astype(types[n]) for n, s in shapes.items()}, None, "noise")
 
 
 def is_float(dtype: np.dtype) -> bool:

@@ -7,7 +7,7 @@ those of the layers around it; it is not decomposed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -69,6 +69,10 @@ class Subjects:
     removable: set[str]
     declined: dict[str, str]
     inside: dict[str, str]
+
+    def without_removal(self) -> Subjects:
+        """The same, where no residual branch is to be removed."""
+        return replace(self, removable=set())
 
 
 def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjects:

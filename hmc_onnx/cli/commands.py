@@ -13,6 +13,7 @@ from hmc_onnx.cli.reading import (
     calibration_data,
     comparison_data,
     finetuning_of,
+    goal_of,
     images_of,
     inputs_of,
     labelled,
@@ -23,7 +24,6 @@ from hmc_onnx.cli.reading import (
     settings_of,
     strategy_of,
     supported,
-    table_of,
     work_of,
 )
 
@@ -75,62 +75,53 @@ def compress(
     config: Choices.Config = None,
 ) -> None:
     """Compress a model with calibration images: profile, plan, apply, verify; fine-tune it if asked to."""
-    run = merged(config, **options_of(locals()))
-    from hmc_onnx.api import check_output
-    from hmc_onnx.api import compress as compress_model
-    from hmc_onnx.records.plan import write_json
-    from hmc_onnx.records.settings import parse_target
-    from hmc_onnx.reporting.tables import comparison, plan_tables
+    given = merged(config, **options_of(locals()))
+    from hmc_onnx.comparison.verification import check_labels
+    from hmc_onnx.records.output import check_output
+    from hmc_onnx.reporting.tables import comparison, epochs_table, plan_tables
+    from hmc_onnx.run import Run
     from passes.core.errors import SettingsError
+    from passes.core.records import write_json
+    from passes.graph.external import brought_in
+    from passes.graph.files import save
 
-    inputs = inputs_of(model, config, run)
+    inputs = inputs_of(model, config, given)
     check_output(output, *inputs)
     if report is not None:
         check_output(report, output, *inputs)
-    if run.target is not None and run.max_drop is not None:
-        raise SettingsError("--target and --max-drop were both given: give one")
-    wanted = None if run.max_drop is not None else parse_target(str(run.need("target")))
-    settings, table, work = settings_of(run), table_of(run), work_of(run)
-    training, stopped = finetuning_of(run) if run.finetune else None, None
-    if training is None and (run.epochs, run.minutes) != (None, None):
-        raise SettingsError("--epochs and --minutes are of fine-tuning: give --finetune, too")
+    goal = goal_of(given)
+    settings = settings_of(given)
+    if goal.by_latency:
+        settings = settings.model_copy(update={"latency": True})
+    training, stopped = finetuning_of(given) if given.finetune else None, None
+    if training is None and (given.epochs, given.minutes) != (None, None):
+        raise SettingsError("--epochs and --minutes only apply with --finetune")
     proto = supported(model)
     if training is not None:
         from hmc_onnx.finetune import with_torch
 
-        with_torch().check_trainable(proto, Path(run.need("data")), preprocess_of(run), training)
-    images, test = images_of(proto, run, settings)
+        with_torch().check_trainable(proto, Path(given.need("data")), preprocess_of(given), training)
+    images, test = images_of(proto, given, settings)
+    shown: list[Any] = []
     with progress_bar() as progress:
-        result = compress_model(
-            proto,
-            images,
-            wanted,
-            max_drop=run.max_drop,
-            strategy=strategy_of(run),
-            settings=settings,
-            test=test,
-            progress=progress,
-            table=table,
-            work=work,
-        )
-    shown: list[Any] = [plan_tables(result.plan)]
-    if training is not None:
-        from dataclasses import replace
+        run = Run(proto, images, settings, work_of(given, progress), searching=goal.max_drop is not None)
+        compared = run.data if test is None else test
+        check_labels(proto, compared, settings.runtime)
+        found = run.reach(goal)
+        shown.append(plan_tables(found.plan))
+        result = brought_in(found.model)
+        if training is not None:
+            from hmc_onnx.cli.finetuning import trained
 
-        from hmc_onnx.cli.finetuning import trained
-        from hmc_onnx.comparison.verification import verify as verify_models
-        from hmc_onnx.reporting.tables import epochs_table
-
-        folder = None if work.folder is None else work.folder / "finetuning"
-        tuned = trained(result.model, proto, run, training, folder)
-        checked = verify_models(proto, tuned.model, images if test is None else test, runtime=settings.runtime)
-        result = replace(result, model=tuned.model, report=checked.model_copy(update={"curve": result.report.curve}))
-        shown.append(epochs_table(tuned.history))
-        stopped = tuned.stopped
-    result.save(output)
+            folder = None if run.work.work_dir is None else run.work.work_dir / "finetuning"
+            tuned = trained(result, proto, given, training, folder)
+            shown.append(epochs_table(tuned.history))
+            result, stopped = tuned.model, tuned.stopped
+        checked = run.verify(result, compared).model_copy(update={"curve": found.curve})
+    save(result, output)
     if report is not None:
-        write_json(result.report, report)
-    show(*shown, comparison(result.report), f"Written: {output}")
+        write_json(checked, report)
+    show(*shown, comparison(checked), f"Written: {output}")
     if stopped is not None:
         raise stopped
 
@@ -177,16 +168,16 @@ def profile(
 ) -> None:
     """Measure how much a model bears each candidate; writes a profile (JSON)."""
     run = merged(config, **options_of(locals()))
-    from hmc_onnx.api import check_output
-    from hmc_onnx.api import profile as profile_model
-    from hmc_onnx.records.plan import write_json
+    from hmc_onnx.records.output import check_output
+    from hmc_onnx.run import Run
+    from passes.core.records import write_json
 
     check_output(output, *inputs_of(model, config, run))
     settings = settings_of(run).model_copy(update={"latency": bool(run.latency)})
-    table, work, proto = table_of(run), work_of(run), supported(model)
+    proto = supported(model)
     images = calibration_data(proto, run, settings)
     with progress_bar() as progress:
-        result = profile_model(proto, images, settings, progress, table, work)
+        result = Run(proto, images, settings, work_of(run, progress)).profile()
     write_json(result, output)
     candidates = sum(c.measured for layer in result.layers for c in layer.choices)
     show(
@@ -205,14 +196,15 @@ def plan(
 ) -> None:
     """Choose one candidate for each group and layer within a target; writes a plan (JSON)."""
     run = merged(config, **options_of(locals()))
-    from hmc_onnx.api import check_output
     from hmc_onnx.planning.program import solve
-    from hmc_onnx.records.plan import read_profile, write_json
-    from hmc_onnx.records.settings import parse_target
+    from hmc_onnx.records.goal import parse_target
+    from hmc_onnx.records.output import check_output
+    from hmc_onnx.records.profile import Profile
     from hmc_onnx.reporting.tables import plan_tables
+    from passes.core.records import write_json
 
     check_output(output, *inputs_of(profile, config, run))
-    result = solve(read_profile(profile), parse_target(str(run.need("target"))), strategy_of(run))
+    result = solve(Profile.load(profile), parse_target(str(run.need("target"))), strategy_of(run))
     write_json(result, output)
     show(plan_tables(result), f"Written: {output}")
 
@@ -232,17 +224,18 @@ def apply(
 ) -> None:
     """Carry a plan out and repair the layers; give the data that the profile was made with."""
     run = merged(config, **options_of(locals()))
-    from hmc_onnx.api import apply as apply_plan
-    from hmc_onnx.api import check_output
-    from hmc_onnx.records.plan import read_plan
+    from hmc_onnx.records.output import check_output
+    from hmc_onnx.records.plan import Plan
+    from hmc_onnx.run import Run
+    from passes.graph.external import brought_in
     from passes.graph.files import save
 
     check_output(output, plan, *inputs_of(model, config, run))
-    chosen, proto = read_plan(plan), supported(model)
+    chosen, proto = Plan.load(plan), supported(model)
     images = calibration_data(proto, run, chosen.settings)
     with progress_bar() as progress:
-        compressed = apply_plan(proto, chosen, images, progress)
-    save(compressed, output)
+        compressed = Run(proto, images, chosen.settings, work_of(run, progress)).apply(chosen)
+    save(brought_in(compressed), output)
     show(f"Written: {output}")
 
 
@@ -266,10 +259,11 @@ def verify(
 ) -> None:
     """Compare two models: signature, cost, fidelity, accuracy, and latency side by side."""
     run = merged(config, **options_of(locals()))
-    from hmc_onnx.api import check_output
+    from hmc_onnx.comparison.verification import Network
     from hmc_onnx.comparison.verification import verify as verify_models
-    from hmc_onnx.records.plan import write_json
+    from hmc_onnx.records.output import check_output
     from hmc_onnx.reporting.tables import comparison
+    from passes.core.records import write_json
 
     if report is not None:
         check_output(report, b, *inputs_of(a, config, run))
@@ -277,7 +271,7 @@ def verify(
     images = comparison_data(first, run, None, run.samples, settings.seed) or read_images(
         first, run, run.need("data"), run.samples, settings.seed, "train"
     )
-    result = verify_models(first, second, labelled(images, run), runtime=settings.runtime)
+    result = verify_models(Network(first), Network(second), labelled(images, run), settings.runtime)
     if report is not None:
         write_json(result, report)
     show(comparison(result))
@@ -331,12 +325,15 @@ def latency_measure(
     """Measure all that a model and its parts may become on this machine, to plan for it on another."""
     run = merged(None, **options_of(locals()))
     from hmc_onnx.analysis.inspection import closed_shapes
-    from hmc_onnx.api import check_output
+    from hmc_onnx.analysis.model_inputs import noise
+    from hmc_onnx.execution.context import Context
     from hmc_onnx.profiling.candidate_times import measure_table
+    from hmc_onnx.records.output import check_output
 
     check_output(output, model)
-    settings, proto = settings_of(run), supported(model)
+    settings, proto = settings_of(run).model_copy(update={"latency": True}), supported(model)
+    images = noise(proto, closed_shapes(proto, size, layout.value if layout else "NCHW"))
     with progress_bar() as progress:
-        found = measure_table(proto, closed_shapes(proto, size, layout.value if layout else "NCHW"), settings, progress)
+        found = measure_table(Context(proto, images, settings, work_of(run, progress)))
     found.write(output)
     show(f"{len(found.entries)} times on {found.machine}", f"Written: {output}")

@@ -52,7 +52,7 @@ def finetune(
     """
     run = merged(config, **options_of(locals()))
     from hmc_onnx.analysis.model_inputs import load_supported
-    from hmc_onnx.api import check_output
+    from hmc_onnx.records.output import check_output
     from hmc_onnx.reporting.tables import epochs_table
 
     check_output(output, teacher, *inputs_of(model, config, run))
@@ -71,6 +71,7 @@ def trained(
 ) -> FineTuned:
     """A model after training on the data of a run."""
     from hmc_onnx.finetune import finetune as train
+    from hmc_onnx.records.work import Work
 
     with progress_bar() as progress:
         return train(
@@ -79,6 +80,5 @@ def trained(
             Path(run.need("data")),
             preprocess=preprocess_of(run),
             options=options,
-            progress=progress,
-            work_dir=folder,
+            work=Work(work_dir=folder, progress=progress),
         )

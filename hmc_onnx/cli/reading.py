@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
     from calib.data.calibration import CalibrationData
     from calib.data.preprocess import Preprocess
-    from calib.measure.latency_table import LatencyTable
-    from hmc_onnx.execution.executor import Work
     from hmc_onnx.finetune.options import FineTuning
+    from hmc_onnx.records.goal import Goal
     from hmc_onnx.records.settings import Settings
+    from hmc_onnx.records.work import Work
+    from passes.core.progress import Progress
 
 _T = TypeVar("_T")
 
@@ -25,6 +26,7 @@ __all__ = [
     "calibration_data",
     "comparison_data",
     "finetuning_of",
+    "goal_of",
     "images_of",
     "inputs_of",
     "labelled",
@@ -36,7 +38,6 @@ __all__ = [
     "settings_of",
     "strategy_of",
     "supported",
-    "table_of",
     "validated",
     "work_of",
 ]
@@ -76,6 +77,8 @@ def settings_of(run: Run) -> Settings:
 
     names = ("samples", "seed", "align", "provider", "threads", "batch", "exhaustive")
     given = {n: getattr(run, n) for n in names if getattr(run, n) is not None}
+    if run.latency_table is not None:
+        given["latency_table"] = Path(run.latency_table)
     return validated(Settings, QUICK | given if run.quick else given)
 
 
@@ -104,16 +107,21 @@ def finetuning_of(run: Run) -> FineTuning:
     return validated(FineTuning, given)
 
 
-def table_of(run: Run) -> LatencyTable | None:
-    """The latency table of another machine, where one was given."""
-    from calib.measure.latency_table import read_table
+def goal_of(run: Run) -> Goal:
+    """What to compress for; raises SettingsError."""
+    from hmc_onnx.records.goal import Goal, parse_target
+    from passes.core.errors import SettingsError
 
-    return None if run.latency_table is None else read_table(run.latency_table)
+    if run.target is not None and run.max_drop is not None:
+        raise SettingsError("--target and --max-drop were both given: give one")
+    if run.max_drop is not None:
+        return validated(Goal, {"max_drop": run.max_drop, "strategy": strategy_of(run)})
+    return Goal(target=parse_target(str(run.need("target"))), strategy=strategy_of(run))
 
 
-def work_of(run: Run) -> Work:
+def work_of(run: Run, progress: Progress) -> Work:
     """Where the work is done; raises SettingsError."""
-    from hmc_onnx.execution.executor import Work
+    from hmc_onnx.records.work import Work
     from passes.core.errors import SettingsError
 
     backend: Any = run.backend or "processes"
@@ -124,7 +132,8 @@ def work_of(run: Run) -> Work:
     if run.memory is not None and not 0 < run.memory < math.inf:
         raise SettingsError(f"--memory {run.memory:g}: give gigabytes, above 0")
     folder = None if run.work_dir is None else Path(run.work_dir)
-    return Work(folder, backend, run.address, memory=2.0 if run.memory is None else float(run.memory))
+    memory = 2.0 if run.memory is None else float(run.memory)
+    return Work(work_dir=folder, backend=backend, address=run.address, memory=memory, progress=progress)
 
 
 def strategy_of(run: Run) -> Any:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from functools import cached_property
 
 import numpy as np
 import onnx
-from pydantic import Field
 
 from calib.data.calibration import CalibrationData
 from calib.measure.divergence import divergence, top1
@@ -16,14 +15,15 @@ from calib.runtime.batching import at_once, batch_size, declared_batch, input_sh
 from calib.runtime.observing import observe
 from calib.runtime.sessions import CPU, Runtime, Session
 from hmc_onnx.analysis.model_inputs import fit
-from passes.core.errors import DataError, ModelError
-from passes.core.records import Frozen
+from hmc_onnx.records.comparison import Side, Timing, Verification
+from passes.core.errors import DataError
 from passes.graph.cost import total
 from passes.graph.model import Model
 from passes.graph.protos import byte_size
+from passes.graph.signature import same_signature
 from passes.normal_form.normalise import normalise
 
-__all__ = ["BATCHES", "Side", "Timing", "Verification", "Visited", "check_labels", "judged", "same_signature", "verify"]
+__all__ = ["BATCHES", "Network", "check_labels", "judged", "judged_in_both", "verify"]
 
 
 # Images run at once where the model leaves the number open.
@@ -32,94 +32,6 @@ AT_ONCE = 128
 ROUNDS = 3
 # Batch sizes at which latency is measured.
 BATCHES = (1, 8, 64)
-
-
-class Side(Frozen):
-    """One model: MACs of an image, parameters, bytes of the file, and top-1 where there are labels."""
-
-    macs: int
-    parameters: int
-    bytes: int
-    top1: float | None
-
-
-class Timing(Frozen):
-    """Milliseconds of a run at a batch size, the two models taking turns, and the ratio b / a.
-
-    See `calib.measure.latency`. `uncertainty` is the half-width of a 95 % interval of the ratio.
-    """
-
-    batch: int
-    a: float
-    b: float
-    ratio: float
-    uncertainty: float
-
-
-class Visited(Frozen):
-    """A network that was tried in a search for the fastest within a bound on the loss.
-
-    Attributes:
-        target: share of the original's time that was asked for.
-        latency: share that the network takes.
-        drop: loss of top-1 (without labels: share of images whose class changes) on the images to search with, and
-        confirmed: on others.
-        uncertainty: half-width of the 95 % interval of `confirmed`.
-        chosen: whether it is the one that was taken.
-    """
-
-    target: float
-    latency: float
-    drop: float
-    confirmed: float
-    uncertainty: float
-    chosen: bool
-
-
-class Verification(Frozen):
-    """Model b against model a over some images.
-
-    Attributes:
-        kl: mean KL divergence of b's class scores from a's, in nats, with that of other outputs (`divergence`).
-        agreement: share of images on which both choose the same class.
-        difference: largest absolute difference of an output.
-        images: how many, and `source` which.
-        curve: what was visited, where the network was searched for.
-    """
-
-    version: Literal[1] = 1
-    a: Side
-    b: Side
-    kl: float
-    agreement: float
-    difference: float
-    images: int
-    source: str
-    timings: list[Timing]
-    curve: list[Visited] = Field(default_factory=list)
-
-
-def same_signature(a: onnx.ModelProto, b: onnx.ModelProto) -> None:
-    """Check that b can stand in for a: the same inputs, outputs, types, axes and order.
-
-    Raises:
-        ModelError: it cannot; the message names the first difference.
-    """
-    for what in ("input", "output"):
-        ours, theirs = (_values(m, what) for m in (a, b))
-        if list(ours) != list(theirs):
-            raise ModelError(
-                f"the models' {what}s differ: {', '.join(ours)} against {', '.join(theirs)}: give a model and the one "
-                "that it was made from"
-            )
-        for name, value in ours.items():
-            if value.type != theirs[name].type:
-                raise ModelError(f"the models' {what} '{name}' differs in type or shape: compare like with like")
-
-
-def _values(proto: onnx.ModelProto, what: str) -> dict[str, onnx.ValueInfoProto]:
-    defaults = {t.name for t in proto.graph.initializer} if what == "input" else set()
-    return {v.name: v for v in getattr(proto.graph, what) if v.name not in defaults}
 
 
 def check_labels(proto: onnx.ModelProto, data: CalibrationData, runtime: Runtime = CPU) -> None:
@@ -146,11 +58,34 @@ def _check_labels(data: CalibrationData, batch: int, session: Session, names: li
         )
 
 
+class Network:
+    """A model to compare: as it is served, and its normal form, which is made when it is asked for.
+
+    Args:
+        proto: the model.
+        normal: its normal form, where that is known.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, normal: Model | None = None) -> None:
+        self.proto = proto
+        if normal is not None:
+            self.normal = normal
+
+    @cached_property
+    def normal(self) -> Model:
+        """The normal form."""
+        return normalise(self.proto)
+
+    def side(self, shapes: dict[str, tuple[int, ...]], top1: float | None, runtime: Runtime) -> Side:
+        """What is counted of it: shapes that the graph computes would hide the size of what follows, so it is run."""
+        cost = total(observe(self.normal, shapes, runtime), shapes)
+        return Side(macs=cost.macs, parameters=cost.parameters, bytes=byte_size(self.proto), top1=top1)
+
+
 def verify(
-    a: onnx.ModelProto,
-    b: onnx.ModelProto,
+    a: Network,
+    b: Network,
     data: CalibrationData,
-    *,
     runtime: Runtime = CPU,
     batches: tuple[int, ...] = BATCHES,
     known: Mapping[int, float] | None = None,
@@ -169,15 +104,15 @@ def verify(
         ModelError: the signatures differ, or a model does not run.
         DataError: the data do not fit.
     """
-    same_signature(a, b)
-    data = fit(a, data)
-    fixed = declared_batch(a, data.feeds)
+    same_signature(a.proto, b.proto)
+    data = fit(a.proto, data)
+    fixed = declared_batch(a.proto, data.feeds)
     wanted = at_once(data.feeds, AT_ONCE)
-    size = fixed or batch_size(normalise(a), data.feeds, wanted, runtime)
+    size = fixed or batch_size(a.normal, data.feeds, wanted, runtime)
     chunks = [feeds for feeds, _ in data.chunks(size)]
     if fixed and len(next(iter(chunks[-1].values()))) < fixed:
         chunks = chunks[:-1]
-    pair = [judged(proto, runtime) for proto in (a, b)]
+    pair = [judged(network.proto, runtime) for network in (a, b)]
     sessions, names = [session for session, _ in pair], judged_in_both(*(own for _, own in pair))
     _check_labels(data, fixed or 1, sessions[0], names[0])
     everything = [_outputs(session, own, chunks) for session, own in zip(sessions, names, strict=True)]
@@ -186,27 +121,34 @@ def verify(
     labels = None if data.labels is None else data.labels[:count]
     flat = [np.concatenate([o.reshape(len(o), -1) for o in side]) for side in outputs]
     sizes = (size,) if size < wanted else tuple(n for n in batches if n <= len(data))
-    feeds = {n: {k: v[:n] for k, v in data.feeds.items()} for n in sizes}
-    rounds = [
-        {n: interleaved(sessions, own, 1 / ROUNDS) for n, own in feeds.items()}
-        for _ in range(ROUNDS)  # apart in time, as what else the machine does comes in spells
+    timings = _timed(sessions, {n: {k: v[:n] for k, v in data.feeds.items()} for n in sizes}, known or {})
+    shapes = input_shapes(a.proto, data)
+    sides = [
+        network.side(shapes, None if labels is None else top1(scores, labels), runtime)
+        for network, scores in zip((a, b), outputs, strict=True)
     ]
-    measured = {n: Timings(np.concatenate([r[n].seconds for r in rounds])) for n in sizes}
-    for n, seconds in (known or {}).items():
-        if n in measured and measured[n].latency(0).value > DISTURBED * seconds:
-            measured[n] = calm(sessions, feeds[n], seconds, PATIENCE)
-    timings = [_timing(n, found) for n, found in measured.items()]
-    shapes = input_shapes(a, data)
     return Verification(
-        a=_side(a, shapes, outputs[0], labels, runtime),
-        b=_side(b, shapes, outputs[1], labels, runtime),
+        a=sides[0],
+        b=sides[1],
         kl=divergence(*everything),
         agreement=float((flat[0].argmax(1) == flat[1].argmax(1)).mean()),
         difference=max(_difference(x, y) for x, y in zip(*everything, strict=True)),
         images=count,
         source=data.source,
-        timings=timings,
+        timings=[_timing(n, found) for n, found in timings.items()],
     )
+
+
+def _timed(
+    sessions: list[Session], feeds: dict[int, dict[str, np.ndarray]], known: Mapping[int, float]
+) -> dict[int, Timings]:
+    """Times of runs by batch size: in rounds apart in time, as what else the machine does comes in spells."""
+    rounds = [{n: interleaved(sessions, own, 1 / ROUNDS) for n, own in feeds.items()} for _ in range(ROUNDS)]
+    measured = {n: Timings(np.concatenate([r[n].seconds for r in rounds])) for n in feeds}
+    for n, seconds in known.items():
+        if n in measured and measured[n].latency(0).value > DISTURBED * seconds:
+            measured[n] = calm(sessions, feeds[n], seconds, PATIENCE)
+    return measured
 
 
 def _timing(batch: int, timings: Timings) -> Timing:
@@ -242,21 +184,3 @@ def judged(proto: onnx.ModelProto, runtime: Runtime) -> tuple[Session, list[str]
         exposed.graph.output.append(onnx.ValueInfoProto(name=names[0]))
         proto = exposed
     return Session(proto, runtime), names
-
-
-def _side(
-    proto: onnx.ModelProto,
-    shapes: dict[str, tuple[int, ...]],
-    outputs: list[np.ndarray],
-    labels: np.ndarray | None,
-    runtime: Runtime,
-) -> Side:
-    cost = total(
-        observe(normalise(proto), shapes, runtime), shapes
-    )  # computed pads and shapes would hide the size of what follows
-    return Side(
-        macs=cost.macs,
-        parameters=cost.parameters,
-        bytes=byte_size(proto),
-        top1=None if labels is None else top1(outputs, labels),
-    )

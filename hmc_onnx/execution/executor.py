@@ -15,20 +15,19 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import joblib
 from joblib.externals.loky import get_reusable_executor, process_executor
 from threadpoolctl import ThreadpoolController
 
 from hmc_onnx.execution.checkpoint import Journal
+from hmc_onnx.records.work import Work
 from passes.core.errors import SettingsError
-from passes.core.progress import Progress, silent
 from passes.core.shelf import MEMORY, Shelf
 
-__all__ = ["HERE", "Pool", "Task", "Work", "pool"]
+__all__ = ["Pool", "Task", "pool"]
 
-Backend = Literal["processes", "dask", "ray"]
 Task = Callable[[], tuple[Any, ...]]
 
 # How often tasks are given out again that were lost with a worker.
@@ -39,32 +38,11 @@ IDLE = 24 * 3600
 LOOKED_FOR = 1.0
 
 
-@dataclass(frozen=True)
-class Work:
-    """Where long work is done; none of this changes its results.
-
-    Attributes:
-        folder: for the journal, from which a run that was cut off goes on.
-        backend, address: "processes" of this machine, or the cluster of "dask" or "ray" at an address.
-        jobs: processes of this machine; None: one a core.
-        memory: gigabytes of activations to hold in memory, of all processes together; what is more is held on disk.
-    """
-
-    folder: Path | None = None
-    backend: Backend = "processes"
-    address: str | None = None
-    jobs: int | None = None
-    memory: float = 2.0
-
-
-HERE = Work()
-
-
 class Pool:
     """Runs tasks, and keeps their results in a journal. Made by `pool`."""
 
-    def __init__(self, work: Work, journal: Journal, progress: Progress, folder: Path) -> None:
-        self.work, self.journal, self.progress = work, journal, progress
+    def __init__(self, work: Work, journal: Journal, folder: Path) -> None:
+        self.work, self.journal, self.progress = work, journal, work.progress
         self._folder = folder
 
     @property
@@ -191,7 +169,7 @@ def _call(name: str, function: Callable[..., Any], *arguments: Any) -> tuple[str
 
 
 @contextmanager
-def pool(work: Work, journal: Journal, progress: Progress = silent) -> Iterator[Pool]:
+def pool(work: Work, journal: Journal) -> Iterator[Pool]:
     """A pool whose workers are there within it, and gone behind it, whatever happened.
 
     Raises:
@@ -200,7 +178,7 @@ def pool(work: Work, journal: Journal, progress: Progress = silent) -> Iterator[
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="hmc_onnx-")))
         stack.enter_context(_BACKENDS[work.backend](work))
-        yield Pool(work, journal, progress, folder)
+        yield Pool(work, journal, folder)
 
 
 @contextmanager

@@ -10,15 +10,14 @@ import inspect
 import os
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from hmc_onnx.finetune.options import FineTuning
+from hmc_onnx.records.work import HERE, Work
 from passes.core.errors import SettingsError
-from passes.core.progress import Progress, silent
 
 if TYPE_CHECKING:
     from calib.data.calibration import CalibrationData, CalibrationDataReader
@@ -35,8 +34,7 @@ def finetune(
     *,
     preprocess: Preprocess | None = None,
     options: FineTuning | None = None,
-    progress: Progress = silent,
-    work_dir: str | os.PathLike[str] | None = None,
+    work: Work = HERE,
 ) -> FineTuned:
     """Train a compressed model against the original; only the values of its initializers change.
 
@@ -47,8 +45,7 @@ def finetune(
             `compress` takes, which is held in memory. Labels are used where there are any.
         preprocess: of the images of a path; as the networks are served.
         options: see `FineTuning`; ten epochs if not given.
-        progress: called as the work goes on.
-        work_dir: a folder for checkpoints, from which a run that was cut off goes on.
+        work: its folder holds checkpoints, from which a run that was cut off goes on.
 
     Returns:
         The model, and what each epoch came to. On images that were held back it is never worse than it was.
@@ -58,8 +55,7 @@ def finetune(
         ModelError: the signatures differ, or an operator cannot be trained through.
         DataError: the data do not fit, or are too few.
     """
-    folder = None if work_dir is None else Path(work_dir)
-    return with_torch().finetune_models(model, teacher, data, preprocess, options or FineTuning(), progress, folder)
+    return with_torch().finetune_models(model, teacher, data, preprocess, options or FineTuning(), work)
 
 
 def with_torch() -> Any:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from calib.data.preprocess import Preprocess
 from calib.data.readers import open_source
 from calib.data.sources import ReadyTensors, Source
 from hmc_onnx.analysis.model_inputs import fit, is_float, load_supported, preprocessing, signature
-from hmc_onnx.comparison.verification import judged_in_both, same_signature
+from hmc_onnx.comparison.verification import judged_in_both
 from hmc_onnx.execution.checkpoint import Journal
 from hmc_onnx.finetune.batchnorm import Inserted, folded, has_batchnorm, reinserted, restated
 from hmc_onnx.finetune.images import Batch, TrainingImages
@@ -27,12 +26,14 @@ from hmc_onnx.finetune.module import GraphModule, updated
 from hmc_onnx.finetune.options import Epoch, FineTuning
 from hmc_onnx.finetune.processes import Processes, processes
 from hmc_onnx.finetune.trainer import Trainer, TrainingError
+from hmc_onnx.records.work import HERE, Work
 from passes.core.errors import DataError, ModelError, SettingsError
-from passes.core.progress import Progress, silent
+from passes.core.progress import silent
 from passes.graph.external import brought_in
 from passes.graph.files import save
 from passes.graph.model import Model, digest
 from passes.graph.protos import check, first_line
+from passes.graph.signature import same_signature
 
 __all__ = ["FineTuned", "check_trainable", "finetune_models"]
 
@@ -74,8 +75,7 @@ def finetune_models(
     data: Any,
     preprocess: Preprocess | None,
     options: FineTuning,
-    progress: Progress = silent,
-    folder: Path | None = None,
+    work: Work = HERE,
 ) -> FineTuned:
     """As `hmc_onnx.finetune`, which makes sure that torch is there."""
     model, teacher = (brought_in(m) if isinstance(m, onnx.ModelProto) else load_supported(m) for m in (model, teacher))
@@ -108,9 +108,9 @@ def finetune_models(
             "data": f"{source.digest()} {preprocess}",
             "settings": options.model_dump_json(),
         }
-        journal = Journal(folder, identity)
+        journal = Journal(work.work_dir, identity)
         trainer = Trainer(
-            student, answering, images, held, loss, options, here, journal, silent if here.rank else progress
+            student, answering, images, held, loss, options, here, journal, silent if here.rank else work.progress
         )
         stopped = None
         try:

@@ -6,7 +6,6 @@ which the search has not seen either, or the next slower one is taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,18 +14,20 @@ import onnx
 from calib.data.calibration import CalibrationData
 from calib.runtime.batching import at_once, declared_batch
 from calib.runtime.sessions import Runtime
-from hmc_onnx.comparison.verification import Visited, judged
-from hmc_onnx.execution.checkpoint import Journal
+from hmc_onnx.comparison.verification import judged
+from hmc_onnx.execution.context import Context
+from hmc_onnx.planning.planner import Planner
+from hmc_onnx.records.comparison import Visited
+from hmc_onnx.records.goal import Target
 from hmc_onnx.records.plan import Plan
-from hmc_onnx.records.settings import Target
+from hmc_onnx.rewriting.applying import apply
 from passes.core.errors import DataError, SettingsError
-from passes.core.progress import Progress, silent
 
-__all__ = ["Found", "Split", "search", "split"]
+__all__ = ["Found", "Search", "Split", "split"]
 
-# Budgets that are tried, the first one, and how close two need not come.
+# Budgets to try at most, the first of them, and the width of the interval at which the search ends.
 MOST_VISITS, FIRST, CLOSE = 7, 0.6, 0.02
-# Images to search with, and as many to confirm with, at most; and of all, where there are no more than the samples.
+# Upper bound on the images to search with, and as many to confirm with; and the share of all where they are few.
 MOST_HELD, SHARE_HELD = 2000, 0.2
 LEAST_HELD = 20
 AT_ONCE = 128
@@ -71,83 +72,80 @@ class Found:
     curve: list[Visited]
 
 
-def search(
-    original: onnx.ModelProto,
-    plan_for: Callable[[Target], Plan],
-    apply: Callable[[Plan], onnx.ModelProto],
-    images: Split,
-    max_drop: float,
-    runtime: Runtime,
-    journal: Journal,
-    name: str,
-    progress: Progress = silent,
-) -> Found:
-    """The fastest network whose loss is within the bound, on the search's images and on those to confirm with.
+class Search:
+    """Looks for the fastest network whose loss is within a bound.
 
     Args:
-        original: the model as it is served.
-        plan_for: makes a plan for a target; raises SettingsError where none can be.
-        apply: carries a plan out.
+        context: of the run, with the images to calibrate with.
+        planner: makes the plans.
         images: see `Split`; with labels the loss is that of top-1, without the share of images whose class changes.
-        max_drop: the bound, from 0 to 1.
-        runtime: how to run the models.
-        journal: keeps what was visited, under
-        name: of the strategy.
-        progress: called as the work goes on.
-
-    Raises:
-        SettingsError: no network within the bound is faster than the original.
+        name: of the planner's strategy, under which the checkpoint keeps what was visited.
     """
-    judges = [_Judge(original, part, runtime) for part in (images.search, images.confirm)]
-    visited: list[tuple[Visited, Plan, onnx.ModelProto | None]] = []
-    low, high, share = 0.0, 1.0, FIRST
-    for visit in range(MOST_VISITS):
-        progress("search", visit, MOST_VISITS)
-        key = f"visited/{name} {max_drop!r} {share!r} {images.search.digest()}"
-        compressed = None
-        if key in journal:
-            point, plan = journal.load(key)
-        else:
-            point, plan, compressed = _visit(share, plan_for, apply, judges)
-            journal.save(key, (point, plan))
-        if point is not None:
-            visited.append((point, plan, compressed))
-        if point is None or point.drop > max_drop:
-            low = share
-        else:
-            high = min(share, point.latency)
-        if high - low < CLOSE:
-            break
-        share = round((low + high) / 2, 3) if low else round(high * FIRST, 3)
-    progress("search", MOST_VISITS, MOST_VISITS)
-    visited.sort(key=lambda visit: visit[0].latency)
-    chosen = next((i for i, (p, *_) in enumerate(visited) if max(p.drop, p.confirmed) <= max_drop), None)
-    if chosen is None:
-        least = min((max(p.drop, p.confirmed) for p, *_ in visited), default=1.0)
-        raise SettingsError(
-            f"no faster network was found that loses at most {max_drop:g}, the least that was tried loses {least:.4f}: "
-            "allow more, or calibrate on more images"
+
+    def __init__(self, context: Context, planner: Planner, images: Split, name: str) -> None:
+        self._context, self._planner, self._name = context, planner, name
+        self._digest = images.search.digest()
+        self._judges = [_Judge(context.served, part, context.runtime) for part in (images.search, images.confirm)]
+
+    def run(self, max_drop: float) -> Found:
+        """The fastest network whose loss is within the bound, on the search's images and on those to confirm with.
+
+        Args:
+            max_drop: the bound, from 0 to 1.
+
+        Raises:
+            SettingsError: no network within the bound is faster than the original.
+        """
+        visited: list[tuple[Visited, Plan, onnx.ModelProto | None]] = []
+        low, high, share = 0.0, 1.0, FIRST
+        for visit in range(MOST_VISITS):
+            self._context.progress("search", visit, MOST_VISITS)
+            point, plan, compressed = self._visited(share, f"{max_drop!r} {share!r} {self._digest}")
+            if point is not None and plan is not None:
+                visited.append((point, plan, compressed))
+            if point is None or point.drop > max_drop:
+                low = share
+            else:
+                high = min(share, point.latency)
+            if high - low < CLOSE:
+                break
+            share = round((low + high) / 2, 3) if low else round(high * FIRST, 3)
+        self._context.progress("search", MOST_VISITS, MOST_VISITS)
+        visited.sort(key=lambda visit: visit[0].latency)
+        chosen = next((i for i, (p, *_) in enumerate(visited) if max(p.drop, p.confirmed) <= max_drop), None)
+        if chosen is None:
+            least = min((max(p.drop, p.confirmed) for p, *_ in visited), default=1.0)
+            raise SettingsError(
+                f"no faster network was found that loses at most {max_drop:g}, the least that was tried loses "
+                f"{least:.4f}: allow more, or calibrate on more images"
+            )
+        curve = [p.model_copy(update={"chosen": i == chosen}) for i, (p, *_) in enumerate(visited)]
+        _, plan, model = visited[chosen]
+        return Found(model or apply(self._context, plan), plan, curve)
+
+    def _visited(self, share: float, key: str) -> tuple[Visited | None, Plan | None, onnx.ModelProto | None]:
+        """A network of a share of the time; its model only where it is not known from the checkpoint."""
+        checkpoint, key = self._context.checkpoint, f"visited/{self._name} {key}"
+        if key in checkpoint:
+            return *checkpoint.load(key), None
+        point, plan, compressed = self._visit(share)
+        checkpoint.save(key, (point, plan))
+        return point, plan, compressed
+
+    def _visit(self, share: float) -> tuple[Visited | None, Plan | None, onnx.ModelProto | None]:
+        try:
+            # planned once, as each network is judged by the time that it takes, whatever was asked for
+            plan = self._planner.plan(Target(latency=share), most=1)
+        except SettingsError:  # below what can be reached
+            return None, None, None
+        compressed = apply(self._context, plan)
+        assert plan.latency is not None
+        latency = plan.latency.expected if plan.latency.measured is None else plan.latency.measured
+        (drop, _), (confirmed, uncertainty) = (judge.drop(compressed) for judge in self._judges)
+        visited = Visited(
+            target=share, latency=latency, drop=drop, confirmed=confirmed, uncertainty=uncertainty, chosen=False
         )
-    curve = [p.model_copy(update={"chosen": i == chosen}) for i, (p, *_) in enumerate(visited)]
-    _, plan, model = visited[chosen]
-    return Found(model or apply(plan), plan, curve)
-
-
-def _visit(
-    share: float, plan_for: Callable[[Target], Plan], apply: Callable[[Plan], onnx.ModelProto], judges: list[_Judge]
-) -> tuple[Visited | None, Plan | None, onnx.ModelProto | None]:
-    try:
-        plan = plan_for(Target(latency=share))
-    except SettingsError:  # below what can be reached
-        return None, None, None
-    compressed = apply(plan)
-    assert plan.latency is not None
-    latency = plan.latency.expected if plan.latency.measured is None else plan.latency.measured
-    (drop, _), (confirmed, uncertainty) = (judge.drop(compressed) for judge in judges)
-    visited = Visited(
-        target=share, latency=latency, drop=drop, confirmed=confirmed, uncertainty=uncertainty, chosen=False
-    )
-    return visited, plan, compressed
+        return visited, plan, compressed
 
 
 class _Judge:

@@ -1,14 +1,16 @@
-"""From a profile to a plan: one choice a group and a layer, least sensitivity in all, within the budget.
+"""The integer program: one choice a group and a layer, the least loss of accuracy in all, within the budget.
 
-A mixed-integer program, solved exactly by HiGHS (`scipy.optimize.milp`). Binary x[g, a] says that group g
-takes choice a, z[l, c] that layer l takes choice c, and since a layer's choice c names what its input and
-output group keep,
+Binary x[g, a] says that group g takes choice a, z[l, c] that layer l takes choice c, and since a layer's choice c names
+what its input and output group keep,
 
     Σ_c z[l, c] = 1,   Σ_{c: inputs(c) = a} z[l, c] = x[input group of l, a],   likewise for outputs,
 
-so the MACs of every layer are exact whatever is combined. Sensitivities add up: errors that are small and
-unrelated add in the square, and the KL divergence is quadratic in them. The strategies are the same program
-with fewer choices.
+so the MACs of every layer are exact whatever is combined. Sensitivities add up: errors that are small and unrelated add
+in the square, and the KL divergence is quadratic in them. The strategies are the same program with fewer choices.
+
+HiGHS solves it (`scipy.optimize.milp`) to a relative gap of `OPTIMAL_GAP`. Its effort is bounded by the number of nodes
+of the search tree and not by time, so the same profile and target always give the same plan; a plan that the bound cut
+short has a larger gap, which it states.
 """
 
 from __future__ import annotations
@@ -21,102 +23,32 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from hmc_onnx.planning.hmc_groups import bearing, differences
-from hmc_onnx.records.plan import GroupPlan, LayerPlan, Plan, PlannedLatency
+from hmc_onnx.records.goal import Strategy, Target
+from hmc_onnx.records.plan import OPTIMAL_GAP, GroupPlan, LayerPlan, Plan, PlannedLatency
 from hmc_onnx.records.profile import KEEP, REMOVED, GroupProfile, LatencyProfile, LayerChoice, LayerProfile, Profile
-from hmc_onnx.records.settings import Strategy, Target
 from passes.core.errors import HmcError, SettingsError
 
-__all__ = ["solve"]
+__all__ = ["Program", "solve"]
 
 # What may be bounded, and how a target names it.
 NAMES = {"seconds": "latency", "macs": "macs", "parameters": "params"}
+# Nodes of the search tree after which the best plan found is taken; a ResNet-56 takes some tens.
+MOST_NODES = 20_000
+
 Allowed = Callable[[LayerProfile, LayerChoice], bool]
 
 
-def solve(profile: Profile, target: Target, strategy: Strategy = "hmc", correction: float = 1.0) -> Plan:
-    """The plan of least total sensitivity.
-
-    Args:
-        profile: with latencies, if the target bounds the latency.
-        target: see `Target`.
-        strategy: which choices are allowed.
-        correction: share of the time that is allowed, of that which the target does: below 1 where networks of the
-            planned shapes have been found slower than the sum of their parts.
-
-    Raises:
-        SettingsError: no combination of candidates meets the target; the message says what is possible.
-    """
-    shares = {"seconds": target.latency, "macs": target.macs, "parameters": target.params}
-    bounds = {k: v for k, v in shares.items() if v is not None}
-    if not bounds:
-        raise SettingsError("the target bounds nothing: give latency=…, macs=… or params=…")
-    if "seconds" in bounds:
-        if profile.latency is None:
-            raise SettingsError("the profile has no latencies: profile again with --latency, or give another target")
-        bounds["seconds"] *= correction
-    program = _Program(profile, _allowed(profile, strategy))
-    limits = {k: share * program.original[k] for k, share in bounds.items()}
-    solution = program.minimise(program.sensitivity, limits)
-    if solution is None:
-        possible = []
-        for k in bounds:
-            least = program.minimise(program.cost[k], {})
-            assert least is not None
-            least_share = program.spent(k, least) / program.original[k] / (correction if k == "seconds" else 1)
-            possible.append(f"{NAMES[k]}={math.ceil(least_share * 1000) / 1000:.3f}")  # up: it can be asked for
-        aligned = f" or align to fewer than {profile.align} channels" if profile.align > 1 else ""
-        again = (
-            "; if the machine was busy when it was timed, have it timed again "
-            "('hmc-onnx latency clear', and another --work-dir or --latency-table where one was given)"
-            if "seconds" in bounds
-            else ""
-        )
-        raise SettingsError(
-            f"target {target} is below what strategy '{strategy}' can reach on this model, "
-            f"{' or '.join(possible)}: keep more{aligned}{again}"
-        )
-    return _plan(profile, program, solution, target, strategy)
+def solve(profile: Profile, target: Target, strategy: Strategy = "hmc") -> Plan:
+    """The plan of least total sensitivity: see `Program.solve`."""
+    return Program(profile, strategy).solve(target)
 
 
-def _allowed(profile: Profile, strategy: Strategy) -> Allowed:
-    """Which choices a strategy may take."""
-    if strategy == "hmc":
-        return lambda layer, c: True
-    if strategy == "prune":
-        return lambda layer, c: c.method in (KEEP, REMOVED)
-    if strategy == "lowrank":
-        return lambda layer, c: c.inputs == c.outputs == 0
-    if strategy == "ahc":  # both or neither; low rank alone where there is nothing to prune
+class Program:
+    """The choices that a strategy allows on a profile, their costs, and the constraints that tie them together."""
 
-        def both_or_neither(layer: LayerProfile, c: LayerChoice) -> bool:
-            if layer.input_group is None and layer.output_group is None:
-                return True
-            return (c.inputs == c.outputs == 0) == (c.method == KEEP)
-
-        return both_or_neither
-    difference = differences(profile)
-    pruned = {
-        g.name for g in profile.groups if sum((difference[n] or 0.0) * m for n, m in _macs(g, profile).items()) < 0
-    }
-
-    def one_method(layer: LayerProfile, c: LayerChoice) -> bool:
-        if {layer.input_group, layer.output_group} & pruned:
-            ends = ((layer.input_group, c.inputs), (layer.output_group, c.outputs))
-            return c.method in (KEEP, REMOVED) and all(i == 0 or g in pruned for g, i in ends)
-        return c.inputs == c.outputs == 0
-
-    return one_method
-
-
-def _macs(group: GroupProfile, profile: Profile) -> dict[str, int]:
-    members = {*group.producers, *group.consumers}
-    return {layer.name: layer.macs for layer in profile.layers if layer.name in members}
-
-
-class _Program:
-    """The variables, their costs, and the constraints that make a choice a choice."""
-
-    def __init__(self, profile: Profile, allowed: Allowed) -> None:
+    def __init__(self, profile: Profile, strategy: Strategy = "hmc") -> None:
+        self.profile, self.strategy = profile, strategy
+        allowed = _allowed(profile, strategy)
         self.original = {"macs": float(profile.macs), "parameters": float(profile.parameters)}
         if profile.latency is not None:
             self.original["seconds"] = profile.latency.seconds
@@ -168,8 +100,56 @@ class _Program:
         matrix = coo_array((value, (at, of)), shape=(len(rows), self.count)).tocsr()
         return LinearConstraint(matrix, right, right)
 
-    def minimise(self, objective: np.ndarray, limits: dict[str, float]) -> np.ndarray | None:
-        """The best 0/1 vector, or None if there is none within the limits."""
+    def solve(self, target: Target, correction: float = 1.0) -> Plan:
+        """The plan of least total sensitivity.
+
+        Args:
+            target: see `Target`; the profile must have latencies if it bounds them.
+            correction: factor on the bound on the time: below 1 where networks of the planned shapes have been found
+                slower than the sum of their parts.
+
+        Raises:
+            SettingsError: no combination of candidates meets the target; the message says what is possible.
+        """
+        profile = self.profile
+        shares = {"seconds": target.latency, "macs": target.macs, "parameters": target.params}
+        bounds = {k: v for k, v in shares.items() if v is not None}
+        if not bounds:
+            raise SettingsError("the target bounds nothing: give latency=…, macs=… or params=…")
+        if "seconds" in bounds:
+            if profile.latency is None:
+                raise SettingsError(
+                    "the profile has no latencies: profile again with --latency, or give another target"
+                )
+            bounds["seconds"] *= correction
+        solution, gap = self._minimise(self.sensitivity, {k: v * self.original[k] for k, v in bounds.items()})
+        if solution is None:
+            raise self._unreachable(target, {k: correction if k == "seconds" else 1.0 for k in bounds})
+        return _plan(self, solution, target, gap)
+
+    def _unreachable(self, target: Target, corrections: dict[str, float]) -> SettingsError:
+        """The refusal of a target, with the least that each of its bounds could be."""
+        possible = []
+        for k, correction in corrections.items():
+            least, _ = self._minimise(self.cost[k], {})
+            assert least is not None
+            least_share = self.spent(k, least) / self.original[k] / correction
+            possible.append(f"{NAMES[k]}={math.ceil(least_share * 1000) / 1000:.3f}")  # up: it can be asked for
+        align = self.profile.align
+        aligned = f" or align to fewer than {align} channels" if align > 1 else ""
+        again = (
+            "; if the machine was busy when it was timed, have it timed again "
+            "('hmc-onnx latency clear', and another --work-dir or --latency-table where one was given)"
+            if "seconds" in corrections
+            else ""
+        )
+        return SettingsError(
+            f"target {target} is below what strategy '{self.strategy}' can reach on this model, "
+            f"{' or '.join(possible)}: keep more{aligned}{again}"
+        )
+
+    def _minimise(self, objective: np.ndarray, limits: dict[str, float]) -> tuple[np.ndarray | None, float]:
+        """The best 0/1 vector, None if there is none within the limits, and the proven relative gap to the optimum."""
         constraints = [self.choice]
         for k, limit in limits.items():
             scale = max(abs(limit), 1e-12) / 1e4  # HiGHS's tolerance is 1e-6, absolute: a limit is kept to ten digits
@@ -180,17 +160,52 @@ class _Program:
             integrality=np.ones(self.count, int),
             bounds=Bounds(0, 1),
             constraints=constraints,
-            options={"mip_rel_gap": 1e-4, "time_limit": 120.0},
+            options={"mip_rel_gap": OPTIMAL_GAP, "node_limit": MOST_NODES},
         )
         if result.x is None:
             if result.status == 2:
-                return None
+                return None, 0.0
             raise HmcError(f"the solver stopped without a plan: {result.message}")
-        return np.round(result.x)
+        return np.round(result.x), float(result.mip_gap)
 
     def spent(self, what: str, solution: np.ndarray) -> float:
         """Seconds, MACs or parameters of a solution, for the whole network."""
         return float(self.cost[what] @ solution) + self.fixed[what]
+
+
+def _allowed(profile: Profile, strategy: Strategy) -> Allowed:
+    """Which choices a strategy may take."""
+    if strategy == "hmc":
+        return lambda layer, c: True
+    if strategy == "prune":
+        return lambda layer, c: c.method in (KEEP, REMOVED)
+    if strategy == "lowrank":
+        return lambda layer, c: c.inputs == c.outputs == 0
+    if strategy == "ahc":  # both or neither; low rank alone where there is nothing to prune
+
+        def both_or_neither(layer: LayerProfile, c: LayerChoice) -> bool:
+            if layer.input_group is None and layer.output_group is None:
+                return True
+            return (c.inputs == c.outputs == 0) == (c.method == KEEP)
+
+        return both_or_neither
+    difference = differences(profile)
+    pruned = {
+        g.name for g in profile.groups if sum((difference[n] or 0.0) * m for n, m in _macs(g, profile).items()) < 0
+    }
+
+    def one_method(layer: LayerProfile, c: LayerChoice) -> bool:
+        if {layer.input_group, layer.output_group} & pruned:
+            ends = ((layer.input_group, c.inputs), (layer.output_group, c.outputs))
+            return c.method in (KEEP, REMOVED) and all(i == 0 or g in pruned for g, i in ends)
+        return c.inputs == c.outputs == 0
+
+    return one_method
+
+
+def _macs(group: GroupProfile, profile: Profile) -> dict[str, int]:
+    members = {*group.producers, *group.consumers}
+    return {layer.name: layer.macs for layer in profile.layers if layer.name in members}
 
 
 def _undominated(choices: list[LayerChoice], costs: list[str]) -> list[LayerChoice]:
@@ -207,7 +222,8 @@ def _values(choice: LayerChoice, costs: list[str]) -> tuple[float, ...]:
     return (*(getattr(choice, k) or 0.0 for k in costs), choice.sensitivity)
 
 
-def _plan(profile: Profile, program: _Program, solution: np.ndarray, target: Target, strategy: Strategy) -> Plan:
+def _plan(program: Program, solution: np.ndarray, target: Target, gap: float) -> Plan:
+    profile = program.profile
     groups = {
         g.name: GroupPlan(size=g.size, removed=g.choices[a].removed, sensitivity=g.choices[a].sensitivity)
         for (g, a), taken in zip(program.groups, solution, strict=False)
@@ -232,7 +248,7 @@ def _plan(profile: Profile, program: _Program, solution: np.ndarray, target: Tar
         model=profile.model,
         data=profile.data,
         settings=profile.settings,
-        strategy=strategy,
+        strategy=program.strategy,
         target=target,
         groups=groups,
         layers={layer.name: layers[layer.name] for layer in profile.layers},
@@ -241,10 +257,11 @@ def _plan(profile: Profile, program: _Program, solution: np.ndarray, target: Tar
         parameters=round(program.spent("parameters", solution)),
         latency=None if profile.latency is None else _planned_latency(profile.latency, program, solution),
         sensitivity=float(program.sensitivity @ solution),
+        gap=gap,
     )
 
 
-def _planned_latency(measured: LatencyProfile, program: _Program, solution: np.ndarray) -> PlannedLatency:
+def _planned_latency(measured: LatencyProfile, program: Program, solution: np.ndarray) -> PlannedLatency:
     return PlannedLatency(
         batch=measured.batch,
         machine=measured.machine,

@@ -12,25 +12,20 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import onnx
 
-from calib.data.calibration import CalibrationData
-from calib.measure.latency_table import LatencyTable
-from calib.measure.moments import Moments, sample_positions, sampled_patches
+from calib.measure.moments import Centred, Moments, sample_positions, sampled_patches
 from calib.measure.sensitivity import Bench, Change, cut, forget, measure, windows
 from calib.measure.walk import Walk
-from calib.runtime.batching import calibration_chunks, input_shapes
+from calib.runtime.batching import calibration_chunks
 from calib.runtime.sessions import Runtime, providers
-from hmc_onnx.analysis.subjects import Subject, Subjects, find_subjects
-from hmc_onnx.execution.checkpoint import Journal
-from hmc_onnx.execution.executor import HERE, Pool, Task, Work, pool
-from hmc_onnx.profiling.candidate_times import Chain, Clock, default_align, serving_batch
+from hmc_onnx.analysis.subjects import Subject, Subjects
+from hmc_onnx.execution.context import Context
+from hmc_onnx.execution.executor import Pool, Task, pool
+from hmc_onnx.profiling.candidate_times import Chain, Clock, default_align
 from hmc_onnx.records.profile import GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
-from hmc_onnx.records.settings import Settings
 from hmc_onnx.search_space.candidates import (
     Candidate,
     Times,
@@ -45,16 +40,10 @@ from hmc_onnx.search_space.elimination import Elimination
 from hmc_onnx.search_space.weight_changes import group_changes, layer_changes
 from passes.channels import ChannelGroup
 from passes.core.errors import ModelError
-from passes.core.progress import Progress, silent
-from passes.core.shelf import MEMORY, Kept, Shelf
-from passes.graph.cost import Cost, costs
-from passes.graph.external import LARGE
+from passes.core.shelf import MEMORY, Kept
 from passes.graph.layers import own_values
-from passes.graph.model import Model, digest
-from passes.graph.protos import byte_size
-from passes.graph.shapes import infer_shapes
 
-__all__ = ["identity", "profile"]
+__all__ = ["profile"]
 
 # Images that sensitivity is measured on, for a network of so many MACs and fewer, and for the largest.
 MOST_IMAGES, IMAGE_MACS, LEAST_IMAGES = 256, 5e8, 32
@@ -66,51 +55,28 @@ CONFIDENCE = 0.95
 MOST_OPTIONS = 32
 
 
-def profile(
-    model: Model,
-    data: CalibrationData,
-    settings: Settings,
-    progress: Progress = silent,
-    served: onnx.ModelProto | None = None,
-    table: LatencyTable | None = None,
-    work: Work = HERE,
-) -> Profile:
-    """Profile a normalised model.
-
-    Args:
-        model: normalised; not changed.
-        data: calibration images as feeds of the model.
-        settings: see `Settings`.
-        progress: called as the work goes on.
-        served: the model as it is served, whose latency is measured; default: as it is normalised.
-        table: latencies of another machine, to plan for it.
-        work: where the work is done.
+def profile(context: Context) -> Profile:
+    """Profile the model of a run.
 
     Raises:
         ModelError: the model has no layer that could be compressed.
         SettingsError: the latency table does not fit.
     """
-    profiler = _Profiler(model, data, settings)
-    with pool(work, profiler.journal(work, table), progress) as workers:
-        return profiler.profile(served or model.to_proto(), table, workers)
+    profiler = _Profiler(context)
+    with pool(context.work, context.checkpoint) as workers:
+        return profiler.profile(workers)
 
 
 class _Profiler:
-    """One run: what all its steps share."""
+    """One run of the profiling stage: what all its steps share."""
 
-    def __init__(self, model: Model, data: CalibrationData, settings: Settings) -> None:
-        self.data, self.settings = data, settings
-        self.inputs = input_shapes(model.header, data)
-        proto = model.to_proto()
-        self.digest, self.large = digest(proto), byte_size(proto) > LARGE
-        del proto
-        self.costs = costs(model, self.inputs)
-        self.model = model.copy()
-        self.subjects = find_subjects(self.model, self.inputs)
-        if not (settings.latency if settings.branches is None else settings.branches):
-            self.subjects = replace(self.subjects, removable=set())
+    def __init__(self, context: Context) -> None:
+        self.context, self.settings = context, context.settings
+        self.model = context.normal.copy()
+        own = {name: replace(subject, moments=Centred()) for name, subject in context.subjects.layers.items()}
+        self.subjects = replace(context.subjects, layers=own)
         self.layers = self.subjects.layers
-        if not any(node.op == "Conv" for node in model.graph.nodes):
+        if not any(node.op == "Conv" for node in self.model.graph.nodes):
             raise ModelError("the model has no Conv, so there is nothing to compress: give a convolutional network")
         if not self.layers:
             reasons = "; ".join(f"'{k}': {v}" for k, v in self.subjects.declined.items())
@@ -119,26 +85,22 @@ class _Profiler:
         for name, subject in self.layers.items():  # own initializers, bias included, which can then be fed
             own_values(self.model.graph, self.nodes[name], subject.layer)
 
-    def journal(self, work: Work, table: LatencyTable | None) -> Journal:
-        """The journal of the run."""
-        return Journal(work.folder, identity(self.digest, self.data, self.settings, table))
-
-    def profile(self, served: onnx.ModelProto, table: LatencyTable | None, workers: Pool) -> Profile:
+    def profile(self, workers: Pool) -> Profile:
         """Measure, in workers."""
-        settings, layers, subjects = self.settings, self.layers, self.subjects
-        self.shelf = workers.shelf() if self.large else MEMORY
-        clock = self._clock(served, table, workers) if settings.latency else None
+        context, settings, layers, subjects = self.context, self.settings, self.layers, self.subjects
+        self.shelf = workers.shelf() if context.large else MEMORY
+        clock = Clock(context) if settings.latency else None
+        if clock is not None:
+            clock.time_whole()
         align = settings.align or (clock.align() if clock else default_align(settings.runtime))
-        chunks = calibration_chunks(self.model, self.data, settings.samples, settings.chunk, settings.runtime)
-        memory = int(workers.work.memory * 1e9)
-        _measure_moments(Walk(self.model, chunks, settings.runtime, memory), layers, settings, workers, self.shelf)
+        self._measure_moments(workers)
 
         tasks: dict[str, Task] = {
             n: partial(removal, g, layers, align, settings.fine, self.shelf) for n, g in subjects.groups.items()
         }
         eliminations: dict[str, Elimination] = workers.run("channels to spare", tasks)
         offered = {n: whole_offers(s, align, settings.fine) for n, s in layers.items()}
-        times = self._times(clock, {n: [o.links for o in own] for n, own in offered.items()}, workers)
+        times = self._times(clock, {n: [o.links for o in own] for n, own in offered.items()})
         tasks = {n: partial(_task, decompositions, s, offered[n], times[n], self.shelf) for n, s in layers.items()}
         plain: dict[str, list[Candidate]] = workers.run("decompositions", tasks)
         nats = self._sensitivities(eliminations, plain, workers)
@@ -148,7 +110,7 @@ class _Profiler:
             for g in subjects.groups.values()
         }
         own = {n: self._variants(s, groups, plain[n], align) for n, s in layers.items()}
-        times = self._times(clock, {n: [c for v in vs for c in v.chains] for n, vs in own.items()}, workers)
+        times = self._times(clock, {n: [c for v in vs for c in v.chains] for n, vs in own.items()})
         tasks = {
             name: partial(
                 _task,
@@ -163,19 +125,45 @@ class _Profiler:
             for name, s in layers.items()
         }
         choices = workers.run("decompositions after pruning", tasks)
-        cost = sum(self.costs.values(), Cost())
         return Profile(
-            model=self.digest,
-            data=self.data.digest(),
+            model=context.digest,
+            data=context.data.digest(),
             settings=settings,
             align=align,
-            macs=cost.macs,
-            parameters=cost.parameters,
+            macs=context.cost.macs,
+            parameters=context.cost.parameters,
             latency=clock.profile() if clock else None,
             groups=list(groups.values()),
             layers=[self._layer_profile(n, c) for n, c in choices.items()],
             declined=subjects.declined,
         )
+
+    def _measure_moments(self, workers: Pool) -> None:
+        """Walk over the graph once, and gather the second moments of what each layer reads."""
+        context, settings, layers, checkpoint = self.context, self.settings, self.layers, workers.journal
+        walk = Walk(self.model, context.chunks, settings.runtime, context.memory)
+        rng = np.random.default_rng(settings.seed)
+        for done, (name, subject) in enumerate(layers.items()):
+            workers.progress("second moments", done, len(layers))
+            if subject.grouped:
+                continue
+            geometry = subject.layer.geometry
+            positions = sample_positions(geometry, subject.size, settings.positions, rng)
+            if f"second moments/{name}" in checkpoint:
+                subject.moments = checkpoint.load(f"second moments/{name}")
+                continue
+            walk.advance([subject.layer.input])
+            moments = Moments()
+            for x in walk.values(subject.layer.input):
+                moments.update(sampled_patches(x, geometry, positions))
+            subject.moments = moments.centred(self.shelf)
+            if not np.isfinite(subject.moments.second.array).all():
+                raise ModelError(
+                    f"layer '{subject.layer.name}' reads NaN or infinity on the calibration images: "
+                    "check the weights of the layers before it, and that the images are preprocessed as for training"
+                )
+            checkpoint.save(f"second moments/{name}", subject.moments)
+        workers.progress("second moments", len(layers), len(layers))
 
     def _sensitivities(
         self, eliminations: dict[str, Elimination], plain: dict[str, list[Candidate]], workers: Pool
@@ -186,23 +174,23 @@ class _Profiler:
             *group_changes(self.subjects, eliminations, self.nodes),
             *layer_changes(self.layers, plain, self.nodes),
         ]
-        macs = sum(self.costs.values(), Cost()).macs
+        context, macs = self.context, self.context.cost.macs
         images = settings.kl_samples or int(
             min(max(MOST_IMAGES * IMAGE_MACS / max(macs, 1), LEAST_IMAGES), MOST_IMAGES)
         )
         chunk = min(settings.chunk, math.ceil(images / KL_CHUNKS))
         proto = self.model.to_proto()
         # a device is one, and workers would share it; of a large model each would hold what its sessions hold
-        here = provider != "CPUExecutionProvider" or self.large
+        here = provider != "CPUExecutionProvider" or context.large
         windowed = list(windows(changes, len(self.model.graph.nodes), MOST_OPTIONS))
         bench = Bench(
-            key=f"{self.digest} {self.data.digest()} {settings.model_dump_json()}",
+            key=f"{context.digest} {context.data.digest()} {settings.model_dump_json()}",
             model=proto,
             cuts=[cut(w) for w in windowed],
-            chunks=calibration_chunks(self.model, self.data, images, chunk, settings.runtime),
+            chunks=calibration_chunks(context.normal, context.data, images, chunk, settings.runtime),
             runtime=settings.runtime if here else Runtime(settings.provider, 1),
             confidence=None if settings.exhaustive else CONFIDENCE,
-            memory=int(workers.work.memory * 1e9 / (1 if here else workers.workers)),
+            memory=context.memory // (1 if here else workers.workers),
         )
         shared = workers.share("bench", bench, here)
         tasks: dict[str, Task] = {
@@ -214,20 +202,12 @@ class _Profiler:
         workers.renew()  # sessions and activations are let go of before the largest layers are decomposed
         return {key: value for window in found.values() for key, value in window.items()}
 
-    def _clock(self, served: onnx.ModelProto, table: LatencyTable | None, workers: Pool) -> Clock:
-        batch = serving_batch(served, self.data.feeds, self.settings.batch)
-        shapes = infer_shapes(self.model, self.inputs)
-        folder = workers.journal.folder
-        clock = Clock(self.digest, self.layers, self.model.graph, shapes, batch, self.settings.runtime, table, folder)
-        clock.time_whole(served, self.data)
-        return clock
-
-    def _times(self, clock: Clock | None, chains: Mapping[str, list[Chain]], workers: Pool) -> dict[str, Times]:
+    def _times(self, clock: Clock | None, chains: Mapping[str, list[Chain]]) -> dict[str, Times]:
         """Seconds of each layer's chains and of the layer itself, measured where they are not known."""
         if clock is None:
             return dict.fromkeys(chains)
         every = {n: [(self.layers[n].layer.geometry,), *own] for n, own in chains.items()}
-        clock.measure(((n, c) for n, own in every.items() for c in own), workers.progress)
+        clock.measure((n, c) for n, own in every.items() for c in own)
         return {n: clock.times(n, own) for n, own in every.items()}
 
     def _variants(
@@ -244,21 +224,10 @@ class _Profiler:
             input_group=subject.input_group,
             output_group=subject.output_group,
             macs=subject.layer.geometry.macs(subject.size),
-            parameters=self.costs[name].parameters,  # without the bias that the layer may be given
+            parameters=self.context.costs[name].parameters,  # without the bias that the layer may be given
             seconds=choices[0].seconds,
             choices=choices,
         )
-
-
-def identity(model: str, data: CalibrationData, settings: Settings, table: LatencyTable | None) -> dict[str, str]:
-    """What a journal is of."""
-    return {
-        "version": version("hmc-onnx"),
-        "model": model,
-        "data": data.digest(),
-        "settings": settings.model_dump_json(),
-        "latency table": table.digest() if table else "",
-    }
 
 
 def _task(*call: Any) -> tuple[Any, ...]:
@@ -270,31 +239,6 @@ def _measuring(
 ) -> tuple[Any, ...]:
     """A task; where nothing has to be sent away, values are made one by one, as each is tried."""
     return measure, shared, key, number, window if here else [change.made() for change in window]
-
-
-def _measure_moments(walk: Walk, layers: dict[str, Subject], settings: Settings, workers: Pool, shelf: Shelf) -> None:
-    rng = np.random.default_rng(settings.seed)
-    for done, (name, subject) in enumerate(layers.items()):
-        workers.progress("second moments", done, len(layers))
-        if subject.grouped:
-            continue
-        geometry = subject.layer.geometry
-        positions = sample_positions(geometry, subject.size, settings.positions, rng)
-        if f"second moments/{name}" in workers.journal:
-            subject.moments = workers.journal.load(f"second moments/{name}")
-            continue
-        walk.advance([subject.layer.input])
-        moments = Moments()
-        for x in walk.values(subject.layer.input):
-            moments.update(sampled_patches(x, geometry, positions))
-        subject.moments = moments.centred(shelf)
-        if not np.isfinite(subject.moments.second.array).all():
-            raise ModelError(
-                f"layer '{subject.layer.name}' reads NaN or infinity on the calibration images: "
-                "check the weights of the layers before it, and that the images are preprocessed as for training"
-            )
-        workers.journal.save(f"second moments/{name}", subject.moments)
-    workers.progress("second moments", len(layers), len(layers))
 
 
 def _group_profile(

@@ -8,12 +8,15 @@ from typing import Literal
 from pydantic import Field
 
 from calib.measure.latency_table import Machine
-from hmc_onnx.records.profile import Profile
-from hmc_onnx.records.settings import Settings, Strategy, Target
+from hmc_onnx.records.goal import Strategy, Target
+from hmc_onnx.records.settings import Settings
 from passes.core.errors import PlanError
-from passes.core.records import Frozen, read_record, write_json
+from passes.core.records import Frozen, read_record
 
-__all__ = ["GroupPlan", "LayerPlan", "Plan", "PlannedLatency", "read_plan", "read_profile", "write_json"]
+__all__ = ["OPTIMAL_GAP", "GroupPlan", "LayerPlan", "Plan", "PlannedLatency"]
+
+# The relative gap to the proven lower bound at which a plan counts as optimal.
+OPTIMAL_GAP = 1e-4
 
 
 class GroupPlan(Frozen):
@@ -68,7 +71,8 @@ class PlannedLatency(Frozen):
 class Plan(Frozen):
     """Everything that `apply` does, keyed by the model and data it was made from.
 
-    `macs`, `parameters`, `latency` and `sensitivity` are what the solver expects of the whole network.
+    `macs`, `parameters`, `latency` and `sensitivity` are what the solver expects of the whole network. `gap` is the
+    relative distance between `sensitivity` and the least that the solver has proven possible.
     """
 
     version: Literal[1] = 1
@@ -84,17 +88,32 @@ class Plan(Frozen):
     parameters: int
     latency: PlannedLatency | None = None
     sensitivity: float
+    gap: float = 0.0
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan that was saved, and perhaps edited.
 
-def read_plan(path: str | os.PathLike[str]) -> Plan:
-    """Read a plan.
+        Raises:
+            PlanError: the file is missing or malformed.
+        """
+        return read_record(path, cls, "plan", "a valid plan", PlanError)
 
-    Raises:
-        PlanError: it is missing or malformed.
-    """
-    return read_record(path, Plan, "plan", "a valid plan", PlanError)
+    @property
+    def proven(self) -> bool:
+        """Whether no plan within the target is known to be possible that loses less, but for a negligible share."""
+        return self.gap <= OPTIMAL_GAP
 
-
-def read_profile(path: str | os.PathLike[str]) -> Profile:
-    """Read a profile; raises as `read_plan`."""
-    return read_record(path, Profile, "profile", "a valid profile", PlanError)
+    def explain(self) -> str:
+        """What is done to each channel group and layer that is changed, and why: a line each."""
+        lines = [f"strategy {self.strategy}, target {self.target}: {self.macs:,} MACs, {self.parameters:,} parameters"]
+        if not self.proven:
+            lines.append(f"not proven to be the best plan: another may lose {self.gap:.1%} less")
+        for name, group in self.groups.items():
+            if group.removed:
+                left = group.size - len(group.removed)
+                lines.append(f"channels of {name}: {left} of {group.size} are kept")
+        for name, layer in self.layers.items():
+            method = f"{layer.method} of rank {layer.rank}" if layer.rank else layer.method
+            lines.append(f"{name}: {method}: {layer.reason}")
+        return "\n".join(lines)

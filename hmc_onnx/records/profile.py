@@ -7,11 +7,14 @@ the network's output from the original's with that candidate alone.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Literal
 
 from calib.measure.latency_table import Machine
 from hmc_onnx.records.settings import Settings
-from passes.core.records import Frozen
+from passes.core.errors import PlanError
+from passes.core.records import Frozen, read_record
 
 __all__ = ["KEEP", "REMOVED", "GroupChoice", "GroupProfile", "LatencyProfile", "LayerChoice", "LayerProfile", "Profile"]
 
@@ -109,3 +112,29 @@ class Profile(Frozen):
     groups: list[GroupProfile]
     layers: list[LayerProfile]
     declined: dict[str, str]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Profile:
+        """Read a profile that was saved.
+
+        Raises:
+            PlanError: the file is missing or malformed.
+        """
+        return read_record(path, cls, "profile", "a valid profile", PlanError)
+
+    def explain(self) -> str:
+        """How much each group and layer was found to bear: a line each, with the least and the most that it loses."""
+        lines = [f"{self.macs:,} MACs, {self.parameters:,} parameters, multiples of {self.align} channels"]
+        for group in self.groups:
+            lines.append(
+                f"channels of {group.name} ({group.size}): {_range([c.sensitivity for c in group.choices[1:]])}"
+            )
+        for layer in self.layers:
+            whole = [c.sensitivity for c in layer.choices if c.measured and c.rank]
+            lines.append(f"{layer.name}: {len(layer.choices)} choices; decomposed {_range(whole)}")
+        lines += [f"{name}: left alone, {reason}" for name, reason in self.declined.items()]
+        return "\n".join(lines)
+
+
+def _range(nats: Sequence[float]) -> str:
+    return f"loses {min(nats):.1e} to {max(nats):.1e} nats" if nats else "is not offered"

@@ -1,36 +1,21 @@
-"""The settings of a run, the same from the command line, a YAML file and Python."""
+"""What a profile depends on besides the model and the images: the same from the command line, YAML and Python."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from calib.measure.latency_table import LatencyTable
 from calib.runtime.sessions import Runtime
-from passes.core.errors import SettingsError
+from passes.core.records import Frozen
 
-__all__ = ["QUICK", "Settings", "Strategy", "Target", "parse_target"]
-
-Strategy = Literal["hmc", "nahc", "ahc", "prune", "lowrank"]
+__all__ = ["QUICK", "Settings"]
 
 
-class Target(BaseModel):
-    """The share of the original's time, MACs and parameters that may be used; None where there is no bound."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    latency: float | None = Field(default=None, gt=0, le=1)
-    macs: float | None = Field(default=None, gt=0, le=1)
-    params: float | None = Field(default=None, gt=0, le=1)
-
-    def __str__(self) -> str:
-        return ",".join(f"{k}={v:g}" for k, v in self if v is not None)
-
-
-class Settings(BaseModel):
+class Settings(Frozen):
     """What a profile depends on, besides the model and the data."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     samples: int = Field(default=1024, ge=1, description="calibration images for the second moments")
     kl_samples: int | None = Field(
@@ -61,6 +46,11 @@ class Settings(BaseModel):
     )
     exhaustive: bool = Field(default=False, description="measure every candidate's sensitivity on all images")
     chunk: int = Field(default=128, ge=1, description="images run at once while measuring sensitivity")
+    latency_table: LatencyTable | Path | None = Field(
+        default=None,
+        exclude=True,  # a profile holds the table's digest
+        description="times of another machine, to plan for it: see `hmc-onnx latency measure`",
+    )
 
     @property
     def runtime(self) -> Runtime:
@@ -70,27 +60,3 @@ class Settings(BaseModel):
 
 # What `--quick` sets where nothing else is said.
 QUICK = {"samples": 256, "kl_samples": 16, "positions": 32, "fine": False}
-
-
-def parse_target(text: str) -> Target:
-    """Read "latency=0.6", "macs=0.5", "params=0.4" or several with commas between.
-
-    Raises:
-        SettingsError: anything else, or a share outside (0, 1].
-    """
-    values: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, number = (word.strip() for word in part.partition("="))
-        try:
-            repeated, values[name] = name in values, float(number)
-        except ValueError:
-            repeated = True
-        if repeated or name not in Target.model_fields:
-            raise SettingsError(
-                f"target '{text}' is not understood: "
-                "write latency=0.6, macs=0.5 or params=0.5, or several with commas between"
-            )
-    for name, value in values.items():
-        if not 0 < value <= 1:
-            raise SettingsError(f"target {name}={value:g} is out of range: it is a share, above 0 and at most 1")
-    return Target(**values)

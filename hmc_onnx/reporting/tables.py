@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from calib.measure.latency_table import LatencyTable
-from hmc_onnx.comparison.verification import Verification, Visited
 from hmc_onnx.finetune.options import Epoch, best_epoch
+from hmc_onnx.records.comparison import Verification, Visited
 from hmc_onnx.records.plan import Plan
 
 __all__ = ["comparison", "epochs_table", "latency_table", "plan_tables"]

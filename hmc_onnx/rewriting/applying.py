@@ -12,25 +12,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
-from calib.data.calibration import CalibrationData
 from calib.measure.moments import Moments, sample_positions, sampled_outputs, sampled_patches
 from calib.measure.walk import Walk
-from calib.runtime.batching import calibration_chunks, input_shapes
 from calib.runtime.observing import observe
+from hmc_onnx.execution.context import Context
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
 from passes.branches import branch_sum, remove_branch
 from passes.channels import ChannelGroup, Channels, trace
 from passes.core.errors import PlanError
 from passes.core.linear_algebra import damped, ridge
-from passes.core.progress import Progress, silent
 from passes.decompose import DECOMPOSITIONS, compose
 from passes.graph.external import folder_of, let_go, move_out
 from passes.graph.layers import Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
 from passes.graph.model import Model
 from passes.graph.shapes import Shapes, infer_shapes
+from passes.graph.signature import same_signature
 
 __all__ = ["apply", "shaped"]
 
@@ -40,39 +40,32 @@ LAYERS = ("Conv", "Gemm")
 UNCHANGED = (KEEP, REMOVED)
 
 
-def apply(
-    model: Model, plan: Plan, data: CalibrationData, progress: Progress = silent, memory: int | None = None
-) -> Model:
-    """The compressed model.
+def apply(context: Context, plan: Plan) -> onnx.ModelProto:
+    """Carry a plan out on the model of a run, and repair its layers.
 
     Args:
-        model: normalised, the one the plan was made from; not changed.
-        plan: see `hmc_onnx.records.plan`.
-        data: calibration images.
-        progress: called as the work goes on.
-        memory: bytes of activations to hold in memory; None: all.
+        context: of the run; its model is not changed.
+        plan: made for this model.
 
     Raises:
         PlanError: the plan is for another model, or asks for what the model does not have.
+        ModelError: the ONNX checker rejects the result.
     """
-    if plan.model != model.digest():
+    if plan.model != context.digest:
         raise PlanError("the plan was made for another model: plan again, or give the model it was made for")
-    inputs = input_shapes(model.header, data)
+    model, inputs, runtime = context.normal, context.inputs, context.runtime
     compressed, folder = model.copy(), folder_of(model.constants())
     kept = _prune(compressed, plan, inputs)
     if folder is not None:
         move_out(compressed.constants(), folder)
-    observe(compressed, inputs, plan.settings.runtime)
+    observe(compressed, inputs, runtime)
     shapes = infer_shapes(compressed, inputs)
-    settings = plan.settings
-    chunks = calibration_chunks(model, data, settings.samples, settings.chunk, settings.runtime)
-    half = None if memory is None else memory // 2
-    original, changing = (Walk(m, chunks, settings.runtime, half) for m in (model, compressed))
+    original, changing = (Walk(m, context.chunks, runtime, context.memory // 2) for m in (model, compressed))
     walks = _Walks(original, changing, kept, plan)
     nodes = {n.name: n for n in compressed.graph.nodes if n.op in LAYERS and n.name in plan.layers}
     changed = False
     for done, name in enumerate(_in_order(model, nodes, plan)):
-        progress("repair", done, len(plan.layers))
+        context.progress("repair", done, len(plan.layers))
         if plan.layers[name].method == REMOVED:
             changed = True
             continue
@@ -89,21 +82,22 @@ def apply(
     let_go(model.constants())
     compressed.forget_shapes()
     compressed.graph.cleanup().toposort()
-    return compressed
+    result = compressed.finished()
+    same_signature(context.served, result)
+    return result
 
 
-def shaped(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> Model:
+def shaped(context: Context, plan: Plan) -> Model:
     """A network of the planned shapes: pruned as planned, the chains with random weights. It takes the same time.
 
     Args:
-        model: normalised, the one the plan was made from; not changed.
-        plan: see `hmc_onnx.records.plan`.
-        inputs: input shapes at batch 1.
+        context: of the run; its model is not changed.
+        plan: made for this model.
 
     Raises:
         PlanError: as for `apply`.
     """
-    model = model.copy()
+    model, inputs = context.normal.copy(), context.inputs
     _prune(model, plan, inputs)
     observe(model, inputs, plan.settings.runtime)
     shapes = infer_shapes(model, inputs)

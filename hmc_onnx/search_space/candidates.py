@@ -12,7 +12,7 @@ import numpy as np
 
 from hmc_onnx.analysis.subjects import Subject
 from hmc_onnx.records.profile import KEEP, REMOVED, GroupProfile, LayerChoice
-from hmc_onnx.search_space.elimination import Consumer, eliminate
+from hmc_onnx.search_space.elimination import Consumer, Floors, eliminate
 from hmc_onnx.search_space.pruning_steps import steps
 from passes.channels import ChannelGroup
 from passes.core.shelf import MEMORY, Kept, Shelf
@@ -158,8 +158,8 @@ def removal(
     ]
     on_offer = steps(group, align, fine)
     ends = [*group.members("produces"), *group.members("consumes")]
-    floors = [*(classes for _, classes in ends), *group.parts]
-    return eliminate, consumers, group.size, on_offer.counts, floors, align, on_offer, shelf
+    floors = Floors([*(classes for _, classes in ends), *group.parts], align)
+    return eliminate, consumers, group.size, on_offer.counts, floors, on_offer, shelf
 
 
 class Curve:

@@ -22,7 +22,7 @@ from hmc_onnx.search_space.pruning_steps import Steps
 from passes.core.linear_algebra import damped
 from passes.core.shelf import MEMORY, Kept, Shelf
 
-__all__ = ["Consumer", "Elimination", "eliminate"]
+__all__ = ["Consumer", "Elimination", "Floors", "eliminate"]
 
 # Into how many lots the channels of a group are cut.
 LOTS = 128
@@ -54,12 +54,24 @@ class Elimination:
     weights: dict[int, list[Kept]]
 
 
+@dataclass(frozen=True)
+class Floors:
+    """What must be left of the classes.
+
+    Attributes:
+        carried: class arrays, one for each parameter axis that carries the classes, and
+        least: how many entries of each of these must stay.
+    """
+
+    carried: Sequence[np.ndarray] = ()
+    least: int = 1
+
+
 def eliminate(
     consumers: Sequence[Consumer],
     size: int,
     counts: Sequence[int],
-    floors: Sequence[np.ndarray],
-    least: int,
+    floors: Floors | None = None,
     kept: Steps | None = None,
     shelf: Shelf = MEMORY,
 ) -> Elimination:
@@ -69,9 +81,7 @@ def eliminate(
         consumers: at least one.
         size: number of classes.
         counts: removal counts to record weights at, rising.
-        floors: class arrays (one for each parameter axis that carries the classes), of each of which at least
-            `least` entries must stay.
-        least: see `floors`.
+        floors: what must be left; default: one class.
         kept: how many of each cell are to stay at each of the counts; whatever costs least if not given.
         shelf: for all that is as large as the weights.
 
@@ -80,7 +90,8 @@ def eliminate(
     """
     states = [_State(c, size, shelf) for c in consumers]
     alive = np.ones(size, bool)
-    entries = [np.bincount(f[f >= 0], minlength=size) for f in floors]
+    floors = floors or Floors()
+    entries = [np.bincount(f[f >= 0], minlength=size) for f in floors.carried]
     left = [int(e.sum()) for e in entries]
     order: list[int] = []
     weights: dict[int, list[Kept]] = {}
@@ -99,7 +110,7 @@ def eliminate(
                 break
             if not spare[owner[c]]:
                 continue
-            if all(n - e[c] >= (least if e[c] else 0) for e, n in zip(entries, left, strict=True)):
+            if all(n - e[c] >= (floors.least if e[c] else 0) for e, n in zip(entries, left, strict=True)):
                 lot.append(int(c))
                 spare[owner[c]] -= 1
                 left = [n - int(e[c]) for e, n in zip(entries, left, strict=True)]

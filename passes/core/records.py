@@ -19,6 +19,10 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the record as JSON, atomically; raises OutputError."""
+        write_json(self, path)
+
 
 _T = TypeVar("_T", bound=BaseModel)
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from calib.data.calibration import CalibrationData, from_reader
 from calib.data.preprocess import PRESETS, Preprocess
-from calib.data.readers import read
+from calib.data.readers import Selection, read
 from passes.core.errors import DataError, SettingsError
 
 CIFAR = PRESETS["cifar10"]
@@ -35,8 +35,9 @@ def normalised(images: np.ndarray, preprocess: Preprocess = CIFAR) -> np.ndarray
 
 
 def load(path: Path, preprocess: Preprocess = CIFAR, **changes: Any) -> CalibrationData:
-    settings: dict[str, Any] = {"input_name": "x", "input_shape": (None, 3, 32, 32), "samples": None, "seed": 0}
-    return read(path, preprocess=preprocess, **(settings | changes))
+    chosen = Selection(**{name: changes.pop(name) for name in ("samples", "seed", "split") if name in changes})
+    settings: dict[str, Any] = {"input_name": "x", "input_shape": (None, 3, 32, 32)}
+    return read(path, preprocess=preprocess, selection=chosen, **(settings | changes))
 
 
 def save_image(path: Path, image: np.ndarray) -> Path:

@@ -15,7 +15,7 @@ from hmc_onnx.planning.program import solve
 from hmc_onnx.records.profile import GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
 from hmc_onnx.records.settings import Settings, Target
 from hmc_onnx.search_space.candidates import Curve
-from hmc_onnx.search_space.elimination import Consumer, eliminate
+from hmc_onnx.search_space.elimination import Consumer, Floors, eliminate
 from passes.core.errors import SettingsError
 from passes.core.shelf import Kept
 
@@ -36,7 +36,7 @@ def test_each_removal_is_the_one_that_costs_least_by_brute_force() -> None:
         root = rng.normal(size=(n, 3 * n))
         weight = rng.normal(size=(4, 6, kernel))
         consumers.append(Consumer(Kept(weight), Kept(root @ root.T / n), np.array([0, 1, 2, 3, 4, 4])))
-    found = eliminate(consumers, 5, [1, 3], [np.array([0, 1, 2, 3, 4, 4])], 1)
+    found = eliminate(consumers, 5, [1, 3], Floors([np.array([0, 1, 2, 3, 4, 4])]))
     gone: list[int] = []
     for c in found.order:
         costs = {}
@@ -60,7 +60,7 @@ def test_each_removal_is_the_one_that_costs_least_by_brute_force() -> None:
 def test_no_axis_loses_more_than_it_may() -> None:
     consumer = Consumer(Kept(np.ones((2, 6, 1))), Kept(np.eye(6)), np.arange(6))
     floors = [np.arange(6), np.array([0, 1, 2])]
-    found = eliminate([consumer], 6, [6], floors, 2)
+    found = eliminate([consumer], 6, [6], Floors(floors, 2))
     assert len(found.order) == 4
     assert sum(c < 3 for c in found.order) == 1
 

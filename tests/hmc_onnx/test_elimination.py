@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmc_onnx.search_space import elimination
-from hmc_onnx.search_space.elimination import Consumer, Elimination, _State, eliminate
+from hmc_onnx.search_space.elimination import Consumer, Elimination, Floors, _State, eliminate
 from passes.core import shelf
 from passes.core.shelf import Kept, Shelf
 
@@ -73,7 +73,7 @@ def assert_solved(consumers: list[Consumer], found: Elimination) -> None:
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(), (3,), (2, 2)]))
 def test_each_step_removes_what_costs_least_and_solves_for_the_rest(seed: int, kernel: tuple[int, ...]) -> None:
     c = consumer(np.random.default_rng(seed), list(range(6)), kernel)
-    found = eliminate([c], 6, range(1, 6), [], 1)
+    found = eliminate([c], 6, range(1, 6))
     assert sorted(found.weights) == [1, 2, 3, 4, 5]
     assert_greedy([c], 6, found)
     assert_solved([c], found)
@@ -85,11 +85,11 @@ def test_two_layers_are_served_in_relative_terms(seed: int) -> None:
     rng = np.random.default_rng(seed)
     first = consumer(rng, [0, 1, 2, 3, 4], (2,), outputs=2)
     second = consumer(rng, [4, 3, -1, 2, 1, 0, 0], outputs=5)  # in another order, one class twice, one channel fixed
-    found = eliminate([first, second], 5, [1, 2, 4], [], 1)
+    found = eliminate([first, second], 5, [1, 2, 4])
     assert_greedy([first, second], 5, found)
     assert_solved([first, second], found)
     # a layer whose answers are a thousand times as large has no more say
-    louder = eliminate([first, replace(second, weight=Kept(1e3 * second.weight.array))], 5, [4], [], 1)
+    louder = eliminate([first, replace(second, weight=Kept(1e3 * second.weight.array))], 5, [4])
     np.testing.assert_array_equal(louder.order, found.order)
 
 
@@ -114,7 +114,7 @@ def test_many_channels_go_in_lots_that_cost_hardly_more_than_one_by_one(monkeypa
     losses = []
     for lots in (128, 16):
         monkeypatch.setattr(elimination, "LOTS", lots)
-        found = eliminate([c], 64, [20, 33], [], 1)
+        found = eliminate([c], 64, [20, 33])
         assert len(found.order) == len(set(found.order.tolist())) == 33
         np.testing.assert_allclose(found.weights[33][0].array, solved(c, found.order.tolist()), atol=1e-4)
         losses.append(loss(c, found.weights[33][0].array))
@@ -126,7 +126,7 @@ def test_a_copy_of_a_channel_goes_for_free_and_the_other_takes_its_part() -> Non
     x = rng.normal(size=(500, 4))
     x = np.concatenate([x, x[:, :1]], 1)  # channel 4 is channel 0
     weight = rng.normal(size=(3, 5)) + 3
-    found = eliminate([Consumer(Kept(weight), Kept(x.T @ x / 500), np.arange(5))], 5, [1], [], 1)
+    found = eliminate([Consumer(Kept(weight), Kept(x.T @ x / 500), np.arange(5))], 5, [1])
     gone = int(found.order[0])
     assert gone in (0, 4)
     np.testing.assert_allclose(found.weights[1][0].array[:, 4 - gone], weight[:, 0] + weight[:, 4], rtol=1e-4)
@@ -138,7 +138,7 @@ def test_a_channel_that_is_never_on_goes_first() -> None:
     x = rng.normal(size=(500, 4))
     x[:, 2] = 0
     weight = rng.normal(size=(3, 4))
-    found = eliminate([Consumer(Kept(weight), Kept(x.T @ x / 500), np.arange(4))], 4, [1], [], 1)
+    found = eliminate([Consumer(Kept(weight), Kept(x.T @ x / 500), np.arange(4))], 4, [1])
     assert found.order.tolist() == [2]
     np.testing.assert_allclose(found.weights[1][0].array, np.where(np.arange(4) == 2, 0, weight), rtol=1e-4)
 
@@ -146,20 +146,20 @@ def test_a_channel_that_is_never_on_goes_first() -> None:
 def test_floors_hold_on_every_axis_and_the_rest_goes_on() -> None:
     c = consumer(np.random.default_rng(0), list(range(8)))
     cheap = replace(c, weight=Kept(c.weight.array * np.array([1e-3] * 3 + [1] * 5)))  # 0, 1, 2 would go first
-    free = eliminate([cheap], 8, [3], [], 1)
+    free = eliminate([cheap], 8, [3])
     assert sorted(free.order) == [0, 1, 2]
-    held = eliminate([cheap], 8, [8], [np.arange(8), np.array([0, 1, 2, -1])], 2)
+    held = eliminate([cheap], 8, [8], Floors([np.arange(8), np.array([0, 1, 2, -1])], 2))
     assert len(held.order) == 6  # two of all stay,
     assert len(set(held.order) & {0, 1, 2}) == 1  # and two of the three
     assert not held.weights  # what was asked for cannot be had
-    twice = eliminate([cheap], 8, [8], [np.array([0, 0, 0, 1])], 3)  # class 0 takes three entries at once
+    twice = eliminate([cheap], 8, [8], Floors([np.array([0, 0, 0, 1])], 3))  # class 0 takes three entries at once
     assert 0 not in twice.order and 1 in twice.order
 
 
 def test_the_given_weights_stay_as_they_were() -> None:
     c = consumer(np.random.default_rng(0), [0, 1, 2], (2,))
     weight, moment = c.weight.array.copy(), c.moment.array.copy()
-    eliminate([c], 3, [1, 2], [], 1)
+    eliminate([c], 3, [1, 2])
     np.testing.assert_array_equal(c.weight.array, weight)
     np.testing.assert_array_equal(c.moment.array, moment)
 
@@ -171,7 +171,7 @@ def test_on_a_shelf_of_files_it_is_the_same_and_leaves_the_repaired_weights_only
     monkeypatch.setattr(shelf, "SMALL", 0)
     c = consumer(np.random.default_rng(0), list(range(8)), kernel)
     filed = [replace(c, weight=Shelf(tmp_path).keep(c.weight.array), moment=Shelf(tmp_path).keep(c.moment.array))]
-    there, here = eliminate(filed, 8, [2, 5], [], 1, shelf=Shelf(tmp_path)), eliminate([c], 8, [2, 5], [], 1)
+    there, here = eliminate(filed, 8, [2, 5], shelf=Shelf(tmp_path)), eliminate([c], 8, [2, 5])
     np.testing.assert_array_equal(there.order, here.order)
     for count in (2, 5):
         np.testing.assert_array_equal(there.weights[count][0].array, here.weights[count][0].array)

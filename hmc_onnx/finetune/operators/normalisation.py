@@ -25,16 +25,17 @@ def _batch_normalization(op: Operator) -> Callable[..., Tensor]:
 
     def run(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         if mode.batch_statistics and mode.shared:
-            return _over_all_processes(x, scale, bias, mean, var, epsilon, mode.momentum)
+            return _over_all_processes(x, (scale, bias), (mean, var), epsilon, mode.momentum)
         return F.batch_norm(x, mean, var, scale, bias, mode.batch_statistics, mode.momentum, epsilon)
 
     return run
 
 
 def _over_all_processes(
-    x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor, epsilon: float, momentum: float
+    x: Tensor, affine: tuple[Tensor, Tensor], running: tuple[Tensor, Tensor], epsilon: float, momentum: float
 ) -> Tensor:
     """torch's SyncBatchNorm, which has no form for CPUs; every process has as many images."""
+    (scale, bias), (mean, var) = affine, running
     axes = [0, *range(2, x.dim())]
     count = x.numel() // x.shape[1] * torch.distributed.get_world_size()
     wide = x.float()

@@ -20,7 +20,7 @@ import hmc_onnx
 from calib.data.preprocess import Preprocess
 from calib.data.sources import ReadyTensors
 from calib.runtime.sessions import Session
-from hmc_onnx import FineTuning
+from hmc_onnx import FineTuning, Work
 from hmc_onnx.finetune import trainer, tuning
 from hmc_onnx.finetune.images import Batch
 from hmc_onnx.finetune.processes import Processes
@@ -198,18 +198,18 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_file(
 
     monkeypatch.setattr(Trainer, "_step", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        hmc_onnx.finetune(student, teacher, data, options=options, work_dir=tmp_path / "work")
-    resumed = hmc_onnx.finetune(student, teacher, data, options=options, work_dir=tmp_path / "work")
+        hmc_onnx.finetune(student, teacher, data, options=options, work=Work(work_dir=tmp_path / "work"))
+    resumed = hmc_onnx.finetune(student, teacher, data, options=options, work=Work(work_dir=tmp_path / "work"))
     assert len(steps) == 14 + 2 * 9
     assert resumed.model == whole.model
     with pytest.raises(SettingsError, match="other settings"):
-        hmc_onnx.finetune(student, teacher, data, options=OPTIONS, work_dir=tmp_path / "work")
+        hmc_onnx.finetune(student, teacher, data, options=OPTIONS, work=Work(work_dir=tmp_path / "work"))
     others = tmp_path / "other.npz"
     np.savez(others, images=np.load(data)["images"][::-1])
     with pytest.raises(SettingsError, match="other calibration data"):
-        hmc_onnx.finetune(student, teacher, others, options=options, work_dir=tmp_path / "work")
+        hmc_onnx.finetune(student, teacher, others, options=options, work=Work(work_dir=tmp_path / "work"))
     with pytest.raises(SettingsError, match="teacher"):
-        hmc_onnx.finetune(student, worn(teacher, 0.1), data, options=options, work_dir=tmp_path / "work")
+        hmc_onnx.finetune(student, worn(teacher, 0.1), data, options=options, work=Work(work_dir=tmp_path / "work"))
 
 
 def test_a_loss_that_is_no_number_stops_it_and_keeps_the_best(

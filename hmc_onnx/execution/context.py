@@ -1,0 +1,144 @@
+"""What all stages of a run share: the model in its forms, the images, the settings, and where the work is done.
+
+Whatever several stages need of a model (its normal form, shapes, costs, layers and channel groups, its digest) is
+worked out here when it is first asked for, and once.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from calib.data.calibration import CalibrationData
+from calib.measure.latency_table import LatencyTable, read_table
+from calib.runtime.batching import calibration_chunks, input_shapes, serving_batch, serving_feeds
+from calib.runtime.observing import observe
+from calib.runtime.sessions import Runtime
+from hmc_onnx.analysis.subjects import Subjects, find_subjects
+from hmc_onnx.execution.checkpoint import Journal
+from hmc_onnx.records.settings import Settings
+from hmc_onnx.records.work import HERE, Work
+from passes.core.progress import Progress
+from passes.graph.cost import Cost, costs
+from passes.graph.external import LARGE
+from passes.graph.model import Model, digest
+from passes.graph.protos import byte_size
+from passes.normal_form.normalise import normalise
+
+__all__ = ["Context"]
+
+
+class Context:
+    """A model, the images to calibrate it with, and how to work on it.
+
+    Args:
+        served: the model as it is served; it is not changed, and must not be while the context lives.
+        data: calibration images as feeds of the model.
+        settings: see `Settings`.
+        work: see `Work`.
+    """
+
+    def __init__(
+        self, served: onnx.ModelProto, data: CalibrationData, settings: Settings | None = None, work: Work = HERE
+    ) -> None:
+        self.served, self.data = served, data
+        self.settings, self.work = settings or Settings(), work
+        self.inputs = input_shapes(served, data)
+
+    @property
+    def runtime(self) -> Runtime:
+        """How onnxruntime is to run."""
+        return self.settings.runtime
+
+    @property
+    def progress(self) -> Progress:
+        """Who is told how far the work is."""
+        return self.work.progress
+
+    @property
+    def memory(self) -> int:
+        """Bytes of activations to hold in memory."""
+        return int(self.work.memory * 1e9)
+
+    @cached_property
+    def normal(self) -> Model:
+        """The model in normal form, with the shapes that only a run shows; not to be changed."""
+        return observe(normalise(self.served), self.inputs, self.runtime)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the normal form, by which profiles and plans know the model."""
+        return self._size_and_digest[1]
+
+    @cached_property
+    def large(self) -> bool:
+        """Whether the weights are too large to be held in several forms at once."""
+        return self._size_and_digest[0] > LARGE
+
+    @cached_property
+    def _size_and_digest(self) -> tuple[int, str]:
+        proto = self.normal.to_proto()
+        return byte_size(proto), digest(proto)
+
+    @cached_property
+    def costs(self) -> dict[str, Cost]:
+        """MACs and parameters of each node of the normal form, by name."""
+        return costs(self.normal, self.inputs)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """MACs for one image and parameters of the whole model."""
+        return sum(self.costs.values(), Cost())
+
+    @cached_property
+    def subjects(self) -> Subjects:
+        """The layers and channel groups that can be compressed, and for the others why not."""
+        found = find_subjects(self.normal, self.inputs)
+        removable = self.settings.latency if self.settings.branches is None else self.settings.branches
+        return found if removable else found.without_removal()
+
+    @cached_property
+    def checkpoint(self) -> Journal:
+        """Where the run's measurements are kept.
+
+        Raises:
+            SettingsError: the folder is that of another run.
+            OutputError: the folder cannot be written.
+        """
+        identity = {
+            "version": version("hmc-onnx"),
+            "model": self.digest,
+            "data": self.data.digest(),
+            "settings": self.settings.model_dump_json(),
+            "latency table": self.latency_table.digest() if self.latency_table else "",
+        }
+        return Journal(self.work.work_dir, identity)
+
+    @cached_property
+    def latency_table(self) -> LatencyTable | None:
+        """The times of another machine, where the settings name them; raises SettingsError."""
+        given = self.settings.latency_table
+        return read_table(given) if isinstance(given, Path) else given
+
+    @cached_property
+    def chunks(self) -> list[dict[str, np.ndarray]]:
+        """The calibration images in feeds of as many as are run at once."""
+        return calibration_chunks(self.normal, self.data, self.settings.samples, self.settings.chunk, self.runtime)
+
+    @cached_property
+    def serving_batch(self) -> int:
+        """Images a run when serving: those of the settings, or what the model declares, or 1.
+
+        Raises:
+            SettingsError: the model declares another number.
+        """
+        return serving_batch(self.served, self.data.feeds, self.settings.batch)
+
+    @cached_property
+    def serving_feeds(self) -> dict[str, np.ndarray]:
+        """Feeds of one run when serving, with images repeated where the data have fewer."""
+        return serving_feeds(self.data, self.serving_batch)

@@ -1,0 +1,99 @@
+"""What a network is compressed to: a target or a bound on the loss, and by which methods."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from passes.core.errors import SettingsError
+from passes.core.records import Frozen
+
+__all__ = ["Goal", "Strategy", "Target", "parse_target"]
+
+Strategy = Literal["hmc", "nahc", "ahc", "prune", "lowrank"]
+
+
+class Target(Frozen):
+    """The share of the original's time, MACs and parameters that may be used; None where there is no bound."""
+
+    latency: float | None = Field(default=None, gt=0, le=1)
+    macs: float | None = Field(default=None, gt=0, le=1)
+    params: float | None = Field(default=None, gt=0, le=1)
+
+    def __str__(self) -> str:
+        return ",".join(f"{k}={v:g}" for k, v in self if v is not None)
+
+
+class Goal(Frozen):
+    """What to compress for: either a target, or a bound on the loss of accuracy.
+
+    Raises:
+        SettingsError: both are given, or neither.
+    """
+
+    target: Target | None = Field(
+        default=None, description="share to keep: latency=0.6, macs=0.5, params=0.5, or several with commas between"
+    )
+    max_drop: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="in place of a target: the fastest network that loses no more top-1 (without labels: that chooses "
+        "another class on no larger share of the images), such as 0.01",
+    )
+    strategy: Strategy = Field(
+        default="hmc", description="hmc chooses a method for each layer; the others allow fewer choices, to compare"
+    )
+
+    def model_post_init(self, _: object) -> None:
+        """Check that there is one aim."""
+        if (self.target is None) == (self.max_drop is None):
+            raise SettingsError(
+                "give either a target, such as latency=0.6, or a bound on the loss (max_drop), not both"
+            )
+
+    @classmethod
+    def of(cls, goal: Goal | Target | str) -> Goal:
+        """A goal from what a caller gives: itself, a target, or text such as "latency=0.6" or "max_drop=0.01".
+
+        Raises:
+            SettingsError: the text is not understood, or a share is out of range.
+        """
+        if isinstance(goal, Goal):
+            return goal
+        if isinstance(goal, str) and goal.replace(" ", "").startswith("max_drop="):
+            try:
+                return cls(max_drop=float(goal.partition("=")[2]))
+            except ValueError as e:  # pydantic's error is one
+                raise SettingsError(f"'{goal}' is out of range: max_drop is a share of the images, such as 0.01") from e
+        return cls(target=parse_target(goal) if isinstance(goal, str) else goal)
+
+    @property
+    def by_latency(self) -> bool:
+        """Whether times have to be measured."""
+        return self.target is None or self.target.latency is not None
+
+
+def parse_target(text: str) -> Target:
+    """Read "latency=0.6", "macs=0.5", "params=0.4" or several with commas between.
+
+    Raises:
+        SettingsError: the text is not of that form, or a share is outside (0, 1].
+    """
+    values: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = (word.strip() for word in part.partition("="))
+        try:
+            repeated, values[name] = name in values, float(number)
+        except ValueError:
+            repeated = True
+        if repeated or name not in Target.model_fields:
+            raise SettingsError(
+                f"target '{text}' is not understood: "
+                "write latency=0.6, macs=0.5 or params=0.5, or several with commas between"
+            )
+    for name, value in values.items():
+        if not 0 < value <= 1:
+            raise SettingsError(f"target {name}={value:g} is out of range: it is a share, above 0 and at most 1")
+    return Target(**values)
