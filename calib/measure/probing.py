@@ -14,8 +14,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import onnx
 
 from calib.measure.latency import DISTURBED, Estimate, interleaved, undisturbed
+from calib.runtime.quantisation import quantise_for_timing
 from calib.runtime.sessions import CPU, KernelTime, Runtime, Session, providers
 from passes.core.errors import ModelError
 from passes.core.progress import Progress, silent
@@ -75,8 +77,12 @@ def _time_lot(lot: list[Probe], runtime: Runtime, by_kernel: bool) -> list[Estim
         return [time for probe in lot for time in _time_lot([probe], runtime, by_kernel)]
 
 
+def _served(model: onnx.ModelProto, probe: Probe, runtime: Runtime) -> onnx.ModelProto:
+    return quantise_for_timing(model, providers(runtime.provider)[0]) if probe.dtype == "int8" else model
+
+
 def _feeds(session: Session, dtype: str) -> dict[str, np.ndarray]:
-    rng, type_ = np.random.default_rng(0), np.dtype("float32" if dtype == "bfloat16" else dtype)
+    rng, type_ = np.random.default_rng(0), np.dtype("float32" if dtype in ("bfloat16", "int8") else dtype)
     return {name: rng.standard_normal(shape).astype(type_) for name, shape in session.input_shapes.items()}
 
 
@@ -95,7 +101,7 @@ def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
 
 
 def _run_lot(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
-    session = Session(probe_model(lot), runtime, profiled=True)
+    session = Session(_served(probe_model(lot), lot[0], runtime), runtime, profiled=True)
     feeds = _feeds(session, lot[0].dtype)
     start = time.perf_counter()
     for run in range(WARM_UP + MOST_RUNS):
@@ -143,7 +149,8 @@ def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarra
 
 def _by_session(lot: Sequence[Probe], runtime: Runtime) -> Iterator[Estimate]:
     for probe in lot:
-        sessions = [Session(probe_model([probe], parts), runtime) for parts in (Parts.SPARE, Parts.BARE)]
+        models = [_served(probe_model([probe], parts), probe, runtime) for parts in (Parts.SPARE, Parts.BARE)]
+        sessions = [Session(model, runtime) for model in models]
         timings = interleaved(sessions, _feeds(sessions[0], probe.dtype), share=SHARE)
         whole, rest = timings.latency(0), timings.latency(1)
         yield Estimate(max(whole.value - rest.value, 0.0), float(np.hypot(whole.uncertainty, rest.uncertainty)))

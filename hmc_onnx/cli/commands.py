@@ -117,6 +117,7 @@ def compress(
             tuned = trained(result, proto, given, training, folder)
             shown.append(epochs_table(tuned.history))
             result, stopped = tuned.model, tuned.stopped
+        result = run.serve(result)
         checked = run.verify(result, compared).model_copy(update={"curve": found.curve})
     save(result, output)
     if report is not None:

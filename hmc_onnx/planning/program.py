@@ -64,9 +64,12 @@ class Program:
             [g.choices[a].sensitivity for g, a in self.groups] + [c.sensitivity for _, c in self.layers]
         )
         self.cost = {k: np.array(zeros + [float(getattr(c, k) or 0) for _, c in self.layers]) for k in self.original}
-        self.fixed = {k: v - sum(getattr(layer, k) or 0 for layer in profile.layers) for k, v in self.original.items()}
+        unchanged = dict(self.original)  # in the precision that is served
+        if profile.latency is not None and profile.latency.unchanged is not None:
+            unchanged["seconds"] = profile.latency.unchanged
+        self.fixed = {k: v - sum(getattr(layer, k) or 0 for layer in profile.layers) for k, v in unchanged.items()}
         if self.fixed.get("seconds", 0.0) < 0:  # the parts take longer alone than together
-            self.cost["seconds"] *= self.original["seconds"] / (self.original["seconds"] - self.fixed["seconds"])
+            self.cost["seconds"] *= unchanged["seconds"] / (unchanged["seconds"] - self.fixed["seconds"])
             self.fixed["seconds"] = 0.0
         self.choice = self._choice_constraints(profile)
 

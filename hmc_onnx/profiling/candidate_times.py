@@ -52,6 +52,8 @@ class Clock:
         self._context, self.runtime = context, context.runtime
         self.layers, self.batch = context.subjects.layers, context.serving_batch
         self._key = f"model {context.digest} × {self.batch}"
+        self._quantised = context.settings.precision == "int8"
+        self._served_key = f"{self._key} int8" if self._quantised else self._key
         table, folder = context.latency_table, context.work.work_dir
         self._foreign = table is not None
         self._paths: list[Path] = []
@@ -79,7 +81,7 @@ class Clock:
         Raises:
             SettingsError: the table of another machine has none.
         """
-        entry = self.table.entries.get(self._key)
+        entry = self.table.entries.get(self._key) if self._served_key in self.table.entries else None
         if self._foreign and (entry is None or not entry.usable):
             raise SettingsError(
                 f"the latency table (of {self.table.machine}) has no time of this model at batch {self.batch}: make it "
@@ -87,18 +89,23 @@ class Clock:
             )
         if entry is not None and self._settled:
             return entry
-        session = Session(self._context.served, self.runtime)
-        time = interleaved([session], self._context.serving_feeds).latency(0)
+        models = [self._context.served]
+        if self._served_key != self._key:
+            models.append(self._context.served_form(self._context.normal.finished(), timed_only=True))
+        timings = interleaved([Session(m, self.runtime) for m in models], self._context.serving_feeds)
+        time = timings.latency(0)
         if entry is None or entry.seconds is None or entry.seconds > DISTURBED * time.value:
-            entry = Entry(seconds=time.value, uncertainty=time.uncertainty)
-            self.table.entries[self._key] = entry
+            for key, model in zip((self._key, self._served_key), range(len(models)), strict=False):
+                own = timings.latency(model)  # both from one measurement, so that they can be compared
+                self.table.entries[key] = Entry(seconds=own.value, uncertainty=own.uncertainty)
+            entry = self.table.entries[self._key]
             self.keep()
         return entry
 
     def probe(self, name: str, chain: Chain) -> Probe:
         """A layer's chain as a probe."""
         dtype, follows = self._kinds[name]
-        return Probe(chain, self.layers[name].size, self.batch, dtype, follows)
+        return Probe(chain, self.layers[name].size, self.batch, "int8" if self._quantised else dtype, follows)
 
     def measure(self, chains: Iterable[tuple[str, Chain]]) -> None:
         """Time the chains of layers that the table lacks, and keep the table."""
@@ -118,7 +125,7 @@ class Clock:
 
     def times(self, name: str, chains: Collection[Chain]) -> dict[Chain, float]:
         """Seconds of a layer's chains, the layer itself being one."""
-        whole = self.table.entries[self._key].seconds
+        whole = self.table.entries[self._served_key].seconds
         assert whole is not None
         own = self.table.seconds(self.probe(name, (self.layers[name].layer.geometry,)))
         if own is None:
@@ -163,6 +170,7 @@ class Clock:
             batch=self.batch,
             seconds=whole.seconds,
             uncertainty=whole.uncertainty,
+            unchanged=self.table.entries[self._served_key].seconds if self._quantised else None,
             table=self.table.digest(),
             by_macs=sorted(self._by_macs),
         )

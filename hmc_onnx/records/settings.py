@@ -8,10 +8,13 @@ from typing import Literal
 from pydantic import Field
 
 from calib.measure.latency_table import LatencyTable
+from calib.runtime.quantisation import Calibration
 from calib.runtime.sessions import Runtime
 from passes.core.records import Frozen
 
-__all__ = ["QUICK", "Settings"]
+__all__ = ["QUICK", "Precision", "Settings"]
+
+Precision = Literal["fp32", "int8"]
 
 
 class Settings(Frozen):
@@ -46,6 +49,16 @@ class Settings(Frozen):
     )
     exhaustive: bool = Field(default=False, description="measure every candidate's sensitivity on all images")
     chunk: int = Field(default=128, ge=1, description="images run at once while measuring sensitivity")
+    precision: Precision = Field(
+        default="fp32",
+        exclude_if=lambda value: value == "fp32",
+        description="what will be served: everything is planned, measured and written for it",
+    )
+    calibration: Calibration = Field(
+        default="minmax",
+        exclude_if=lambda value: value == "minmax",
+        description="how the ranges of INT8 activations are found on the calibration images",
+    )
     latency_table: LatencyTable | Path | None = Field(
         default=None,
         exclude=True,  # a profile holds the table's digest
