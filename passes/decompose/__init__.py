@@ -1,6 +1,7 @@
 """Decompositions: a Conv or Gemm becomes a chain of smaller ones.
 
-To add one, write a `Decomposition` in a file of its own and add it to `DECOMPOSITIONS` below.
+To add one, write a `Decomposition` in a file of its own and add it to `DECOMPOSITIONS` below. Then name the geometries
+that it is for in `APPLIES` of tests/passes/test_decompose.py.
 """
 
 from passes.decompose.base import Decomposition, chain_macs, chain_parameters, compose, error
