@@ -1,6 +1,6 @@
-"""hmc_onnx makes a trained ONNX ResNet smaller and faster, with no training: see `compress`.
+"""hmc_onnx makes a trained ONNX ResNet smaller and faster, without training: see `compress`.
 
-`hmc_onnx.api` lists the public names; they are imported when first used, so that `import hmc_onnx` is instant.
+The public names are those of `hmc_onnx.api`. They are imported at first use, so that `import hmc_onnx` is instant.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""The latency table: what probes have taken on a machine, in a file that can be looked at and taken elsewhere.
+"""The latency table: measured times of probes on one machine, as a JSON file that can be read and copied.
 
-A time holds for one processor, onnxruntime, provider and number of threads (`Machine`). Tables of this machine are
-kept in the user's cache; that of another machine can be given, to plan for it here.
+A time holds for one processor, onnxruntime version, provider and number of threads (`Machine`). Tables of this machine
+are kept in the user's cache. With the table of another machine one can plan for that machine here.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from passes.probe import Probe
 __all__ = ["Entry", "LatencyTable", "Machine", "cached_table", "cached_tables", "read_table", "this_machine"]
 
 
-KEPT_EVERY = 1.0  # seconds
+# Seconds between two writes of a table that is being measured.
+KEPT_EVERY = 1.0
 
 
 class Machine(Frozen):
-    """What a time depends on besides the probe: `threads` are those that are used, never 0."""
+    """What a time depends on besides the probe. `threads` is the number that is really used, never 0."""
 
     processor: str
     onnxruntime: str
@@ -45,19 +46,19 @@ class Machine(Frozen):
 
 
 class Entry(Frozen):
-    """Seconds and the half-width of its 95 % interval; None where onnxruntime cannot run the probe."""
+    """The seconds of a probe, or None where onnxruntime cannot run it, and the half-width of their 95 % interval."""
 
     seconds: float | None
     uncertainty: float = 0.0
 
     @property
     def usable(self) -> bool:
-        """Whether there is a time, and it stands out from its noise."""
+        """Whether there is a time, and its uncertainty is less than half of it."""
         return self.seconds is not None and self.uncertainty < 0.5 * self.seconds
 
 
 class LatencyTable(BaseModel):
-    """Entries by the probes' texts, with those of whole models by `whole`."""
+    """The times of one machine, by the text of a probe; for a whole model by "model", its digest and its batch size."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -72,7 +73,14 @@ class LatencyTable(BaseModel):
         progress: Progress = silent,
         kept: Callable[[], None] = lambda: None,
     ) -> None:
-        """Time those probes that have no entry yet, on this machine; `kept` is called now and then, to keep them."""
+        """Time the probes that have no entry yet, on this machine.
+
+        Args:
+            probes: what to time; equal ones are timed once.
+            runtime: how to run them.
+            progress: is told how many are done.
+            kept: called every `KEPT_EVERY` seconds and at the end, to write the table.
+        """
         missing = list({str(p): p for p in probes if str(p) not in self.entries}.values())
         written = clock.monotonic()
         for probe, time in time_probes(missing, runtime, progress):
@@ -85,16 +93,16 @@ class LatencyTable(BaseModel):
             kept()
 
     def seconds(self, probe: Probe) -> float | None:
-        """A probe's time; None where there is none that can be used."""
+        """A probe's time in seconds; None where the table has no usable one."""
         entry = self.entries.get(str(probe))
         return entry.seconds if entry is not None and entry.usable else None
 
     def digest(self) -> str:
-        """SHA-256 of the table, by which profiles know it."""
+        """SHA-256 of the table in hex; profiles record it."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the table as JSON, atomically, its folder with it; raises OutputError."""
+        """Write the table as JSON, atomically; its folder is made if it is missing. Raises OutputError."""
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -112,7 +120,7 @@ def read_table(path: str | os.PathLike[str]) -> LatencyTable:
 
 
 def this_machine(runtime: Runtime) -> Machine:
-    """The machine that this runs on; raises as `calib.runtime.sessions.providers`."""
+    """This machine, with the provider and threads of a runtime; raises SettingsError as `providers` does."""
     provider = providers(runtime.provider)[0].removesuffix("ExecutionProvider").lower()
     processor = _processor() if provider == "cpu" else f"{_accelerator()}, {_processor()}"
     return Machine(
@@ -121,7 +129,7 @@ def this_machine(runtime: Runtime) -> Machine:
 
 
 def cached_table(machine: Machine) -> tuple[LatencyTable, Path]:
-    """The table of a machine in the user's cache, empty where there is none or it is damaged, and its path."""
+    """The table of a machine in the user's cache, and its path. Where it is missing or damaged, the table is empty."""
     digest = hashlib.sha256(str(machine).encode()).hexdigest()[:8]
     words = re.sub(r"[^A-Za-z0-9]+", "-", machine.processor).strip("-").lower()[:40]
     path = _cache() / f"{words}-{machine.provider}-{machine.threads}-{digest}.json"
@@ -133,7 +141,7 @@ def cached_table(machine: Machine) -> tuple[LatencyTable, Path]:
 
 
 def cached_tables() -> list[Path]:
-    """All tables in the user's cache."""
+    """The paths of all tables in the user's cache."""
     return sorted(_cache().glob("*.json"))
 
 

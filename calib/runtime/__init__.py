@@ -1,1 +1,1 @@
-"""Running models on onnxruntime: sessions, batches, shapes seen by a run."""
+"""Models on onnxruntime: sessions, batch sizes, and shapes that only a run shows."""

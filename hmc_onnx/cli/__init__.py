@@ -1,4 +1,4 @@
-"""The command line: `hmc-onnx`. A user's mistake ends in one sentence on standard error and exit code 1."""
+"""The command line `hmc-onnx`. For a user's mistake it prints one sentence on standard error and exits with code 1."""
 
 from __future__ import annotations
 
