@@ -28,7 +28,7 @@ from onnxruntime.quantization import (
 from passes.core.errors import ModelError
 from passes.graph.protos import first_line
 
-__all__ = ["OLDEST_OPSET", "Calibration", "quantise", "quantise_for_timing", "raise_opset"]
+__all__ = ["OLDEST_OPSET", "Calibration", "FeedReader", "quantise", "quantise_for_timing", "raise_opset"]
 
 Calibration = Literal["minmax", "entropy", "percentile"]
 
@@ -103,7 +103,7 @@ def raise_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
         ) from e
 
 
-class _Reader:
+class FeedReader:
     """Feeds in the form of onnxruntime's CalibrationDataReader, which can be told to give a part of them."""
 
     def __init__(self, batches: Sequence[Mapping[str, np.ndarray]]) -> None:
@@ -130,7 +130,7 @@ def _for(provider: str) -> dict[str, Any]:
 
 
 def _calibrating(calibration: Calibration, batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    return {"calibration_data_reader": _Reader(batches), "calibrate_method": _METHODS[calibration]}
+    return {"calibration_data_reader": FeedReader(batches), "calibrate_method": _METHODS[calibration]}
 
 
 _ARGUMENTS = ("calibration_data_reader", "calibrate_method", "calibration_cache_path")

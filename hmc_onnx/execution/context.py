@@ -6,6 +6,7 @@ worked out here when it is first asked for, and once.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ import onnx
 from calib.data.calibration import CalibrationData
 from calib.measure.latency_table import LatencyTable, read_table
 from calib.runtime.batching import calibration_chunks, input_shapes, serving_batch, serving_feeds
+from calib.runtime.half import in_half
 from calib.runtime.observing import observe
 from calib.runtime.quantisation import quantise, quantise_for_timing, raise_opset
 from calib.runtime.sessions import Runtime, providers
@@ -32,7 +34,7 @@ from passes.normal_form.normalise import normalise
 
 __all__ = ["Context"]
 
-# Images on which the ranges of INT8 activations are found.
+# Images on which the ranges of activations are found.
 RANGE_IMAGES = 512
 
 
@@ -85,12 +87,14 @@ class Context:
         """
         if self.settings.precision == "fp32":
             return proto
+        size = len(next(iter(self.chunks[0].values())))
+        batches = [] if timed_only else self.chunks[: math.ceil(RANGE_IMAGES / size)]
+        if self.settings.precision == "fp16":
+            return in_half(proto, batches)
         provider = providers(self.runtime.provider)[0]
         if timed_only:
             return quantise_for_timing(raise_opset(proto), provider)
-        images = sum(len(next(iter(chunk.values()))) for chunk in self.chunks)
-        count = max(round(len(self.chunks) * min(RANGE_IMAGES / images, 1.0)), 1)
-        return quantise(raise_opset(proto), self.chunks[:count], self.settings.calibration, provider)
+        return quantise(raise_opset(proto), batches, self.settings.calibration, provider)
 
     @cached_property
     def digest(self) -> str:

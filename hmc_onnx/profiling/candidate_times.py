@@ -14,7 +14,7 @@ import numpy as np
 
 from calib.measure.latency import DISTURBED, interleaved
 from calib.measure.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
-from calib.runtime.sessions import Runtime, Session
+from calib.runtime.sessions import Runtime, Session, providers
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.profile import GroupChoice, GroupProfile, LatencyProfile
 from hmc_onnx.search_space.candidates import variants, whole_offers
@@ -55,8 +55,11 @@ class Clock:
         self._context, self.runtime = context, context.runtime
         self.layers, self.batch = context.subjects.layers, context.serving_batch
         self._key = f"model {context.digest} × {self.batch}"
-        self._quantised = context.settings.precision == "int8"
-        self._served_key = f"{self._key} int8" if self._quantised else self._key
+        precision = context.settings.precision
+        self._served_key = self._key if precision == "fp32" else f"{self._key} {precision}"
+        on_cpu = providers(self.runtime.provider)[0] == "CPUExecutionProvider"
+        # a CPU has no kernels of float16: there a plan for it is made by the times of float32
+        self._dtype = {"int8": "int8", "fp16": None if on_cpu else "float16"}.get(precision)
         table, folder = context.latency_table, context.work.work_dir
         self._foreign = table is not None
         self._paths: list[Path] = []
@@ -108,7 +111,7 @@ class Clock:
     def probe(self, name: str, chain: Chain) -> Probe:
         """A layer's chain as a probe."""
         dtype, follows = self._kinds[name]
-        return Probe(chain, self.layers[name].size, self.batch, "int8" if self._quantised else dtype, follows)
+        return Probe(chain, self.layers[name].size, self.batch, self._dtype or dtype, follows)
 
     def measure(self, chains: Iterable[tuple[str, Chain]]) -> None:
         """Time those chains, given with their layers' names, that the table lacks, and write the table."""
@@ -173,7 +176,7 @@ class Clock:
             batch=self.batch,
             seconds=whole.seconds,
             uncertainty=whole.uncertainty,
-            unchanged=self.table.entries[self._served_key].seconds if self._quantised else None,
+            unchanged=self.table.entries[self._served_key].seconds if self._served_key != self._key else None,
             table=self.table.digest(),
             by_macs=sorted(self._by_macs),
         )

@@ -14,7 +14,7 @@ from passes.core.records import Frozen
 
 __all__ = ["QUICK", "Precision", "Settings"]
 
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class Settings(Frozen):
