@@ -84,6 +84,7 @@ class Verification(Frozen):
         agreement: share of images on which both choose the same class.
         difference: largest absolute difference of an output.
         images: how many, and `source` which.
+        threads: intra-op threads of onnxruntime with which both were run; None in reports of earlier versions.
         curve: what was visited, where the network was searched for.
     """
 
@@ -96,6 +97,7 @@ class Verification(Frozen):
     images: int
     source: str
     timings: list[Timing]
+    threads: int | None = None
     curve: list[Visited] = Field(default_factory=list)
 
 
@@ -206,6 +208,7 @@ def verify(
         images=count,
         source=data.source,
         timings=timings,
+        threads=runtime.threads_used,
     )
 
 

@@ -78,13 +78,15 @@ class Clock:
         self._key = f"model {key} × {batch}"
         self.subjects, self.batch, self.runtime = subjects, batch, runtime
         self._foreign = table is not None
-        self._paths: list[Path] = []
+        self._cached: Path | None = None
+        self._kept: Path | None = None
         self._settled = self._foreign  # what the whole model takes is not to be measured again
         if table is None:
             table, path = cached_table(this_machine(runtime))
-            self._paths = [path] if folder is None else [path, folder / "latency.json"]
-            if folder is not None and self._paths[1].exists():
-                own = read_table(self._paths[1])
+            self._cached = path
+            self._kept = None if folder is None else folder / "latency.json"
+            if self._kept is not None and self._kept.exists():
+                own = read_table(self._kept)
                 self._settled = own.machine == table.machine
                 table = own if self._settled else table
         self.table = table
@@ -113,7 +115,7 @@ class Clock:
         time = interleaved([Session(proto, self.runtime)], serving_feeds(data, self.batch)).latency(0)
         if entry is None or entry.seconds is None or entry.seconds > DISTURBED * time.value:
             entry = Entry(seconds=time.value, uncertainty=time.uncertainty)
-            self.table.entries[self._key] = entry
+            self.table.put(self._key, entry)
             self.keep()
         return entry
 
@@ -130,11 +132,16 @@ class Clock:
 
     def keep(self) -> None:
         """Write the table to the cache and the journal, where that can be."""
-        for path in list(self._paths):
-            try:
-                self.table.write(path)
-            except OutputError:
-                self._paths.remove(path)  # it can be measured again
+        try:
+            if self._cached is not None:
+                self.table.add_to(self._cached)
+        except OutputError:
+            self._cached = None  # it can be measured again
+        try:
+            if self._kept is not None:
+                self.table.write(self._kept)
+        except OutputError:
+            self._kept = None
 
     def times(self, name: str, chains: Collection[Chain]) -> dict[Chain, float]:
         """Seconds of a layer's chains, the layer itself being one."""

@@ -17,7 +17,7 @@ __all__ = ["apart"]
 _T = TypeVar("_T")
 
 
-class _Products(CoreTenalgBackend, backend_name="hmc_onnx"):
+class _Products(CoreTenalgBackend, backend_name="hmc_onnx"):  # type: ignore[call-arg, misc]  # it has no types
     """tensorly's tensor algebra with another product of an unfolded tensor and a Khatri-Rao product.
 
     tensorly's own writes down the Khatri-Rao product of the two long axes, which is larger than the tensor by
