@@ -6,6 +6,8 @@ The names below are imported when first used, so that `import hmc_onnx` is insta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hmc_onnx.own_modules import check_own_modules
+
 if TYPE_CHECKING:
     from calib.data.calibration import CalibrationData, CalibrationDataReader, from_reader
     from hmc_onnx.analysis.model_inputs import load_data, preprocessing
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from passes.core.errors import HmcError
     from passes.graph.files import load, save
 
+    __version__: str
+
 __all__ = [
     "CalibrationData",
     "CalibrationDataReader",
@@ -30,6 +34,7 @@ __all__ = [
     "Settings",
     "Target",
     "Verification",
+    "__version__",
     "apply",
     "compress",
     "finetune",
@@ -74,8 +79,11 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("hmc-onnx")
+    if name != "finetune" and name not in _HOME:
+        raise AttributeError(f"module 'hmc_onnx' has no attribute '{name}'")
+    check_own_modules()
     if name == "finetune":  # the package of this name can be called
         return import_module("hmc_onnx.finetune")
-    if name not in _HOME:
-        raise AttributeError(f"module 'hmc_onnx' has no attribute '{name}'")
     return getattr(import_module(_HOME[name]), name)

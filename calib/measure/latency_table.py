@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Literal
 
 import cpuinfo
-import onnxruntime as ort
 from filelock import FileLock
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from calib.measure.probing import time_probes
+from calib.runtime import ort
 from calib.runtime.sessions import Runtime, providers
 from passes.core.errors import OutputError, SettingsError
 from passes.core.progress import Progress, silent

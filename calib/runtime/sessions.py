@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
+from calib.runtime import ort
 from calib.runtime.threads import default_threads
 from passes.core.errors import ModelError, SettingsError
 from passes.graph.external import bytes_held, has_external, moved_out, relative

@@ -205,8 +205,8 @@ def pool(work: Work, journal: Journal, progress: Progress = silent) -> Iterator[
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="hmc_onnx-")))
-        processes = stack.enter_context(_BACKENDS[work.backend](work))
-        yield Pool(work, journal, progress, folder, processes)
+        workers = stack.enter_context(_BACKENDS[work.backend](work))
+        yield Pool(work, journal, progress, folder, workers if isinstance(workers, Processes) else None)
 
 
 @contextmanager
