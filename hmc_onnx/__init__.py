@@ -6,13 +6,20 @@ The public names are those of `hmc_onnx.api`. They are imported at first use, so
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hmc_onnx.own_modules import check_own_modules
+
 if TYPE_CHECKING:
     from hmc_onnx.api import *  # noqa: F403
 
+    __version__: str
+
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("hmc-onnx")
     if name.startswith("__") and name != "__all__":
         raise AttributeError(f"module 'hmc_onnx' has no attribute '{name}'")
+    check_own_modules()
     api = import_module("hmc_onnx.api")
     if name != "__all__" and name not in api.__all__:
         raise AttributeError(f"module 'hmc_onnx' has no attribute '{name}'")

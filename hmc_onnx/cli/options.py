@@ -138,7 +138,7 @@ class Choices:
         ),
     ]
     Provider = Annotated[Optional[ProviderName], typer.Option(help="Where to run. [auto]")]  # noqa: UP045
-    Threads = Annotated[Optional[int], typer.Option(help="Threads of onnxruntime; 0 is its default. [0]")]  # noqa: UP045
+    Threads = Annotated[Optional[int], typer.Option(help="Threads of onnxruntime; 0: one for each usable core. [0]")]  # noqa: UP045
     Batch = Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="Images a run when serving, which latency is measured at. [what the model declares, or 1]"),

@@ -136,6 +136,7 @@ def verify(
         images=count,
         source=data.source,
         timings=[_timing(n, found) for n, found in timings.items()],
+        threads=runtime.threads_used,
     )
 
 

@@ -62,13 +62,15 @@ class Clock:
         self._dtype = {"int8": "int8", "fp16": None if on_cpu else "float16"}.get(precision)
         table, folder = context.latency_table, context.work.work_dir
         self._foreign = table is not None
-        self._paths: list[Path] = []
-        self._settled = self._foreign  # whether the time of the whole model is final
+        self._cached: Path | None = None
+        self._kept: Path | None = None
+        self._settled = self._foreign  # what the whole model takes is not to be measured again
         if table is None:
             table, path = cached_table(this_machine(self.runtime))
-            self._paths = [path] if folder is None else [path, folder / "latency.json"]
-            if folder is not None and self._paths[1].exists():
-                own = read_table(self._paths[1])
+            self._cached = path
+            self._kept = None if folder is None else folder / "latency.json"
+            if self._kept is not None and self._kept.exists():
+                own = read_table(self._kept)
                 self._settled = own.machine == table.machine
                 table = own if self._settled else table
         self.table = table
@@ -103,7 +105,7 @@ class Clock:
         if entry is None or entry.seconds is None or entry.seconds > DISTURBED * time.value:
             for key, model in zip((self._key, self._served_key), range(len(models)), strict=False):
                 own = timings.latency(model)  # both from one measurement, so that they can be compared
-                self.table.entries[key] = Entry(seconds=own.value, uncertainty=own.uncertainty)
+                self.table.put(key, Entry(seconds=own.value, uncertainty=own.uncertainty))
             entry = self.table.entries[self._key]
             self.keep()
         return entry
@@ -122,12 +124,17 @@ class Clock:
         )
 
     def keep(self) -> None:
-        """Write the table to the cache and the work folder, where these can be written."""
-        for path in list(self._paths):
-            try:
-                self.table.write(path)
-            except OutputError:
-                self._paths.remove(path)  # it can be measured again
+        """Write the table to the cache and the journal, where that can be."""
+        try:
+            if self._cached is not None:
+                self.table.add_to(self._cached)
+        except OutputError:
+            self._cached = None  # it can be measured again
+        try:
+            if self._kept is not None:
+                self.table.write(self._kept)
+        except OutputError:
+            self._kept = None
 
     def times(self, name: str, chains: Collection[Chain]) -> dict[Chain, float]:
         """Seconds of some chains of a layer; the layer itself counts as a chain of one link."""

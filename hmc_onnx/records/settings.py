@@ -36,7 +36,7 @@ class Settings(Frozen):
     )
     seed: int = Field(default=0, ge=0)
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
-    threads: int = Field(default=0, ge=0, description="threads of onnxruntime; 0: its default")
+    threads: int = Field(default=0, ge=0, description="threads of onnxruntime; 0: one for each usable core")
     latency: bool = Field(default=False, description="measure the time of every candidate")
     batch: int | None = Field(
         default=None,

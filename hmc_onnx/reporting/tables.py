@@ -37,6 +37,8 @@ def comparison(v: Verification) -> Group:
     for t in v.timings:
         ratio = f"{t.ratio:.2f} ± {t.uncertainty:.2f}"
         table.add_row(f"latency, batch {t.batch}", f"{t.a:.2f} ms", f"{t.b:.2f} ms", ratio)
+    if v.timings and v.threads is not None:
+        table.caption = f"latency with {v.threads} {'thread' if v.threads == 1 else 'threads'} of onnxruntime"
     if v.curve:
         return Group(_rows(table, v), _curve(v.curve))
     return Group(_rows(table, v))

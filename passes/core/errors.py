@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DataError", "HmcError", "ModelError", "OutputError", "PlanError", "SettingsError"]
+__all__ = ["DataError", "HmcError", "HmcWarning", "ModelError", "OutputError", "PlanError", "SettingsError"]
 
 
 class HmcError(Exception):
@@ -27,3 +27,7 @@ class PlanError(HmcError):
 
 class OutputError(HmcError):
     """The output cannot be written."""
+
+
+class HmcWarning(UserWarning):
+    """What a user should know and mend, though the work goes on: one sentence, too."""

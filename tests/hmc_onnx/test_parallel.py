@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -63,7 +62,7 @@ def test_a_killed_worker_costs_time_and_no_results(workers: Pool, tmp_path: Path
 
 def grown(megabytes: int) -> int:
     kept.append(b"x" * megabytes * 10**6)
-    time.sleep(1.2)  # loky looks at a worker once a second
+    time.sleep(1.2)  # loky's own executor would look at a worker once a second
     return os.getpid()
 
 
@@ -71,7 +70,6 @@ kept: list[bytes] = []
 
 
 def test_a_worker_that_holds_much_stays_until_it_is_renewed(workers: Pool) -> None:
-    assert importlib.util.find_spec("psutil")  # else loky does not look
     tasks = {str(i): (lambda m=m: (grown, m)) for i, m in enumerate((1, 1, 400, 400, 1, 1))}
     before = set(workers.run("grown", tasks).values())
     assert len(before) == 2
