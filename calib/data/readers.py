@@ -165,11 +165,11 @@ def _advice(shape: tuple[int, ...], wanted: tuple[int | None, ...], preprocess: 
         return f"images cannot fit this, so store ready float tensors as '{input_name}' in an .npz file"
     layout, options = possible[0], []
     if layout != preprocess.layout:
-        options.append(f"--layout {layout}")
+        options.append(f"`layout='{layout}'`")
     if not fitting:
-        options.append(f"--mean and --std (each {wanted[axes[layout]]} long)")
+        options.append(f"`mean` and `std` (each {wanted[axes[layout]]} long)")
     sides = shape[1:] if preprocess.layout == "NCHW" else shape[:-1]
     wanted_sides = wanted[1:] if layout == "NCHW" else wanted[:-1]
     if any(w not in (None, s) for s, w in zip(sides, wanted_sides, strict=True)):
-        options.append("--size or --preset")
+        options.append("`size` or `preset`")
     return f"set {' and '.join(options)}"

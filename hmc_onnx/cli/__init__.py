@@ -7,19 +7,63 @@ import os
 import signal
 import sys
 import warnings
-from typing import Any, NoReturn
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from hmc_onnx.cli import finetuning
-from hmc_onnx.cli.commands import app
-from hmc_onnx.cli.reading import resources
+from hmc_onnx.cli.help import COMMANDS, PROGRAM
 
-__all__ = ["app", "finetuning", "main"]
+__all__ = ["app", "main"]
 
 INTERRUPTED = 128 + signal.SIGINT
 # typer brings a click of its own since 0.16, whose errors are no subclasses of click's
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+class _Commands(TyperGroup):
+    """The commands by name and help; one is imported, with all that it needs, when it is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None and command is not None:
+            from hmc_onnx.cli.commands import commands
+
+            command = commands().get_command(ctx, name)
+        return name, command, rest
+
+
+app = typer.Typer(
+    name="hmc-onnx",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=PROGRAM,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"hmc-onnx {version('hmc-onnx')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+def _not_imported_yet() -> None:
+    pass
+
+
+for _name, _text in COMMANDS.items():
+    app.command(_name, help=_text)(_not_imported_yet)
 
 
 def main() -> None:
@@ -33,10 +77,11 @@ def main() -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that worker processes go, too
     try:
-        with resources:
-            code = app(prog_name="hmc-onnx", standalone_mode=False)
+        code = app(prog_name="hmc-onnx", standalone_mode=False)
     except HmcError as e:
-        _fail(f"error: {e}", 1)
+        from hmc_onnx.cli.wording import in_options
+
+        _fail(f"error: {in_options(str(e))}", 1)
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except UsageError as e:

@@ -174,7 +174,7 @@ class Trainer:
     @staticmethod
     def _astray(what: str, where: str) -> TrainingError:
         return TrainingError(
-            f"{what} is no longer a number {where}: train with a lower --rate; the best weights until then are kept"
+            f"{what} is no longer a number {where}: train with a lower `rate`; the best weights until then are kept"
         )
 
     @torch.no_grad()

@@ -49,7 +49,7 @@ def test_compress_and_finetune_in_one(cli: Cli, given: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--epochs", "1", "--minutes", "1"), "epochs and minutes were both given"),
+        (("--epochs", "1", "--minutes", "1"), "--epochs and --minutes were both given"),
         (("--epochs", "0"), "--epochs 0"),
         (("--epochs", "inf"), "--epochs inf"),
         (("--batch-size", "1"), "--batch-size 1"),
