@@ -14,7 +14,6 @@ from pathlib import Path
 from testing import accuracy, arguments
 
 import hmc_onnx
-from hmc_onnx.records.plan import write_json
 from passes.graph.cost import total
 from passes.normal_form.normalise import normalise
 
@@ -40,13 +39,14 @@ def main() -> None:
     test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
     settings = hmc_onnx.Settings(samples=args.samples, seed=args.seed, align=args.align, positions=args.positions)
 
+    run = hmc_onnx.Run(proto, calibration, settings)
     start = time.perf_counter()
     if args.profile and args.profile.exists():
-        profile = hmc_onnx.read_profile(args.profile)
+        profile = hmc_onnx.Profile.load(args.profile)
     else:
-        profile = hmc_onnx.profile(proto, calibration, settings)
+        profile = run.profile()
         if args.profile:
-            write_json(profile, args.profile)
+            profile.save(args.profile)
     layers = [
         layer.model_copy(update={"choices": [c for c in layer.choices if c.method not in args.without]})
         for layer in profile.layers
@@ -67,7 +67,7 @@ def main() -> None:
                 rows[strategy, target] = "–"
                 print(f"{strategy:8} {target:.2f}: {e}", flush=True)
                 continue
-            compressed = hmc_onnx.apply(proto, plan, calibration)
+            compressed = run.apply(plan)
             seconds = time.perf_counter() - start
             after, after_top1 = total(normalise(compressed)), accuracy(compressed, test)
             rows[strategy, target] = f"{after_top1:.2f}"

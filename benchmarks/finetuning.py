@@ -19,8 +19,8 @@ from testing import accuracy, arguments
 
 import hmc_onnx
 from calib.measure.latency import interleaved
+from calib.runtime.batching import serving_feeds
 from calib.runtime.sessions import Session
-from hmc_onnx.profiling.candidate_times import serving_feeds
 
 
 def main() -> None:

@@ -14,17 +14,14 @@ from __future__ import annotations
 
 import time
 
-from hmc_onnx.planning.latency_refinement import fitted
 from testing import accuracy, arguments
 
 import hmc_onnx
 from calib.measure.latency import calm, interleaved
-from calib.runtime.batching import input_shapes
+from calib.runtime.batching import serving_feeds
 from calib.runtime.sessions import Session
-from hmc_onnx.profiling.candidate_times import serving_feeds
 from hmc_onnx.records.settings import QUICK
 from hmc_onnx.rewriting.applying import shaped
-from passes.normal_form.normalise import normalise
 
 # How long to wait for the machine to be as calm as it was.
 PATIENCE = 300.0
@@ -45,7 +42,6 @@ def main() -> None:
     samples = quick.get("samples", args.samples)
 
     proto, preprocess = hmc_onnx.load(args.model), hmc_onnx.preprocessing(args.preset)
-    normal = normalise(proto)
     calibration = hmc_onnx.load_data(proto, args.data, preprocess, samples=samples, seed=args.seed)
     test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
     feeds = serving_feeds(calibration, args.batch)
@@ -57,20 +53,21 @@ def main() -> None:
         start = time.perf_counter()
         given = {"samples": samples, "seed": args.seed, "batch": args.batch, "provider": "cpu"}
         settings = hmc_onnx.Settings(**(quick | given), latency=what == "latency")
-        profile = hmc_onnx.profile(proto, calibration, settings)
+        run = hmc_onnx.Run(proto, calibration, settings)
+        profile = run.profile()
         known = min(known, profile.latency.seconds if profile.latency else known)
         print(f"profile for {what}: {time.perf_counter() - start:.0f} s", flush=True)
         print(HEADER)
         for share in shares:
-            start, target = time.perf_counter(), hmc_onnx.parse_target(f"{what}={share}")
+            start = time.perf_counter()
             try:
-                plan = fitted(proto, normal, profile, calibration, target)
+                plan = run.plan(f"{what}={share}")
             except hmc_onnx.HmcError as e:
                 print(f"| {what}={share:g} | {e} |", flush=True)
                 continue
-            model = hmc_onnx.apply(proto, plan, calibration)
+            model = run.apply(plan)
             seconds = time.perf_counter() - start
-            twin = shaped(normal, plan, input_shapes(normal.header, calibration)).finished()
+            twin = shaped(run, plan).finished()
             timings = calm([Session(m) for m in (proto, model, twin)], feeds, known, PATIENCE)
             known = min(known, timings.latency(0).value)
             ratio, beside = timings.ratio(1), timings.ratio(2).value

@@ -39,7 +39,7 @@ def main() -> None:
         began.setdefault(what, time.perf_counter())
         ended[what] = time.perf_counter()
 
-    profile = hmc_onnx.profile(proto, data, settings, progress)
+    profile = hmc_onnx.profile(proto, data, settings, hmc_onnx.Work(progress=progress))
     count = sum(c.rank > 0 and c.measured for x in profile.layers for c in x.choices)
     count += sum(len(g.choices) - 1 for g in profile.groups)
     ours = (ended["sensitivity"] - began["sensitivity"]) / count

@@ -23,9 +23,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def _quick_clock(tmp_path_factory: pytest.TempPathFactory) -> None:
     from calib.measure import latency, probing
     from hmc_onnx.comparison import verification
-    from hmc_onnx.planning import latency_refinement as fitting
+    from hmc_onnx.planning import planner
 
     latency.SECONDS, latency.REPEATS, latency.WARM_UP = 0.0, 6, 1
-    fitting.PATIENCE = verification.PATIENCE = 0.0
+    planner.PATIENCE = verification.PATIENCE = 0.0
     probing.SECONDS, probing.TRIES, probing.LEAST_RUNS, probing.WARM_UP = 0.0, 1, 4, 1
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))

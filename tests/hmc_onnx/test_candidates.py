@@ -13,6 +13,7 @@ from zoo import images, resnet
 from calib.data.calibration import CalibrationData
 from calib.measure.moments import Moments
 from hmc_onnx.analysis.subjects import find_subjects
+from hmc_onnx.execution.context import Context
 from hmc_onnx.profiling.profiler import profile
 from hmc_onnx.records.profile import KEEP, REMOVED, LayerChoice, Profile
 from hmc_onnx.records.settings import Settings
@@ -149,8 +150,9 @@ SMALL = Settings(samples=16, kl_samples=8, chunk=8, positions=16, align=2, branc
 
 @pytest.fixture(scope="module", params=["A", "B"])
 def profiled(request: pytest.FixtureRequest) -> tuple[Model, Profile]:
-    model = normalise(resnet((1, 1), (8, 12), shortcut=request.param, size=8, classes=5))
-    return model, profile(model, CalibrationData({"input": images(16, 8)}, None, "noise"), SMALL)
+    proto = resnet((1, 1), (8, 12), shortcut=request.param, size=8, classes=5)
+    context = Context(proto, CalibrationData({"input": images(16, 8)}, None, "noise"), SMALL)
+    return context.normal, profile(context)
 
 
 def rewritten(model: Model, found: Profile, layer: str, choice: LayerChoice) -> Model:

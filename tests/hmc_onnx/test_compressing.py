@@ -13,15 +13,16 @@ from graphs import images, resnet
 from onnxruntime.quantization import CalibrationDataReader
 
 import hmc_onnx
-import hmc_onnx.profiling.profiler
+import hmc_onnx.execution.context
 import passes.core.shelf
 import passes.graph.external
 from calib.data.calibration import CalibrationData
 from calib.measure.divergence import kl_divergence, top1
 from calib.runtime.sessions import Session
-from hmc_onnx.execution.executor import Work
+from hmc_onnx.execution.context import Context
 from hmc_onnx.records.plan import GroupPlan, LayerPlan, Plan, write_json
 from hmc_onnx.records.profile import KEEP
+from hmc_onnx.records.work import Work
 from hmc_onnx.rewriting.applying import apply as apply_plan
 from passes.channels import trace
 from passes.core.errors import PlanError
@@ -52,6 +53,11 @@ def original() -> onnx.ModelProto:
 @pytest.fixture(scope="module")
 def result(original: onnx.ModelProto) -> hmc_onnx.Result:
     return hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL)
+
+
+def applied(model: Model, plan: Plan) -> onnx.ModelProto:
+    """The plan carried out on a model that is in normal form already."""
+    return apply_plan(Context(model.finished(), calibration(), SMALL), plan)
 
 
 def untouched(model: Model, **changes: object) -> Plan:
@@ -96,7 +102,7 @@ def test_the_same_again_is_the_same_to_the_byte(original: onnx.ModelProto, resul
 def test_a_large_model_stays_on_disk_and_becomes_the_same(
     original: onnx.ModelProto, result: hmc_onnx.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for owner, name in ((passes.graph.external, "LARGE"), (hmc_onnx.profiling.profiler, "LARGE")):
+    for owner, name in ((passes.graph.external, "LARGE"), (hmc_onnx.execution.context, "LARGE")):
         monkeypatch.setattr(owner, name, 0)
     monkeypatch.setattr(passes.graph.external, "LARGE_TENSOR", 256)
     monkeypatch.setattr(passes.core.shelf, "SMALL", 256)
@@ -104,10 +110,10 @@ def test_a_large_model_stays_on_disk_and_becomes_the_same(
     here = hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.chdir(tmp_path)
-    first = hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL, work=Work(folder=Path("work")))
+    first = hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL, work=Work(work_dir=Path("work")))
     Path("work").rename("moved")
     shutil.rmtree(Path("moved", "decompositions-after-pruning"))  # which ask for the second moments
-    again = hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL, work=Work(folder=Path("moved")))
+    again = hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL, work=Work(work_dir=Path("moved")))
     assert first.profile == again.profile == here.profile
     assert here.profile.model == result.profile.model
     assert not any(t.external_data for t in here.model.graph.initializer)
@@ -155,7 +161,6 @@ def test_each_strategy_does_what_it_says(result: hmc_onnx.Result, original: onnx
     plan = hmc_onnx.solve(result.profile, hmc_onnx.Target(macs=0.6), strategy)  # type: ignore[arg-type]
     compressed = hmc_onnx.apply(original, plan, calibration())
     assert total(normalise(compressed)).macs == plan.macs <= 0.6 * result.profile.macs
-    assert result.plan.sensitivity >= 0
     best = hmc_onnx.solve(result.profile, hmc_onnx.Target(macs=0.6))
     assert best.sensitivity <= plan.sensitivity * 1.001
     decomposed = any(layer.rank for layer in plan.layers.values())
@@ -168,7 +173,7 @@ def test_each_strategy_does_what_it_says(result: hmc_onnx.Result, original: onnx
 
 def test_a_plan_that_changes_nothing_changes_nothing(original: onnx.ModelProto) -> None:
     model = normalise(original)
-    same = apply_plan(model, untouched(model), calibration()).finished()
+    same = applied(model, untouched(model))
     np.testing.assert_array_equal(outputs(same, images(8)), outputs(model.finished(), images(8)))
 
 
@@ -182,7 +187,7 @@ def test_channels_that_carry_nothing_are_removed_for_free(original: onnx.ModelPr
             slot.node.inputs[slot.index].values = values
     plan = untouched(model)
     plan = plan.model_copy(update={"groups": plan.groups | {group.name: GroupPlan(size=8, removed=[1, 5])}})
-    smaller = apply_plan(model, plan, calibration()).finished()
+    smaller = applied(model, plan)
     before = outputs(model.finished(), images(8))
     # the repair holds the weights by a small ridge, so least squares gives them back to a few digits
     np.testing.assert_allclose(outputs(smaller, images(8)), before, atol=1e-3 * np.abs(before).max())
@@ -194,7 +199,7 @@ def test_repair_brings_the_network_nearer_than_truncation(original: onnx.ModelPr
     plan = untouched(model)
     convs = [n.name for n in model.graph.nodes if n.op == "Conv" and n.inputs[1].shape[2] == 3][1:]
     plan = plan.model_copy(update={"layers": plan.layers | {n: LayerPlan(method="spatial", rank=6) for n in convs}})
-    repaired = apply_plan(model, plan, calibration()).finished()
+    repaired = applied(model, plan)
     truncated, shapes = model.copy(), infer_shapes(model, batch_one(model))
     method = DECOMPOSITIONS["spatial"]
     for node in [n for n in truncated.graph.nodes if n.name in convs]:
@@ -235,7 +240,7 @@ def test_a_plan_that_does_not_fit_is_refused(original: onnx.ModelProto, change: 
     }
     update = updates[change] if isinstance(change, str) else change
     with pytest.raises(PlanError, match=message):
-        apply_plan(model, plan.model_copy(update=update), calibration())
+        applied(model, plan.model_copy(update=update))
 
 
 def l1_pruned(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 import hmc_onnx
 from hmc_onnx.planning.hmc_groups import bearing, differences
 from hmc_onnx.planning.program import solve
+from hmc_onnx.records.goal import Target
 from hmc_onnx.records.profile import GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
-from hmc_onnx.records.settings import Settings, Target
+from hmc_onnx.records.settings import Settings
 from hmc_onnx.search_space.candidates import Curve
 from hmc_onnx.search_space.elimination import Consumer, Floors, eliminate
 from passes.core.errors import SettingsError

@@ -15,16 +15,19 @@ import hmc_onnx
 from calib.data.calibration import CalibrationData
 from calib.measure.latency import Estimate
 from calib.measure.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
+from calib.runtime.batching import serving_batch, serving_feeds
 from calib.runtime.sessions import Runtime
-from hmc_onnx.execution.executor import _BACKENDS, Work
+from hmc_onnx.execution.context import Context
+from hmc_onnx.execution.executor import _BACKENDS
 from hmc_onnx.planning import accuracy_search as searching
-from hmc_onnx.planning import latency_refinement as fitting
+from hmc_onnx.planning import planner
 from hmc_onnx.planning.accuracy_search import split
-from hmc_onnx.profiling.candidate_times import measure_table, serving_batch, serving_feeds
-from hmc_onnx.records.settings import Target
+from hmc_onnx.planning.program import Program
+from hmc_onnx.profiling.candidate_times import measure_table
+from hmc_onnx.records.goal import Target
+from hmc_onnx.records.work import Work
 from passes.core.errors import DataError, SettingsError
 from passes.core.progress import Progress, silent
-from passes.normal_form.normalise import normalise
 from passes.probe import Probe
 
 SETTINGS = hmc_onnx.Settings(
@@ -89,7 +92,7 @@ def test_every_choice_has_a_time_and_those_of_the_network_add_up(profile: hmc_on
 
 
 def test_a_correction_makes_the_bound_tighter(profile: hmc_onnx.Profile) -> None:
-    plan = hmc_onnx.solve(profile, Target(latency=0.9), correction=0.8)
+    plan = Program(profile).solve(Target(latency=0.9), correction=0.8)
     assert plan.latency is not None and plan.latency.expected <= 0.72
     with pytest.raises(SettingsError, match=r"latency=0\.001 is below .* reach on this model, latency=0\."):
         hmc_onnx.solve(profile, Target(latency=0.001))
@@ -108,26 +111,27 @@ def test_a_plan_is_made_again_until_its_network_takes_the_time(
 ) -> None:
     """A clock by which whole networks take a factor more than the sum of their parts."""
     made: list[float] = []
-    solve = fitting.solve
+    solve = Program.solve
 
     def counted(*arguments: object) -> hmc_onnx.Plan:
-        plan = solve(*arguments)
+        plan = solve(*arguments)  # type: ignore[arg-type]
+        assert plan.latency is not None
         made.append(plan.latency.expected)
         return plan
 
     class Clock:
         def __init__(self, *_: object) -> None: ...
 
-        def latency(self, model: int) -> fitting.Estimate:
-            return fitting.Estimate(1.0, 0.0)
+        def latency(self, model: int) -> Estimate:
+            return Estimate(1.0, 0.0)
 
-        def ratio(self, model: int) -> fitting.Estimate:
-            return fitting.Estimate(made[-1] * factor, 0.001)
+        def ratio(self, model: int) -> Estimate:
+            return Estimate(made[-1] * factor, 0.001)
 
-    monkeypatch.setattr(fitting, "solve", counted)
-    monkeypatch.setattr(fitting, "calm", Clock)
-    target = Target(latency=0.8)
-    plan = fitting.fitted(original, normalise(original), profile, calibration(), target)
+    monkeypatch.setattr(Program, "solve", counted)
+    monkeypatch.setattr(planner, "calm", Clock)
+    context = Context(original, calibration(), SETTINGS)
+    plan = planner.Planner(context, profile).plan(Target(latency=0.8))
     assert plan.latency is not None and plan.latency.measured is not None
     assert plan.latency.measured == plan.latency.expected * factor
     assert plan.latency.measured <= 0.8 * 1.02  # plans come in steps
@@ -146,28 +150,27 @@ def test_a_model_compressed_for_the_time_runs_and_says_what_it_takes(original: o
 def test_a_table_of_another_machine_plans_for_that(tmp_path: Path) -> None:
     # with padded shortcuts, how many channels a layer of a stage keeps depends on the data, so not all can be foreseen
     original = resnet((2, 2), (16, 32), shortcut="B", size=16, classes=5)
-    own = measure_table(original, {"input": (1, 3, 16, 16)}, SETTINGS)
+    own = measure_table(Context(original, calibration(), SETTINGS))
     other = LatencyTable(machine=own.machine.model_copy(update={"processor": "another"}), entries=own.entries)
     other.write(tmp_path / "other.json")
-    table = read_table(tmp_path / "other.json")
-    profile = hmc_onnx.profile(original, calibration(), SETTINGS, table=table)
+    settings = SETTINGS.model_copy(update={"latency_table": tmp_path / "other.json"})
+    profile = hmc_onnx.profile(original, calibration(), settings)
     assert profile.latency is not None
     assert profile.latency.machine.processor == "another"
     assert profile.latency.by_macs == []  # all that can be planned has been measured there
-    result = hmc_onnx.compress(original, calibration(), "latency=0.8", settings=SETTINGS, table=table)
+    result = hmc_onnx.compress(original, calibration(), "latency=0.8", settings=settings)
     assert result.plan.latency is not None and result.plan.latency.measured is None
     with pytest.raises(SettingsError, match=r"has no time of this model at batch 2: .*latency measure MODEL --batch 2"):
-        hmc_onnx.profile(original, calibration(), SETTINGS.model_copy(update={"batch": 2}), table=table)
+        hmc_onnx.profile(original, calibration(), settings.model_copy(update={"batch": 2}))
 
 
 def test_what_cannot_be_timed_alone_is_taken_by_its_macs(original: onnx.ModelProto) -> None:
-    table = measure_table(original, {"input": (1, 3, 16, 16)}, SETTINGS)
+    table = measure_table(Context(original, calibration(), SETTINGS))
     lost = {
         k: e if k.startswith("model ") else e.model_copy(update={"seconds": None}) for k, e in table.entries.items()
     }
-    profile = hmc_onnx.profile(
-        original, calibration(), SETTINGS, table=LatencyTable(machine=table.machine, entries=lost)
-    )
+    given = LatencyTable(machine=table.machine, entries=lost)
+    profile = hmc_onnx.profile(original, calibration(), SETTINGS.model_copy(update={"latency_table": given}))
     assert profile.latency is not None
     assert set(profile.latency.by_macs) == {layer.name for layer in profile.layers}
     macs = sum(layer.macs for layer in profile.layers)
@@ -195,7 +198,7 @@ def test_a_time_that_a_busy_machine_left_in_the_cache_is_mended_but_not_in_a_run
     for key in [k for k in table.entries if k.startswith("model ")]:
         table.entries[key] = Entry(seconds=1e3)
     table.write(path)
-    run = Work(folder=tmp_path / "work")
+    run = Work(work_dir=tmp_path / "work")
     mended = hmc_onnx.profile(original, calibration(), SETTINGS, work=run)
     assert mended.latency is not None and mended.latency.seconds < 1
     own = read_table(tmp_path / "work" / "latency.json")
@@ -237,23 +240,25 @@ def test_the_search_takes_the_fastest_that_keeps_the_bound_on_both_parts(
     original: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, labels: bool
 ) -> None:
     monkeypatch.setattr(searching, "MOST_VISITS", 3)
-    data, work = calibration(240, labels), Work(tmp_path / "work")
-    result = hmc_onnx.compress(original, data, max_drop=0.2, settings=SETTINGS, work=work)
+    data, work = calibration(240, labels), Work(work_dir=tmp_path / "work")
+    result = hmc_onnx.compress(original, data, "max_drop=0.2", settings=SETTINGS, work=work)
     curve = result.report.curve
     assert [p.latency for p in curve] == sorted(p.latency for p in curve)
     (taken,) = [p for p in curve if p.chosen]
     assert max(taken.drop, taken.confirmed) <= 0.2
     assert all(0 < p.uncertainty < 1 for p in curve)
     assert all(max(p.drop, p.confirmed) > 0.2 for p in curve if p.latency < taken.latency)
-    again = hmc_onnx.compress(original, data, max_drop=0.2, settings=SETTINGS, work=work)
+    again = hmc_onnx.compress(original, data, "max_drop=0.2", settings=SETTINGS, work=work)
     assert again.report.curve == curve
     assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(deterministic=True)
 
 
-def test_what_a_search_needs_is_said(original: onnx.ModelProto) -> None:
+def test_a_goal_is_a_target_or_a_bound() -> None:
     with pytest.raises(SettingsError, match="not both"):
-        hmc_onnx.compress(original, calibration(), "macs=0.5", max_drop=0.1)
+        hmc_onnx.Goal(target=Target(macs=0.5), max_drop=0.1)
     with pytest.raises(SettingsError, match="give either"):
-        hmc_onnx.compress(original, calibration())
-    with pytest.raises(SettingsError, match=r"max_drop 1\.5 is out of range"):
-        hmc_onnx.compress(original, calibration(), max_drop=1.5)
+        hmc_onnx.Goal()
+    with pytest.raises(SettingsError, match=r"'max_drop=1\.5' is out of range"):
+        hmc_onnx.Goal.of("max_drop=1.5")
+    assert hmc_onnx.Goal.of("max_drop = 0.01").max_drop == 0.01
+    assert hmc_onnx.Goal.of("macs=0.5").target == Target(macs=0.5)

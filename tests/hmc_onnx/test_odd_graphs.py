@@ -626,7 +626,8 @@ def test_an_odd_graph_is_compressed_or_declined(name: str, tmp_path: Path, monke
         onnx.save(row.build(), model, save_as_external_data=True, location="weights.bin", size_threshold=0)
     for slow in () if row.every else ("cp", "tucker"):
         monkeypatch.delitem(DECOMPOSITIONS, slow)
-    compress = partial(hmc_onnx.compress, model, feeds, "macs=0.6", strategy=row.strategy, settings=SETTINGS)
+    goal = hmc_onnx.Goal(target=hmc_onnx.Target(macs=0.6), strategy=row.strategy)
+    compress = partial(hmc_onnx.compress, model, feeds, goal, settings=SETTINGS)
     if row.refused:
         with pytest.raises(HmcError, match=row.refused) as error:
             compress()

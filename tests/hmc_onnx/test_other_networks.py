@@ -19,9 +19,9 @@ from zoo import run
 import hmc_onnx
 from hmc_onnx.analysis.inspection import inspect
 from hmc_onnx.analysis.model_inputs import signature
-from hmc_onnx.comparison.verification import same_signature
 from hmc_onnx.execution.executor import _BACKENDS
 from passes.decompose import DECOMPOSITIONS
+from passes.graph.signature import same_signature
 
 SETTINGS = hmc_onnx.Settings(samples=2, kl_samples=2, positions=16, align=4, chunk=2, provider="cpu")
 # The share of the MACs to keep; the inputs of a layer above which it is left alone; and of the channel groups how many
@@ -51,7 +51,7 @@ def test_a_network_is_compressed_as_far_as_it_goes(name: str, monkeypatch: pytes
         monkeypatch.setattr(f"hmc_onnx.{constant}", (0.5,))
     for method in set(DECOMPOSITIONS) - {"svd"}:
         monkeypatch.delitem(DECOMPOSITIONS, method)
-    monkeypatch.setattr("hmc_onnx.api.BATCHES", (1,))  # at 64 one run takes longer than all the rest
+    monkeypatch.setattr("hmc_onnx.run.BATCHES", (1,))  # at 64 one run takes longer than all the rest
     share, features, groups = TABLE[name]
     monkeypatch.setattr("hmc_onnx.analysis.subjects.MOST_FEATURES", features)
     original = light(name)

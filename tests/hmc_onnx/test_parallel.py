@@ -19,9 +19,10 @@ from zoo import images, resnet
 import hmc_onnx
 from calib.data.calibration import CalibrationData
 from calib.measure import sensitivity
+from hmc_onnx.execution import context
 from hmc_onnx.execution.checkpoint import Journal
-from hmc_onnx.execution.executor import HERE, Pool, Work, pool
-from hmc_onnx.profiling import profiler
+from hmc_onnx.execution.executor import Pool, pool
+from hmc_onnx.records.work import HERE, Work
 from passes.core.errors import SettingsError
 from passes.core.progress import silent
 
@@ -87,7 +88,10 @@ def test_what_is_in_the_journal_is_not_done_again_and_progress_counts_it(tmp_pat
     journal = Journal(tmp_path / "work", {"model": "m"})
     seen: list[tuple[str, int, int]] = []
     for expected in ([0, 1, 3, 6], [6]):
-        with pool(Work(jobs=1), journal, lambda *step: seen.append(step)) as own, joblib.parallel_config(n_jobs=1):
+        with (
+            pool(Work(jobs=1, progress=lambda *step: seen.append(step)), journal) as own,
+            joblib.parallel_config(n_jobs=1),
+        ):
             tasks = {str(i): (lambda i=i: (doubled, i)) for i in range(3)}
             assert own.run("numbers", tasks, {str(i): i + 1 for i in range(3)}) == {"0": 0, "1": 2, "2": 4}
         assert [done for _, done, of in seen if of == 6] == expected
@@ -108,7 +112,7 @@ def test_processes_find_what_one_does(reference: hmc_onnx.Profile) -> None:
 
 
 def test_a_large_model_is_not_sent_to_processes(reference: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiler, "LARGE", 0)
+    monkeypatch.setattr(context, "LARGE", 0)
     where: list[bool] = []
     share = Pool.share
     monkeypatch.setattr(Pool, "share", lambda self, *a: (where.append(a[-1]), share(self, *a))[1])
@@ -133,16 +137,17 @@ def test_a_dask_cluster_finds_what_one_process_does(reference: hmc_onnx.Profile,
                 done.set()
                 os.kill(victim, signal.SIGKILL)
 
-        work = Work(backend="dask", address=cluster.scheduler_address)
+        work = Work(backend="dask", address=cluster.scheduler_address, progress=kill_in_the_middle)
         model = resnet((1, 1), (8, 16), size=8)
-        assert hmc_onnx.profile(model, calibration(), SETTINGS, kill_in_the_middle, work=work) == reference
+        assert hmc_onnx.profile(model, calibration(), SETTINGS, work) == reference
         assert done.is_set() == killed
 
 
 PARENT = """
 import os, time
 from hmc_onnx.execution.checkpoint import Journal
-from hmc_onnx.execution.executor import Work, pool
+from hmc_onnx.execution.executor import pool
+from hmc_onnx.records.work import Work
 with pool(Work(jobs=2), Journal(None, {})) as workers:
     pids = workers.run("pids", {str(i): (lambda: (os.getpid,)) for i in range(20)})
     print(*set(pids.values()), flush=True)

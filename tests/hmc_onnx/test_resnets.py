@@ -18,9 +18,9 @@ from zoo import run
 
 import hmc_onnx
 from hmc_onnx.analysis.model_inputs import signature
-from hmc_onnx.comparison.verification import same_signature
 from hmc_onnx.execution.executor import _BACKENDS
 from passes.decompose import DECOMPOSITIONS
+from passes.graph.signature import same_signature
 
 SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=16, positions=8, align=2, chunk=16, provider="cpu", threads=1)
 
@@ -137,7 +137,9 @@ def test_the_form_makes_no_difference_to_what_comes_out(form: str, name: str) ->
     for model, turned in ((source, images), (FORMS[form](source), images.transpose(0, 2, 3, 1))):
         ((image, (_, shape)),) = signature(model).items()
         feeds = {image: np.ascontiguousarray(turned) if shape[-1] == 3 else images}
-        result = hmc_onnx.compress(model, feeds, "macs=0.5", strategy="prune", settings=settings)
+        result = hmc_onnx.compress(
+            model, feeds, hmc_onnx.Goal(target=hmc_onnx.Target(macs=0.5), strategy="prune"), settings=settings
+        )
         outputs.append(run(result.model, feeds)[0])
     common = outputs[0].mean(0)
     assert np.corrcoef((outputs[0] - common).ravel(), (outputs[1] - common).ravel())[0, 1] > 0.95

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from hmc_onnx.planning.hmc_groups import bearing, differences
 from hmc_onnx.planning.program import solve
+from hmc_onnx.records.goal import Strategy, Target
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import KEEP, GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
-from hmc_onnx.records.settings import Settings, Strategy, Target
+from hmc_onnx.records.settings import Settings
 from passes.core.errors import SettingsError
 
 STRATEGIES = get_args(Strategy)

@@ -11,7 +11,7 @@ from zoo import images, resnet
 from calib.data.calibration import CalibrationData
 from calib.measure.latency import Timings
 from hmc_onnx.comparison import verification
-from hmc_onnx.comparison.verification import verify
+from hmc_onnx.comparison.verification import Network, verify
 
 
 @pytest.mark.parametrize(("known", "again"), [({}, False), ({1: math.inf}, False), ({1: 1e-9}, True)])
@@ -20,6 +20,6 @@ def test_what_takes_longer_than_it_is_known_to_is_timed_again(
 ) -> None:
     model, data = resnet((1,), (4,), size=8), CalibrationData({"input": images(8, 8)}, None, "noise")
     monkeypatch.setattr(verification, "calm", lambda *_: Timings(np.full((9, 2), [2.0, 1.0])))
-    timings = verify(model, model, data, known=known).timings
+    timings = verify(Network(model), Network(model), data, known=known).timings
     assert [t.batch for t in timings] == [1, 8]
     assert [t.ratio == 0.5 for t in timings] == [again, False]
