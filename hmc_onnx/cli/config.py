@@ -69,7 +69,7 @@ def _words(field: OptionField) -> str:
     if get_origin(kind) is Literal:
         return alternatives(get_args(kind))
     if get_origin(kind) is tuple:
-        return f"{len(get_args(kind))} {WORDS[get_args(kind)[0]].split()[-1]}s in brackets, as in {example}"
+        return f"{len(get_args(kind))} {WORDS[get_args(kind)[0]].removeprefix('a ')}s in brackets, as in {example}"
     return f"{WORDS[kind]}{f' such as {example}' if example else ''}"
 
 
