@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +14,8 @@ __all__ = ["NarrowTable"]
 
 # Characters that a column of sentences is given at least, so that it is not one word a line.
 SENTENCE = 20
+# Characters that each column takes besides its width: a space on both sides, and a line.
+BORDER = 3
 
 
 class NarrowTable:
@@ -46,33 +48,38 @@ class NarrowTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for count in range(len(self._dropped) + 1):
-            table = self._without(self._dropped[:count], whole=True)
-            # of an unbounded table, the least width in which no word breaks
-            if Measurement.get(console, options.update(width=10_000), table).minimum <= options.max_width:
-                yield table
-                return
-        yield self._without(self._dropped, whole=False)
+            shown = [i for i, name in enumerate(self._columns) if name not in self._dropped[:count]]
+            widths = self._widths(shown, options.max_width)
+            if widths is not None:
+                break
+        yield self._table(shown, widths, self._dropped[:count])
 
-    def _without(self, left_out: Sequence[str], whole: bool) -> Table:
-        """The table without some columns; `whole`: a cell that is no sentence stays on one line."""
+    def _widths(self, shown: Sequence[int], width: int) -> list[int] | None:
+        """Widths of columns within that of the table; None where a word would break."""
+        texts = [[self._columns[i], *(Text.from_markup(row[i]).plain for row in self._rows)] for i in shown]
+        whole = [max(map(cell_len, cells)) for cells in texts]
+        least = list(whole)
+        for k, i in enumerate(shown):
+            if self._columns[i] in self._sentences:
+                longest = max(cell_len(word) for text in texts[k] for word in (text.split() or [""]))
+                least[k] = min(whole[k], max(SENTENCE, longest))
+        spare = width - sum(least) - (BORDER * len(shown) + 1)
+        if spare < 0:
+            return None
+        # what is left goes to the columns of text, first to those that need little of it
+        widening = sorted(range(len(shown)), key=lambda k: whole[k] - least[k])
+        for done, k in enumerate(widening):
+            more = min(whole[k] - least[k], spare // (len(widening) - done))
+            least[k], spare = least[k] + more, spare - more
+        return least
+
+    def _table(self, shown: Sequence[int], widths: list[int] | None, left_out: Sequence[str]) -> Table:
         table = Table(title=self._title, title_justify="left", caption_justify="left")
         if left_out:
             table.caption = f"No room for: {', '.join(left_out)}; a wider terminal shows them."
-        shown = [i for i, name in enumerate(self._columns) if name not in left_out]
-        for i in shown:
-            name = self._columns[i]
-            table.add_column(
-                name,
-                justify="right" if name in self._right else "left",
-                overflow="fold",
-                no_wrap=whole and name not in self._sentences,
-                min_width=max(SENTENCE, self._longest_word(i)) if whole and name in self._sentences else None,
-            )
+        for k, i in enumerate(shown):
+            side: Literal["left", "right"] = "right" if self._columns[i] in self._right else "left"
+            table.add_column(self._columns[i], justify=side, overflow="fold", width=widths[k] if widths else None)
         for row in self._rows:
             table.add_row(*(row[i] for i in shown))
         return table
-
-    def _longest_word(self, column: int) -> int:
-        """Its width in characters."""
-        texts = [self._columns[column], *(Text.from_markup(row[column]).plain for row in self._rows)]
-        return max((cell_len(word) for text in texts for word in text.split()), default=0)
