@@ -151,9 +151,14 @@ def fit(
         samples: take this many at most from a reader.
 
     Raises:
-        DataError: names, shapes or element types are not the model's.
+        DataError: names, shapes or element types are not the model's, or a path was given in place of data.
     """
     inputs = signature(proto)
+    if isinstance(data, str | os.PathLike):
+        raise DataError(
+            f"the data are given as the path '{os.fspath(data)}': read the images with hmc_onnx.load_data(model, path, "
+            "preprocess, samples=...), and give what it returns"
+        )
     if not isinstance(data, CalibrationData):
         data = from_reader(data, samples, input_name=next(iter(inputs)) if len(inputs) == 1 else None)
     if set(data.feeds) != set(inputs):

@@ -45,7 +45,7 @@ def table(groups: Sequence[Group] | None = None) -> str:
 
 
 def _row(own: OptionField) -> str:
-    python = own.record.__module__.split(".")[1] != "cli"
+    python = not own.record.__module__.startswith("hmc_onnx.cli.")
     name = f"`{own.record.__name__}.{own.name}`" if python else f"`{own.name}`"
     flags = ", ".join(f"`{flag}`" for flag in own.flags) if own.option.command_line else ""
     where = "" if own.option.file or not own.option.command_line else " *Not in a file.*"
