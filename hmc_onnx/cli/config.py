@@ -40,7 +40,7 @@ def merged(values: Mapping[str, Any], groups: Sequence[Group] | None = None) -> 
         from hmc_onnx.cli.groups import GROUPS
 
         groups = GROUPS
-    given = {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None and value != []}
     return (read_config(given["config"], groups) if given.get("config") else {}) | given
 
 
@@ -70,6 +70,8 @@ def _words(field: OptionField) -> str:
         return alternatives(get_args(kind))
     if get_origin(kind) is tuple:
         return f"{len(get_args(kind))} {WORDS[get_args(kind)[0]].removeprefix('a ')}s in brackets, as in {example}"
+    if get_origin(kind) is list:
+        return f"a list{f', as in {example}' if example else ''}"
     return f"{WORDS[kind]}{f' such as {example}' if example else ''}"
 
 

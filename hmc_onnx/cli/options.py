@@ -48,6 +48,8 @@ class OptionField:
         own = self.option.given or self.field.annotation
         if get_origin(own) in (Union, UnionType):
             (own,) = (t for t in get_args(own) if t is not type(None))
+        if get_origin(own) is tuple and get_args(own)[-1] is Ellipsis:
+            return list[get_args(own)[0]]  # type: ignore[misc]  # an option that may be repeated
         return own
 
     @property
@@ -62,8 +64,9 @@ class OptionField:
         """What stands for its value."""
         if self.type is bool:
             return ""
-        choice = get_origin(self.type) is Literal
-        return self.option.metavar or ("NAME" if choice else METAVARS[self.type])
+        kind = get_args(self.type)[0] if get_origin(self.type) is list else self.type
+        choice = get_origin(kind) is Literal
+        return self.option.metavar or ("NAME" if choice else METAVARS[kind])
 
     @property
     def default(self) -> str:
@@ -71,7 +74,7 @@ class OptionField:
         if self.field.is_required():
             return ""
         value = self.field.default
-        if self.option.default or value is None:
+        if self.option.default or value in (None, ()):
             return self.option.default or ""
         if isinstance(value, bool):
             return self.flags[0].split("/")[0 if value else 1] if self.option.command_line else str(value)

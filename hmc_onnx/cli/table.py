@@ -59,6 +59,8 @@ def _value(own: OptionField) -> str:
     kind = own.type
     if get_origin(kind) is Literal:
         return alternatives(get_args(kind))
+    if get_origin(kind) is list:
+        return f"{NAMES[get_args(kind)[0]]}, may be repeated"
     if get_origin(kind) is tuple:
         return f"{len(get_args(kind))} {NAMES[get_args(kind)[0]]}s"
     bounds = [

@@ -95,7 +95,7 @@ def plan_tables(plan: Plan) -> Group:
     if any(layer.difference is not None for layer in plan.layers.values()):
         parts.append(LEGEND)
     if not plan.proven:
-        parts.append(f"The plan is not proven to be the best: another may lose {plan.gap:.1%} less.")
+        parts.append(f"This is not proven to be the best plan: another may lose {plan.gap:.1%} less.")
     if plan.declined:
         left = NarrowTable("Left as they are", ("what", "why"), sentences=("why",))
         for name, reason in plan.declined.items():

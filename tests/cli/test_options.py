@@ -95,6 +95,26 @@ def test_options_that_need_another_are_refused_without_it() -> None:
     Given(groups, {"samples": 5})  # an option of both
 
 
+def test_a_field_of_several_values_is_an_option_that_may_be_repeated(tmp_path: Path) -> None:
+    class Many(Settings):
+        names: Annotated[tuple[str, ...], Option(metavar="NAME=KIND", example="[a=b]")] = Field(
+            default=(), description="Names."
+        )
+
+    taken: list[Given] = []
+    app, groups, file = typer.Typer(), [Group(Many)], tmp_path / "options.yaml"
+    command(app, "many", "Take many.", *groups)(lambda given: taken.append(given))
+    for arguments in ([], ["--names", "a=b"], ["--names", "a=b", "--names", "c=d"]):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+        assert taken.pop().of(Many).names == tuple(arguments[1::2])
+    file.write_text("names: [a=b, c=d]\n")
+    assert Given(groups, merged({"config": file, "names": []}, groups)).of(Many).names == ("a=b", "c=d")
+    file.write_text("names: a=b\n")
+    with pytest.raises(SettingsError, match=r"write a list, as in \[a=b\]"):
+        read_config(file, groups)
+    assert "text, may be repeated" in table(groups)
+
+
 def test_options_for_python_only_are_not_offered() -> None:
     class Inner(Settings):
         inner: Annotated[int, Option(command_line=False, file=False)] = Field(default=1, description="Inner.")
