@@ -30,7 +30,7 @@ class FineTuning(Options):
     model_config = ConfigDict(allow_inf_nan=False)
     panel: ClassVar[str] = "Fine-tuning"
 
-    epochs: Annotated[float | None, Option(default="10, without --minutes")] = Field(
+    epochs: Annotated[float | None, Option(default="10, if minutes is not given either")] = Field(
         default=None, gt=0, description="How often to go through all images; a part is possible, such as 0.5."
     )
     minutes: float | None = Field(default=None, gt=0, description="Minutes to train for, in place of epochs.")

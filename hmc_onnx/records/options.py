@@ -7,12 +7,12 @@ Python the record itself is what a caller gives.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
-from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
-from typing_extensions import Self
+from pydantic import ValidationError, model_validator
 
 from passes.core.errors import SettingsError
 from passes.core.records import Frozen
@@ -58,7 +58,7 @@ class Options(Frozen):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _checked(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _checked(cls, data: Any, handler: Callable[[Any], Any]) -> Any:
         try:
             return handler(data)
         except ValidationError as e:
