@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,7 @@ MEASURING = Group(
 )
 
 
+@cache
 def commands() -> TyperGroup:
     """All commands, whole."""
     from hmc_onnx.cli.finetuning import app as finetuning
@@ -99,7 +101,7 @@ def compress(model: Model, given: Given) -> None:
     test = images_to_compare_on(proto, given)
     with progress_bar() as progress:
         run = Run(proto, calibration, settings, given.of(Work, progress=progress), goal.max_drop is not None)
-        check_labels(proto, test or run.data, settings.runtime)
+        check_labels(proto, run.data if test is None else test, settings.runtime)
         found = run.reach(goal)
         shown: list[Any] = [plan_tables(found.plan)]
         result, stopped = brought_in(found.model), None

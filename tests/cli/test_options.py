@@ -17,8 +17,10 @@ from zoo import images
 from calib.data.preprocess import PRESETS
 from calib.data.readers import Selection
 from hmc_onnx.api import FineTuning, Goal, Settings, Work, compress
+from hmc_onnx.cli.commands import commands
 from hmc_onnx.cli.config import merged, read_config
 from hmc_onnx.cli.groups import GROUPS, Images
+from hmc_onnx.cli.help import COMMANDS
 from hmc_onnx.cli.options import Given, Group, command
 from hmc_onnx.cli.table import table
 from hmc_onnx.cli.wording import in_options
@@ -180,6 +182,11 @@ def test_help_leaves_room_for_descriptions_at_80_columns(
     goes_on = [found for line in lines if (found := re.match(r"│ {10,}(?=\S)", line))]
     assert goes_on
     assert all(80 - found.end() - len(" │") >= 28 for found in goes_on)
+
+
+def test_the_list_of_commands_is_that_of_the_commands() -> None:
+    assert set(commands().commands) == set(COMMANDS)
+    assert {name: command.help for name, command in commands().commands.items()} == COMMANDS
 
 
 def test_help_and_version_are_found(cli: Cli) -> None:
