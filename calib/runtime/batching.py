@@ -51,7 +51,7 @@ def serving_batch(proto: onnx.ModelProto, fed: Collection[str], wanted: int | No
     """
     declared = declared_batch(proto, fed)
     if declared and wanted and declared != wanted:
-        raise SettingsError(f"--batch {wanted}: the model takes batches of {declared}: leave the option out")
+        raise SettingsError(f"`batch` {wanted}: the model takes batches of {declared}: leave `batch` out")
     return wanted or declared or 1
 
 

@@ -10,15 +10,62 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from hmc_onnx.cli.help import COMMANDS, PROGRAM
 from hmc_onnx.own_modules import check_own_modules
 
-__all__ = ["main"]
+__all__ = ["app", "main"]
 
 INTERRUPTED = 128 + signal.SIGINT
+
+
+class _Commands(TyperGroup):
+    """The commands by name and help; one is imported, with all that it needs, when it is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None and command is not None:
+            from hmc_onnx.cli.commands import commands
+
+            command = commands().get_command(ctx, name)
+        return name, command, rest
+
+
+app = typer.Typer(
+    name="hmc-onnx",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=PROGRAM,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"hmc-onnx {version('hmc-onnx')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+def _not_imported_yet() -> None:
+    pass
+
+
+for _name, _text in COMMANDS.items():
+    app.command(_name, help=_text)(_not_imported_yet)
 
 
 def main() -> None:
@@ -37,16 +84,13 @@ def main() -> None:
 
 def _run() -> tuple[str, int]:
     """Run the command; the sentence on what went wrong, or nothing, and the exit code."""
-    from hmc_onnx.cli import finetuning  # noqa: F401  it adds its command
-    from hmc_onnx.cli.commands import app
-    from hmc_onnx.cli.reading import resources
+    from hmc_onnx.cli.wording import in_options
     from passes.core.errors import HmcError
 
     try:
-        with resources:
-            code = app(prog_name="hmc-onnx", standalone_mode=False)
+        code = app(prog_name="hmc-onnx", standalone_mode=False)
     except HmcError as e:
-        return f"error: {e}", 1
+        return f"error: {in_options(str(e))}", 1
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except OSError as e:

@@ -204,13 +204,13 @@ def _dask(work: Work) -> Iterator[None]:
     try:
         from distributed import Client  # noqa: PLC0415  an extra
     except ImportError as e:
-        raise SettingsError("--backend dask needs Dask: pip install 'hmc-onnx[dask]'") from e
+        raise SettingsError("`backend='dask'` needs Dask: pip install 'hmc-onnx[dask]'") from e
     if work.address is None:
-        raise SettingsError("--backend dask needs the scheduler's --address, such as tcp://10.0.0.1:8786")
+        raise SettingsError("`backend='dask'` needs the scheduler's `address`, such as tcp://10.0.0.1:8786")
     try:
         client = Client(work.address, timeout="10s")
     except (OSError, ValueError) as e:
-        raise SettingsError(f"no Dask scheduler answers at '{work.address}': give its --address") from e
+        raise SettingsError(f"no Dask scheduler answers at '{work.address}': give its `address`") from e
     with client, joblib.parallel_config("dask", n_jobs=-1, client=client):
         yield
 
@@ -221,15 +221,15 @@ def _ray(work: Work) -> Iterator[None]:
         import ray  # noqa: PLC0415  an extra
         from ray.util.joblib import register_ray  # noqa: PLC0415
     except ImportError as e:
-        raise SettingsError("--backend ray needs Ray: pip install 'hmc-onnx[ray]'") from e
+        raise SettingsError("`backend='ray'` needs Ray: pip install 'hmc-onnx[ray]'") from e
     if work.address is None:
-        raise SettingsError("--backend ray needs the cluster's --address, such as auto or 10.0.0.1:6379")
+        raise SettingsError("`backend='ray'` needs the cluster's `address`, such as auto or 10.0.0.1:6379")
     theirs = ray.is_initialized()  # by the caller, who connected to the cluster
     if not theirs:
         try:
             ray.init(address=work.address, log_to_driver=False, logging_level="error")
         except (ConnectionError, RuntimeError, ValueError) as e:
-            raise SettingsError(f"no Ray cluster answers at '{work.address}': give its --address") from e
+            raise SettingsError(f"no Ray cluster answers at '{work.address}': give its `address`") from e
     register_ray()
     try:
         with joblib.parallel_config("ray", n_jobs=-1):

@@ -122,7 +122,7 @@ class Program:
         if "seconds" in bounds:
             if profile.latency is None:
                 raise SettingsError(
-                    "the profile has no latencies: profile again with --latency, or give another target"
+                    "the profile has no latencies: profile again with `latency=True`, or give another target"
                 )
             bounds["seconds"] *= correction
         solution, gap = self._minimise(self.sensitivity, {k: v * self.original[k] for k, v in bounds.items()})
@@ -142,7 +142,7 @@ class Program:
         aligned = f" or align to fewer than {align} channels" if align > 1 else ""
         again = (
             "; if the machine was busy when it was timed, have it timed again "
-            "('hmc-onnx latency clear', and another --work-dir or --latency-table where one was given)"
+            "('hmc-onnx latency clear', and another `work_dir` or `latency_table` where one was given)"
             if "seconds" in corrections
             else ""
         )

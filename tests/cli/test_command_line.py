@@ -168,7 +168,6 @@ def test_help_imports_nothing_heavy() -> None:
         ({"extra": ["--target", "macs=1.5"]}, "out of range"),
         ({"extra": ["--target", "half"]}, "is not understood"),
         ({"extra": ["--target", "macs=0.0001"]}, "is below what strategy 'hmc' can reach"),
-        ({"extra": ["--preset", "mnist"]}, "unknown preset 'mnist'"),
         ({"extra": ["--samples", "0"]}, "samples"),
         ({"extra": ["--std", "0", "1", "1"]}, "std"),
         ({"extra": ["--config", "list.yaml"]}, "holds no options"),

@@ -101,7 +101,7 @@ def test_a_correction_makes_the_bound_tighter(profile: hmc_onnx.Profile) -> None
 def test_without_latencies_no_plan_for_the_time_is_made(original: onnx.ModelProto) -> None:
     profile = hmc_onnx.profile(original, calibration(), SETTINGS.model_copy(update={"latency": False}))
     assert profile.latency is None
-    with pytest.raises(SettingsError, match="profile again with --latency"):
+    with pytest.raises(SettingsError, match="profile again with `latency=True`"):
         hmc_onnx.solve(profile, Target(latency=0.8))
 
 
@@ -213,7 +213,7 @@ def test_batches_are_what_the_model_declares_or_what_is_asked_for() -> None:
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
     assert [serving_batch(open_, ["input"], n) for n in (None, 5)] == [1, 5]
     assert [serving_batch(fixed, ["input"], n) for n in (None, 3)] == [3, 3]
-    with pytest.raises(SettingsError, match="--batch 5: the model takes batches of 3"):
+    with pytest.raises(SettingsError, match="`batch` 5: the model takes batches of 3"):
         serving_batch(fixed, ["input"], 5)
     assert serving_feeds(calibration(3), 7)["input"].shape[0] == 7
 
@@ -254,11 +254,11 @@ def test_the_search_takes_the_fastest_that_keeps_the_bound_on_both_parts(
 
 
 def test_a_goal_is_a_target_or_a_bound() -> None:
-    with pytest.raises(SettingsError, match="not both"):
+    with pytest.raises(SettingsError, match="`target` and `max_drop` were both given"):
         hmc_onnx.Goal(target=Target(macs=0.5), max_drop=0.1)
-    with pytest.raises(SettingsError, match="give either"):
+    with pytest.raises(SettingsError, match="there is no goal: give `target`"):
         hmc_onnx.Goal()
-    with pytest.raises(SettingsError, match=r"'max_drop=1\.5' is out of range"):
+    with pytest.raises(SettingsError, match=r"`max_drop` 1\.5: input should be less than 1"):
         hmc_onnx.Goal.of("max_drop=1.5")
     assert hmc_onnx.Goal.of("max_drop = 0.01").max_drop == 0.01
     assert hmc_onnx.Goal.of("macs=0.5").target == Target(macs=0.5)

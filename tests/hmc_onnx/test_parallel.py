@@ -168,7 +168,7 @@ def test_workers_end_when_their_parent_is_killed() -> None:
 
 
 def test_clusters_that_are_not_there_are_said() -> None:
-    with pytest.raises(SettingsError, match="needs the scheduler's --address"), pool(Work(backend="dask"), NOWHERE):
+    with pytest.raises(SettingsError, match="needs the scheduler's `address`"), pool(Work(backend="dask"), NOWHERE):
         pass
     start = time.monotonic()
     work = Work(backend="dask", address="tcp://127.0.0.1:1")
