@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from calib.runtime import ort
-from calib.runtime.threads import default_threads
+from calib.runtime.threads import default_threads, unrestricted
 from passes.core.errors import ModelError, SettingsError
 from passes.graph.external import bytes_held, has_external, moved_out, relative
 from passes.graph.precision import in_float32
@@ -145,7 +145,8 @@ class Session:
             options.add_session_config_entry("session.disable_prepacking", "1")
             # the last level brings Convs into another layout, with copies of their weights
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.intra_op_num_threads = runtime.threads_used
+        # its own default also binds each thread to a core, which a number that is set does not
+        options.intra_op_num_threads = 0 if not runtime.threads and unrestricted() else runtime.threads_used
         options.log_severity_level = 4
         chosen = providers(runtime.provider)
         if filed:

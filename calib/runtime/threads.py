@@ -11,7 +11,7 @@ from pathlib import Path
 
 import loky
 
-__all__ = ["default_threads"]
+__all__ = ["default_threads", "unrestricted"]
 
 TOPOLOGY = Path("/sys/devices/system/cpu")
 
@@ -26,6 +26,11 @@ def default_threads() -> int:
         return int(asked)
     allowed = loky.cpu_count()  # logical: of the affinity and the quota
     return max(1, min(allowed, _physical_cores() or loky.cpu_count(only_physical_cores=True)))
+
+
+def unrestricted() -> bool:
+    """Whether onnxruntime's own default is the number of `default_threads`, as nothing restricts this process."""
+    return not os.environ.get("OMP_NUM_THREADS") and loky.cpu_count() == os.cpu_count()
 
 
 def _physical_cores() -> int | None:

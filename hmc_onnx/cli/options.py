@@ -233,9 +233,3 @@ def command(
 def alternatives(names: Sequence[str]) -> str:
     """Names, as in "a, b or c"."""
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-if __name__ == "__main__":
-    from hmc_onnx.cli.table import table
-
-    print(table(), end="")

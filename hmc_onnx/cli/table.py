@@ -12,7 +12,7 @@ __all__ = ["table"]
 
 HEAD = """# Options
 
-Made by `python -m hmc_onnx.cli.options > docs/options.md` from the records that declare the options.
+Made by `python -m hmc_onnx.cli.table > docs/options.md` from the records that declare the options.
 
 The first column is the option on the command line; where it is empty, the option is for Python only. The second is its
 name in a YAML file (`--config`), without the record before the point, and the field of the record in Python. What is
@@ -70,3 +70,7 @@ def _value(own: OptionField) -> str:
         if hasattr(m, name)
     ]
     return ", ".join([NAMES.get(kind, "function"), *bounds])
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -67,7 +67,7 @@ def test_a_new_field_is_found_on_the_command_line_in_the_file_in_python_and_in_t
 
 def test_the_page_of_options_is_current() -> None:
     page = Path(__file__).parents[2] / "docs" / "options.md"
-    assert page.read_text() == table(), "run: python -m hmc_onnx.cli.options > docs/options.md"
+    assert page.read_text() == table(), "run: python -m hmc_onnx.cli.table > docs/options.md"
 
 
 def test_every_option_is_described_in_sentences_and_offered_once() -> None:
