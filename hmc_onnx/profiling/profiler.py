@@ -223,7 +223,7 @@ class _Profiler:
             name=name,
             input_group=subject.input_group,
             output_group=subject.output_group,
-            macs=subject.layer.geometry.macs(subject.size),
+            macs=subject.macs(),
             parameters=self.context.costs[name].parameters,  # without the bias that the layer may be given
             seconds=choices[0].seconds,
             choices=choices,
