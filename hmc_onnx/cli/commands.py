@@ -76,7 +76,7 @@ def compress(
 ) -> None:
     """Compress a model with calibration images: profile, plan, apply, verify; fine-tune it if asked to."""
     given = merged(config, **options_of(locals()))
-    from hmc_onnx.comparison.verification import check_labels
+    from hmc_onnx.comparison.judging import check_labels
     from hmc_onnx.records.output import check_output
     from hmc_onnx.reporting.tables import comparison, epochs_table, plan_tables
     from hmc_onnx.run import Run
@@ -106,7 +106,7 @@ def compress(
     with progress_bar() as progress:
         run = Run(proto, images, settings, work_of(given, progress), searching=goal.max_drop is not None)
         compared = run.data if test is None else test
-        check_labels(proto, compared, settings.runtime)
+        check_labels(proto, compared, settings.runtime, settings.outputs)
         found = run.reach(goal)
         shown.append(plan_tables(found.plan))
         result = brought_in(found.model)
@@ -271,7 +271,8 @@ def verify(
     images = comparison_data(first, run, None, run.samples, settings.seed) or read_images(
         first, run, run.need("data"), run.samples, settings.seed, "train"
     )
-    result = verify_models(Network(first), Network(second), labelled(images, run), settings.runtime)
+    pair = Network(first, outputs=settings.outputs), Network(second)
+    result = verify_models(*pair, labelled(images, run), settings.runtime)
     if report is not None:
         write_json(result, report)
     show(comparison(result))

@@ -191,6 +191,7 @@ class _Profiler:
             runtime=settings.runtime if here else Runtime(settings.provider, 1),
             confidence=None if settings.exhaustive else CONFIDENCE,
             memory=context.memory // (1 if here else workers.workers),
+            kinds=context.normal.kinds,
         )
         shared = workers.share("bench", bench, here)
         tasks: dict[str, Task] = {

@@ -10,12 +10,17 @@ from pydantic import Field
 from calib.measure.latency_table import LatencyTable
 from calib.runtime.sessions import Runtime
 from passes.core.records import Frozen
+from passes.graph.outputs import KINDS, parse_kinds
 
 __all__ = ["QUICK", "Settings"]
 
 
 class Settings(Frozen):
-    """What a profile depends on, besides the model and the data."""
+    """What a profile depends on, besides the model and the data.
+
+    Raises:
+        SettingsError: `outputs` is not understood.
+    """
 
     samples: int = Field(default=1024, ge=1, description="calibration images for the second moments")
     kl_samples: int | None = Field(
@@ -45,12 +50,22 @@ class Settings(Frozen):
         default=None, description="offer to remove whole residual branches; None: where latency is measured"
     )
     exhaustive: bool = Field(default=False, description="measure every candidate's sensitivity on all images")
+    outputs: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=lambda given: not given,  # plans and profiles that do not say it stay as they were
+        description="what an output is, where that is taken for something else: NAME=kind, the kind one of "
+        + ", ".join(KINDS),
+    )
     chunk: int = Field(default=128, ge=1, description="images run at once while measuring sensitivity")
     latency_table: LatencyTable | Path | None = Field(
         default=None,
         exclude=True,  # a profile holds the table's digest
         description="times of another machine, to plan for it: see `hmc-onnx latency measure`",
     )
+
+    def model_post_init(self, _: object) -> None:
+        """Check what is said of outputs."""
+        parse_kinds(self.outputs)
 
     @property
     def runtime(self) -> Runtime:
