@@ -36,7 +36,8 @@ SURE = 0.95
 HOTTEST = 1e3
 # Smallest probability that is told from 0.
 SMALLEST = 1e-30
-# A column of boxes that is constant on the original has a variance of this share of its mean square, not of 0.
+# The least variance of a column of boxes, as a share of its mean square; its square is that as a share of the mean
+# variance of all columns. So a column that is constant on the original does not count without bound.
 LEAST_SPREAD = 1e-6
 
 SCORES = Output("scores", "scores", "scores")
@@ -61,8 +62,9 @@ def class_logs(output: Output, batch: np.ndarray, images: int) -> np.ndarray:
     independent probabilities; of the scores of a classifier there is one. Where a place has one column, the classes
     are two: "no" and "yes".
     """
-    array = batch.reshape(-1, 1) if batch.ndim < 2 else batch
-    moved = np.moveaxis(array, (output.images, output.axis), (0, -1))
+    moved = batch.reshape(-1, 1)
+    if batch.ndim > 1:
+        moved = np.moveaxis(batch, (output.images, output.axis), (0, -1))
     if output.kind == "probability" or (output.kind == "probabilities" and moved.shape[-1] == 1):
         p = moved.reshape(-1, 1).astype(np.float64)
         logs = np.log(np.maximum(np.concatenate([1 - p, p], 1), SMALLEST))
@@ -242,7 +244,7 @@ def _variance(output: Output, spread: Batches) -> np.ndarray | float:
     values = np.concatenate([np.moveaxis(b, columns, -1).reshape(-1, b.shape[columns]) for b in spread])
     values = values.astype(np.float64)
     variance = np.maximum(values.var(0), LEAST_SPREAD * (values**2).mean(0))
-    variance = np.maximum(variance, max(LEAST_SPREAD * float(variance.mean()), tiny))
+    variance = np.maximum(variance, max(LEAST_SPREAD**2 * float(variance.mean()), tiny))
     return variance if columns == -1 else variance[:, None]
 
 

@@ -1,9 +1,9 @@
 """Sensitivity: how far the network's output moves when some of its weights are replaced.
 
 Measured as the divergence of the outputs from the original's (`calib.measure.divergence`), over calibration images and
-without labels; of class scores at a temperature at which the original is not too sure of any. Only the part of the graph behind the change runs, on
-activations held from one walk over the graph, and one session serves every value that is tried for the same weights,
-and for those close by.
+without labels; of class scores at a temperature at which the original is not too sure of any. Only the part of the
+graph behind the change runs, on activations held from one walk over the graph, and one session serves every value that
+is tried for the same weights, and for those close by.
 
 Few images first. The options of one change are compared by what they cost: only those on the lower convex hull of
 sensitivity over cost are ever of use to a planner who mixes many changes, and an option that lies above the line

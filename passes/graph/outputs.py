@@ -191,6 +191,8 @@ def _output(tensor: gs.Tensor, value: onnx.ValueInfoProto, batch: str | None, op
     if maker.op in ("Softmax", "LogSoftmax") and (len(dims or ()) <= 2 or all(n.op in SAME_AXES for n in between)):
         axis = maker.attrs.get("axis", -1 if opset >= 13 else 1)
         return Output(name, "scores" if maker.op == "LogSoftmax" else "probabilities", name, axis, images)
+    if dims == ():
+        return Output(name, "regression", name)
     column = _class_axis(dims, images)
     if column is None:
         return Output(name, "boxes" if _are_boxes(name, dims, images, maker) else "map", name, images=images)
