@@ -177,7 +177,7 @@ def _output(tensor: gs.Tensor, value: onnx.ValueInfoProto, batch: str | None, op
         return other("no tensor but a sequence or a map")
     if maker is None or maker.op == "Constant":
         return other("no result but a constant or an input")
-    if maker.op in ("ArgMax", "TopK"):
+    if maker.op in ("ArgMax", "TopK") and maker.inputs[0].inputs:
         chosen = maker.inputs[0]
         before, _ = _maker(chosen)
         kind: Kind = "probabilities" if before is not None and before.op == "Softmax" else "scores"

@@ -188,7 +188,15 @@ def test_outputs_are_compared_at_several_batch_sizes() -> None:
     assert compared(alone, alone, data()).batches == []  # the original takes one image at a time
 
 
+def through_a_sequence(b: Builder) -> str:
+    x = b.node("Relu", b.conv("input", 3, 8, at="before"))
+    x = b.node("ConcatFromSequence", b.node("SplitToSequence", x, b.const([4, 4]), axis=1), axis=1)
+    x = b.node("Relu", b.conv(x, 8, 16, at="behind"))
+    return b.gemm(b.node("Flatten", b.node("GlobalAveragePool", x)), 16, 5)
+
+
 OUTPUTS = {
+    "scores behind a sequence": through_a_sequence,
     "several labels": lambda b: b.node("Sigmoid", b.gemm(trunk(b), 16, 5)),
     "one column": lambda b: b.gemm(trunk(b), 16, 1),
     "one value, without its axis": lambda b: b.node("Squeeze", b.gemm(trunk(b), 16, 1), b.const([1])),
