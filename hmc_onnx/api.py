@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -13,7 +14,8 @@ from calib.data.preprocess import Preprocess
 from calib.measure.latency_table import LatencyTable, read_table
 from calib.runtime.sessions import CPU, Runtime
 from hmc_onnx.analysis.model_inputs import fit, load_data, preprocessing
-from hmc_onnx.comparison.verification import Network, check_labels
+from hmc_onnx.comparison.judging import check_labels
+from hmc_onnx.comparison.verification import Network
 from hmc_onnx.comparison.verification import verify as compare
 from hmc_onnx.finetune.options import FineTuning
 from hmc_onnx.planning.accuracy_search import Found
@@ -129,7 +131,7 @@ def compress(
     with opened(model) as proto:
         run = Run(proto, calibration, settings, work, searching=goal.max_drop is not None)
         images = run.data if test is None else fit(proto, test)
-        check_labels(proto, images, settings.runtime)
+        check_labels(proto, images, settings.runtime, settings.judge)
         found = run.reach(goal)
         served = run.serve(found.model)
         report = run.verify(served, images).model_copy(update={"curve": found.curve})
@@ -168,17 +170,20 @@ def apply(model: ModelLike, plan: Plan, calibration: DataLike, work: Work = HERE
         return brought_in(Run(proto, calibration, plan.settings, work).apply(plan))
 
 
-def verify(a: ModelLike, b: ModelLike, images: CalibrationData, runtime: Runtime = CPU) -> Verification:
+def verify(
+    a: ModelLike, b: ModelLike, images: CalibrationData, runtime: Runtime = CPU, outputs: Sequence[str] = ()
+) -> Verification:
     """Compare model b with model a: cost, fidelity, accuracy, and latency side by side.
 
     Args:
         a, b: models or paths; b must have a's signature.
         images: with or without labels.
         runtime: how to run them.
+        outputs: what outputs are, where they would be taken for something else, such as "features=embedding".
 
     Raises:
         ModelError: the signatures differ, or a model does not run.
         DataError: the images do not fit.
     """
     with opened(a) as first, opened(b) as second:
-        return compare(Network(first), Network(second), images, runtime)
+        return compare(Network(first, outputs=outputs), Network(second), images, runtime)

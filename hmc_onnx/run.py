@@ -16,7 +16,8 @@ import onnx
 from calib.data.calibration import CalibrationData, CalibrationDataReader
 from calib.runtime.sessions import providers
 from hmc_onnx.analysis.model_inputs import check_supported, fit, load_supported
-from hmc_onnx.comparison.verification import BATCHES, Network, check_labels, verify
+from hmc_onnx.comparison.judging import check_decides, check_labels
+from hmc_onnx.comparison.verification import BATCHES, Network, verify
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.accuracy_search import Found, Search, Split, split
 from hmc_onnx.planning.planner import Planner, timed_here
@@ -78,7 +79,8 @@ class Run(Context):
         self._parts: Split | None = None
         if searching:
             self._parts = split(fit(served, data), settings.samples)
-            check_labels(served, self._parts.search, settings.runtime)
+            check_decides(served, settings.judge)
+            check_labels(served, self._parts.search, settings.runtime, settings.judge)
         fitted = self._parts.calibration if self._parts else fit(served, data, settings.samples)
         super().__init__(served, fitted, settings, work)
         self._profile: Profile | None = None
@@ -161,7 +163,7 @@ class Run(Context):
         timed = timed_here(self._profile) if self._profile else None
         batches = tuple(sorted({*BATCHES, *([timed.batch] if timed else [])}))
         known = {timed.batch: timed.seconds} if timed else {}
-        pair = Network(self.served, self.normal), Network(compressed)
+        pair = Network(self.served, self.normal, self.settings.judge), Network(compressed)
         return verify(*pair, compared, self.runtime, batches, known)
 
     def _planner(self, strategy: Strategy) -> Planner:

@@ -1,118 +1,261 @@
-"""Distance of a changed network's outputs from the original's: KL divergence, and top-1 where there are labels."""
+"""How far a changed network's outputs are from the original's: KL divergence, squared error, and top-1 with labels.
+
+By what an output is compared depends on what it is (`passes.graph.outputs`). Class scores are compared by the KL
+divergence of their softmax; one column of logits, or independent probabilities, by that of each probability and its
+complement; the values of any other output are taken for Gaussians of the variance that the original's have.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import log_softmax
+from scipy.special import log_expit, log_softmax
 
-__all__ = ["divergence", "divergences", "kl_divergence", "log_probabilities", "temperature", "top1"]
+from passes.core.errors import ModelError
+from passes.graph.outputs import Output
 
-# Target mean of the top-1 probability when the temperature is chosen.
+__all__ = [
+    "choices",
+    "class_logs",
+    "divergence",
+    "divergences",
+    "images_first",
+    "kl_divergence",
+    "log_probabilities",
+    "settled",
+    "temperature",
+    "top1",
+]
+
+# The mean of the largest class probability at which the temperature is chosen.
 SURE = 0.95
-# Upper bound of the search for the temperature.
+# The highest temperature that is tried.
 HOTTEST = 1e3
+# Smallest probability that is told from 0.
+SMALLEST = 1e-30
+# The least variance of a column of boxes, as a share of its mean square; its square is that as a share of the mean
+# variance of all columns. So a column that is constant on the original does not count without bound.
+LEAST_SPREAD = 1e-6
+
+SCORES = Output("scores", "scores", "scores")
+Batches = Sequence[np.ndarray]
 
 
 def log_probabilities(outputs: np.ndarray) -> np.ndarray:
-    """Log class probabilities (N, K), float64, from logits or from probabilities (of a network that ends in Softmax).
+    """Log class probabilities (N, K), float64, of logits or of probabilities (a network that ends in Softmax).
 
-    Outputs that are non-negative and sum to 1 are taken to be probabilities.
+    Outputs that are non-negative and sum to 1 are probabilities: their logarithm is taken.
     """
     flat = outputs.reshape(len(outputs), -1).astype(np.float64)
     if (flat >= 0).all() and np.allclose(flat.sum(1), 1, atol=1e-3):
-        return np.asarray(np.log(np.maximum(flat, 1e-30)))
+        return np.asarray(np.log(np.maximum(flat, SMALLEST)))
     return np.asarray(log_softmax(flat, axis=1))
 
 
-def kl_divergence(reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
-    """Mean KL(reference ‖ outputs) over all images, in nats; both are lists of batches of class scores (n, K)."""
-    return max(float(_kl(reference, outputs).mean()), 0.0)
+def class_logs(output: Output, batch: np.ndarray, images: int) -> np.ndarray:
+    """Log class probabilities (images, P, K), float64, at each of P places of an output that chooses classes.
+
+    Places are the pixels of a segmentation, the crops of an image that are folded into the batch, or the columns of
+    independent probabilities; of the scores of a classifier there is one. Where a place has one column, the classes
+    are two: "no" and "yes".
+    """
+    moved = batch.reshape(-1, 1)
+    if batch.ndim > 1:
+        moved = np.moveaxis(batch, (output.images, output.axis), (0, -1))
+    if output.kind == "probability" or (output.kind == "probabilities" and moved.shape[-1] == 1):
+        p = moved.reshape(-1, 1).astype(np.float64)
+        logs = np.log(np.maximum(np.concatenate([1 - p, p], 1), SMALLEST))
+    elif output.kind == "logit" or moved.shape[-1] == 1:
+        z = moved.reshape(-1, 1).astype(np.float64)
+        logs = log_expit(np.concatenate([-z, z], 1))
+    else:
+        logs = log_probabilities(np.ascontiguousarray(moved).reshape(-1, moved.shape[-1]))
+    return np.asarray(logs.reshape(images, -1, logs.shape[1]))
 
 
-def temperature(reference: Sequence[np.ndarray]) -> float:
-    """The lowest temperature, from 1, at which the mean top-1 probability of a network is at most `SURE`.
+def choices(output: Output, outputs: Batches, images: Sequence[int]) -> np.ndarray:
+    """The class that is chosen at each place, (N, P); for one column 1 where the probability is above one half."""
+    logs = (class_logs(output, batch, n) for batch, n in zip(outputs, images, strict=True))
+    return np.concatenate([batch.argmax(-1) for batch in logs])
 
-    A network is nearly certain on the images that it was trained on. There the KL divergence comes from the few images
-    of which it is not, so that its mean over some hundred images is noisy. At a temperature (Hinton et al.,
-    arXiv:1503.02531) all images contribute.
+
+def images_first(output: Output, batch: np.ndarray, images: int) -> np.ndarray:
+    """A batch with the images on the first axis: of several rows an image they are its second axis.
+
+    What does not have as many rows as images is returned as it is.
+    """
+    if batch.ndim <= output.images:
+        return batch
+    moved = np.moveaxis(batch, output.images, 0)
+    if len(moved) == images or len(moved) % images:
+        return moved
+    return moved.reshape(images, len(moved) // images, *moved.shape[1:])
+
+
+def settled(judged: Sequence[Output], reference: Sequence[Batches], images: Sequence[int]) -> list[Output]:
+    """What a run shows of outputs whose axes the graph leaves open: which there is one column of, and which vary.
 
     Args:
-        reference: class scores of the network, as a list of batches (n, K).
+        judged: the outputs.
+        reference: of the original, for each output, batch by batch.
+        images: number of each batch.
 
     Returns:
-        The temperature; 1 where the network is not that certain, or where no temperature makes it less so (one class).
+        As many outputs; those whose number of rows varies with the images are of the kind "other".
     """
-    logs = np.concatenate([log_probabilities(batch) for batch in reference])
+    found = []
+    for output, batches in zip(judged, reference, strict=True):
+        full = [b for b, n in zip(batches, images, strict=True) if n == images[0]]
+        rows = {_rows(output, b, n) for b, n in zip(batches, images, strict=True)}
+        alike = len({b.shape for b in full}) == 1
+        if not alike or (rows != {None} and len(rows) > 1):
+            output = replace(output, kind="other", why="rows whose number varies")
+        elif output.classes and (rows == {None} or batches[0].size == 0):
+            output = replace(output, kind="map")  # not one entry an image
+        elif output.kind == "scores" and batches[0].ndim > output.axis and batches[0].shape[output.axis] == 1:
+            output = replace(output, kind="logit")
+        found.append(output)
+    return found
+
+
+def _rows(output: Output, batch: np.ndarray, images: int) -> tuple[int, ...] | None:
+    """Rows of an image, and the shape of each; None where the rows are not of images."""
+    if batch.ndim <= output.images or batch.shape[output.images] % images:
+        return None
+    moved = np.moveaxis(batch, output.images, 0)
+    return (len(moved) // images, *moved.shape[1:])
+
+
+def kl_divergence(reference: Batches, outputs: Batches) -> float:
+    """Mean KL(reference ‖ outputs) over all images, in nats; both as lists of batches of class scores."""
+    return max(float(_kl(SCORES, reference, outputs, [len(b) for b in reference]).mean()), 0.0)
+
+
+def temperature(reference: Batches, output: Output = SCORES, images: Sequence[int] | None = None) -> float:
+    """The least temperature, from 1, at which a network is no surer of its classes than `SURE`, as a mean over images.
+
+    On images that it was trained on a network is sure: there the KL divergence comes from the few of which it is not,
+    and a mean over some hundred images says little. At a temperature (Hinton et al., arXiv:1503.02531) all tell.
+    """
+    counts = [len(batch) for batch in reference] if images is None else images
+    logs = np.concatenate([class_logs(output, batch, n) for batch, n in zip(reference, counts, strict=True)])
+    logs = logs.reshape(-1, logs.shape[-1])
 
     def excess(log_heat: float) -> float:
         return float(np.exp(log_softmax(logs / np.exp(log_heat), axis=1)).max(1).mean()) - SURE
 
     hottest = float(np.log(HOTTEST))
-    if excess(0.0) <= 0 or excess(hottest) >= 0:  # a network with one class is always certain
+    if excess(0.0) <= 0 or excess(hottest) >= 0:  # of one class any network is sure
         return 1.0
     return float(np.exp(brentq(excess, 0.0, hottest, xtol=1e-3)))
 
 
-def _kl(reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray], heat: float = 1.0) -> np.ndarray:
-    """KL divergence of each image (N,) in nats, at the temperature `heat` and times its square."""
+def _kl(output: Output, reference: Batches, outputs: Batches, images: Sequence[int], heat: float = 1.0) -> np.ndarray:
+    """KL divergence of each image (N,) at a temperature, times its square.
+
+    It is the mean over an image's places, and the sum over its independent probabilities.
+    """
     found = []
-    for a, b in zip(reference, outputs, strict=True):
-        log_p, log_q = (log_softmax(log_probabilities(side) / heat, axis=1) for side in (a, b))
+    for a, b, n in zip(reference, outputs, images, strict=True):
+        if a.size != b.size:
+            raise _differ(output, a, b)
+        logs = [class_logs(output, side, n) for side in (a, b)]
+        log_p, log_q = (log_softmax(side.reshape(-1, side.shape[-1]) / heat, axis=1) for side in logs)
         p = np.exp(log_p)
-        nats = np.subtract(log_p, log_q, out=np.zeros_like(p), where=p > 0)  # in p / q, q may underflow
-        found.append(heat**2 * (p * nats).sum(1))
+        nats = np.subtract(log_p, log_q, out=np.zeros_like(p), where=p > 0)  # not log(p / q), as q may underflow
+        places = (heat**2 * (p * nats).sum(1)).reshape(n, -1)
+        found.append(places.sum(1) if output.kind == "probability" else places.mean(1))
     return np.concatenate(found)
 
 
-def divergence(reference: Sequence[Sequence[np.ndarray]], outputs: Sequence[Sequence[np.ndarray]]) -> float:
-    """The mean of `divergences` over the images, in nats, at least 0."""
-    return max(float(divergences(reference, outputs).mean()), 0.0)
+def divergence(
+    reference: Sequence[Batches],
+    outputs: Sequence[Batches],
+    judged: Sequence[Output] | None = None,
+    images: Sequence[int] | None = None,
+) -> float:
+    """The mean of `divergences`."""
+    return max(float(divergences(reference, outputs, judged=judged, images=images).mean()), 0.0)
 
 
 def divergences(
-    reference: Sequence[Sequence[np.ndarray]],
-    outputs: Sequence[Sequence[np.ndarray]],
-    spread: Sequence[Sequence[np.ndarray]] | None = None,
+    reference: Sequence[Batches],
+    outputs: Sequence[Batches],
+    spread: Sequence[Batches] | None = None,
     heat: float = 1.0,
+    judged: Sequence[Output] | None = None,
+    images: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Divergence of each image (N,) in nats, summed over all outputs of a network.
+    """Nats of each image (N,) over all outputs of a network, each as a list of batches.
 
-    For class scores it is the KL divergence at the temperature `heat`, times heat²: with this factor, small differences
-    of logits count as much as at temperature 1. For another output it is half the squared error as a share of the
-    output's variance, which is the KL divergence of two Gaussians of that variance.
+    Of those that choose classes it is the KL divergence at the temperature `heat`, times its square, which leaves small
+    differences of logits as large as they are at 1. Another output's values are taken for Gaussians of the variance
+    that they have over the images of `spread`: then it is half the squared error as a share of that.
 
     Args:
-        reference: the original's outputs, each as a list of batches. The first one is class scores, and so is every
-            other output of rank 2.
-        outputs: the changed network's, in the same order.
-        spread: outputs of the original over which the variance is taken; default: `reference`.
+        reference: of the original.
+        outputs: of the changed network.
+        spread: of the original, on more images; default: `reference`.
         heat: the temperature.
+        judged: what the outputs are; default: class scores the first and those of two axes, maps the others.
+        images: number of images of each batch; default: the rows of the first output.
+
+    Raises:
+        ModelError: the shapes of the two differ.
     """
-    images = sum(len(batch) for batch in reference[0])
-    total = np.zeros(images)
-    for i, (a, b, all_) in enumerate(zip(reference, outputs, spread or reference, strict=True)):
-        total += _kl(a, b, heat) if i == 0 or a[0].ndim == 2 else _gaussian(a, b, all_, images)
+    images = [len(batch) for batch in reference[0]] if images is None else images
+    if judged is None:
+        judged = [SCORES if i == 0 or a[0].ndim == 2 else replace(SCORES, kind="map") for i, a in enumerate(reference)]
+    total = np.zeros(sum(images))
+    for output, a, b, all_ in zip(judged, reference, outputs, spread or reference, strict=True):
+        if output.classes:
+            total += _kl(output, a, b, images, heat)
+        elif output.kind != "other":
+            total += _gaussian(output, a, b, all_, images)
     return total
 
 
 def _gaussian(
-    reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray], spread: Sequence[np.ndarray], images: int
+    output: Output, reference: Batches, outputs: Batches, spread: Batches, images: Sequence[int]
 ) -> np.ndarray:
-    a, b, all_ = (_joined(side) for side in (reference, outputs, spread))
-    squares = (a - b) ** 2 / (2 * max(all_.var(), np.finfo(float).tiny))
-    if len(squares) != images:  # the output has no batch axis
-        return np.full(images, squares.mean())
-    return np.asarray(squares.reshape(images, -1).mean(1))
+    variance = _variance(output, spread)
+    found, apart = [], True
+    for a, b, n in zip(reference, outputs, images, strict=True):
+        if a.shape != b.shape:
+            raise _differ(output, a, b)
+        squares = (np.atleast_1d(a).astype(np.float64) - b) ** 2 / (2 * variance)
+        squares = images_first(output, squares, n)
+        apart = apart and len(squares) == n
+        found.append(squares)
+    if not apart:  # not one entry an image
+        return np.full(sum(images), np.mean([squares.mean() for squares in found]))
+    return np.concatenate([squares.reshape(len(squares), -1).mean(1) for squares in found])
 
 
-def _joined(batches: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.atleast_1d(batch) for batch in batches]).astype(np.float64)
+def _variance(output: Output, spread: Batches) -> np.ndarray | float:
+    """Of all values of an output or, of boxes, of each column: their coordinates and scores are of different units."""
+    tiny = np.finfo(float).tiny
+    if output.kind != "boxes" or spread[0].ndim < 2:
+        return max(float(np.concatenate([b.ravel() for b in spread]).astype(np.float64).var()), tiny)
+    columns = -1 if spread[0].shape[-1] <= spread[0].shape[-2] else -2
+    values = np.concatenate([np.moveaxis(b, columns, -1).reshape(-1, b.shape[columns]) for b in spread])
+    values = values.astype(np.float64)
+    variance = np.maximum(values.var(0), LEAST_SPREAD * (values**2).mean(0))
+    variance = np.maximum(variance, max(LEAST_SPREAD**2 * float(variance.mean()), tiny))
+    return variance if columns == -1 else variance[:, None]
 
 
-def top1(outputs: Sequence[np.ndarray], labels: np.ndarray) -> float:
-    """Share of the images (0 to 1) whose largest score is that of the label."""
+def _differ(output: Output, a: np.ndarray, b: np.ndarray) -> ModelError:
+    return ModelError(
+        f"output '{output.name}' is of shape {a.shape} before and {b.shape} after: leave it out of the comparison with "
+        f"`judge={output.name}=other`"
+    )
+
+
+def top1(outputs: Batches, labels: np.ndarray) -> float:
+    """Share of images whose largest output is at the label."""
     predictions = np.concatenate([o.reshape(len(o), -1).argmax(1) for o in outputs])
     return float((predictions == labels).mean())

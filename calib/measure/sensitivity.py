@@ -1,9 +1,9 @@
 """Sensitivity: how far the network's output moves when some of its weights are replaced.
 
-It is the KL divergence of the output from the original's over calibration images, in nats, without labels. It is taken
-at a temperature at which the original is not too certain of its classes. Only the part of the graph behind the change
-runs, on activations that one walk over the graph has kept. One session serves all values that are tried for the same
-weights, and for weights close by.
+Measured as the divergence of the outputs from the original's (`calib.measure.divergence`), over calibration images and
+without labels; of class scores at a temperature at which the original is not too sure of any. Only the part of the
+graph behind the change runs, on activations held from one walk over the graph, and one session serves every value that
+is tried for the same weights, and for those close by.
 
 Early stopping. All options of a change (the values tried for its weights) run on the first images, and only some of
 them on the rest. An option stops when it is *out* or *known*.
@@ -25,12 +25,13 @@ import numpy as np
 import onnx
 from scipy.special import ndtri
 
-from calib.measure.divergence import divergences, temperature
+from calib.measure.divergence import divergences, settled, temperature
 from calib.measure.walk import Tail, Walk
 from calib.runtime.sessions import CPU, Runtime
 from passes.core.errors import ModelError
 from passes.core.progress import Progress, silent
 from passes.graph.model import Model
+from passes.graph.outputs import Kind
 from passes.graph.protos import byte_size
 
 __all__ = ["Bench", "Change", "Gauge", "cut", "forget", "measure", "sensitivities", "windows"]
@@ -94,13 +95,19 @@ class Gauge:
         self.walk = walk
         self.reached = -1  # index of the window that the walk is at
         self._confidence = confidence
-        self._reference = walk.tail([]).outputs({})
+        tail = walk.tail([])
+        self._reference = tail.outputs({})
+        self._judged = settled(tail.judged, self._reference, walk.images)
+        if all(output.kind == "other" for output in self._judged):
+            what = ", ".join(f"'{output.name}': {output.what}" for output in self._judged)
+            raise ModelError(f"the model has no output that can be compared ({what}): export one of a fixed size, too")
         if any(np.isnan(chunk).any() for output in self._reference for chunk in output):
             raise ModelError(
                 "the model's output is NaN on some calibration images: "
                 "check its weights, and that the images are preprocessed as for training"
             )
-        self._heat = temperature(self._reference[0])
+        first = self._judged[0]
+        self._heat = temperature(self._reference[0], first, walk.images) if first.classes else 1.0
         self._first = math.ceil(len(walk.chunks) * FIRST)
 
     def advance(self, tensor: str) -> None:
@@ -133,7 +140,12 @@ class Gauge:
 
     def _divergences(self, tail: Tail, values: Values, chunks: slice) -> np.ndarray:
         return divergences(
-            [output[chunks] for output in self._reference], tail.outputs(values, chunks), self._reference, self._heat
+            [output[chunks] for output in self._reference],
+            tail.outputs(values, chunks),
+            self._reference,
+            self._heat,
+            self._judged,
+            self.walk.images[chunks],
         )
 
 
@@ -236,7 +248,8 @@ class Bench:
             so that rounding is the same in all workers.
         runtime: how to run the model.
         confidence: as for `Gauge`.
-        memory: bytes of activations that one worker may hold in memory; None: no bound.
+        memory: bytes of activations that one worker may hold in memory.
+        kinds: what the user says that outputs are, by name.
     """
 
     key: str
@@ -246,6 +259,7 @@ class Bench:
     runtime: Runtime = CPU
     confidence: float | None = None
     memory: int | None = None
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
     def __sizeof__(self) -> int:
         return byte_size(self.model) + sum(array.nbytes for chunk in self.chunks for array in chunk.values())
@@ -270,7 +284,9 @@ def measure(bench: Callable[[], Bench], key: str, number: int, window: Sequence[
         held = _held.get(key)
         if held is None or held[1].reached >= number:
             got = bench()
-            walk = Walk(Model(got.model), got.chunks, got.runtime, got.memory)
+            model = Model(got.model)
+            model.kinds = dict(got.kinds)
+            walk = Walk(model, got.chunks, got.runtime, got.memory)
             _held.clear()
             held = _held[key] = got, Gauge(walk, got.confidence)
         got, gauge = held

@@ -43,6 +43,7 @@ class Walk:
         self.runtime = runtime
         store = Store(memory)
         self.chunks: list[Activations] = [Activations(store, chunk) for chunk in chunks]
+        self.images = [len(next(iter(chunk.values()))) for chunk in self.chunks]  # of each chunk
         self._done: set[str] = set()
 
     def advance(self, wanted: Collection[str]) -> None:
@@ -58,6 +59,14 @@ class Walk:
             reads = {t.name for node in nodes for t in node_inputs(node)} & held
             proto = submodel(self.model, nodes, {n: self.chunks[0][n].dtype for n in sorted(reads)}, keep)
             session = Session(proto, self.runtime, timed=False)
+            if session.sequences:  # no model can be cut there: the nodes that make them run again for those behind
+                again = [n for n in nodes if session.sequences.intersection(t.name for t in n.outputs)]
+                self._done.difference_update(t.name for node in again for t in node.outputs)
+                keep = [name for name in keep if name not in session.sequences]
+                ahead = self._read_ahead()
+                keep += [name for name in made if name in ahead and name not in {*keep, *session.sequences}]
+                proto = submodel(self.model, nodes, {n: self.chunks[0][n].dtype for n in sorted(reads)}, keep)
+                session = Session(proto, self.runtime, timed=False)
             for chunk in self.chunks:
                 results = session.run({n: chunk[n] for n in reads}, keep)
                 for name in [n for n in chunk if n not in ahead and n not in wanted]:  # first, to hold less at a time
@@ -92,11 +101,16 @@ class Walk:
 
 
 class Tail:
-    """A session on the nodes behind a walk's cut. It is valid until the walk advances."""
+    """A session on what lies behind a walk's cut. Valid until the walk goes on.
+
+    Attributes:
+        judged: what the outputs are that it gives.
+    """
 
     def __init__(self, walk: Walk, replaceable: Collection[str]) -> None:
         model, self._chunks = walk.model, walk.chunks
-        self._outputs = model.judged
+        self.judged = model.compared
+        self._outputs = [output.tensor for output in self.judged]
         held = set(walk.chunks[0])
         nodes = nodes_between(model.graph, held, self._outputs)
         self._reads = sorted({t.name for node in nodes for t in node_inputs(node)} & held)
@@ -108,12 +122,7 @@ class Tail:
             self._replaceable = {v.name for v in proto.graph.input} - set(self._reads)
 
     def outputs(self, weights: Mapping[str, np.ndarray], chunks: slice = ALL) -> list[list[np.ndarray]]:
-        """The outputs that the graph is judged by, each as a list of one array per chunk.
-
-        Args:
-            weights: values of replaceable initializers, by name; those that do not lie behind the cut are ignored.
-            chunks: which chunks to run.
-        """
+        """The tensors of `judged`, chunk by chunk each, with some initializers replaced; of some chunks."""
         found: list[list[np.ndarray]] = []
         values = {n: v for n, v in weights.items() if self._session is not None and n in self._replaceable}
         for chunk in self._chunks[chunks]:

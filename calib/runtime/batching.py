@@ -80,17 +80,20 @@ def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, runti
     """
     fixed = declared_batch(model.header, feeds) or 1
     known = {name: array.dtype for name, array in feeds.items()}
-    nodes = nodes_between(model.graph, set(known), [model.scores])
+    judged = model.compared[0]
+    nodes = nodes_between(model.graph, set(known), [judged.tensor])
     if not nodes:
         return fixed
-    session = Session(submodel(model, nodes, known, [model.scores]), runtime, timed=False)
+    session = Session(submodel(model, nodes, known, [judged.tensor]), runtime, timed=False)
     two = {n: np.resize(a[: 2 * fixed], (2 * fixed, *a.shape[1:])) for n, a in feeds.items()}
     halves = [session.run({n: a[at : at + fixed] for n, a in two.items()})[0] for at in (0, fixed)]
     try:
         (together,) = session.run(two)
     except ModelError:
         return fixed
-    apart = np.concatenate(halves)
+    if together.ndim <= judged.images or halves[0].shape != halves[1].shape:
+        return fixed
+    apart = np.concatenate(halves, axis=judged.images)
     if together.shape != apart.shape:
         return fixed
     difference = np.abs(together.astype(np.float64) - apart).max()

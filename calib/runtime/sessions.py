@@ -160,6 +160,7 @@ class Session:
         fed = [*self._session.get_inputs(), *self._session.get_overridable_initializers()]
         self._float32 = {i.name for i in fed if i.type == "tensor(float)"}
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
+        self.sequences = {o.name for o in self._session.get_outputs() if not o.type.startswith("tensor(")}
         self.input_shapes: dict[str, list[Any]] = {i.name: i.shape for i in self._session.get_inputs()}
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:

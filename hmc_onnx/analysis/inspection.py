@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 from rich.console import Group
 from rich.markup import escape
@@ -14,22 +16,31 @@ from passes.channels import ChannelGroup, trace
 from passes.core.errors import ModelError
 from passes.decompose import DECOMPOSITIONS
 from passes.graph.cost import costs
+from passes.graph.model import Model
+from passes.graph.outputs import parse_kinds
 from passes.graph.shapes import infer_shapes
 from passes.normal_form.normalise import normalise
 
 __all__ = ["closed_shapes", "inspect"]
 
 
-def inspect(proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout: str = "NCHW") -> Group:
-    """Tables of layers and channel groups.
+def inspect(
+    proto: onnx.ModelProto,
+    size: tuple[int, int] | None = None,
+    layout: str = "NCHW",
+    outputs: Sequence[str] = (),
+) -> Group:
+    """Tables of outputs, layers and channel groups.
 
     Args:
         proto: the model.
         size: height and width to assume where the model leaves them open.
         layout: where they are in the input.
+        outputs: what outputs are, where they would be taken for something else: "NAME=kind" each.
 
     Raises:
         ModelError: sizes are open and not given.
+        SettingsError: `outputs` is not understood.
     """
     inputs = closed_shapes(proto, size, layout)
     model = observe(normalise(proto), inputs)
@@ -42,6 +53,7 @@ def inspect(proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout:
         sentences=("can be done",),
         dropped=("output", "kernel", "operator", "parameters", "MACs"),
     )
+    model.kinds = parse_kinds(outputs)
     groups = trace(model, inputs).groups
     for node in model.graph.nodes:
         if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
@@ -79,8 +91,17 @@ def inspect(proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout:
         alone.add_row(escape(layer), escape(why))
     macs = sum(c.macs for c in cost.values())
     parameters = sum(c.parameters for c in cost.values())
-    tables = (layers, table, alone) if subjects.inside else (layers, table)
+    tables = (_outputs(model), layers, table, alone) if subjects.inside else (_outputs(model), layers, table)
     return Group(*tables, f"In all: {macs:,} MACs an image, {parameters:,} parameters")
+
+
+def _outputs(model: Model) -> NarrowTable:
+    """What each output is, and by what a compressed model's is compared with it."""
+    columns = ("output", "what it is", "compared by")
+    table = NarrowTable("Outputs", columns, sentences=columns[1:])
+    for output in model.outputs:
+        table.add_row(escape(output.name), output.what, output.judged_by)
+    return table
 
 
 def closed_shapes(

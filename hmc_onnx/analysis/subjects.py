@@ -15,7 +15,9 @@ import onnx_graphsurgeon as gs
 from calib.measure.moments import Centred
 from passes.branches import branch_sum
 from passes.channels import ChannelGroup, trace
-from passes.graph.layers import Layer, layer_of, why_not_a_layer
+from passes.decompose import chain_macs
+from passes.graph.cost import images_of, maps_an_image
+from passes.graph.layers import Geometry, Layer, layer_of, why_not_a_layer
 from passes.graph.model import Model
 from passes.graph.shapes import Shapes, infer_shapes
 
@@ -33,6 +35,8 @@ class Subject:
     Attributes:
         layer: its geometry and weights.
         size: spatial size of its input.
+        maps: inputs of that size that it sees for one image: more than 1 where crops or frames are folded into the
+            batch, or where a Gemm reads a sequence.
         position: of its node in the graph.
         input_group, output_group: the channel groups that it reads and writes, if they can be pruned.
         input_classes, output_classes: the class of each input and output channel in them.
@@ -48,12 +52,17 @@ class Subject:
     input_classes: np.ndarray | None = None
     output_classes: np.ndarray | None = None
     ends_branch: bool = False
+    maps: int = 1
     moments: Centred = field(default_factory=Centred)
 
     @property
     def grouped(self) -> bool:
         """Whether it is a Conv of several groups, which is pruned by whole groups and not decomposed."""
         return self.layer.geometry.groups > 1
+
+    def macs(self, *links: Geometry) -> int:
+        """Multiply-accumulates for one image, of the layer itself or of a chain of links in its place."""
+        return chain_macs(links or (self.layer.geometry,), self.size) * self.maps
 
 
 @dataclass(frozen=True)
@@ -80,9 +89,10 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
 
     Args:
         model: not changed.
-        inputs: input shapes at batch 1.
+        inputs: input shapes at batch 1, or at the batch size that the model declares.
     """
     shapes = infer_shapes(model, inputs)
+    batch = images_of(inputs)
     layers: dict[str, Subject] = {}
     declined: dict[str, str] = {}
     inside: dict[str, str] = {}
@@ -99,7 +109,8 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
             declined[node.name] = f"its outputs have more than {MOST_FEATURES:,} inputs each: too many second moments"
             continue
         size = tuple(d for d in shapes[node.inputs[0].name][2:] if d is not None)
-        layers[node.name] = Subject(layer, size, position)
+        maps = maps_an_image(shapes[node.inputs[0].name], len(size), batch)
+        layers[node.name] = Subject(layer, size, position, maps=maps)
     groups: dict[str, ChannelGroup] = {}
     for group in trace(model, dict(inputs)).groups:
         reason = group.closed or _unfit(group, layers)

@@ -83,7 +83,7 @@ def commands() -> TyperGroup:
 def compress(model: Model, given: Given) -> None:
     """Compress a model."""
     from hmc_onnx.cli.finetuning import check_training, trained
-    from hmc_onnx.comparison.verification import check_labels
+    from hmc_onnx.comparison.judging import check_labels
     from hmc_onnx.reporting.tables import comparison, epochs_table, plan_tables
     from hmc_onnx.run import Run
     from passes.graph.external import brought_in
@@ -101,7 +101,7 @@ def compress(model: Model, given: Given) -> None:
     test = images_to_compare_on(proto, given)
     with progress_bar() as progress:
         run = Run(proto, calibration, settings, given.of(Work, progress=progress), goal.max_drop is not None)
-        check_labels(proto, run.data if test is None else test, settings.runtime)
+        check_labels(proto, run.data if test is None else test, settings.runtime, settings.judge)
         found = run.reach(goal)
         shown: list[Any] = [plan_tables(found.plan)]
         result, stopped = brought_in(found.model), None
@@ -209,7 +209,7 @@ def verify(
     settings, first, second = given.of(Settings), opened(a, given), opened(b, given)
     samples = settings.samples if "samples" in given else None
     images = images_at(given.need("data"), first, given, samples, settings.seed)
-    result = compare(Network(first), Network(second), images, settings.runtime)
+    result = compare(Network(first, outputs=settings.judge), Network(second), images, settings.runtime)
     if report is not None:
         result.save(report)
     show(comparison(result))

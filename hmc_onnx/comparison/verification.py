@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 import onnx
 
 from calib.data.calibration import CalibrationData
-from calib.measure.divergence import divergence, top1
+from calib.measure.divergence import choices, divergence, divergences, images_first, settled
 from calib.measure.latency import DISTURBED, PATIENCE, Timings, calm, interleaved
-from calib.runtime.batching import at_once, batch_size, declared_batch, input_shapes
+from calib.runtime.batching import at_once, batch_size, declared_batch, input_shapes, serving_feeds
 from calib.runtime.observing import observe
 from calib.runtime.sessions import CPU, Runtime, Session
 from hmc_onnx.analysis.model_inputs import fit
-from hmc_onnx.records.comparison import Side, Timing, Verification
-from passes.core.errors import DataError
+from hmc_onnx.comparison.judging import Judged, check_labels, labelled, predictions
+from hmc_onnx.records.comparison import BatchComparison, OutputComparison, Side, Timing, Verification
+from passes.core.errors import ModelError
 from passes.graph.cost import total
 from passes.graph.model import Model
+from passes.graph.outputs import Output, parse_kinds
 from passes.graph.protos import byte_size
 from passes.graph.signature import same_signature
 from passes.normal_form.normalise import normalise
 
-__all__ = ["BATCHES", "Network", "check_labels", "judged", "judged_in_both", "verify"]
+__all__ = ["BATCHES", "Network", "check_labels", "measured", "verify"]
 
 
 # Images run at once where the model leaves the number open.
@@ -32,30 +35,8 @@ AT_ONCE = 128
 ROUNDS = 3
 # Batch sizes at which latency is measured.
 BATCHES = (1, 8, 64)
-
-
-def check_labels(proto: onnx.ModelProto, data: CalibrationData, runtime: Runtime = CPU) -> None:
-    """Check that the labels, if there are any, are classes of the model.
-
-    Raises:
-        DataError: some are not.
-    """
-    if data.labels is None:
-        return
-    _check_labels(data, declared_batch(proto, data.feeds) or 1, *judged(proto, runtime))
-
-
-def _check_labels(data: CalibrationData, batch: int, session: Session, names: list[str]) -> None:
-    if data.labels is None:
-        return
-    (output,) = session.run({name: array[:batch] for name, array in data.feeds.items()}, names[:1])
-    classes = output.reshape(batch, -1).shape[1]
-    low, high = data.labels.min(), data.labels.max()
-    if low < 0 or high >= classes:
-        raise DataError(
-            f"labels of {data.source} go from {low} to {high} and the model has {classes} classes: "
-            "give labels that count its classes from 0, or leave them out (`labels=None`)"
-        )
+# Batch sizes at which outputs are compared, besides the one that most images are run at.
+OTHER_SIZES = (1, 3)
 
 
 class Network:
@@ -64,10 +45,11 @@ class Network:
     Args:
         proto: the model.
         normal: its normal form, where that is known.
+        outputs: what its outputs are, where they would be taken for something else: "NAME=kind" each.
     """
 
-    def __init__(self, proto: onnx.ModelProto, normal: Model | None = None) -> None:
-        self.proto = proto
+    def __init__(self, proto: onnx.ModelProto, normal: Model | None = None, outputs: Sequence[str] = ()) -> None:
+        self.proto, self.outputs = proto, outputs
         if normal is not None:
             self.normal = normal
 
@@ -101,8 +83,9 @@ def verify(
             something disturbs the machine, and the latency is measured again.
 
     Raises:
-        ModelError: the signatures differ, or a model does not run.
+        ModelError: the signatures differ, a model does not run, or b does not run on batches on which a does.
         DataError: the data do not fit.
+        SettingsError: what is said of a's outputs is not understood.
     """
     same_signature(a.proto, b.proto)
     data = fit(a.proto, data)
@@ -112,31 +95,155 @@ def verify(
     chunks = [feeds for feeds, _ in data.chunks(size)]
     if fixed and len(next(iter(chunks[-1].values()))) < fixed:
         chunks = chunks[:-1]
-    pair = [judged(network.proto, runtime) for network in (a, b)]
-    sessions, names = [session for session, _ in pair], judged_in_both(*(own for _, own in pair))
-    _check_labels(data, fixed or 1, sessions[0], names[0])
-    everything = [_outputs(session, own, chunks) for session, own in zip(sessions, names, strict=True)]
-    outputs = [side[0] for side in everything]  # the class scores
-    count = sum(len(o) for o in outputs[0])
-    labels = None if data.labels is None else data.labels[:count]
-    flat = [np.concatenate([o.reshape(len(o), -1) for o in side]) for side in outputs]
+    images = [len(next(iter(chunk.values()))) for chunk in chunks]
+    first = Judged(a.proto, runtime, a.outputs)
+    second = Judged(b.proto, runtime, a.outputs, first)
+    both = {o.name for o in second.outputs}
+    ours = first.batches(chunks)
+    pairs = [(o, batch) for o, batch in zip(first.outputs, ours, strict=True) if o.name in both]
+    compared, reference = settled([o for o, _ in pairs], [x for _, x in pairs], images), [x for _, x in pairs]
+    changed = [_as_the_original(second, chunk, n) for chunk, n in zip(chunks, images, strict=True)]
+    answers = [list(own) for own in zip(*changed, strict=True)]
+    against = [
+        measured(o, x, y, images) for o, x, y in zip(compared, reference, answers, strict=True) if o.kind != "other"
+    ]
+    if not against:
+        raise ModelError(
+            f"the models have no output that can be compared ({', '.join(o.what for o in compared)}): "
+            "export one of a fixed size, too"
+        )
+    count, labels, at = sum(images), None, None
+    if data.labels is not None:
+        labels = data.labels[:count]
+        at = labelled(compared, [x[0] for x in reference], images[0], data.labels, data.source)
+    accuracies = [
+        None if labels is None or at is None else _right(compared[at], side[at], images, labels)
+        for side in (reference, answers)
+    ]
     sizes = (size,) if size < wanted else tuple(n for n in batches if n <= len(data))
+    sessions = [first.session, second.session]
     timings = _timed(sessions, {n: {k: v[:n] for k, v in data.feeds.items()} for n in sizes}, known or {})
     shapes = input_shapes(a.proto, data)
-    sides = [
-        network.side(shapes, None if labels is None else top1(scores, labels), runtime)
-        for network, scores in zip((a, b), outputs, strict=True)
-    ]
+    sides = [network.side(shapes, top1, runtime) for network, top1 in zip((a, b), accuracies, strict=True)]
+    main = compared[at] if at is not None else next(o for o in compared if o.kind != "other")
+    own = next(report for report in against if report.name == main.name)
     return Verification(
         a=sides[0],
         b=sides[1],
-        kl=divergence(*everything),
-        agreement=float((flat[0].argmax(1) == flat[1].argmax(1)).mean()),
-        difference=max(_difference(x, y) for x, y in zip(*everything, strict=True)),
+        kl=divergence(reference, answers, compared, images),
+        agreement=own.agreement,
+        cosine=next((report.cosine for report in against if report.cosine is not None), None),
+        error=next(
+            (report.error for report in against if report.kind != "embedding" and report.error is not None), None
+        ),
+        difference=max(
+            _difference(x, y) for o, x, y in zip(compared, reference, answers, strict=True) if o.kind != "other"
+        ),
         images=count,
         source=data.source,
         timings=[_timing(n, found) for n, found in timings.items()],
         threads=runtime.threads_used,
+        outputs=[*against, *(_left_out(o) for o in _not_compared(a, against, compared))],
+        batches=[] if fixed else _other_sizes(first, second, compared, reference, data, size),
+    )
+
+
+def _as_the_original(compressed: Judged, feeds: Mapping[str, np.ndarray], images: int) -> list[np.ndarray]:
+    """The compressed model's outputs on feeds on which the original has run."""
+    try:
+        return compressed.run(feeds)
+    except ModelError as e:
+        raise ModelError(
+            f"the compressed model does not run on {images} images at once, as the original does ({e}): "
+            "keep the original, and report this"
+        ) from e
+
+
+def _other_sizes(
+    first: Judged,
+    second: Judged,
+    compared: Sequence[Output],
+    reference: Sequence[Sequence[np.ndarray]],
+    data: CalibrationData,
+    size: int,
+) -> list[BatchComparison]:
+    """The divergence at other batch sizes than `size`, of those that the original accepts."""
+    found = []
+    names = {o.name for o in second.outputs}
+    for n in OTHER_SIZES:
+        feeds = serving_feeds(data, n)
+        try:
+            own = [y for o, y in zip(first.outputs, first.run(feeds), strict=True) if o.name in names]
+        except ModelError:
+            continue
+        if n == size:
+            continue
+        answers = _as_the_original(second, feeds, n)
+        try:
+            nats = divergences([[x] for x in own], [[y] for y in answers], reference, 1.0, compared, [n])
+        except (ValueError, IndexError):  # other axes than at the size that the comparison ran at
+            raise ModelError(
+                f"the outputs' shapes at {n} images at once do not follow from those at {size}: "
+                "export the model with a batch size that is open throughout"
+            ) from None
+        found.append(BatchComparison(batch=n, kl=max(float(nats.mean()), 0.0)))
+    return found
+
+
+def measured(
+    output: Output, reference: Sequence[np.ndarray], answers: Sequence[np.ndarray], images: Sequence[int]
+) -> OutputComparison:
+    """One output of two models: its divergence in nats, and what its kind is known by.
+
+    Args:
+        output: what it is.
+        reference, answers: of the original and of the other, batch by batch.
+        images: number of images of each batch.
+    """
+    nats = divergence([reference], [answers], [output], images)
+    report = OutputComparison(name=output.name, kind=output.kind, what=output.what, judged_by=output.judged_by, kl=nats)
+    if output.classes:
+        same = choices(output, reference, images) == choices(output, answers, images)
+        return report.model_copy(update={"agreement": float(same.mean())})
+    update: dict[str, float] = {"error": math.sqrt(2 * nats)}
+    if output.kind == "embedding":
+        update["cosine"] = _cosine(output, reference, answers, images)
+    return report.model_copy(update=update)
+
+
+def _cosine(
+    output: Output, reference: Sequence[np.ndarray], answers: Sequence[np.ndarray], images: Sequence[int]
+) -> float:
+    """Mean over images of the cosine of the angle between two embeddings."""
+    found = []
+    for a, b, n in zip(reference, answers, images, strict=True):
+        x, y = (images_first(output, side, n).reshape(n, -1).astype(np.float64) for side in (a, b))
+        lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+        found.append((x * y).sum(1) / np.maximum(lengths, np.finfo(float).tiny))
+    return float(np.concatenate(found).mean())
+
+
+def _right(output: Output, batches: Sequence[np.ndarray], images: Sequence[int], labels: np.ndarray) -> float:
+    return float((predictions(output, batches, images) == labels).mean())
+
+
+def _not_compared(network: Network, against: Sequence[OutputComparison], compared: Sequence[Output]) -> list[Output]:
+    """The outputs of a model that were not compared."""
+    model = Model(network.proto)
+    model.kinds = parse_kinds(network.outputs)
+    shown = {o.name: o for o in compared}
+    tensors = {o.tensor for o in compared}
+    named = {report.name for report in against}
+    left = [shown.get(o.name, o) for o in model.outputs if o.name not in named]
+    return [o for o in left if o.kind == "other" or o.tensor not in tensors]
+
+
+def _left_out(output: Output) -> OutputComparison:
+    return OutputComparison(
+        name=output.name,
+        kind="other",
+        what=output.why or "a constant in the compressed model",
+        judged_by="not compared",
     )
 
 
@@ -157,31 +264,5 @@ def _timing(batch: int, timings: Timings) -> Timing:
     return Timing(batch=batch, a=a.value * 1e3, b=b.value * 1e3, ratio=share.value, uncertainty=share.uncertainty)
 
 
-def _outputs(session: Session, names: list[str], chunks: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
-    """What is judged, batch by batch each."""
-    return [list(batches) for batches in zip(*(session.run(chunk, names) for chunk in chunks), strict=True)]
-
-
 def _difference(x: list[np.ndarray], y: list[np.ndarray]) -> float:
     return max(float(np.abs(a.astype(np.float64) - b).max()) for a, b in zip(x, y, strict=True))
-
-
-def judged_in_both(a: list[str], b: list[str]) -> tuple[list[str], list[str]]:
-    """Of what two models are judged by: the class scores of each, and of the rest what both have.
-
-    A pass may have found an output to be constant.
-    """
-    both = set(a) & set(b)
-    ours, theirs = ([names[0], *(n for n in names[1:] if n in both)] for names in (a, b))
-    return ours, theirs
-
-
-def judged(proto: onnx.ModelProto, runtime: Runtime) -> tuple[Session, list[str]]:
-    """A session, and the names of what the model is judged by: its class scores first, though they be no output."""
-    names = Model(proto).judged
-    if all(value.name != names[0] for value in proto.graph.output):
-        exposed = onnx.ModelProto()
-        exposed.CopyFrom(proto)
-        exposed.graph.output.append(onnx.ValueInfoProto(name=names[0]))
-        proto = exposed
-    return Session(proto, runtime), names

@@ -29,6 +29,7 @@ from passes.core.progress import Progress
 from passes.graph.cost import Cost, costs
 from passes.graph.external import LARGE
 from passes.graph.model import Model, digest
+from passes.graph.outputs import parse_kinds
 from passes.graph.protos import byte_size
 from passes.normal_form.normalise import normalise
 
@@ -73,7 +74,9 @@ class Context:
     @cached_property
     def normal(self) -> Model:
         """The model in normal form, with the shapes that only a run shows; not to be changed."""
-        return observe(normalise(self.served), self.inputs, self.runtime)
+        model = observe(normalise(self.served), self.inputs, self.runtime)
+        model.kinds = parse_kinds(self.settings.judge)
+        return model
 
     def served_form(self, proto: onnx.ModelProto, timed_only: bool = False) -> onnx.ModelProto:
         """A model in the precision that will be served.

@@ -36,6 +36,8 @@ class Loss:
         probabilities: the class scores are probabilities, and not logits.
         judged: how many of the outputs the network is judged by: those behind them are hints.
         hints: share of the distillation that is of the hints.
+        classes: the first output chooses a class for each image; else its error is a squared one, as of the others, and
+            labels are not used.
     """
 
     temperature: float
@@ -43,9 +45,10 @@ class Loss:
     probabilities: bool = False
     judged: int = 1
     hints: float = 0.0
+    classes: bool = True
 
     def __call__(self, outputs: Sequence[Tensor], answers: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The mean over images of the loss; the first output is the class scores.
+        """The mean over images of the loss.
 
         Args:
             outputs: of the network: what it is judged by, and then the hints or none of them.
@@ -54,15 +57,18 @@ class Loss:
         """
         scores, wanted = (self.scores(o[0]) for o in (outputs, answers))
         t = self.temperature
-        distilled = t**2 * F.kl_div(
-            F.log_softmax(scores / t, 1), F.log_softmax(wanted / t, 1), reduction="batchmean", log_target=True
-        )
+        if self.classes:
+            distilled = t**2 * F.kl_div(
+                F.log_softmax(scores / t, 1), F.log_softmax(wanted / t, 1), reduction="batchmean", log_target=True
+            )
+        else:
+            distilled = relative_error(outputs[0], answers[0]) / 2
         errors = [relative_error(output, answer) for output, answer in zip(outputs[1:], answers[1:], strict=True)]
         others, hints = errors[: self.judged - 1], errors[self.judged - 1 :]
         distilled = distilled + sum(others) / 2
         if hints:
             distilled = (1 - self.hints) * distilled + self.hints * STEEPNESS * sum(hints) / len(hints)
-        if batch.labels is None or not self.labels:
+        if batch.labels is None or not self.labels or not self.classes:
             return distilled
         wrong = F.cross_entropy(scores, batch.labels, reduction="none")
         if batch.share is not None and batch.other is not None:
@@ -70,8 +76,10 @@ class Loss:
         return (1 - self.labels) * distilled + self.labels * wrong.mean()
 
     def scores(self, output: Tensor) -> Tensor:
-        """Logits (N, K), float32."""
+        """Logits (N, K), float32; one column decides between two classes."""
         flat = output.reshape(len(output), -1).float()
+        if self.classes and flat.shape[1] == 1:
+            flat = torch.cat([1 - flat if self.probabilities else torch.zeros_like(flat), flat], 1)
         return flat.clamp_min(SMALLEST).log() if self.probabilities else flat
 
 

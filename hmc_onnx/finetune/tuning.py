@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -17,7 +17,7 @@ from calib.data.preprocess import Preprocess
 from calib.data.readers import open_source
 from calib.data.sources import ReadyTensors, Source
 from hmc_onnx.analysis.model_inputs import fit, is_float, load_supported, preprocessing, signature
-from hmc_onnx.comparison.verification import judged_in_both
+from hmc_onnx.comparison.judging import matched
 from hmc_onnx.execution.checkpoint import Journal
 from hmc_onnx.finetune.batchnorm import Inserted, folded, has_batchnorm, reinserted, restated
 from hmc_onnx.finetune.images import Batch, TrainingImages
@@ -32,6 +32,7 @@ from passes.core.progress import silent
 from passes.graph.external import brought_in
 from passes.graph.files import save
 from passes.graph.model import Model, digest
+from passes.graph.outputs import Output
 from passes.graph.protos import check, first_line
 from passes.graph.signature import same_signature
 
@@ -94,13 +95,16 @@ def finetune_models(
         errors = _hints(model, teacher, batch)
         options = options.settled(near=bool(errors) and sum(errors.values()) / len(errors) < NEAR)
         hints = list(errors) if options.hints else []
-        judged, answers = judged_in_both(Model(model).judged, Model(teacher).judged)
+        asked = Model(teacher).compared
+        found = {o.name: o.tensor for o in matched(asked, Model(model))}
+        asked = [o for o in asked if o.name in found]
+        answers, judged = [o.tensor for o in asked], [found[o.name] for o in asked]
         answering = GraphModule(teacher, [*answers, *hints])
         graph, inserted = _trained_graph(model, images, options)
         student = GraphModule(graph, [*judged, *hints])
         if not student.trained:
             raise ModelError("the model has no weights to train: none of its initializers is a layer's weight")
-        loss = _loss(answering, batch, options, len(judged))
+        loss = _loss(answering, batch, options, asked)
         identity = {
             "version": version("hmc-onnx"),
             "model": digest(model),
@@ -190,11 +194,14 @@ def _hints(model: onnx.ModelProto, teacher: onnx.ModelProto, batch: Batch) -> di
     return {name: error for name, error in errors.items() if error < CLOSE}
 
 
-def _loss(teacher: GraphModule, batch: Batch, options: FineTuning, judged: int) -> Loss:
+def _loss(teacher: GraphModule, batch: Batch, options: FineTuning, judged: Sequence[Output]) -> Loss:
     assert options.labels is not None and options.hints is not None
     with torch.no_grad():
         scores = teacher.to(batch.images.device)(batch.images)[0]
-    return Loss(options.temperature, options.labels, are_probabilities(scores), judged, options.hints)
+    kind = judged[0].kind
+    probabilities = kind == "probability" or are_probabilities(scores)
+    classes = judged[0].classes and (kind != "probability" or scores[0].numel() == 1)
+    return Loss(options.temperature, options.labels, probabilities, len(judged), options.hints, classes)
 
 
 @torch.no_grad()
@@ -219,8 +226,12 @@ def _check_labels(model: onnx.ModelProto, images: TrainingImages, batch: Batch) 
     labels = images.source.labels
     if batch.labels is None or labels is None:
         return
+    first = Model(model).compared[0]
+    if not first.classes:
+        return
     with torch.no_grad():
-        classes = GraphModule(model, [Model(model).scores]).to(batch.images.device)(batch.images)[0][0].numel()
+        columns = GraphModule(model, [first.tensor]).to(batch.images.device)(batch.images)[0][0].numel()
+    classes = max(columns, 2)
     if not 0 <= labels.min() <= labels.max() < classes:
         raise DataError(
             f"labels go from {labels.min()} to {labels.max()} and the model has {classes} classes: "

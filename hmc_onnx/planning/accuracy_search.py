@@ -6,15 +6,17 @@ which the search has not seen either, or the next slower one is taken.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from calib.data.calibration import CalibrationData
+from calib.measure.divergence import choices, settled
 from calib.runtime.batching import at_once, declared_batch
 from calib.runtime.sessions import Runtime
-from hmc_onnx.comparison.verification import judged
+from hmc_onnx.comparison.judging import Judged, labelled, predictions
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.planner import Planner
 from hmc_onnx.records.comparison import Visited
@@ -85,7 +87,10 @@ class Search:
     def __init__(self, context: Context, planner: Planner, images: Split, name: str) -> None:
         self._context, self._planner, self._name = context, planner, name
         self._digest = images.search.digest()
-        self._judges = [_Judge(context.served, part, context.runtime) for part in (images.search, images.confirm)]
+        self._judges = [
+            _Judge(context.served, part, context.runtime, context.settings.judge)
+            for part in (images.search, images.confirm)
+        ]
 
     def run(self, max_drop: float) -> Found:
         """The fastest network whose loss is within the bound, on the search's images and on those to confirm with.
@@ -152,27 +157,41 @@ class Search:
 class _Judge:
     """What a network loses against the original on some images: of top-1 where there are labels, else of agreement."""
 
-    def __init__(self, original: onnx.ModelProto, images: CalibrationData, runtime: Runtime) -> None:
-        self._runtime, self._images = runtime, images
-        self._fixed = declared_batch(original, images.feeds)
-        self._original = self._classes(original)
-        labels = self._original if images.labels is None else images.labels[: len(self._original)]
-        self._right = labels
+    def __init__(
+        self, original: onnx.ModelProto, images: CalibrationData, runtime: Runtime, outputs: Sequence[str]
+    ) -> None:
+        self._runtime, self._images, self._said = runtime, images, outputs
+        size = declared_batch(original, images.feeds)
+        self._chunks = [feeds for feeds, _ in images.chunks(size or at_once(images.feeds, AT_ONCE))]
+        if size and len(next(iter(self._chunks[-1].values()))) < size:
+            self._chunks.pop()
+        self._counts = [len(next(iter(feeds.values()))) for feeds in self._chunks]
+        self._original = Judged(original, runtime, outputs)
+        answers = self._original.batches(self._chunks)
+        self._outputs = settled(self._original.outputs, answers, self._counts)
+        self._at, self._labelled = 0, False
+        if images.labels is not None:
+            first = [batches[0] for batches in answers]
+            at = labelled(self._outputs, first, self._counts[0], images.labels, images.source)
+            self._at, self._labelled = at or 0, at is not None
+        self._own = self._chosen(answers[self._at])
+        known = images.labels if self._labelled else None
+        self._right = self._own if known is None else known[: sum(self._counts), None]
 
     def drop(self, proto: onnx.ModelProto) -> tuple[float, float]:
         """From 0 to 1, below 0 where the network is better, and the half-width of its 95 % interval.
 
         One image more counts as changed than did, as of a few images that none has says little.
         """
-        lost = (self._original == self._right).astype(float) - (self._classes(proto) == self._right)
+        judged = Judged(proto, self._runtime, self._said, self._original)
+        at = [o.name for o in judged.outputs].index(self._outputs[self._at].name)
+        chosen = self._chosen(judged.batches(self._chunks)[at])
+        lost = ((self._own == self._right).astype(float) - (chosen == self._right)).mean(1)
         return float(lost.mean()), float(1.96 * np.sqrt((lost**2).sum() + 1) / len(lost))
 
-    def _classes(self, proto: onnx.ModelProto) -> np.ndarray:
-        session, names = judged(proto, self._runtime)
-        found = []
-        for feeds, _ in self._images.chunks(self._fixed or at_once(self._images.feeds, AT_ONCE)):
-            if self._fixed and len(next(iter(feeds.values()))) < self._fixed:
-                break
-            (scores,) = session.run(feeds, names[:1])
-            found.append(scores.reshape(len(scores), -1).argmax(1))
-        return np.concatenate(found)
+    def _chosen(self, batches: Sequence[np.ndarray]) -> np.ndarray:
+        """The classes that an output chooses, (N, places)."""
+        output = self._outputs[self._at]
+        if self._labelled:
+            return predictions(output, batches, self._counts)[:, None]
+        return choices(output, batches, self._counts)

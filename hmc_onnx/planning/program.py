@@ -8,6 +8,9 @@ what its input and output group keep,
 so the MACs of every layer are exact whatever is combined. Sensitivities add up: errors that are small and unrelated add
 in the square, and the KL divergence is quadratic in them. The strategies are the same program with fewer choices.
 
+A choice that changes something is charged `LEAST` at least, so that among plans of equal loss the one that leaves more
+as it is wins; where everything can stay as it is within the target, everything does.
+
 HiGHS solves it (`scipy.optimize.milp`) to a relative gap of `OPTIMAL_GAP`. Its effort is bounded by the number of nodes
 of the search tree and not by time, so the same profile and target always give the same plan; a plan that the bound cut
 short has a larger gap, which it states.
@@ -34,6 +37,10 @@ __all__ = ["Program", "solve"]
 NAMES = {"seconds": "latency", "macs": "macs", "parameters": "params"}
 # Nodes of the search tree after which the best plan found is taken; a ResNet-56 takes some tens.
 MOST_NODES = 20_000
+# What a choice that changes something costs at least, in nats: a loss below this cannot be measured in float32.
+LEAST = 1e-12
+# Share by which the original's own costs, summed up in another order, may exceed themselves.
+ROUNDING = 1e-9
 
 Allowed = Callable[[LayerProfile, LayerChoice], bool]
 
@@ -62,6 +69,15 @@ class Program:
         zeros = [0.0] * len(self.groups)
         self.sensitivity = np.array(
             [g.choices[a].sensitivity for g, a in self.groups] + [c.sensitivity for _, c in self.layers]
+        )
+        self.unchanged = np.array(
+            [a == 0 for _, a in self.groups]
+            + [c.inputs == c.outputs == 0 and c.method == KEEP for _, c in self.layers],
+            float,
+        )
+        self.loss = np.array(
+            [_loss(g.choices[a].sensitivity, a > 0) for g, a in self.groups]
+            + [_loss(c.sensitivity, _decomposes(c)) for _, c in self.layers]
         )
         self.cost = {k: np.array(zeros + [float(getattr(c, k) or 0) for _, c in self.layers]) for k in self.original}
         unchanged = dict(self.original)  # in the precision that is served
@@ -125,10 +141,36 @@ class Program:
                     "the profile has no latencies: profile again with `latency=True`, or give another target"
                 )
             bounds["seconds"] *= correction
-        solution, gap = self._minimise(self.sensitivity, {k: v * self.original[k] for k, v in bounds.items()})
+        can_stay = self.unchanged.sum() == len(profile.groups) + len(profile.layers)
+        if can_stay and all(
+            self.spent(k, self.unchanged) <= v * self.original[k] * (1 + ROUNDING) for k, v in bounds.items()
+        ):
+            return _plan(self, self.unchanged, target, 0.0)
+        solution, gap = self._minimise(self.loss, {k: v * self.original[k] for k, v in bounds.items()})
         if solution is None:
             raise self._unreachable(target, {k: correction if k == "seconds" else 1.0 for k in bounds})
-        return _plan(self, solution, target, gap)
+        limits = {k: v * self.original[k] for k, v in bounds.items()}
+        return _plan(self, self._spared(solution, limits), target, gap)
+
+    def _spared(self, solution: np.ndarray, limits: dict[str, float]) -> np.ndarray:
+        """The solution without decompositions of no measured loss that the limits do not ask for.
+
+        The solver is indifferent to them. The loss that was not seen on the calibration images may be seen on others.
+        """
+        solution = solution.copy()
+        kept = {(layer.name, c.inputs, c.outputs): j for j, layer, c in self._columns() if not _decomposes(c)}
+        for j, layer, c in self._columns():
+            other = kept.get((layer.name, c.inputs, c.outputs))
+            if not solution[j] or not _decomposes(c) or c.sensitivity > LEAST or other is None:
+                continue
+            solution[j], solution[other] = 0, 1
+            if any(self.spent(k, solution) > limit for k, limit in limits.items()):
+                solution[j], solution[other] = 1, 0
+        return solution
+
+    def _columns(self) -> list[tuple[int, LayerProfile, LayerChoice]]:
+        """The layers' choices with their places in a solution."""
+        return [(j, *pair) for j, pair in enumerate(self.layers, start=len(self.groups))]
 
     def _unreachable(self, target: Target, corrections: dict[str, float]) -> SettingsError:
         """The refusal of a target, with the least that each of its bounds could be."""
@@ -222,11 +264,21 @@ def _undominated(choices: list[LayerChoice], costs: list[str]) -> list[LayerChoi
 
 
 def _values(choice: LayerChoice, costs: list[str]) -> tuple[float, ...]:
-    return (*(getattr(choice, k) or 0.0 for k in costs), choice.sensitivity)
+    return (*(getattr(choice, k) or 0.0 for k in costs), _loss(choice.sensitivity, _decomposes(choice)))
+
+
+def _decomposes(choice: LayerChoice) -> bool:
+    """Whether a layer's choice changes more of it than the channels that its groups' choices remove."""
+    return choice.method not in (KEEP, REMOVED)
+
+
+def _loss(sensitivity: float, changes: bool) -> float:
+    """What the solver charges for a choice: its sensitivity, and `LEAST` at least if it changes something."""
+    return max(sensitivity, LEAST) if changes else sensitivity
 
 
 def _plan(program: Program, solution: np.ndarray, target: Target, gap: float) -> Plan:
-    profile = program.profile
+    profile, as_it_is = program.profile, bool(np.array_equal(solution, program.unchanged))
     groups = {
         g.name: GroupPlan(size=g.size, removed=g.choices[a].removed, sensitivity=g.choices[a].sensitivity)
         for (g, a), taken in zip(program.groups, solution, strict=False)
@@ -245,7 +297,7 @@ def _plan(program: Program, solution: np.ndarray, target: Target, gap: float) ->
                 macs=c.macs,
                 parameters=c.parameters,
                 seconds=c.seconds,
-                reason=_reason(layer, c),
+                reason=_reason(layer, c, as_it_is),
             )
     return Plan(
         model=profile.model,
@@ -273,7 +325,10 @@ def _planned_latency(measured: LatencyProfile, program: Program, solution: np.nd
     )
 
 
-def _reason(layer: LayerProfile, choice: LayerChoice) -> str:
+def _reason(layer: LayerProfile, choice: LayerChoice, as_it_is: bool) -> str:
+    """One sentence; `as_it_is` says that nothing at all is changed."""
+    if as_it_is:
+        return "the target is met without changing anything"
     if choice.method == REMOVED:
         return "the residual branch that it is in is removed"
     pruned = choice.inputs > 0 or choice.outputs > 0

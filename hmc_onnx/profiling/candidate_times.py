@@ -21,7 +21,7 @@ from hmc_onnx.search_space.candidates import variants, whole_offers
 from hmc_onnx.search_space.pruning_steps import steps
 from passes.channels import ChannelGroup
 from passes.core.errors import OutputError, SettingsError
-from passes.decompose import DECOMPOSITIONS, chain_macs
+from passes.decompose import DECOMPOSITIONS
 from passes.graph.layers import Geometry
 from passes.graph.model import element_type
 from passes.graph.shapes import infer_shapes
@@ -80,7 +80,7 @@ class Clock:
             for n in graph.nodes
             if n.name in self.layers
         }
-        self._macs = {n: s.layer.geometry.macs(s.size) for n, s in self.layers.items()}
+        self._macs = {n: s.macs() for n, s in self.layers.items()}
         self._by_macs: set[str] = set()
 
     def time_whole(self) -> Entry:
@@ -113,7 +113,8 @@ class Clock:
     def probe(self, name: str, chain: Chain) -> Probe:
         """A layer's chain as a probe."""
         dtype, follows = self._kinds[name]
-        return Probe(chain, self.layers[name].size, self.batch, self._dtype or dtype, follows)
+        subject = self.layers[name]
+        return Probe(chain, subject.size, self.batch * subject.maps, self._dtype or dtype, follows)
 
     def measure(self, chains: Iterable[tuple[str, Chain]]) -> None:
         """Time those chains, given with their layers' names, that the table lacks, and write the table."""
@@ -149,7 +150,7 @@ class Clock:
             seconds = None if name in self._by_macs else self.table.seconds(self.probe(name, chain))
             if seconds is None:
                 self._by_macs.add(name)
-                seconds = own * chain_macs(chain, self.layers[name].size) / max(self._macs[name], 1)
+                seconds = own * self.layers[name].macs(*chain) / max(self._macs[name], 1)
             found[chain] = seconds
         return found
 

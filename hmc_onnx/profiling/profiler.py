@@ -193,6 +193,7 @@ class _Profiler:
             runtime=settings.runtime if here else Runtime(settings.provider, 1),
             confidence=None if settings.exhaustive else CONFIDENCE,
             memory=context.memory // (1 if here else workers.workers),
+            kinds=context.normal.kinds,
         )
         shared = workers.share("bench", bench, here)
         tasks: dict[str, Task] = {
@@ -225,8 +226,8 @@ class _Profiler:
             name=name,
             input_group=subject.input_group,
             output_group=subject.output_group,
-            macs=subject.layer.geometry.macs(subject.size),
-            parameters=self.context.costs[name].parameters,  # without a bias that profiling has added
+            macs=subject.macs(),
+            parameters=self.context.costs[name].parameters,  # without the bias that the layer may be given
             seconds=choices[0].seconds,
             choices=choices,
         )

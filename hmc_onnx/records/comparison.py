@@ -8,7 +8,7 @@ from pydantic import Field
 
 from passes.core.records import Frozen
 
-__all__ = ["Side", "Timing", "Verification", "Visited"]
+__all__ = ["BatchComparison", "OutputComparison", "Side", "Timing", "Verification", "Visited"]
 
 
 class Side(Frozen):
@@ -53,26 +53,66 @@ class Visited(Frozen):
     chosen: bool
 
 
+class OutputComparison(Frozen):
+    """One output of two models: what it is (`passes.graph.outputs`), and how far the two are apart.
+
+    Attributes:
+        name: of the output.
+        kind: one of `passes.graph.outputs.KINDS`, and
+        what: the same in words.
+        judged_by: by what the two are compared, in words.
+        kl: nats; half the squared error as a share of the variance where no class is chosen. None: not compared.
+        agreement: share of images (of places, of a map of classes) for which both choose the same class.
+        cosine: of embeddings, the mean over images.
+        error: of what chooses no class, the root of the mean squared error, in standard deviations of the original.
+    """
+
+    name: str
+    kind: str
+    what: str
+    judged_by: str
+    kl: float | None = None
+    agreement: float | None = None
+    cosine: float | None = None
+    error: float | None = None
+
+
+class BatchComparison(Frozen):
+    """The divergence, in nats, of all outputs of two models at another batch size."""
+
+    batch: int
+    kl: float
+
+
 class Verification(Frozen):
     """Model b against model a over some images.
 
     Attributes:
-        kl: mean KL divergence of b's class scores from a's, in nats, with that of other outputs (`divergence`).
-        agreement: share of images on which both choose the same class.
+        kl: mean over images of the divergence of b's outputs from a's, in nats: see `calib.measure.divergence`.
+        agreement: share of images for which both choose the same class; None where none is chosen.
+        cosine: of the first embedding, the mean over images; None where there is none.
+        error: of the first regression, map or boxes, the root of the mean squared error, in standard deviations of the
+            original; None where there is none.
         difference: largest absolute difference of an output.
         images: how many, and `source` which.
         threads: intra-op threads of onnxruntime with which both were run; None in reports of earlier versions.
         curve: what was visited, where the network was searched for.
+        outputs: what each output is, and how far the two are apart in it.
+        batches: the divergence at other batch sizes; empty where the model declares one.
     """
 
     version: Literal[1] = 1
     a: Side
     b: Side
     kl: float
-    agreement: float
+    agreement: float | None
+    cosine: float | None = None
+    error: float | None = None
     difference: float
     images: int
     source: str
     timings: list[Timing]
     threads: int | None = None
     curve: list[Visited] = Field(default_factory=list)
+    outputs: list[OutputComparison] = Field(default_factory=list)
+    batches: list[BatchComparison] = Field(default_factory=list)

@@ -11,6 +11,7 @@ from calib.measure.latency_table import LatencyTable
 from calib.runtime.quantisation import Calibration
 from calib.runtime.sessions import Runtime
 from hmc_onnx.records.options import Option, Options
+from passes.graph.outputs import KINDS, parse_kinds
 
 __all__ = ["QUICK", "Precision", "Settings"]
 
@@ -61,6 +62,13 @@ class Settings(Options):
     exhaustive: bool = Field(
         default=False, description="Measure every candidate's sensitivity on all images, which takes longer."
     )
+    judge: Annotated[tuple[str, ...], Option(metavar="NAME=KIND")] = Field(
+        default=(),
+        exclude_if=lambda given: not given,  # plans and profiles that do not say it stay as they were
+        description="What an output is, where it is taken for something else: NAME=kind, the kind one of "
+        + ", ".join(KINDS)
+        + ".",
+    )
     chunk: Annotated[int, PYTHON] = Field(
         default=128, ge=1, description="Images run at once while sensitivity is measured."
     )
@@ -81,6 +89,10 @@ class Settings(Options):
         exclude=True,  # a profile holds the table's digest
         description="Times of another machine, as `hmc-onnx latency measure` wrote them, to plan for that machine.",
     )
+
+    def model_post_init(self, _: object) -> None:
+        """Check what is said of outputs."""
+        parse_kinds(self.judge)
 
     @property
     def runtime(self) -> Runtime:

@@ -11,7 +11,7 @@ from rich.table import Table
 from calib.measure.latency_table import LatencyTable
 from hmc_onnx.analysis.narrow_table import NarrowTable
 from hmc_onnx.finetune.options import Epoch, best_epoch
-from hmc_onnx.records.comparison import Verification, Visited
+from hmc_onnx.records.comparison import OutputComparison, Verification, Visited
 from hmc_onnx.records.plan import Plan
 
 __all__ = ["comparison", "epochs_table", "latency_table", "plan_tables"]
@@ -20,6 +20,8 @@ LEGEND = (
     "loses least by: the kind of compression by which the network loses least where it is done to this layer alone. "
     "preference: by how much; -1 is all for pruning, +1 all for low rank (decomposition), and near 0 it may get both."
 )
+# Nats, and share of the divergence, by which that at another batch size must differ to be shown.
+NOTABLE = (0.01, 1.0)
 
 
 def _count(value: int) -> str:
@@ -45,14 +47,48 @@ def comparison(v: Verification) -> Group:
         table.add_row(f"latency, batch {t.batch}", f"{t.a:.2f} ms", f"{t.b:.2f} ms", ratio)
     if v.timings and v.threads is not None:
         table.caption = f"latency with {v.threads} {'thread' if v.threads == 1 else 'threads'} of onnxruntime"
-    if v.curve:
-        return Group(_rows(table, v), _curve(v.curve))
-    return Group(_rows(table, v))
+    parts = [
+        _rows(table, v),
+        *([_outputs(v.outputs)] if _tell_more(v) else []),
+        *([_curve(v.curve)] if v.curve else []),
+    ]
+    return Group(*parts)
 
 
 def _rows(table: Table, v: Verification) -> Table:
-    table.add_row("same class chosen", "", f"{v.agreement:.2%}", "")
-    table.add_row("KL divergence", "", f"{v.kl:.4f} nats", "")
+    """What applies to the outputs that there are."""
+    if v.agreement is not None:
+        table.add_row("same class chosen", "", f"{v.agreement:.2%}", "")
+    if v.cosine is not None:
+        table.add_row("cosine of embeddings", "", f"{v.cosine:.4f}", "")
+    if v.error is not None:
+        table.add_row("error, in standard deviations", "", f"{v.error:.4f}", "")
+    classes = all(o.agreement is not None for o in v.outputs if o.kl is not None)
+    table.add_row("KL divergence" if classes else "divergence", "", f"{v.kl:.4f} nats", "")
+    for other in v.batches:
+        if abs(other.kl - v.kl) > NOTABLE[0] + NOTABLE[1] * v.kl:
+            table.add_row(f"divergence, {other.batch} images at once", "", f"{other.kl:.4f} nats", "")
+    return table
+
+
+def _tell_more(v: Verification) -> bool:
+    """Whether there is more to say of the outputs than that class scores are compared by the KL divergence."""
+    return len(v.outputs) > 1 or any(o.kind not in ("scores", "probabilities") for o in v.outputs)
+
+
+def _outputs(outputs: Sequence[OutputComparison]) -> Table:
+    table = Table(title="Outputs", title_justify="left")
+    for column in ("output", "what it is", "compared by"):
+        table.add_column(column, overflow="fold")
+    table.add_column("difference", justify="right")
+    for o in outputs:
+        shares = [
+            *([] if o.agreement is None else [f"{o.agreement:.2%} alike"]),
+            *([] if o.cosine is None else [f"cosine {o.cosine:.4f}"]),
+            *([] if o.error is None else [f"error {o.error:.4f} σ"]),
+            *([] if o.kl is None else [f"{o.kl:.4f} nats"]),
+        ]
+        table.add_row(escape(o.name), o.what, o.judged_by, ", ".join(shares))
     return table
 
 

@@ -85,16 +85,22 @@ class Candidate:
 
 
 def offers(
-    geometry: Geometry, size: Sequence[int], align: int, methods: Sequence[str], ratios: Sequence[float]
+    geometry: Geometry,
+    size: Sequence[int],
+    align: int,
+    methods: Sequence[str],
+    ratios: Sequence[float],
+    maps: int = 1,
 ) -> list[Offer]:
-    """Every decomposition that applies to a layer, at the largest aligned rank within each share of the layer's MACs.
+    """Every decomposition of a layer at the largest aligned rank within each share of its MACs.
 
     Args:
-        geometry: the layer's.
+        geometry: of the layer.
         size: spatial size of its input.
         align: ranks are multiples of this.
-        methods: names of decompositions.
-        ratios: shares of the layer's MACs.
+        methods: names of the decompositions.
+        ratios: the shares.
+        maps: inputs of that size that the layer sees for one image.
     """
     found = []
     for name in methods:
@@ -103,7 +109,7 @@ def offers(
             continue
         for rank in sorted({r for ratio in ratios if (r := method.rank_for(geometry, size, ratio, align))}):
             links = method.links(geometry, rank)
-            found.append(Offer(name, rank, links, chain_macs(links, size), chain_parameters(links)))
+            found.append(Offer(name, rank, links, chain_macs(links, size) * maps, chain_parameters(links)))
     return found
 
 
@@ -156,7 +162,7 @@ def whole_offers(subject: Subject, align: int, fine: bool = True) -> list[Offer]
     if subject.grouped:
         return []
     ratios = RATIOS if fine else RATIOS[1::2]
-    return offers(subject.layer.geometry, subject.size, align, list(DECOMPOSITIONS), ratios)
+    return offers(subject.layer.geometry, subject.size, align, list(DECOMPOSITIONS), ratios, subject.maps)
 
 
 def decompositions(
@@ -272,7 +278,7 @@ def variants(
                 continue
             part = geometry.resized(int(kept_in.sum()), int(kept_out.sum()))
             if not subject.grouped and (a == 0) != (b == 0):
-                offered = offers(part, subject.size, align, methods, ratios)
+                offered = offers(part, subject.size, align, methods, ratios, subject.maps)
             yield Variant(a, b, kept_in, kept_out, part, offered)
 
 
@@ -304,7 +310,7 @@ def layer_choices(
             outputs=v.outputs,
             method=REMOVED if v.removed else KEEP,
             rank=0,
-            macs=0 if v.removed else v.geometry.macs(subject.size),
+            macs=0 if v.removed else subject.macs(v.geometry),
             parameters=0 if v.removed else v.geometry.parameters + v.geometry.outputs,
             seconds=None if times is None else 0.0 if v.removed else times[v.geometry,],
             error=0.0,

@@ -50,7 +50,7 @@ def layer_changes(
             ("layer", name, c.offer.method, c.offer.rank): partial(_candidate_feeds, nodes, subject, c)
             for c in plain[name]
         }
-        macs = subject.layer.geometry.macs(subject.size)
+        macs = subject.macs()
         costs = {("layer", name, c.offer.method, c.offer.rank): c.offer.macs / macs for c in plain[name]}
         yield _change([subject], options, nodes, costs)
 

@@ -82,7 +82,7 @@ class Decomposition(ABC):
 
 
 def chain_macs(links: Sequence[Geometry], size: Sequence[int]) -> int:
-    """Multiply-accumulates of a chain for one image of a spatial input size."""
+    """Multiply-accumulates of a chain for one input of a spatial size."""
     macs = 0
     for link in links:
         macs += link.macs(size)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from passes.graph.model import Model, element_type
-from passes.graph.shapes import Shapes, batch_one, infer_shapes
+from passes.graph.shapes import Shape, Shapes, batch_one, infer_shapes
 
-__all__ = ["Cost", "costs", "total"]
+__all__ = ["Cost", "costs", "images_of", "maps_an_image", "total"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def costs(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> 
     A constant that several nodes share counts at its first reader only; nodes that share a name add up.
     """
     inputs = dict(inputs or batch_one(model))
-    batch = next((s[0] for s in inputs.values() if s), 1)
+    batch = images_of(inputs)
     shapes = infer_shapes(model, inputs)
     seen: set[str] = set()
     table: dict[str, Cost] = {}
@@ -51,6 +51,23 @@ def costs(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> 
         cost = Cost(_macs(node, shapes) // batch, parameters, size)
         table[node.name] = table.get(node.name, Cost()) + cost
     return table
+
+
+def images_of(inputs: Mapping[str, tuple[int, ...]]) -> int:
+    """Number of images in a batch of some input shapes."""
+    return next((shape[0] for shape in inputs.values() if shape), 1)
+
+
+def maps_an_image(shape: Shape, spatial: int, images: int) -> int:
+    """How many inputs a layer sees for one image: crops, frames or steps of a sequence may be folded into its batch.
+
+    Args:
+        shape: of what the layer reads: (maps, channels, *spatial), or (…, channels) of a Gemm.
+        spatial: number of spatial axes.
+        images: number of images that the shape is of.
+    """
+    leading = shape[: len(shape) - 1 - spatial]
+    return max(math.prod(leading) // images, 1) if None not in leading else 1  # type: ignore[arg-type]
 
 
 def total(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Cost:

@@ -83,7 +83,7 @@ class Geometry:
         )
 
     def macs(self, size: Sequence[int]) -> int:
-        """Multiply-accumulates for one image of a spatial input size."""
+        """Multiply-accumulates for one input of a spatial size."""
         return self.parameters * math.prod(self.output_size(size))
 
     def resized(self, inputs: int, outputs: int) -> Geometry:

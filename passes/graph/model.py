@@ -17,6 +17,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.core.errors import ModelError
 from passes.graph.external import content, is_external, lazy, let_go
+from passes.graph.outputs import Kind, Output, find_outputs
 from passes.graph.protos import check, copy_fields, first_line, skeleton
 from passes.graph.sparse import inner_graphs
 
@@ -24,9 +25,6 @@ __all__ = ["Model", "constant_value", "digest", "element_type", "exported"]
 
 logging.getLogger("onnx_graphsurgeon").setLevel(logging.ERROR)
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
-
-# What may stand between the ArgMax of a classifier and its output.
-HANDED_ON = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
 class Model:
@@ -38,6 +36,7 @@ class Model:
         original: the model that `proto` was made from, whose header and order are kept; default: `proto` itself.
 
     Attributes:
+        kinds: what the user says that outputs are, by name.
         observed: shapes by tensor name that a run has shown and inference does not know; set by whoever ran it.
     """
 
@@ -48,6 +47,7 @@ class Model:
             if isinstance(tensor, onnx.TensorProto) and is_external(tensor):  # and no sparse one
                 constant.values, constant.data_location = lazy(tensor), None
         _own_attributes(self.graph)
+        self.kinds: dict[str, Kind] = {}
         self.observed: dict[str, onnx.ValueInfoProto] = {}
         own = original or proto
         self.header = onnx.ModelProto()
@@ -69,30 +69,35 @@ class Model:
         return other
 
     @property
-    def main_output(self) -> int:
-        """Index of the output that is judged: the first of rank 2 (images by classes), floats first; else the first."""
-        types = [v.type.tensor_type for v in self.header.graph.output]
-        flat = [i for i, t in enumerate(types) if len(t.shape.dim) == 2]
-        floats = [i for i in flat if _is_float(types[i].elem_type)]
-        return next(iter(floats or flat), 0)
+    def outputs(self) -> list[Output]:
+        """What each output is: see `passes.graph.outputs`.
+
+        Raises:
+            SettingsError: `kinds` names an output that the model does not have.
+        """
+        return find_outputs(self.graph, int(self.graph.opset), self.header.graph, self.kinds)
 
     @property
-    def scores(self) -> str:
-        """Name of the tensor that is judged: the main output, or of one that gives the class alone, what it is of."""
-        tensor = self.graph.outputs[self.main_output]
-        at = tensor
-        while at.inputs and at.inputs[0].op in HANDED_ON:
-            at = at.inputs[0].inputs[0]
-        if at.inputs and at.inputs[0].op in ("ArgMax", "TopK"):
-            return str(at.inputs[0].inputs[0].name)
-        return str(tensor.name)
+    def compared(self) -> list[Output]:
+        """The outputs by which the model is compared with another, those that choose classes first.
+
+        Raises:
+            ModelError: there is none.
+        """
+        outputs = self.outputs
+        found: dict[str, Output] = {}
+        for output in sorted(outputs, key=_rank):
+            if output.kind != "other":
+                found.setdefault(output.tensor, output)
+        if not found:
+            what = ", ".join(f"'{o.name}': {o.what}" for o in outputs) or "it has none"
+            raise ModelError(f"the model has no output that can be compared ({what}): export one of floats, too")
+        return list(found.values())
 
     @property
     def judged(self) -> list[str]:
-        """Names of all tensors that are judged: the scores, then the other outputs of floats that are computed."""
-        types = {v.name: v.type.tensor_type.elem_type for v in self.header.graph.output}
-        floats = (t.name for t in self.graph.outputs if t.inputs and _is_float(types.get(t.name, 0)))
-        return list(dict.fromkeys([self.scores, *floats]))
+        """Names of the tensors of `compared`."""
+        return [o.tensor for o in self.compared]
 
     def constants(self) -> list[gs.Constant]:
         """Every initializer that a node of the main graph reads, once, in order of use."""
@@ -207,9 +212,9 @@ def digest(proto: onnx.ModelProto) -> str:
     return sha.hexdigest()
 
 
-def _is_float(element_type: int) -> bool:
-    name = onnx.TensorProto.DataType.Name(element_type)
-    return "FLOAT" in name or name == "DOUBLE"
+def _rank(output: Output) -> int:
+    """Class scores and probabilities are compared first, then decisions between two, then the rest."""
+    return 0 if output.kind in ("scores", "probabilities") else 1 if output.classes else 2
 
 
 def _own_attributes(graph: gs.Graph) -> None:

@@ -14,7 +14,7 @@ from passes.core.errors import ModelError
 from passes.graph.model import Model
 from passes.graph.protos import SMALL, first_line, substitute
 
-__all__ = ["Shapes", "batch_one", "infer_shapes"]
+__all__ = ["Shape", "Shapes", "batch_one", "infer_shapes"]
 
 Shape = tuple[int | None, ...]
 Shapes = dict[str, Shape]

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from calib.measure.divergence import SURE, divergence, divergences, kl_divergence, log_probabilities, temperature, top1
+from calib.measure.divergence import (
+    SURE,
+    choices,
+    divergence,
+    divergences,
+    kl_divergence,
+    log_probabilities,
+    settled,
+    temperature,
+    top1,
+)
+from passes.core.errors import ModelError
+from passes.graph.outputs import Output
 
 P = np.array([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1], [1 / 3, 1 / 3, 1 / 3]])
 Q = np.array([[0.25, 0.5, 0.25], [0.1, 0.1, 0.8], [0.2, 0.2, 0.6]])
@@ -66,9 +79,11 @@ def test_top1_counts_over_uneven_batches() -> None:
 
 def test_all_outputs_count_classes_by_kl_and_maps_by_their_squared_error() -> None:
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 4, 3, 5, 5))
+    a, b = rng.normal(size=(2, 3, 2, 5, 5))
     by_hand = ((a - b) ** 2).mean() / (2 * a.var())
-    assert divergence([[P], [a[:1], a[1:]]], [[Q], [b[:1], b[1:]]]) == pytest.approx(sum(BY_HAND) / 3 + by_hand)
+    assert divergence([[P[:1], P[1:]], [a[:1], a[1:]]], [[Q[:1], Q[1:]], [b[:1], b[1:]]]) == pytest.approx(
+        sum(BY_HAND) / 3 + by_hand
+    )
     assert divergence([[P], [P]], [[Q], [Q]]) == pytest.approx(2 * sum(BY_HAND) / 3)
     assert divergence([[P], [a]], [[P], [a]]) == 0
     assert divergence([[P], [a * 0]], [[P], [a * 0]]) == 0
@@ -95,3 +110,79 @@ def test_at_any_temperature_small_differences_of_logits_count_about_as_much() ->
     assert cold == pytest.approx(divergence([[a]], [[b]]))
     assert warm == pytest.approx(cold, rel=0.3)
     assert hot == pytest.approx(1e-6 / 2 * 0.9, rel=0.1)  # half the variance of the logits' differences
+
+
+def bernoulli(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+
+
+def test_one_column_counts_as_a_probability_and_its_complement() -> None:
+    p, q = np.array([[0.9], [0.2], [0.5]]), np.array([[0.6], [0.2], [0.7]])
+    by_hand = bernoulli(p, q)[:, 0]
+    probability, logit = (Output("y", kind, "y") for kind in ("probability", "logit"))
+    np.testing.assert_allclose(divergences([[p]], [[q]], judged=[probability]), by_hand)
+    zs = [np.log(x / (1 - x)) for x in (p, q)]
+    np.testing.assert_allclose(divergences([[zs[0]]], [[zs[1]]], judged=[logit]), by_hand, rtol=1e-9)
+    np.testing.assert_allclose(divergences([[p[:, 0]]], [[q[:, 0]]], judged=[probability]), by_hand)
+    assert choices(probability, [p, q], [3, 3]).tolist() == [[1], [0], [0], [1], [0], [1]]
+    assert np.isfinite(
+        divergences([[np.array([[0.0], [1.0]])]], [[np.array([[1.0], [0.0]])]], judged=[probability])
+    ).all()
+
+
+def test_independent_probabilities_add_up() -> None:
+    p, q = np.random.default_rng(0).uniform(0.1, 0.9, (2, 4, 6))
+    found = divergences([[p]], [[q]], judged=[Output("y", "probability", "y")])
+    np.testing.assert_allclose(found, bernoulli(p, q).sum(1))
+
+
+def test_classes_of_pixels_are_compared_along_their_axis() -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 5, 4, 4))
+    pixels = [np.moveaxis(x, 1, -1).reshape(-1, 5) for x in (a, b)]
+    by_hand = divergences([[pixels[0]]], [[pixels[1]]]).reshape(3, 16).mean(1)
+    np.testing.assert_allclose(divergences([[a]], [[b]], judged=[Output("y", "scores", "y", axis=1)]), by_hand)
+    last = [np.moveaxis(x, 1, -1) for x in (a, b)]
+    np.testing.assert_allclose(
+        divergences([last[:1]], [last[1:]], judged=[Output("y", "scores", "y", axis=-1)]), by_hand
+    )
+
+
+def test_images_on_another_axis_and_several_rows_an_image() -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 7, 4, 5))  # steps, images, columns
+    plain = [np.moveaxis(x, 1, 0) for x in (a, b)]
+    kind = Output("y", "map", "y")
+    by_hand = divergences([plain[:1]], [plain[1:]], judged=[kind], images=[4])
+    np.testing.assert_allclose(divergences([[a]], [[b]], judged=[replace(kind, images=1)], images=[4]), by_hand)
+    rows = [x.reshape(28, 5) for x in plain]
+    np.testing.assert_allclose(divergences([rows[:1]], [rows[1:]], judged=[kind], images=[4]), by_hand)
+    scores = replace(kind, kind="scores")
+    found = divergences([rows[:1]], [rows[1:]], judged=[scores], images=[4])
+    np.testing.assert_allclose(found, divergences([rows[:1]], [rows[1:]]).reshape(4, 7).mean(1))
+
+
+def test_columns_of_boxes_count_alike_whatever_their_units() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 6, 50, 4))
+    units = np.array([1000.0, 1000.0, 1.0, 0.001])
+    kind = Output("y", "boxes", "y")
+    found = divergences([[a * units]], [[b * units]], judged=[kind])
+    np.testing.assert_allclose(found, ((a - b) ** 2 / (2 * a.var((0, 1)))).mean((1, 2)), rtol=1e-2)
+    turned = [np.moveaxis(x * units, 1, 2) for x in (a, b)]
+    np.testing.assert_allclose(divergences([turned[:1]], [turned[1:]], judged=[kind]), found)
+    constant = np.concatenate([a, np.full((6, 50, 1), 3.0)], 2)
+    assert divergences([[constant]], [[constant * (1 + 1e-7)]], judged=[kind]).max() < 1e-6
+
+
+def test_rows_whose_number_varies_are_not_compared() -> None:
+    kind, fixed = Output("y", "regression", "y"), Output("z", "regression", "z")
+    batches = [np.zeros((n, 4)) for n in (5, 7)]
+    found = settled([kind, fixed], [batches, [np.zeros((4, 2))] * 2], [4, 4])
+    assert [o.kind for o in found] == ["other", "regression"]
+    assert "varies" in found[0].what
+    with pytest.raises(ModelError, match="`judge=y=other`"):
+        divergences([batches[:1]], [batches[1:]], judged=[kind], images=[4])
+
+
+def test_scores_of_one_column_are_a_logit() -> None:
+    (found,) = settled([Output("y", "scores", "y")], [[np.zeros((4, 1)), np.zeros((2, 1))]], [4, 2])
+    assert found.kind == "logit"

@@ -253,4 +253,37 @@ def test_a_plan_tells_the_profile_and_its_reasons() -> None:
     assert layer.difference == differences(profile)["l"]
     assert layer.bears == bearing(layer.difference) == "lowrank"
     assert "decomposed to 30% of its MACs" in layer.reason
-    assert "costs more accuracy" in solve(profile, Target(macs=1)).layers["l"].reason
+    assert "met without changing" in solve(profile, Target(macs=1)).layers["l"].reason
+
+
+@given(profile=profiles(), strategy=st.sampled_from(STRATEGIES))
+def test_where_the_target_does_not_bind_nothing_is_changed(profile: Profile, strategy: Strategy) -> None:
+    free = [
+        layer.model_copy(update={"choices": [c.model_copy(update={"sensitivity": 0.0}) for c in layer.choices]})
+        for layer in profile.layers
+    ]
+    spared = [
+        g.model_copy(update={"choices": [c.model_copy(update={"sensitivity": 0.0}) for c in g.choices]})
+        for g in profile.groups
+    ]
+    plan = solve(profile.model_copy(update={"layers": free, "groups": spared}), Target(macs=1.0, params=1.0), strategy)
+    assert {layer.method for layer in plan.layers.values()} == {KEEP}
+    assert not any(group.removed for group in plan.groups.values())
+    assert plan.macs == profile.macs
+
+
+def test_a_decomposition_of_no_measured_loss_is_taken_only_where_it_is_needed() -> None:
+    def layer(name: str, loss: float) -> LayerProfile:
+        cost = {"inputs": 0, "outputs": 0, "error": 0.0, "measured": True, "parameters": 1}
+        kept = LayerChoice(method=KEEP, rank=0, macs=100, sensitivity=0, **cost)
+        low = LayerChoice(method="svd", rank=1, macs=50, sensitivity=loss, **cost)
+        return LayerProfile(name=name, input_group=None, output_group=None, macs=100, parameters=1, choices=[kept, low])
+
+    layers = [layer("free", 0.0), layer("also free", 0.0), layer("dear", 1.0)]
+    profile = Profile(
+        model="m", align=1, data="d", settings=Settings(), macs=300, parameters=3, groups=[], layers=layers, declined={}
+    )
+    taken = {share: [p.method for p in solve(profile, Target(macs=share)).layers.values()] for share in (0.99, 0.6)}
+    assert sorted(taken[0.99]) == [KEEP, KEEP, "svd"]
+    assert taken[0.99][2] == KEEP
+    assert taken[0.6] == ["svd"] * 3

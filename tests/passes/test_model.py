@@ -259,25 +259,6 @@ def test_constant_value_reads_initializers_and_constant_nodes() -> None:
     np.testing.assert_array_equal(constant_value(initializer), constant_value(conv.inputs[1]))
 
 
-def test_all_that_is_computed_in_floats_is_judged_and_of_a_class_its_scores() -> None:
-    b = Builder()
-    x = b.conv("input", 3, 4)
-    logits = b.gemm(b.node("Flatten", b.node("GlobalAveragePool", x)), 4, 5)
-    picked = b.node("Squeeze", b.node("ArgMax", logits, axis=1), b.const([1]))
-    assert Model(b.model([picked])).judged == [logits]
-    assert Model(b.model([x, picked])).judged == [x]  # a map is judged where there are no scores among the outputs
-    assert Model(b.model([picked, x])).judged == [logits, x]
-    assert Model(b.model([x, logits, picked])).judged == [logits, x]
-
-
-def test_the_output_that_is_judged_is_the_first_of_classes() -> None:
-    b = Builder()
-    x = b.conv("input", 3, 4)
-    flat = b.node("Flatten", x)
-    assert Model(b.model([x, flat, b.node("Relu", flat)])).main_output == 1
-    assert Model(b.model([x, b.node("Relu", x)])).main_output == 0
-
-
 # Reading
 
 

@@ -1,0 +1,163 @@
+"""The outputs by which a model is compared with another, run on images; and the one that labels are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx
+
+from calib.data.calibration import CalibrationData
+from calib.measure.divergence import choices, class_logs, settled
+from calib.runtime.batching import declared_batch
+from calib.runtime.sessions import CPU, Runtime, Session
+from passes.core.errors import DataError, SettingsError
+from passes.graph.model import Model
+from passes.graph.outputs import Output, parse_kinds
+
+__all__ = ["Judged", "check_decides", "check_labels", "labelled", "matched", "predictions"]
+
+Feeds = Mapping[str, np.ndarray]
+
+
+class Judged:
+    """A model ready to be compared: a session that gives what it is compared by.
+
+    Args:
+        proto: the model.
+        runtime: how to run it.
+        outputs: what the user says that outputs are, "NAME=kind" each.
+        original: the model that this one was made from, whose outputs say what is compared; default: this one.
+
+    Attributes:
+        outputs: what is compared, those that choose classes first.
+        session: of the model; tensors that are compared are outputs of it though they be none of the model.
+
+    Raises:
+        ModelError: nothing can be compared, or onnxruntime cannot load the model.
+        SettingsError: `outputs` is not understood, or names what is not there.
+    """
+
+    def __init__(
+        self,
+        proto: onnx.ModelProto,
+        runtime: Runtime = CPU,
+        outputs: Sequence[str] = (),
+        original: Judged | None = None,
+    ) -> None:
+        model = Model(proto)
+        model.kinds = parse_kinds(outputs)
+        self.outputs: list[Output] = model.compared if original is None else matched(original.outputs, model)
+        self.session = Session(_exposing(proto, [o.tensor for o in self.outputs]), runtime)
+
+    def run(self, feeds: Feeds) -> list[np.ndarray]:
+        """Each of `outputs` for one batch; raises ModelError."""
+        return self.session.run(feeds, [o.tensor for o in self.outputs])
+
+    def batches(self, chunks: Sequence[Feeds]) -> list[list[np.ndarray]]:
+        """Each of `outputs`, batch by batch; raises ModelError."""
+        return [list(batches) for batches in zip(*(self.run(chunk) for chunk in chunks), strict=True)]
+
+
+def matched(original: Sequence[Output], model: Model) -> list[Output]:
+    """What is compared of the original, in a model that was made from it; what a pass found to be constant is left out.
+
+    The kinds are the original's: a model from which layers were removed may look like another.
+    """
+    own = {o.name: o for o in model.outputs}
+    return [
+        replace(o, tensor=own[o.name].tensor if o.tensor != o.name else o.name)
+        for o in original
+        if o.name in own and not own[o.name].why.startswith("no result")
+    ]
+
+
+def _exposing(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """The model with some of its tensors as outputs, too."""
+    hidden = set(tensors) - {value.name for value in proto.graph.output}
+    if not hidden:
+        return proto
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(proto)
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(hidden))
+    return exposed
+
+
+def predictions(output: Output, batches: Sequence[np.ndarray], images: Sequence[int]) -> np.ndarray:
+    """The class of each image (N,), of an output that `labelled` takes."""
+    if output.kind == "probability" and _classes(output, batches[0], images[0]) > 2:
+        logs = [class_logs(output, batch, n)[..., 1] for batch, n in zip(batches, images, strict=True)]
+        return np.concatenate([batch.argmax(1) for batch in logs])
+    return choices(output, batches, images)[:, 0]
+
+
+def labelled(
+    outputs: Sequence[Output], batch: Sequence[np.ndarray], images: int, labels: np.ndarray, source: str
+) -> int | None:
+    """Index of the output that labels are held against: that of as many classes as they have, else the first of more.
+
+    Args:
+        outputs: of the model.
+        batch: each of them for one batch.
+        images: number of images of that batch.
+        labels: classes, (N,).
+        source: where the labels are from.
+
+    Returns:
+        None where no output chooses one class an image.
+
+    Raises:
+        DataError: the labels fit none of those that do.
+    """
+    classes = {i: n for i, o in enumerate(outputs) if (n := _classes(o, batch[i], images))}
+    low, high = int(labels.min()), int(labels.max())
+    fitting = [i for i, n in classes.items() if low >= 0 and high < n]
+    if classes and not fitting:
+        raise DataError(
+            f"labels of {source} go from {low} to {high} and the model has {next(iter(classes.values()))} classes: "
+            "give labels that count its classes from 0, or leave them out (`labels=None`)"
+        )
+    return next((i for i in fitting if classes[i] == high + 1), next(iter(fitting), None))
+
+
+def _classes(output: Output, batch: np.ndarray, images: int) -> int:
+    """Among how many classes an output chooses for an image; 0 where it does not choose one."""
+    if not output.classes or not batch.size or batch.size % images:
+        return 0
+    _, places, classes = class_logs(output, batch, images).shape
+    if output.kind == "probability":
+        return max(places, 2)
+    return classes if places == 1 else 0
+
+
+def check_labels(
+    proto: onnx.ModelProto, data: CalibrationData, runtime: Runtime = CPU, outputs: Sequence[str] = ()
+) -> None:
+    """Check that the labels, if there are any, are classes of the model.
+
+    Raises:
+        DataError: some are not.
+    """
+    if data.labels is None:
+        return
+    judged, batch = Judged(proto, runtime, outputs), declared_batch(proto, data.feeds) or 1
+    answer = judged.run({name: array[:batch] for name, array in data.feeds.items()})
+    found = settled(judged.outputs, [[a] for a in answer], [batch])
+    labelled(found, answer, batch, data.labels, data.source)
+
+
+def check_decides(proto: onnx.ModelProto, outputs: Sequence[str] = ()) -> None:
+    """Check that a model chooses classes, which a bound on the loss is about.
+
+    Raises:
+        SettingsError: it does not.
+    """
+    model = Model(proto)
+    model.kinds = parse_kinds(outputs)
+    first = model.compared[0]
+    if not first.classes:
+        raise SettingsError(
+            f"--max-drop bounds how many images get another class, and the model chooses none (its output "
+            f"'{first.name}' is {first.what}): give a `target`, or say `judge={first.name}=scores`"
+        )
