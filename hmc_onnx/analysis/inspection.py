@@ -14,7 +14,6 @@ from passes.channels import ChannelGroup, trace
 from passes.core.errors import ModelError
 from passes.decompose import DECOMPOSITIONS
 from passes.graph.cost import costs
-from passes.graph.shapes import infer_shapes
 from passes.normal_form.normalise import normalise
 
 __all__ = ["closed_shapes", "inspect"]
@@ -33,7 +32,7 @@ def inspect(proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout:
     """
     inputs = closed_shapes(proto, size, layout)
     model = observe(normalise(proto), inputs)
-    cost, shapes = costs(model, inputs), infer_shapes(model, inputs)
+    cost, shapes = costs(model, inputs), model.shapes_at(inputs)
     subjects = find_subjects(model, inputs)
     layers = Table(title="Layers that compute", title_justify="left")
     for column in ("layer", "operator", "output", "kernel", "MACs", "parameters"):

@@ -17,7 +17,7 @@ from passes.branches import branch_sum
 from passes.channels import ChannelGroup, trace
 from passes.graph.layers import Layer, layer_of, why_not_a_layer
 from passes.graph.model import Model
-from passes.graph.shapes import Shapes, infer_shapes
+from passes.graph.shapes import Shapes
 
 # A second-moment matrix of so many features takes 800 MB; wide_resnet50_2 has 9,216 at most.
 MOST_FEATURES = 10_000
@@ -78,7 +78,7 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
         model: not changed.
         inputs: input shapes at batch 1.
     """
-    shapes = infer_shapes(model, inputs)
+    shapes = model.shapes_at(inputs)
     layers: dict[str, Subject] = {}
     declined: dict[str, str] = {}
     inside: dict[str, str] = {}

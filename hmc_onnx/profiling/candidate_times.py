@@ -32,7 +32,7 @@ from passes.core.progress import Progress, silent
 from passes.decompose import DECOMPOSITIONS, chain_macs
 from passes.graph.layers import Geometry
 from passes.graph.model import element_type
-from passes.graph.shapes import Shapes, infer_shapes
+from passes.graph.shapes import Shapes
 from passes.normal_form.normalise import normalise
 from passes.probe import Probe, epilogue
 
@@ -214,7 +214,7 @@ def measure_table(
     types = {name: dtype for name, (dtype, _) in signature(proto).items()}
     data = CalibrationData({n: rng.random(s).astype(types[n]) for n, s in inputs.items()}, None, "noise")
     model = observe(normalise(proto), dict(inputs), settings.runtime)
-    subjects, shapes = find_subjects(model, inputs), infer_shapes(model, inputs)
+    subjects, shapes = find_subjects(model, inputs), model.shapes_at(inputs)
     batch = serving_batch(proto, inputs, settings.batch)
     clock = Clock(model.digest(), subjects.layers, model.graph, shapes, batch, settings.runtime)
     clock.time_whole(proto, data)

@@ -52,7 +52,6 @@ from passes.graph.external import LARGE
 from passes.graph.layers import own_values
 from passes.graph.model import Model, digest
 from passes.graph.protos import byte_size
-from passes.graph.shapes import infer_shapes
 
 __all__ = ["identity", "profile"]
 
@@ -216,7 +215,7 @@ class _Profiler:
 
     def _clock(self, served: onnx.ModelProto, table: LatencyTable | None, workers: Pool) -> Clock:
         batch = serving_batch(served, self.data.feeds, self.settings.batch)
-        shapes = infer_shapes(self.model, self.inputs)
+        shapes = self.model.shapes_at(self.inputs)
         folder = workers.journal.folder
         clock = Clock(self.digest, self.layers, self.model.graph, shapes, batch, self.settings.runtime, table, folder)
         clock.time_whole(served, self.data)

@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from passes.channels.groups import Adjustment, Channels, Slot, find_groups
 from passes.channels.registry import Closed, rule_for
 from passes.graph.model import Model
-from passes.graph.shapes import Shapes, batch_one, infer_shapes
+from passes.graph.shapes import Shapes
 from passes.graph.subgraph import node_inputs
 
 __all__ = ["Stream", "Tracer", "trace"]
@@ -142,9 +142,9 @@ def trace(model: Model, inputs: dict[str, tuple[int, ...]] | None = None) -> Cha
 
     Args:
         model: the graph; later changes to it make the result stale.
-        inputs: input shapes, by name; default: the model's own at batch 1.
+        inputs: input shapes, by name; default: `model.sizes`.
     """
-    tracer = Tracer(model.graph, infer_shapes(model, inputs or batch_one(model)), model.graph.opset)
+    tracer = Tracer(model.graph, model.shapes_at(inputs or model.sizes), model.graph.opset)
     outputs = {t.name for t in model.graph.outputs}
     for node in model.graph.nodes:
         _trace_node(node, tracer, outputs)
