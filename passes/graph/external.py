@@ -42,6 +42,7 @@ __all__ = [
     "moved_out",
     "on_disk",
     "plain_weights",
+    "refer",
     "relative",
     "values_of",
 ]
@@ -161,7 +162,7 @@ def moved_out(proto: onnx.ModelProto, names: Collection[str], path: Path) -> onn
             copy_fields(tensor, entry, skip={"raw_data", "float_data", "int32_data", "double_data", "external_data"})
             file.write(b"\0" * (-file.tell() % PAGE))
             values = content(tensor)
-            _refer(entry, str(path), file.tell(), len(values))
+            refer(entry, str(path), file.tell(), len(values))
             file.write(values)
     return copy
 
@@ -201,7 +202,7 @@ def move_out(constants: Iterable[gs.Constant], folder: Path) -> None:
             values.tofile(path)
         except OSError as e:
             raise _no_room(folder, e) from e
-        _refer(tensor, str(path), 0, values.nbytes)
+        refer(tensor, str(path), 0, values.nbytes)
         constant.values = _LazyMap(tensor)
 
 
@@ -212,7 +213,8 @@ def _no_room(folder: str | Path, error: OSError) -> OutputError:
     )
 
 
-def _refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+def refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Let a tensor be that of a file's bytes, in place."""
     tensor.data_location = TensorProto.EXTERNAL
     del tensor.external_data[:]
     for key, value in (("location", location), ("offset", offset), ("length", length)):

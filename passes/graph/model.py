@@ -94,9 +94,12 @@ class Model:
         return self._shapes.at(self, inputs)
 
     def tidy(self) -> None:
-        """Drop what nothing reads and sort the nodes topologically, in place."""
+        """Drop what nothing reads and sort the nodes topologically, in place; functions stay in their order.
+
+        graphsurgeon cannot sort functions where any node of the graph has a graph inside it: it recurses for ever.
+        """
         with quiet():
-            self.graph.cleanup().toposort()
+            self.graph.cleanup().toposort(mode="nodes")
 
     @property
     def main_output(self) -> int:
