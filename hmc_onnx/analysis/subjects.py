@@ -13,11 +13,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from calib.measure.moments import Centred
-from passes.branches import branch_sum
 from passes.channels import ChannelGroup, trace
 from passes.graph.layers import Layer, layer_of, why_not_a_layer
 from passes.graph.model import Model
 from passes.graph.shapes import Shapes
+from passes.residual import residual_sum
 
 # A second-moment matrix of so many features takes 800 MB; wide_resnet50_2 has 9,216 at most.
 MOST_FEATURES = 10_000
@@ -134,9 +134,11 @@ def _removable(
     found: set[str] = set()
     sums: set[int] = set()
     for name, layer in only.items():
-        end = branch_sum(graph, nodes[layer.layer.name], shapes)
-        if layer.output_group != name and end is not None and id(end) not in sums:
-            sums.add(id(end))
+        joined = residual_sum(graph, nodes[layer.layer.name], shapes)
+        if layer.output_group == name or joined is None or not joined.removable:
+            continue
+        if id(joined.add) not in sums:
+            sums.add(id(joined.add))
             layer.ends_branch = True
             found.add(name)
     size = -1

@@ -21,7 +21,7 @@ from calib.runtime.batching import calibration_chunks, input_shapes
 from calib.runtime.observing import observe
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
-from passes.branches import branch_sum, remove_branch
+from passes.branches import remove_branch
 from passes.channels import ChannelGroup, Channels, trace
 from passes.core.errors import PlanError
 from passes.core.linear_algebra import damped, ridge
@@ -31,6 +31,7 @@ from passes.graph.external import folder_of, let_go, move_out
 from passes.graph.layers import Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
 from passes.graph.model import Model
 from passes.graph.shapes import Shapes, infer_shapes
+from passes.residual import residual_sum
 
 __all__ = ["apply", "shaped"]
 
@@ -173,7 +174,8 @@ def _remove_branches(model: Model, gone: list[ChannelGroup], shapes: Shapes) -> 
     """Take out the residual branches that groups are in of which nothing is kept."""
     readers = {group.name: [s.node for s, _ in group.members("consumes")] for group in gone}
     for nodes in readers.values():
-        if len(nodes) == 1 and branch_sum(model.graph, nodes[0], shapes) is not None:
+        joined = residual_sum(model.graph, nodes[0], shapes) if len(nodes) == 1 else None
+        if joined is not None and joined.removable:
             remove_branch(model.graph, nodes[0])
     model.graph.cleanup()
     left = {id(n) for n in model.graph.nodes}
@@ -256,26 +258,14 @@ class _Shortcut:
 
 
 def _shortcut(node: gs.Node, shapes: Shapes, walks: _Walks) -> _Shortcut | None:
-    """The other term of the sum that a layer's output enters, if no layer is left before it in either network.
-
-    On the way to the sum the output's axes may be turned, as where an exporter adds in NHWC.
-    """
-    tensor = node.outputs[0]
-    order = np.arange(len(shapes.get(tensor.name, ())))
-    while len(tensor.outputs) == 1 and tensor.outputs[0].op == "Transpose":
-        turn = tensor.outputs[0]
-        order = order[list(turn.attrs.get("perm", range(len(order))[::-1]))]
-        tensor = turn.outputs[0]
-    if len(tensor.outputs) != 1 or tensor.outputs[0].op != "Add":
+    """The other term of the sum that a layer's output enters, if no layer is left before it in either network."""
+    joined = residual_sum(walks.compressed.model.graph, node, shapes)
+    if joined is None:
         return None
-    other = next((t for t in tensor.outputs[0].inputs if t is not tensor), None)
-    if not isinstance(other, gs.Variable):
+    name = str(joined.other.name)
+    if any(n.op in LAYERS for walk in (walks.compressed, walks.original) for n in walk.missing(name)):
         return None
-    if any(n.op in LAYERS for walk in (walks.compressed, walks.original) for n in walk.missing(other.name)):
-        return None
-    if shapes.get(other.name) != shapes.get(tensor.name):  # one that is spread over the other
-        return None
-    return _Shortcut(str(other.name), tuple(np.argsort(order).tolist()))
+    return _Shortcut(name, joined.order)
 
 
 def _solve(weight: np.ndarray, moments: Moments) -> np.ndarray:

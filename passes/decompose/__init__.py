@@ -1,18 +1,15 @@
-"""Decompositions of a Conv or Gemm into a chain. A new one is a file with a `Decomposition` and a line here."""
+"""Decompositions of a Conv or Gemm into a chain, and the pass that applies one."""
 
 from passes.decompose.base import Decomposition, chain_macs, chain_parameters, compose, error
-from passes.decompose.cp import CP
-from passes.decompose.output_svd import OutputSVD
-from passes.decompose.spatial_svd import SpatialSVD
-from passes.decompose.tucker import Tucker2
+from passes.decompose.decompose_layer import DecomposeLayer
+from passes.decompose.registry import DECOMPOSITIONS
 
 __all__ = [
     "DECOMPOSITIONS",
+    "DecomposeLayer",
     "Decomposition",
     "chain_macs",
     "chain_parameters",
     "compose",
     "error",
 ]
-
-DECOMPOSITIONS: dict[str, Decomposition] = {d.name: d for d in (OutputSVD(), SpatialSVD(), Tucker2(), CP())}

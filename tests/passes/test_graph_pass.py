@@ -106,7 +106,7 @@ def test_a_pass_changes_nothing_of_the_model_given() -> None:
 
 
 @pytest.mark.parametrize("step", [*EVERY, GraphSequence(EVERY)], ids=lambda step: type(step).__name__)
-@pytest.mark.parametrize("source", ["rich", "resnet20a-torchscript-9"])
+@pytest.mark.parametrize("source", ["rich", "resnet20a-torchscript-13"])
 def test_a_pass_with_nothing_to_do_returns_an_equal_model(step: GraphPass, source: str) -> None:
     done = Normalise()(ir.from_proto(rich() if source == "rich" else exported(source))).model
     again = step(done)
