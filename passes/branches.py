@@ -1,37 +1,71 @@
-"""Residual branches: where one ends, and its removal, after which the block is its shortcut."""
+"""The removal of a residual branch, after which the block is its shortcut."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx_graphsurgeon as gs
+import onnx_ir as ir
+from onnx_ir.passes import PostconditionError
 
-from passes.graph.shapes import Shapes
+from passes.core.errors import ModelError
+from passes.graph.graph_pass import GraphPass, require_nodes
+from passes.graph.model import Model
 from passes.graph.subgraph import redirect
+from passes.residual import residual_sum
 
-__all__ = ["branch_sum", "remove_branch"]
+__all__ = ["RemoveBranch", "remove_branch"]
 
 
-def branch_sum(graph: gs.Graph, node: gs.Node, shapes: Shapes) -> gs.Node | None:
-    """The Add by which a layer, as the last of a residual branch, enters the stream; None if it is not one.
+@dataclass(frozen=True)
+class RemoveBranch(GraphPass):
+    """Remove the residual branch that ends with a layer: the sum becomes its other term.
 
-    The other term must be computed, and of the same shape, and the sum no output of the graph.
+    The result is what the model gives with the layer's weights and bias at zero. A Relu of what comes from a Relu goes,
+    too.
+
+    Attributes:
+        node: name of the layer, the last of its branch.
+
+    Requires:
+        Each node has a name of its own, and `node` is one of them. It is the last layer of a branch that can be
+        removed: see `passes.residual.ResidualSum`.
+
+    Ensures:
+        The layer is gone.
     """
-    tensor = node.outputs[0]
-    if len(tensor.outputs) != 1 or any(t is tensor for t in graph.outputs):
-        return None
-    end = tensor.outputs[0]
-    if end.op != "Add" or any(t is end.outputs[0] for t in graph.outputs):
-        return None
-    others = [t for t in end.inputs if t is not tensor]
-    if len(others) != 1 or not isinstance(others[0], gs.Variable) or not others[0].inputs:
-        return None
-    shape = shapes.get(tensor.name)
-    return end if shape is not None and shapes.get(others[0].name) == shape else None
+
+    node: str
+
+    def rewrite(self, model: Model) -> int:
+        """Remove the branch in place, with all that nothing reads then; returns 1.
+
+        Raises:
+            ModelError: the layer is not in the model, or does not end a branch that can be removed.
+        """
+        layer = next((n for n in model.graph.nodes if n.name == self.node), None)
+        found = None if layer is None else residual_sum(model.graph, layer, model.shapes)
+        if layer is None or found is None or not found.removable:
+            raise ModelError(f"'{self.node}' is no layer that ends a residual branch which can be removed")
+        remove_branch(model.graph, layer)
+        model.tidy()
+        return 1
+
+    def requires(self, model: ir.Model) -> None:
+        """Raise PreconditionError unless the layer is in the model, under a name that no other node has."""
+        super().requires(model)
+        require_nodes(model, [self.node])
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError if the layer is still there."""
+        if any(node.name == self.node for node in model.graph):
+            raise PostconditionError(f"node '{self.node}' is still there")
 
 
 def remove_branch(graph: gs.Graph, node: gs.Node) -> None:
-    """Take a layer for which there is a `branch_sum` out of the sum, in place; what then has no reader is left there.
+    """Take a layer whose `residual_sum` is removable out of the sum, in place.
 
-    A Relu of what comes from a Relu goes, too.
+    What then has no reader is left in the graph. A Relu of what comes from a Relu goes, too.
     """
     tensor = node.outputs[0]
     end = tensor.outputs[0]

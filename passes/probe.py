@@ -23,6 +23,7 @@ from passes.decompose import chain_macs
 from passes.decompose.output_svd import pointwise
 from passes.graph.layers import Geometry
 from passes.graph.shapes import Shapes
+from passes.residual import residual_sum
 
 __all__ = ["AROUND", "Parts", "Probe", "epilogue", "probe_model"]
 
@@ -85,12 +86,11 @@ def epilogue(graph: gs.Graph, node: gs.Node, shapes: Shapes) -> tuple[str, ...]:
     """
     found: list[str] = []
     tensor = node.outputs[0]
+    joined = residual_sum(graph, node, shapes)
+    end = joined.add if joined is not None and joined.direct and _ends_here(graph, joined.other, node) else None
     while len(tensor.outputs) == 1 and not any(t is tensor for t in graph.outputs):
         reader = tensor.outputs[0]
-        others = [t for t in reader.inputs if t is not tensor]
-        if reader.op == "Add" and not found and others and _ends_here(graph, others[0], node, shapes):
-            found.append("Add")
-        elif reader.op in ACTIVATIONS and not (found and found[-1] in ACTIVATIONS):
+        if reader is end or (reader.op in ACTIVATIONS and not (found and found[-1] in ACTIVATIONS)):
             found.append(reader.op)
         else:
             break
@@ -98,9 +98,8 @@ def epilogue(graph: gs.Graph, node: gs.Node, shapes: Shapes) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _ends_here(graph: gs.Graph, other: gs.Tensor, node: gs.Node, shapes: Shapes) -> bool:
-    if not isinstance(other, gs.Variable) or shapes.get(other.name) != shapes.get(node.outputs[0].name):
-        return False
+def _ends_here(graph: gs.Graph, other: gs.Tensor, node: gs.Node) -> bool:
+    """Whether a sum is charged to a layer, given the other term: that is computed, and not by a Conv that is later."""
     if not other.inputs or other.inputs[0].op != "Conv" or len(other.outputs) > 1:
         return bool(other.inputs)
     return next(n for n in graph.nodes if n is node or n is other.inputs[0]) is not node

@@ -10,7 +10,7 @@ import onnx
 from calib.runtime.sessions import CPU, Runtime, Session
 from passes.core.errors import ModelError
 from passes.graph.model import Model
-from passes.graph.shapes import Shapes, infer_shapes
+from passes.graph.shapes import Shapes
 from passes.graph.subgraph import node_inputs, submodel
 
 __all__ = ["observe"]
@@ -27,7 +27,7 @@ def observe(model: Model, inputs: Mapping[str, tuple[int, ...]], runtime: Runtim
         runtime: as for `Session`.
     """
     model.observed = {}
-    shapes = infer_shapes(model, inputs)
+    shapes = model.shapes_at(inputs)
     unknown = [t.name for n in model.graph.nodes for t in n.outputs if t.name and not _known(shapes, t.name)]
     if not unknown:
         return model
@@ -37,7 +37,7 @@ def observe(model: Model, inputs: Mapping[str, tuple[int, ...]], runtime: Runtim
         return model
     while ends := [n for n in _where_inference_ends(model, shapes) if n in seen]:
         model.observed.update((n, onnx.helper.make_tensor_value_info(n, *seen[n])) for n in ends)
-        shapes = infer_shapes(model, inputs)
+        shapes = model.shapes_at(inputs)
         for name in ends:  # what was seen and is still not believed is not tried again
             seen.pop(name)
     return model

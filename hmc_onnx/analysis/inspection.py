@@ -18,7 +18,6 @@ from passes.decompose import DECOMPOSITIONS
 from passes.graph.cost import costs
 from passes.graph.model import Model
 from passes.graph.outputs import parse_kinds
-from passes.graph.shapes import infer_shapes
 from passes.normal_form.normalise import normalise
 
 __all__ = ["closed_shapes", "inspect"]
@@ -44,7 +43,7 @@ def inspect(
     """
     inputs = closed_shapes(proto, size, layout)
     model = observe(normalise(proto), inputs)
-    cost, shapes = costs(model, inputs), infer_shapes(model, inputs)
+    cost, shapes = costs(model, inputs), model.shapes_at(inputs)
     subjects = find_subjects(model, inputs)
     layers = NarrowTable(
         "Layers that compute",

@@ -13,13 +13,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from calib.measure.moments import Centred
-from passes.branches import branch_sum
 from passes.channels import ChannelGroup, trace
+from passes.core.declined import Declined, Why
 from passes.decompose import chain_macs
 from passes.graph.cost import images_of, maps_an_image
 from passes.graph.layers import Geometry, Layer, layer_of, why_not_a_layer
 from passes.graph.model import Model
-from passes.graph.shapes import Shapes, infer_shapes
+from passes.graph.shapes import Shapes
+from passes.residual import residual_sum
 
 # A second-moment matrix of so many features takes 800 MB; wide_resnet50_2 has 9,216 at most.
 MOST_FEATURES = 10_000
@@ -69,15 +70,29 @@ class Subject:
 class Subjects:
     """All layers by name in graph order, all groups by name, and the reasons against the others.
 
-    `removable` are the groups whose channels may all go, since a residual branch goes with them. `inside` are those of
-    `declined` that are within other nodes: in the branches of an If, say.
+    Attributes:
+        layers: by name, in graph order.
+        groups: by name.
+        removable: the groups whose channels may all go, since a residual branch goes with them.
+        refused: what is left as it is, by the name under which reports speak of it.
+        refused_inside: those of `refused` that are within other nodes: in the branches of an If, say.
     """
 
     layers: dict[str, Subject]
     groups: dict[str, ChannelGroup]
     removable: set[str]
-    declined: dict[str, str]
-    inside: dict[str, str]
+    refused: dict[str, Declined]
+    refused_inside: dict[str, Declined]
+
+    @property
+    def declined(self) -> dict[str, str]:
+        """The reasons of all that is left as it is, as profiles and plans keep them."""
+        return {name: refusal.reason for name, refusal in self.refused.items()}
+
+    @property
+    def inside(self) -> dict[str, str]:
+        """The reasons of what is left alone within other nodes."""
+        return {name: refusal.reason for name, refusal in self.refused_inside.items()}
 
     def without_removal(self) -> Subjects:
         """The same, where no residual branch is to be removed."""
@@ -91,29 +106,30 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
         model: not changed.
         inputs: input shapes at batch 1, or at the batch size that the model declares.
     """
-    shapes = infer_shapes(model, inputs)
+    shapes = model.shapes_at(inputs)
     batch = images_of(inputs)
     layers: dict[str, Subject] = {}
-    declined: dict[str, str] = {}
-    inside: dict[str, str] = {}
+    declined: dict[str, Declined] = {}
+    inside: dict[str, Declined] = {}
     for position, node in enumerate(model.graph.nodes):
         inside |= _inside(node, model.graph)
         if node.op not in ("Conv", "Gemm"):
             continue
-        reason = why_not_a_layer(node, shapes) or _size_unknown(shapes, node.inputs[0].name)
+        reason = why_not_a_layer(node, shapes) or _size_unknown(shapes, node)
         if reason is not None:
             declined[node.name] = reason
             continue
         layer = layer_of(node, shapes)
         if layer.geometry.features > MOST_FEATURES:
-            declined[node.name] = f"its outputs have more than {MOST_FEATURES:,} inputs each: too many second moments"
+            said = f"its outputs have more than {MOST_FEATURES:,} inputs each: too many second moments"
+            declined[node.name] = Declined(node.name, Why.TOO_LARGE, said)
             continue
         size = tuple(d for d in shapes[node.inputs[0].name][2:] if d is not None)
         maps = maps_an_image(shapes[node.inputs[0].name], len(size), batch)
         layers[node.name] = Subject(layer, size, position, maps=maps)
     groups: dict[str, ChannelGroup] = {}
     for group in trace(model, dict(inputs)).groups:
-        reason = group.closed or _unfit(group, layers)
+        reason = group.declined or _unfit(group, layers)
         if reason is not None:
             declined[f"channels of {group.name}"] = reason
             continue
@@ -131,7 +147,8 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
                 subject.output_classes = classes
     for name in [n for n, s in layers.items() if s.grouped and s.input_group is None]:
         del layers[name]
-        declined[name] = "it is a grouped Conv, which is only pruned, and its channels cannot be"
+        said = "it is a grouped Conv, which is only pruned, and its channels cannot be"
+        declined[name] = Declined(name, Why.GROUPED, said)
     removable = _removable(model.graph, layers, groups, shapes)
     return Subjects(layers, groups, removable, declined | inside, inside)
 
@@ -149,9 +166,11 @@ def _removable(
     found: set[str] = set()
     sums: set[int] = set()
     for name, layer in only.items():
-        end = branch_sum(graph, nodes[layer.layer.name], shapes)
-        if layer.output_group != name and end is not None and id(end) not in sums:
-            sums.add(id(end))
+        joined = residual_sum(graph, nodes[layer.layer.name], shapes)
+        if layer.output_group == name or joined is None or not joined.removable:
+            continue
+        if id(joined.add) not in sums:
+            sums.add(id(joined.add))
             layer.ends_branch = True
             found.add(name)
     size = -1
@@ -161,29 +180,33 @@ def _removable(
     return found
 
 
-def _inside(node: gs.Node, graph: gs.Graph) -> dict[str, str]:
+def _inside(node: gs.Node, graph: gs.Graph) -> dict[str, Declined]:
     """The layers within a node that has graphs inside it, or is a local function, and why they are left alone."""
     bodies = [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
     bodies += [f for f in graph.functions if (f.name, f.domain) == (node.op, node.domain)]
-    found: dict[str, str] = {}
+    found: dict[str, Declined] = {}
     for inner in (n for body in bodies for n in body.nodes):
         if inner.op in LAYERS:
             what = f"{inner.op} node '{inner.name}' in '{node.name}'" if inner.name else f"{inner.op} in '{node.name}'"
-            found[what] = f"it is inside {node.op} node '{node.name}', where nothing is changed and no MACs are counted"
+            said = f"it is inside {node.op} node '{node.name}', where nothing is changed and no MACs are counted"
+            found[what] = Declined(inner.name, Why.NESTED, said)
         found |= _inside(inner, graph)
     return found
 
 
-def _size_unknown(shapes: Shapes, name: str) -> str | None:
-    return (
-        "the size of its input is not known, and so its MACs are not counted"
-        if None in shapes.get(name, (None,) * 3)[2:]
-        else None
-    )
+def _size_unknown(shapes: Shapes, node: gs.Node) -> Declined | None:
+    if None not in shapes.get(node.inputs[0].name, (None,) * 3)[2:]:
+        return None
+    return Declined(node.name, Why.UNKNOWN_SIZE, "the size of its input is not known, and so its MACs are not counted")
 
 
-def _unfit(group: ChannelGroup, layers: dict[str, Subject]) -> str | None:
+def _unfit(group: ChannelGroup, layers: dict[str, Subject]) -> Declined | None:
     """Why a group that could be pruned is not: its least-squares repair needs plain layers at both ends."""
+    reason = _unfit_ends(group, layers)
+    return None if reason is None else Declined(group.name, Why.CHANNELS, reason)
+
+
+def _unfit_ends(group: ChannelGroup, layers: dict[str, Subject]) -> str | None:
     ends = [*group.members("produces"), *group.members("consumes")]
     for slot, classes in ends:
         if slot.node.name not in layers:

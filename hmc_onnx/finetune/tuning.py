@@ -35,6 +35,7 @@ from passes.graph.model import Model, digest
 from passes.graph.outputs import Output
 from passes.graph.protos import check, first_line
 from passes.graph.signature import same_signature
+from passes.residual import is_sum
 
 __all__ = ["FineTuned", "check_trainable", "finetune_models"]
 
@@ -180,11 +181,7 @@ def _trained_graph(
 @torch.no_grad()
 def _hints(model: onnx.ModelProto, teacher: onnx.ModelProto, batch: Batch) -> dict[str, float]:
     """Sums that both networks compute, of one shape and close to each other: where residual blocks end. With errors."""
-    constants = {t.name for proto in (model, teacher) for t in proto.graph.initializer}
-    sums = [
-        [n.output[0] for n in proto.graph.node if n.op_type == "Add" and not constants.intersection(n.input)]
-        for proto in (model, teacher)
-    ]
+    sums = [[n.outputs[0].name for n in Model(proto).graph.nodes if is_sum(n)] for proto in (model, teacher)]
     names = [name for name in sums[0] if name in set(sums[1])]
     ours, theirs = (
         GraphModule(m, names).to(batch.images.device)(batch.images) if names else () for m in (model, teacher)

@@ -21,7 +21,7 @@ from calib.runtime.observing import observe
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
-from passes.branches import branch_sum, remove_branch
+from passes.branches import remove_branch
 from passes.channels import ChannelGroup, Channels, trace
 from passes.core.errors import PlanError
 from passes.core.linear_algebra import damped, ridge
@@ -29,8 +29,9 @@ from passes.decompose import DECOMPOSITIONS, compose
 from passes.graph.external import folder_of, let_go, move_out
 from passes.graph.layers import Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
 from passes.graph.model import Model
-from passes.graph.shapes import Shapes, infer_shapes
+from passes.graph.shapes import Shapes
 from passes.graph.signature import same_signature
+from passes.residual import residual_sum
 
 __all__ = ["apply", "shaped"]
 
@@ -59,7 +60,7 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
     if folder is not None:
         move_out(compressed.constants(), folder)
     observe(compressed, inputs, runtime)
-    shapes = infer_shapes(compressed, inputs)
+    shapes = compressed.shapes_at(inputs)
     original, changing = (Walk(m, context.chunks, runtime, context.memory // 2) for m in (model, compressed))
     walks = _Walks(original, changing, kept, plan)
     nodes = {n.name: n for n in compressed.graph.nodes if n.op in LAYERS and n.name in plan.layers}
@@ -81,7 +82,7 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
                 move_out(compressed.constants(), folder)
     let_go(model.constants())
     compressed.forget_shapes()
-    compressed.graph.cleanup().toposort()
+    compressed.tidy()
     result = compressed.finished()
     same_signature(context.served, result)
     return result
@@ -100,7 +101,7 @@ def shaped(context: Context, plan: Plan) -> Model:
     model, inputs = context.normal.copy(), context.inputs
     _prune(model, plan, inputs)
     observe(model, inputs, plan.settings.runtime)
-    shapes = infer_shapes(model, inputs)
+    shapes = model.shapes_at(inputs)
     rng = np.random.default_rng(plan.settings.seed)
     for node in [n for n in model.graph.nodes if n.name in plan.layers and plan.layers[n.name].method not in UNCHANGED]:
         layer, step = layer_of(node, shapes), plan.layers[node.name]
@@ -108,7 +109,7 @@ def shaped(context: Context, plan: Plan) -> Model:
         weights = [rng.standard_normal(link.weight_shape) / np.sqrt(link.features) for link in links]
         replace_by_chain(model.graph, node, list(zip(links, weights, strict=True)), layer.bias)
     model.forget_shapes()
-    model.graph.cleanup().toposort()
+    model.tidy()
     return model
 
 
@@ -159,7 +160,7 @@ def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kep
                 touched.add(slot.node.name)
     channels.remove(removed)
     if gone:
-        _remove_branches(model, gone, infer_shapes(model, inputs))
+        _remove_branches(model, gone, model.shapes_at(inputs))
     return _Kept(outputs, touched)
 
 
@@ -167,7 +168,8 @@ def _remove_branches(model: Model, gone: list[ChannelGroup], shapes: Shapes) -> 
     """Take out the residual branches that groups are in of which nothing is kept."""
     readers = {group.name: [s.node for s, _ in group.members("consumes")] for group in gone}
     for nodes in readers.values():
-        if len(nodes) == 1 and branch_sum(model.graph, nodes[0], shapes) is not None:
+        joined = residual_sum(model.graph, nodes[0], shapes) if len(nodes) == 1 else None
+        if joined is not None and joined.removable:
             remove_branch(model.graph, nodes[0])
     model.graph.cleanup()
     left = {id(n) for n in model.graph.nodes}
@@ -250,26 +252,14 @@ class _Shortcut:
 
 
 def _shortcut(node: gs.Node, shapes: Shapes, walks: _Walks) -> _Shortcut | None:
-    """The other term of the sum that a layer's output enters, if no layer is left before it in either network.
-
-    On the way to the sum the output's axes may be turned, as where an exporter adds in NHWC.
-    """
-    tensor = node.outputs[0]
-    order = np.arange(len(shapes.get(tensor.name, ())))
-    while len(tensor.outputs) == 1 and tensor.outputs[0].op == "Transpose":
-        turn = tensor.outputs[0]
-        order = order[list(turn.attrs.get("perm", range(len(order))[::-1]))]
-        tensor = turn.outputs[0]
-    if len(tensor.outputs) != 1 or tensor.outputs[0].op != "Add":
+    """The other term of the sum that a layer's output enters, if no layer is left before it in either network."""
+    joined = residual_sum(walks.compressed.model.graph, node, shapes)
+    if joined is None:
         return None
-    other = next((t for t in tensor.outputs[0].inputs if t is not tensor), None)
-    if not isinstance(other, gs.Variable):
+    name = str(joined.other.name)
+    if any(n.op in LAYERS for walk in (walks.compressed, walks.original) for n in walk.missing(name)):
         return None
-    if any(n.op in LAYERS for walk in (walks.compressed, walks.original) for n in walk.missing(other.name)):
-        return None
-    if shapes.get(other.name) != shapes.get(tensor.name):  # one that is spread over the other
-        return None
-    return _Shortcut(str(other.name), tuple(np.argsort(order).tolist()))
+    return _Shortcut(name, joined.order)
 
 
 def _solve(weight: np.ndarray, moments: Moments) -> np.ndarray:

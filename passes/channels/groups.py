@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from passes.core.declined import Declined, Why
 from passes.core.errors import ModelError
 from passes.graph.naming import unused_name
 
@@ -52,7 +53,7 @@ class ChannelGroup:
         slots: every parameter axis that carries them.
         classes: for each slot, the class of each entry: an int array, -1 for entries of another group.
         size: number of classes. Removing class c removes every entry of class c from every slot.
-        closed: one sentence why nothing may be removed; None if it may.
+        declined: why nothing may be removed; None if it may.
         parts: the classes in each tensor of activations that carries them: none may lose its last.
     """
 
@@ -60,9 +61,14 @@ class ChannelGroup:
     slots: tuple[Slot, ...]
     classes: tuple[np.ndarray, ...]
     size: int
-    closed: str | None
+    declined: Declined | None
     parts: tuple[np.ndarray, ...] = field(repr=False)
     ids: tuple[np.ndarray, ...] = field(repr=False)
+
+    @property
+    def closed(self) -> str | None:
+        """The reason of `declined`, as a sentence."""
+        return None if self.declined is None else self.declined.reason
 
     def members(self, role: str) -> list[tuple[Slot, np.ndarray]]:
         """Slots of one role with their classes."""
@@ -125,7 +131,7 @@ def find_groups(
     count: int,
     slots: Sequence[Slot],
     ties: Sequence[tuple[np.ndarray, np.ndarray]],
-    closed: Sequence[tuple[np.ndarray, str]],
+    closed: Sequence[tuple[np.ndarray, Declined]],
     carriers: Sequence[np.ndarray],
 ) -> tuple[ChannelGroup, ...]:
     """The groups of `count` ids: those that a producer writes together, and all that is tied to them.
@@ -140,7 +146,7 @@ def find_groups(
         return ()
     class_of = _components(count, ties)
     group_of = _components(count, [*ties, *((s.ids, np.full_like(s.ids, s.ids[0])) for s in produced)])
-    why_closed: dict[int, str] = {}
+    why_closed: dict[int, Declined] = {}
     for ids, reason in closed:
         for g in np.unique(group_of[ids]):
             why_closed.setdefault(int(g), reason)
@@ -163,7 +169,7 @@ def find_groups(
                 slots=own,
                 classes=tuple(index[s.ids] for s in own),
                 size=len(labels),
-                closed=why_closed.get(g) or _never_consumed(own),
+                declined=why_closed.get(g) or _never_consumed(own),
                 parts=tuple(index[carriers[i]] for i in parts.get(g, [])),
                 ids=tuple(np.split(ids[by_class], cuts)),
             )
@@ -189,7 +195,8 @@ def _components(count: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> n
     return np.asarray(connected_components(graph, directed=False)[1])
 
 
-def _never_consumed(members: tuple[Slot, ...]) -> str | None:
+def _never_consumed(members: tuple[Slot, ...]) -> Declined | None:
     if any(s.role == "consumes" for s in members):
         return None
-    return "no layer with constant weights reads it"
+    producer = next(s.node.name for s in members if s.role == "produces")
+    return Declined(producer, Why.CHANNELS, "no layer with constant weights reads it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 if TYPE_CHECKING:
     from passes.channels.tracing import Tracer
 
-__all__ = ["Closed", "Rule", "register", "rule_for", "rules", "table"]
+__all__ = ["DEFAULT", "Closed", "Rule", "Rules", "register", "rules", "table"]
 
 MODULES = ("convolution", "linear", "elementwise", "normalisation", "reduction", "movement", "reshaping", "sizes")
 
@@ -20,7 +20,7 @@ MODULES = ("convolution", "linear", "elementwise", "normalisation", "reduction",
 class Closed(Exception):
     """Raised by a rule where this use of its operator cannot be followed: what it reads cannot be pruned.
 
-    The message goes on after "Reshape node 'x' ".
+    The message goes on after "Reshape node 'x' "; tracing makes a `Declined` of it.
     """
 
 
@@ -44,37 +44,59 @@ class Rule(ABC):
         """
 
 
-_RULES: dict[str, Rule] = {}
 AnyRule = TypeVar("AnyRule", bound=type[Rule])
 
 
-def register(*operators: str) -> Callable[[AnyRule], AnyRule]:
-    """Class decorator: this rule is for these operators of the default domain.
+class Rules:
+    """Rules by operator of the default domain. A copy can be given to `trace` in place of `DEFAULT`."""
 
-    Raises:
-        ValueError: an operator has a rule already.
-    """
+    def __init__(self, rules: Mapping[str, Rule] | None = None) -> None:
+        self._rules = dict(rules or {})
 
-    def decorate(rule: AnyRule) -> AnyRule:
-        for op in operators:
-            if op in _RULES:
-                raise ValueError(f"operator {op} has a channel rule already")
-        _RULES.update(dict.fromkeys(operators, rule()))
-        return rule
+    def copy(self) -> Rules:
+        """The same rules; what is registered with the copy is its own."""
+        return Rules(self.by_operator())
 
-    return decorate
+    def without(self, *operators: str) -> Rules:
+        """A copy that lacks the rules of some operators."""
+        return Rules({op: rule for op, rule in self.by_operator().items() if op not in operators})
+
+    def register(self, *operators: str) -> Callable[[AnyRule], AnyRule]:
+        """Class decorator: this rule is for these operators.
+
+        Raises:
+            ValueError: an operator has a rule already.
+        """
+
+        def decorate(rule: AnyRule) -> AnyRule:
+            for op in operators:
+                if op in self._rules:
+                    raise ValueError(f"operator {op} has a channel rule already")
+            self._rules.update(dict.fromkeys(operators, rule()))
+            return rule
+
+        return decorate
+
+    def by_operator(self) -> dict[str, Rule]:
+        """Every operator that has a rule, in the order of registration."""
+        if self is DEFAULT:
+            for module in MODULES:
+                import_module(f"passes.channels.rules.{module}")  # where they register themselves
+        return dict(self._rules)
+
+    def rule_for(self, node: gs.Node) -> Rule | None:
+        """The node's rule; None for custom domains and unknown operators."""
+        return self.by_operator().get(node.op) if node.domain in (None, "", "ai.onnx") else None
+
+
+# The rules of passes/channels/rules.
+DEFAULT = Rules()
+register = DEFAULT.register
 
 
 def rules() -> dict[str, Rule]:
-    """Every operator that has a rule, in the order of MODULES."""
-    for module in MODULES:
-        import_module(f"passes.channels.rules.{module}")  # where they register themselves
-    return dict(_RULES)
-
-
-def rule_for(node: gs.Node) -> Rule | None:
-    """The node's rule; None for custom domains and unknown operators."""
-    return rules().get(node.op) if node.domain in (None, "", "ai.onnx") else None
+    """Every operator that has a rule by default, in the order of MODULES."""
+    return DEFAULT.by_operator()
 
 
 def table() -> str:

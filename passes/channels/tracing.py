@@ -19,9 +19,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.channels.groups import Adjustment, Channels, Slot, find_groups
-from passes.channels.registry import Closed, rule_for
+from passes.channels.registry import DEFAULT, Closed, Rules
+from passes.core.declined import Declined, Why
 from passes.graph.model import Model
-from passes.graph.shapes import Shapes, batch_one, infer_shapes
+from passes.graph.shapes import Shapes
 from passes.graph.subgraph import node_inputs
 
 __all__ = ["Stream", "Tracer", "trace"]
@@ -51,6 +52,7 @@ class Tracer:
         slots, adjustments: what changes when ids go.
         ties: pairs of id arrays; closed: ids with the reason.
         count: number of ids so far.
+        at: name of the node, or of the output, that is being traced.
     """
 
     graph: gs.Graph
@@ -61,8 +63,9 @@ class Tracer:
     slots: list[Slot] = field(default_factory=list)
     adjustments: list[Adjustment] = field(default_factory=list)
     ties: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
-    closed: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    closed: list[tuple[np.ndarray, Declined]] = field(default_factory=list)
     count: int = 0
+    at: str = ""
 
     def shape(self, tensor: gs.Tensor) -> tuple[int, ...]:
         """Shape of a tensor; raises Closed where it is not wholly known."""
@@ -116,8 +119,8 @@ class Tracer:
             self.ties.append((a.ravel(), b.ravel()))
 
     def close(self, ids: np.ndarray, reason: str) -> None:
-        """These channels cannot be removed, and why."""
-        self.closed.append((ids.ravel(), reason))
+        """These channels cannot be removed, for a reason at the node that is being traced."""
+        self.closed.append((ids.ravel(), Declined(self.at, Why.CHANNELS, reason)))
 
     def slot(self, node: gs.Node, index: int, axis: int, role: str, ids: np.ndarray) -> None:
         """An axis of a constant input has these channels."""
@@ -137,26 +140,29 @@ class Tracer:
                     self.close(ids, reason)
 
 
-def trace(model: Model, inputs: dict[str, tuple[int, ...]] | None = None) -> Channels:
+def trace(model: Model, inputs: dict[str, tuple[int, ...]] | None = None, rules: Rules = DEFAULT) -> Channels:
     """Trace the channels of a normalised model and find its groups. Near-linear in channels and nodes.
 
     Args:
         model: the graph; later changes to it make the result stale.
-        inputs: input shapes, by name; default: the model's own at batch 1.
+        inputs: input shapes, by name; default: `model.sizes`.
+        rules: how operators pass channels on.
     """
-    tracer = Tracer(model.graph, infer_shapes(model, inputs or batch_one(model)), model.graph.opset)
+    tracer = Tracer(model.graph, model.shapes_at(inputs or model.sizes), model.graph.opset)
     outputs = {t.name for t in model.graph.outputs}
     for node in model.graph.nodes:
-        _trace_node(node, tracer, outputs)
+        _trace_node(node, tracer, outputs, rules)
     for output in model.graph.outputs:
+        tracer.at = output.name
         tracer.close_tensors([output], f"it is the model's output '{output.name}'")
     carriers = {id(s.ids): (name, s.ids) for name, s in tracer.streams.items()}
     groups = find_groups(tracer.count, tracer.slots, tracer.ties, tracer.closed, [ids for _, ids in carriers.values()])
     return Channels(model.graph, groups, tuple(tracer.adjustments), dict(carriers.values()), tracer.count)
 
 
-def _trace_node(node: gs.Node, tracer: Tracer, outputs: set[str]) -> None:
-    rule = rule_for(node)
+def _trace_node(node: gs.Node, tracer: Tracer, outputs: set[str], rules: Rules) -> None:
+    tracer.at = node.name
+    rule = rules.rule_for(node)
     if rule is None:
         tracer.close_tensors(node_inputs(node), f"operator {node.op} (node '{node.name}') has no rule")
         return

@@ -1,22 +1,15 @@
-"""Decompositions: a Conv or Gemm becomes a chain of smaller ones.
-
-To add one, write a `Decomposition` in a file of its own and add it to `DECOMPOSITIONS` below. Then name the geometries
-that it is for in `APPLIES` of tests/passes/test_decompose.py.
-"""
+"""Decompositions of a Conv or Gemm into a chain, and the pass that applies one."""
 
 from passes.decompose.base import Decomposition, chain_macs, chain_parameters, compose, error
-from passes.decompose.cp import CP
-from passes.decompose.output_svd import OutputSVD
-from passes.decompose.spatial_svd import SpatialSVD
-from passes.decompose.tucker import Tucker2
+from passes.decompose.decompose_layer import DecomposeLayer
+from passes.decompose.registry import DECOMPOSITIONS
 
 __all__ = [
     "DECOMPOSITIONS",
+    "DecomposeLayer",
     "Decomposition",
     "chain_macs",
     "chain_parameters",
     "compose",
     "error",
 ]
-
-DECOMPOSITIONS: dict[str, Decomposition] = {d.name: d for d in (OutputSVD(), SpatialSVD(), Tucker2(), CP())}

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from passes.core.declined import Declined
 from passes.graph.layers import Geometry
 
 __all__ = [
@@ -42,8 +43,8 @@ class Decomposition(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def why_not(self, geometry: Geometry) -> str | None:
-        """One sentence why it does not apply to a layer; None if it does."""
+    def why_not(self, geometry: Geometry, node: str = "") -> Declined | None:
+        """Why it does not apply to a layer of this geometry, named `node`; None if it does."""
 
     @abstractmethod
     def max_rank(self, geometry: Geometry) -> int:

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from tensorly.decomposition import parafac
 
+from passes.core.declined import Declined, Why
 from passes.core.linear_algebra import least_squares, root
 from passes.decompose.base import Decomposition, Factors, Solver, mode_moment
 from passes.decompose.output_svd import pointwise
@@ -31,11 +32,11 @@ class CP(Decomposition):
 
     name = "cp"
 
-    def why_not(self, geometry: Geometry) -> str | None:
+    def why_not(self, geometry: Geometry, node: str = "") -> Declined | None:
         if geometry.groups > 1:
-            return "it is a grouped Conv, which has no dense tensor to factor"
+            return Declined(node, Why.GROUPED, "it is a grouped Conv, which has no dense tensor to factor")
         if math.prod(geometry.kernel) == 1:
-            return "its kernel is 1×1, for which the SVD is the CP decomposition"
+            return Declined(node, Why.KERNEL, "its kernel is 1×1, for which the SVD is the CP decomposition")
         return None
 
     def max_rank(self, geometry: Geometry) -> int:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from passes.core.declined import Declined, Why
 from passes.core.linear_algebra import root
 from passes.decompose.base import Decomposition, Factors, Solver
 from passes.graph.layers import Geometry
@@ -22,8 +23,9 @@ class OutputSVD(Decomposition):
 
     name = "svd"
 
-    def why_not(self, geometry: Geometry) -> str | None:
-        return "it is a grouped Conv, which has no dense matrix to factor" if geometry.groups > 1 else None
+    def why_not(self, geometry: Geometry, node: str = "") -> Declined | None:
+        reason = "it is a grouped Conv, which has no dense matrix to factor"
+        return Declined(node, Why.GROUPED, reason) if geometry.groups > 1 else None
 
     def max_rank(self, geometry: Geometry) -> int:
         return min(geometry.outputs, geometry.features)

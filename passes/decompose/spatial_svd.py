@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from passes.core.declined import Declined, Why
 from passes.core.linear_algebra import least_squares, root
 from passes.decompose.base import Decomposition, Factors, Solver
 from passes.graph.layers import Geometry
@@ -20,11 +21,11 @@ class SpatialSVD(Decomposition):
 
     name = "spatial"
 
-    def why_not(self, geometry: Geometry) -> str | None:
+    def why_not(self, geometry: Geometry, node: str = "") -> Declined | None:
         if geometry.groups > 1:
-            return "it is a grouped Conv, which has no dense matrix to factor"
+            return Declined(node, Why.GROUPED, "it is a grouped Conv, which has no dense matrix to factor")
         if len(geometry.kernel) != 2 or min(geometry.kernel) == 1:
-            return f"its kernel {geometry.kernel} does not extend over two spatial axes"
+            return Declined(node, Why.KERNEL, f"its kernel {geometry.kernel} does not extend over two spatial axes")
         return None
 
     def max_rank(self, geometry: Geometry) -> int:

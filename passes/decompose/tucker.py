@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from tensorly.decomposition import partial_tucker
 
+from passes.core.declined import Declined, Why
 from passes.core.linear_algebra import least_squares, root
 from passes.decompose.base import Decomposition, Factors, Solver, mode_moment
 from passes.decompose.output_svd import OutputSVD, pointwise
@@ -33,11 +34,11 @@ class Tucker2(Decomposition):
 
     name = "tucker"
 
-    def why_not(self, geometry: Geometry) -> str | None:
+    def why_not(self, geometry: Geometry, node: str = "") -> Declined | None:
         if geometry.groups > 1:
-            return "it is a grouped Conv, which has no dense matrix to factor"
+            return Declined(node, Why.GROUPED, "it is a grouped Conv, which has no dense matrix to factor")
         if math.prod(geometry.kernel) == 1:
-            return "its kernel is 1×1, for which the SVD is the Tucker decomposition"
+            return Declined(node, Why.KERNEL, "its kernel is 1×1, for which the SVD is the Tucker decomposition")
         return None
 
     def max_rank(self, geometry: Geometry) -> int:

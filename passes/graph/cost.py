@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from passes.graph.model import Model, element_type
-from passes.graph.shapes import Shape, Shapes, batch_one, infer_shapes
+from passes.graph.shapes import Shape, Shapes, batch_one
 
 __all__ = ["Cost", "costs", "images_of", "maps_an_image", "total"]
 
@@ -31,13 +31,13 @@ class Cost:
 
 
 def costs(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Cost]:
-    """Cost of each node by name, with `inputs` (default: the model's own, batch 1) as input shapes.
+    """Cost of each node by name, with `inputs` (default: `model.sizes`) as input shapes.
 
     A constant that several nodes share counts at its first reader only; nodes that share a name add up.
     """
-    inputs = dict(inputs or batch_one(model))
+    inputs = dict(inputs or model.sizes or batch_one(model))
     batch = images_of(inputs)
-    shapes = infer_shapes(model, inputs)
+    shapes = model.shapes_at(inputs)
     seen: set[str] = set()
     table: dict[str, Cost] = {}
     for node in model.graph.nodes:

@@ -20,16 +20,20 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.core.errors import OutputError
 from passes.graph.protos import byte_size, copy_fields, large, tensor_bytes, without_initializers
+from passes.graph.quiet import quiet
 from passes.graph.sparse import inner_graphs
 
 __all__ = [
     "LARGE",
+    "Lazy",
     "Mapped",
     "brought_in",
     "bytes_held",
     "content",
     "folder_of",
     "has_external",
+    "held",
+    "held_tensor",
     "is_external",
     "lazy",
     "let_go",
@@ -38,6 +42,7 @@ __all__ = [
     "moved_out",
     "on_disk",
     "plain_weights",
+    "refer",
     "relative",
     "values_of",
 ]
@@ -56,7 +61,19 @@ class Mapped(np.memmap):
     tensor: TensorProto | None = None
 
 
-class _LazyMap(LazyValues):  # type: ignore[misc]
+class Lazy(LazyValues):  # type: ignore[misc]
+    """A tensor's values, read when they are asked for; graphsurgeon's own print a warning where they are bfloat16."""
+
+    def __init__(self, tensor: TensorProto) -> None:
+        with quiet():
+            super().__init__(tensor)
+
+    def load(self) -> np.ndarray:
+        """The values, as a copy."""
+        return np.array(numpy_helper.to_array(self.tensor))
+
+
+class _LazyMap(Lazy):
     def load(self) -> Mapped:
         mapped = _map(self.tensor).view(Mapped)
         mapped.tensor = self.tensor
@@ -70,7 +87,21 @@ def values_of(tensor: TensorProto) -> np.ndarray:
 
 def lazy(tensor: TensorProto) -> LazyValues:
     """A tensor's values for a graphsurgeon Constant, read when they are asked for."""
-    return _LazyMap(tensor) if is_external(tensor) else LazyValues(tensor)
+    return _LazyMap(tensor) if is_external(tensor) else Lazy(tensor)
+
+
+def held(constant: gs.Constant) -> np.ndarray | LazyValues:
+    """What a Constant holds, without reading what has not been read yet.
+
+    graphsurgeon has no public way to ask this: `Constant.values` reads.
+    """
+    return constant._values
+
+
+def held_tensor(constant: gs.Constant) -> TensorProto | None:
+    """The tensor that a Constant's values are, or are still to be, read from; None where a pass has made them."""
+    tensor = getattr(held(constant), "tensor", None)
+    return tensor if isinstance(tensor, TensorProto) else None
 
 
 def location(tensor: TensorProto) -> str | None:
@@ -131,7 +162,7 @@ def moved_out(proto: onnx.ModelProto, names: Collection[str], path: Path) -> onn
             copy_fields(tensor, entry, skip={"raw_data", "float_data", "int32_data", "double_data", "external_data"})
             file.write(b"\0" * (-file.tell() % PAGE))
             values = content(tensor)
-            _refer(entry, str(path), file.tell(), len(values))
+            refer(entry, str(path), file.tell(), len(values))
             file.write(values)
     return copy
 
@@ -139,15 +170,16 @@ def moved_out(proto: onnx.ModelProto, names: Collection[str], path: Path) -> onn
 def let_go(constants: Iterable[gs.Constant]) -> None:
     """Unmap what was read of weights that are in a file: it is mapped again where it is asked for."""
     for constant in constants:
-        if isinstance(constant._values, Mapped) and constant._values.tensor is not None:
-            constant.values = _LazyMap(constant._values.tensor)
+        values = held(constant)
+        if isinstance(values, Mapped) and values.tensor is not None:
+            constant.values = _LazyMap(values.tensor)
 
 
 def folder_of(constants: Iterable[gs.Constant]) -> Path | None:
     """Where the weights of a graph are that are in a file; None where none are."""
     for constant in constants:
-        tensor = getattr(constant._values, "tensor", None)
-        if isinstance(tensor, TensorProto) and is_external(tensor):
+        tensor = held_tensor(constant)
+        if tensor is not None and is_external(tensor):
             return Path(location(tensor) or "").parent
     return None
 
@@ -159,7 +191,7 @@ def move_out(constants: Iterable[gs.Constant], folder: Path) -> None:
         OutputError: there is no room for them.
     """
     for constant in constants:
-        values = constant._values
+        values = held(constant)
         there = isinstance(values, Mapped) and values.tensor is not None
         if there or not isinstance(values, np.ndarray) or values.nbytes <= LARGE_TENSOR:
             continue
@@ -170,7 +202,7 @@ def move_out(constants: Iterable[gs.Constant], folder: Path) -> None:
             values.tofile(path)
         except OSError as e:
             raise _no_room(folder, e) from e
-        _refer(tensor, str(path), 0, values.nbytes)
+        refer(tensor, str(path), 0, values.nbytes)
         constant.values = _LazyMap(tensor)
 
 
@@ -181,7 +213,8 @@ def _no_room(folder: str | Path, error: OSError) -> OutputError:
     )
 
 
-def _refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+def refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Let a tensor be that of a file's bytes, in place."""
     tensor.data_location = TensorProto.EXTERNAL
     del tensor.external_data[:]
     for key, value in (("location", location), ("offset", offset), ("length", length)):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from passes.core.declined import Declined, Why
 from passes.core.errors import ModelError
 from passes.graph.model import element_type
 from passes.graph.naming import unused_name
@@ -113,27 +114,32 @@ class Layer:
         return self.values.astype(np.float64)
 
 
-def why_not_a_layer(node: gs.Node, shapes: Shapes) -> str | None:
-    """One sentence why a Conv or Gemm cannot be changed; None if it can."""
+def why_not_a_layer(node: gs.Node, shapes: Shapes) -> Declined | None:
+    """Why a Conv or Gemm cannot be changed; None if it can."""
+    found = _objection(node, shapes)
+    return None if found is None else Declined(node.name, *found)
+
+
+def _objection(node: gs.Node, shapes: Shapes) -> tuple[Why, str] | None:
     if any(not isinstance(t, gs.Constant) for t in node.inputs[1:] if not t.is_empty()):
-        return "its weights are computed, not constant"
+        return Why.COMPUTED_WEIGHTS, "its weights are computed, not constant"
     if node.domain not in (None, "", "ai.onnx"):
-        return f"it is an operator of the custom domain '{node.domain}'"
+        return Why.CUSTOM_DOMAIN, f"it is an operator of the custom domain '{node.domain}'"
     kind = element_type(node.inputs[1]).name
     if kind not in FLOATS:
-        return f"its weights are {kind}, not {', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
+        return Why.ELEMENT_TYPE, f"its weights are {kind}, not {', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
     if not np.isfinite(node.inputs[1].values).all():
-        return "some of its weights are NaN or infinite"
+        return Why.NOT_FINITE, "some of its weights are NaN or infinite"
     if node.op == "Gemm":
         if node.attrs.get("transA", 0):
-            return "its input is transposed (transA = 1)"
+            return Why.FORM, "its input is transposed (transA = 1)"
         bias = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
         outputs = node.inputs[1].shape[0 if node.attrs.get("transB", 0) else 1]
         if bias is not None and tuple(bias.shape) not in ((outputs,), (1, outputs), (1, 1), (1,), ()):
-            return f"its bias has shape {tuple(bias.shape)}, not one value an output"
+            return Why.FORM, f"its bias has shape {tuple(bias.shape)}, not one value an output"
         return None
     if _auto_padded(node) and None in shapes.get(node.inputs[0].name, (None,) * 3)[2:]:
-        return "it has auto_pad and the size of its input is not known"
+        return Why.UNKNOWN_SIZE, "it has auto_pad and the size of its input is not known"
     return None
 
 

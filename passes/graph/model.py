@@ -8,23 +8,21 @@ so that load followed by save is the identity, and a pass changes what it means 
 from __future__ import annotations
 
 import hashlib
-import logging
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.core.errors import ModelError
-from passes.graph.external import content, is_external, lazy, let_go
+from passes.graph.external import Lazy, content, held_tensor, is_external, lazy, let_go
 from passes.graph.outputs import Kind, Output, find_outputs
 from passes.graph.protos import check, copy_fields, first_line, skeleton
+from passes.graph.quiet import quiet
+from passes.graph.shapes import ShapeCache, Shapes
 from passes.graph.sparse import inner_graphs
 
 __all__ = ["Model", "constant_value", "digest", "element_type", "exported"]
-
-logging.getLogger("onnx_graphsurgeon").setLevel(logging.ERROR)
-gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 
 
 class Model:
@@ -38,17 +36,23 @@ class Model:
     Attributes:
         kinds: what the user says that outputs are, by name.
         observed: shapes by tensor name that a run has shown and inference does not know; set by whoever ran it.
+        sizes: input shapes by name that `shapes` are for; None: the model's own at batch 1.
     """
 
     def __init__(self, proto: onnx.ModelProto, original: onnx.ModelProto | None = None) -> None:
-        self.graph: gs.Graph = gs.import_onnx(proto)
+        with quiet():
+            self.graph: gs.Graph = gs.import_onnx(proto)
         for constant in self.constants():
-            tensor = constant._values.tensor if isinstance(constant._values, LazyValues) else None
-            if isinstance(tensor, onnx.TensorProto) and is_external(tensor):  # and no sparse one
-                constant.values, constant.data_location = lazy(tensor), None
+            tensor = held_tensor(constant)
+            if tensor is not None:
+                constant.values = lazy(tensor)
+                if is_external(tensor):
+                    constant.data_location = None
         _own_attributes(self.graph)
         self.kinds: dict[str, Kind] = {}
         self.observed: dict[str, onnx.ValueInfoProto] = {}
+        self.sizes: Mapping[str, tuple[int, ...]] | None = None
+        self._shapes = ShapeCache()
         own = original or proto
         self.header = onnx.ModelProto()
         copy_fields(own, self.header, skip={"graph", "functions"})
@@ -66,6 +70,8 @@ class Model:
         other = Model.__new__(Model)
         other.__dict__.update(self.__dict__)
         other.graph = self.graph.copy()
+        other.observed = dict(self.observed)
+        other._shapes = self._shapes.copy()
         return other
 
     @property
@@ -76,6 +82,33 @@ class Model:
             SettingsError: `kinds` names an output that the model does not have.
         """
         return find_outputs(self.graph, int(self.graph.opset), self.header.graph, self.kinds)
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shape of every tensor by name at the input shapes `sizes`; not to be changed. See `shapes_at`."""
+        return self.shapes_at(self.sizes)
+
+    def shapes_at(self, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Shapes:
+        """Shape of every tensor by name, with None for a dimension that stays unknown; not to be changed.
+
+        They are inferred once for each `inputs`, and again where the graph has been rewritten since. To know that, each
+        call goes over the nodes: ask once for all nodes, not at every node.
+
+        Args:
+            inputs: input shapes by name; default: the model's own at batch 1.
+
+        Raises:
+            ModelError: no `inputs` are given and a dimension other than the batch is unknown, or inference fails.
+        """
+        return self._shapes.at(self, inputs)
+
+    def tidy(self) -> None:
+        """Drop what nothing reads and sort the nodes topologically, in place; functions stay in their order.
+
+        graphsurgeon cannot sort functions where any node of the graph has a graph inside it: it recurses for ever.
+        """
+        with quiet():
+            self.graph.cleanup().toposort(mode="nodes")
 
     @property
     def compared(self) -> list[Output]:
@@ -174,7 +207,7 @@ class Model:
         Raises:
             ModelError: the ONNX checker rejects the graph.
         """
-        self.graph.cleanup().toposort()
+        self.tidy()
         proto = self.to_proto()
         if self._value_info:
             del proto.graph.value_info[:]
@@ -194,7 +227,8 @@ class Model:
 def exported(graph: gs.Graph) -> onnx.ModelProto:
     """The graph as graphsurgeon exports it; weights that are in a file stay there, though they were read."""
     let_go(t for t in graph.tensors().values() if isinstance(t, gs.Constant))
-    return gs.export_onnx(graph, do_type_check=False)
+    with quiet():
+        return gs.export_onnx(graph, do_type_check=False)
 
 
 def digest(proto: onnx.ModelProto) -> str:
@@ -223,10 +257,10 @@ def _own_attributes(graph: gs.Graph) -> None:
         for key, value in node.attrs.items():
             if isinstance(value, gs.Graph):
                 _own_attributes(value)
-            elif isinstance(value, gs.Constant) and isinstance(value._values, LazyValues):
+            elif isinstance(value, gs.Constant) and (given := held_tensor(value)) is not None:
                 tensor = onnx.TensorProto()
-                tensor.CopyFrom(value._values.tensor)
-                node.attrs[key] = gs.Constant(value.name, LazyValues(tensor))
+                tensor.CopyFrom(given)
+                node.attrs[key] = gs.Constant(value.name, Lazy(tensor))
 
 
 def _domain(name: str) -> str:

@@ -1,8 +1,9 @@
-"""Concrete tensor shapes, by onnx.shape_inference on a weightless copy of the graph."""
+"""Concrete tensor shapes, by onnx.shape_inference on a weightless copy of the graph, inferred once a graph."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -11,10 +12,12 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnxscript.optimizer import fold_constants
 
 from passes.core.errors import ModelError
-from passes.graph.model import Model
 from passes.graph.protos import SMALL, first_line, substitute
 
-__all__ = ["Shape", "Shapes", "batch_one", "infer_shapes"]
+if TYPE_CHECKING:
+    from passes.graph.model import Model
+
+__all__ = ["Shape", "ShapeCache", "Shapes", "batch_one", "infer_shapes"]
 
 Shape = tuple[int | None, ...]
 Shapes = dict[str, Shape]
@@ -42,6 +45,8 @@ def batch_one(model: Model) -> dict[str, tuple[int, ...]]:
 
 def infer_shapes(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Shapes:
     """Shape of every tensor by name; None for a dimension that stays unknown, no entry for unknown rank.
+
+    Infers at every call: `Model.shapes` and `Model.shapes_at` keep what was found.
 
     Args:
         model: the graph.
@@ -75,6 +80,70 @@ def infer_shapes(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = No
     except (onnx.shape_inference.InferenceError, RuntimeError) as e:
         raise ModelError(f"shape inference fails on the model: {first_line(e)}") from e
     return shapes | found
+
+
+class ShapeCache:
+    """The shapes of one graph for each set of input shapes that was asked for, as long as the graph stays as it is."""
+
+    def __init__(self) -> None:
+        self._graph: Hashable = None
+        self._found: dict[Hashable, Shapes] = {}
+
+    def copy(self) -> ShapeCache:
+        """A cache that knows the same; what either learns from now on is its own."""
+        other = ShapeCache()
+        other._graph, other._found = self._graph, dict(self._found)
+        return other
+
+    def at(self, model: Model, inputs: Mapping[str, tuple[int, ...]] | None) -> Shapes:
+        """The shapes of a model; raises as `batch_one` and `infer_shapes` do."""
+        inputs = batch_one(model) if inputs is None else inputs
+        graph = _what_shapes_depend_on(model)
+        if graph != self._graph:
+            self._graph, self._found = graph, {}
+        key = tuple(sorted((name, tuple(shape)) for name, shape in inputs.items()))
+        if key not in self._found:
+            self._found[key] = infer_shapes(model, inputs)
+        return self._found[key]
+
+
+def _what_shapes_depend_on(model: Model) -> Hashable:
+    """Nodes, attributes, the values of small constants, the shapes and types of the large ones, inputs and outputs."""
+    graph = model.graph
+    return (
+        tuple((t.name, str(t.dtype), _key(t.shape)) for t in graph.inputs),
+        tuple(t.name for t in graph.outputs),
+        tuple(_node_key(n) for n in graph.nodes),
+        tuple((f.domain, f.name, _key(f)) for f in graph.functions),
+        tuple((name, info.SerializeToString()) for name, info in model.observed.items()),
+    )
+
+
+def _node_key(node: gs.Node) -> Hashable:
+    return (
+        node.op,
+        node.domain,
+        tuple(_constant_key(t) if isinstance(t, gs.Constant) else t.name for t in node.inputs),
+        tuple(t.name for t in node.outputs),
+        tuple((name, _key(value)) for name, value in node.attrs.items()),
+    )
+
+
+def _constant_key(constant: gs.Constant) -> Hashable:
+    values = constant.values.tobytes() if _size(constant) <= SMALL else None
+    return constant.name, str(constant.dtype), tuple(constant.shape), values
+
+
+def _key(value: object) -> Hashable:
+    """An attribute, or a shape, as something to compare."""
+    if isinstance(value, list | tuple):
+        return tuple(_key(v) for v in value)
+    if isinstance(value, gs.Graph):
+        ends = tuple(t.name for t in value.inputs), tuple(t.name for t in value.outputs)
+        return ends, tuple(_node_key(n) for n in value.nodes)
+    if isinstance(value, gs.Constant):
+        return _constant_key(value)
+    return value if isinstance(value, int | float | str | bytes | None) else repr(value)
 
 
 def _open(shape: Sequence[object] | None) -> list[object] | None:

@@ -8,14 +8,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+import onnx_ir as ir
 import pytest
+from onnx_ir.passes import PreconditionError
 from zoo import Builder, assert_same, images, resnet, run
 
-from passes.branches import branch_sum, remove_branch
+from passes.branches import RemoveBranch, remove_branch
 from passes.graph.layers import layer_of, write_layer
 from passes.graph.model import Model
 from passes.graph.shapes import batch_one, infer_shapes
 from passes.normal_form.normalise import normalise
+from passes.residual import residual_sum
 
 
 def preactivation() -> onnx.ModelProto:
@@ -91,7 +94,8 @@ def ends(model: Model) -> dict[str, gs.Node]:
     """The layers that end a residual branch."""
     shapes = infer_shapes(model, batch_one(model))
     layers = [n for n in model.graph.nodes if n.op in ("Conv", "Gemm")]
-    return {n.name: n for n in layers if branch_sum(model.graph, n, shapes) is not None}
+    sums = {n.name: (n, residual_sum(model.graph, n, shapes)) for n in layers}
+    return {name: node for name, (node, joined) in sums.items() if joined is not None and joined.removable}
 
 
 def silenced(model: Model, names: Sequence[str]) -> onnx.ModelProto:
@@ -116,7 +120,8 @@ def test_a_branch_ends_with_its_last_layer_at_the_sum(net: str) -> None:
     assert found.keys() == expected.keys()
     shapes = infer_shapes(model, batch_one(model))
     for node in found.values():
-        assert branch_sum(model.graph, node, shapes) is node.outputs[0].outputs[0]
+        joined = residual_sum(model.graph, node, shapes)
+        assert joined is not None and joined.direct and joined.add is node.outputs[0].outputs[0]
 
 
 @pytest.mark.parametrize(("net", "end"), CASES, ids=map(" ".join, CASES))
@@ -143,6 +148,25 @@ def test_all_branches_can_go(net: str) -> None:
     without = model.finished()
     assert_same(run(without, inputs(model)), zeroed)
     assert "Add" not in {n.op_type for n in without.graph.node}
+
+
+@pytest.mark.parametrize(("net", "end"), CASES, ids=map(" ".join, CASES))
+def test_the_pass_removes_the_same_branch(net: str, end: str) -> None:
+    model = normalise(NETS[net][0]())
+    result = RemoveBranch(end)(ir.from_proto(model.finished()))
+    remove_branch(model.graph, ends(model)[end])
+    assert result.modified
+    found, expected = ir.to_proto(result.model), model.finished()
+    assert sorted(n.name for n in found.graph.node) == sorted(n.name for n in expected.graph.node)
+    for ours, theirs in zip(run(found, inputs(model)), run(expected, inputs(model)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("node", ["/layer1.0.conv1/Conv", "/layer1.0/Add", "nothing"])
+def test_the_pass_refuses_what_ends_no_branch(node: str) -> None:
+    model = ir.from_proto(normalise(resnet((1,), (4,), size=8)).finished())
+    with pytest.raises(PreconditionError, match=f"the model has no node 'nothing'|'{node}' is no layer that ends"):
+        RemoveBranch(node)(model)
 
 
 def test_what_only_the_branch_read_stays_until_the_graph_is_cleaned_up() -> None:

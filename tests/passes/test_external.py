@@ -94,7 +94,7 @@ def test_no_room_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(passes.graph.external, "_refer", full)
+    monkeypatch.setattr(passes.graph.external, "refer", full)
     proto = resnet((1,), (8,))
     refused = pytest.raises(OutputError, match=r"weights to '.+' \(No space left on device\): make room, or set TMPDIR")
     with refused, on_disk(proto):

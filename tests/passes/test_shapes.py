@@ -6,11 +6,13 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
+from onnx import TensorProto
 from zoo import Builder, resnet
 
+import passes.graph.shapes as shapes_module
 from passes.core.errors import ModelError
 from passes.graph.model import Model
-from passes.graph.shapes import batch_one, infer_shapes
+from passes.graph.shapes import Shapes, batch_one, infer_shapes
 
 
 def test_an_unknown_batch_becomes_one() -> None:
@@ -81,3 +83,49 @@ def test_a_model_that_inference_refuses_is_a_model_error() -> None:
     with pytest.raises(ModelError, match="shape inference fails on the model: ") as caught:
         infer_shapes(model)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_infers_its_shapes_once_for_each_input_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    inferred: list[object] = []
+
+    def counted(model: Model, inputs: dict[str, tuple[int, ...]]) -> Shapes:
+        inferred.append(inputs)
+        return infer_shapes(model, inputs)
+
+    monkeypatch.setattr(shapes_module, "infer_shapes", counted)
+    model = Model(resnet((1, 1), (4, 8)))
+    model.sizes = {"input": (2, 3, 16, 16)}
+    found = model.shapes
+    assert found["logits"] == (2, 10) and model.shapes_at()["logits"] == (1, 10)
+    assert model.shapes == found == model.copy().shapes
+    assert len(inferred) == 2
+
+
+def a_constant(model: Model) -> None:
+    model.graph.nodes[0].inputs[1].values = np.array([2, 6, -1])
+
+
+def an_attribute(model: Model) -> None:
+    model.graph.nodes[1].attrs["perm"] = [2, 0, 1]
+
+
+def a_node(model: Model) -> None:
+    model.graph.nodes[1].op = "Relu"
+    model.graph.nodes[1].attrs.clear()
+
+
+def a_run(model: Model) -> None:
+    model.observed["far"] = onnx.helper.make_tensor_value_info("far", TensorProto.FLOAT, [7])
+
+
+@pytest.mark.parametrize("change", [a_constant, an_attribute, a_node, a_run])
+def test_shapes_are_inferred_again_after_a_change_to(change) -> None:
+    b = Builder()
+    turned = b.node("Transpose", b.node("Reshape", "input", b.const([2, 4, -1])), perm=[1, 0, 2])
+    model = Model(b.model(turned, (2, 24)))
+    unknown = gs.Node("Unknown", inputs=model.graph.nodes[1].outputs, outputs=[gs.Variable("far")], domain="other")
+    model.graph.nodes.append(unknown)
+    model.header.opset_import.append(onnx.helper.make_opsetid("other", 1))
+    before = model.shapes
+    change(model)
+    assert model.shapes == infer_shapes(model) != before

@@ -1,0 +1,42 @@
+"""Why something of a graph is left as it is: the one type in which every analysis says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["Declined", "Why"]
+
+
+class Why(str, Enum):
+    """Kinds of reasons, for programs; the sentence is in `Declined.reason`."""
+
+    COMPUTED_WEIGHTS = "its weights are not constant"
+    CUSTOM_DOMAIN = "it is no operator of ONNX"
+    ELEMENT_TYPE = "its weights are of a type that is not handled"
+    NOT_FINITE = "its weights are NaN or infinite"
+    FORM = "its attributes or bias are of a form that is not handled"
+    UNKNOWN_SIZE = "the size of its input is not known"
+    TOO_LARGE = "it is too large to be studied"
+    GROUPED = "it is a grouped Conv"
+    KERNEL = "its kernel is not one that the method is for"
+    CHANNELS = "its channels cannot be followed or are tied to what cannot be pruned"
+    NESTED = "it is inside another node"
+
+
+@dataclass(frozen=True)
+class Declined:
+    """What cannot be done with a node, and why.
+
+    Attributes:
+        node: name of the node; of a channel group, its name. Empty where a geometry was asked about and no node.
+        code: the kind of reason.
+        reason: a sentence without a full stop, for reports; also what `str` gives.
+    """
+
+    node: str
+    code: Why
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason

@@ -1,0 +1,102 @@
+"""One layer replaced by a chain of layers of low rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import PostconditionError
+
+from passes.core.errors import ModelError
+from passes.decompose.base import Decomposition
+from passes.decompose.registry import DECOMPOSITIONS
+from passes.graph.graph_pass import GraphPass, require_nodes
+from passes.graph.layers import Geometry, Layer, layer_of, replace_by_chain, why_not_a_layer
+from passes.graph.model import Model
+
+__all__ = ["DecomposeLayer"]
+
+
+@dataclass(frozen=True)
+class DecomposeLayer(GraphPass):
+    """Replace a Conv or Gemm by a chain of them, named after it with /0, /1 and so on behind.
+
+    Attributes:
+        node: name of the layer.
+        method: name of a decomposition in `passes.decompose.DECOMPOSITIONS`.
+        rank: from 1 to the decomposition's `max_rank`, at which the chain is exact (for CP: that is tried).
+        factors: weights of the chain's links, float64, each of its link's `weight_shape`; None: those that are best in
+            the norm of the weights.
+        bias: of the last link, float64 (outputs,); None: the layer's own.
+
+    Requires:
+        Each node has a name of its own, and `node` is a Conv or Gemm with constant weights that the method is for.
+
+    Ensures:
+        The layer is gone, and its chain is there.
+    """
+
+    node: str
+    method: str
+    rank: int
+    factors: tuple[np.ndarray, ...] | None = field(default=None, repr=False)
+    bias: np.ndarray | None = field(default=None, repr=False)
+
+    def rewrite(self, model: Model) -> int:
+        """Replace the layer in place; returns 1.
+
+        Raises:
+            ModelError: the layer is not in the model or cannot be changed, or the method does not apply to it.
+        """
+        node = next((n for n in model.graph.nodes if n.name == self.node), None)
+        if node is None or node.op not in ("Conv", "Gemm"):
+            raise ModelError(f"the model has no layer '{self.node}'")
+        reason = why_not_a_layer(node, model.shapes)
+        if reason is not None:
+            raise ModelError(f"layer '{self.node}' cannot be changed: {reason}")
+        layer = layer_of(node, model.shapes)
+        decomposition = self._decomposition(layer.geometry)
+        links = decomposition.links(layer.geometry, self.rank)
+        bias = layer.bias if self.bias is None else self.bias
+        weights = self._weights(decomposition, layer, links)
+        replace_by_chain(model.graph, node, list(zip(links, weights, strict=True)), bias)
+        model.tidy()
+        return 1
+
+    def _decomposition(self, geometry: Geometry) -> Decomposition:
+        decomposition = DECOMPOSITIONS.get(self.method)
+        if decomposition is None:
+            raise ModelError(f"layer '{self.node}': unknown method '{self.method}', use {', '.join(DECOMPOSITIONS)}")
+        reason = decomposition.why_not(geometry)
+        if reason is not None:
+            raise ModelError(f"layer '{self.node}': {self.method} does not apply: {reason}")
+        most = decomposition.max_rank(geometry)
+        if not 1 <= self.rank <= most:
+            raise ModelError(f"layer '{self.node}': {self.method} has no rank {self.rank}: 1 to {most} do")
+        return decomposition
+
+    def _weights(
+        self, decomposition: Decomposition, layer: Layer, links: tuple[Geometry, ...]
+    ) -> tuple[np.ndarray, ...]:
+        if self.factors is None:
+            moment = np.eye(layer.geometry.features)
+            return decomposition.factors(layer.geometry, layer.weight, moment, self.rank)
+        expected = [link.weight_shape for link in links]
+        if [factor.shape for factor in self.factors] != expected:
+            found = ", ".join(str(factor.shape) for factor in self.factors)
+            raise ModelError(
+                f"layer '{self.node}': the factors have shapes {found}, not {', '.join(map(str, expected))}"
+            )
+        return self.factors
+
+    def requires(self, model: ir.Model) -> None:
+        """Raise PreconditionError unless the layer is in the model, under a name that no other node has."""
+        super().requires(model)
+        require_nodes(model, [self.node])
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError if the layer is still there, or its chain is not."""
+        names = {node.name for node in model.graph}
+        if self.node in names or f"{self.node}/0" not in names:
+            raise PostconditionError(f"node '{self.node}' is still there, or its chain is not")

@@ -1,0 +1,77 @@
+"""MatMul by a constant matrix as Gemm, the one form in which fully connected layers are looked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from passes.graph.graph_pass import GraphPass
+from passes.graph.model import Model, element_type
+from passes.graph.naming import unused_name
+from passes.normal_form.affine import affine, is_float, take_over
+
+__all__ = ["MatMulToGemm"]
+
+
+@dataclass(frozen=True)
+class MatMulToGemm(GraphPass):
+    """Make x @ W, and x @ W + b, a Gemm, with x (N, I) or (N, 1, …, I), constant W (I, O) and b (O).
+
+    An x of more than two axes, as Keras writes it before a gate, is flattened and the response reshaped.
+
+    It finds the MatMuls and Adds whose constants are initializers; others are left as they are.
+    """
+
+    def rewrite(self, model: Model) -> int:
+        """Rewrite in place; returns how many MatMuls became Gemms."""
+        outputs = {t.name for t in model.graph.outputs}
+        matmuls = [n for n in model.graph.nodes if n.op == "MatMul" and isinstance(n.inputs[1], gs.Constant)]
+        shapes = model.shapes_at(_one_image(model)) if matmuls else {}
+        fused = 0
+        for matmul in matmuls:
+            product, weight = matmul.outputs[0], matmul.inputs[1]
+            shape = shapes.get(matmul.inputs[0].name, ())
+            if len(shape) < 2 or any(d != 1 for d in shape[1:-1]) or weight.values.ndim != 2 or not is_float(weight):
+                continue
+            matmul.op = "Gemm"
+            fused += 1
+            bias, add = _added(product, weight.shape[1], len(shape))
+            if bias is not None and add is not None and product.name not in outputs:
+                values = bias.astype(element_type(weight))
+                matmul.inputs.append(gs.Constant(unused_name(model.graph, f"{matmul.name}:bias"), values))
+                take_over(matmul, add)
+            elif model.graph.opset < 11:  # where a Gemm without bias is not one
+                zeros = np.zeros(weight.shape[1], element_type(weight))
+                matmul.inputs.append(gs.Constant(unused_name(model.graph, f"{matmul.name}:bias"), zeros))
+            if len(shape) > 2:
+                _between_reshapes(model.graph, matmul, len(shape), weight.shape[1])
+        model.graph.cleanup()
+        return fused
+
+
+def _between_reshapes(graph: gs.Graph, gemm: gs.Node, rank: int, outputs: int) -> None:
+    """Flatten what a Gemm reads, and give its response the axes of one in between again."""
+    x, y = gemm.inputs[0], gemm.outputs[0]
+    flat = gs.Variable(unused_name(graph, f"{gemm.name}:flat"), x.dtype)
+    response = gs.Variable(unused_name(graph, f"{gemm.name}:response"), y.dtype)
+    target = gs.Constant(unused_name(graph, f"{gemm.name}:shape"), np.array([0, *[1] * (rank - 2), outputs]))
+    before = gs.Node("Flatten", unused_name(graph, f"{gemm.name}:flatten"), {"axis": 1}, [x], [flat])
+    gemm.inputs[0], gemm.outputs[0] = flat, response
+    after = gs.Node("Reshape", unused_name(graph, f"{gemm.name}:reshape"), {}, [response, target], [y])
+    at = next(i for i, n in enumerate(graph.nodes) if n is gemm)
+    graph.nodes[at : at + 1] = [before, gemm, after]
+
+
+def _one_image(model: Model) -> dict[str, tuple[int, ...]]:
+    """Input shapes with one image where the batch is open: below opset 14 a Reshape to it has no rank otherwise."""
+    return {t.name: (1, *t.shape[1:]) for t in model.graph.inputs if t.shape and not isinstance(t.shape[0], int)}
+
+
+def _added(product: gs.Tensor, outputs: int, rank: int) -> tuple[np.ndarray | None, gs.Node | None]:
+    """What is added to a product, one value a column (O,), float64, and the Add, if that is all that reads it."""
+    if len(product.outputs) != 1 or product.outputs[0].op != "Add":
+        return None, None
+    found = affine(product.outputs[0], outputs, rank, rank - 1)
+    return (None, None) if found is None else (found[1], product.outputs[0])
