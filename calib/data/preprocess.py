@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 
 from passes.core.errors import DataError, SettingsError
 
-__all__ = ["PRESETS", "FLOAT", "Changes", "Interpolation", "Layout", "Order", "Preprocess"]
+__all__ = ["FLOAT", "PRESETS", "Changes", "Interpolation", "Layout", "Order", "Preprocess"]
 
 Layout = Literal["NCHW", "NHWC"]
 Order = Literal["rgb", "bgr"]
