@@ -115,7 +115,7 @@ def _head(e: _Evidence) -> Finding | None:
         return None
     width, low, high = e.scores.shape[1], int(e.data.labels.min()), int(e.data.labels.max())  # type: ignore[union-attr]
     if low < 0 or high >= width:
-        shift = "; they seem to count from 1, so set `labels_offset` to -1" if high == width and low >= 1 else ""
+        shift = ": they seem to count from 1, so add -1 to `labels_offset`" if high == width and low >= 1 else ""
         return Finding(
             code="labels_out_of_range",
             fatal=True,
@@ -277,7 +277,7 @@ def _range(e: _Evidence) -> Finding | None:
                 sentence=f"{fed}: mean and std are of pixels from 0 to 1 and `scale` is {how.scale:g}, "
                 "so set `scale` to 255",
             )
-        if (how is None or largest > 300) and not input_arithmetic(e.proto, name).operators:
+        if (how is None or not how.normalises or largest > 300) and not input_arithmetic(e.proto, name).operators:
             return Finding(
                 code="values_large",
                 sentence=f"{fed}, which is right only for a network that was trained on pixels from 0 to 255: "

@@ -142,7 +142,7 @@ def test_class_folders_against_the_head(count: int, labels: np.ndarray, code: st
 
 def test_labels_that_count_from_one() -> None:
     (first, *_) = findings(network(), data(labels=LABELS + 1), answers(LABELS))
-    assert first.fatal and "set `labels_offset` to -1" in first.sentence
+    assert first.fatal and "add -1 to `labels_offset`" in first.sentence
 
 
 def test_folders_whose_order_depends_on_capitals() -> None:
@@ -160,6 +160,7 @@ def test_mean_of_another_scale_than_the_pixels() -> None:
     assert codes(network(), flat) == ["values_flat"]
     raw = CalibrationData({"x": pixels.astype(np.float32)}, None, "a reader")
     assert codes(network(), raw) == ["values_large"]
+    assert codes(network(), data(options={"scale": 1})) == ["values_large"]
 
 
 def test_normalisation_that_the_graph_does_already() -> None:
@@ -203,3 +204,10 @@ def test_files_that_were_left_out_are_counted(tmp_path: Path) -> None:
     assert len(read) == 4
     (finding,) = findings(network(), read)
     assert finding.code == "skipped" and "2 images" in finding.sentence and "0.png'" in finding.sentence
+
+
+def test_the_page_names_every_check() -> None:
+    root = Path(__file__).parents[2]
+    known = re.findall(r'code="(\w+)"', (root / "hmc_onnx" / "analysis" / "sanity.py").read_text(encoding="utf-8"))
+    page = (root / "docs" / "preprocessing.md").read_text(encoding="utf-8")
+    assert len(set(known)) >= 14 and all(f"`{code}`" in page for code in known)
