@@ -22,6 +22,7 @@ from hmc_onnx.planning.accuracy_search import Found
 from hmc_onnx.planning.program import solve
 from hmc_onnx.records.comparison import Verification, Visited
 from hmc_onnx.records.goal import Goal, Target, parse_target
+from hmc_onnx.records.images import Images
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import Profile
 from hmc_onnx.records.settings import QUICK, Settings
@@ -45,6 +46,7 @@ __all__ = [
     "Found",
     "Goal",
     "HmcError",
+    "Images",
     "LatencyTable",
     "ModelError",
     "OutputError",

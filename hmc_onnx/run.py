@@ -78,7 +78,7 @@ class Run(Context):
         settings = settings or Settings()
         self._parts: Split | None = None
         if searching:
-            self._parts = split(fit(served, data), settings.samples)
+            self._parts = split(fit(served, data, 2 * settings.samples), settings.samples)
             check_decides(served, settings.judge)
             check_labels(served, self._parts.search, settings.runtime, settings.judge)
         fitted = self._parts.calibration if self._parts else fit(served, data, settings.samples)

@@ -5,17 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from calib.data.preprocess import Preprocess
 from passes.core.errors import DataError, SettingsError
 
-__all__ = ["CalibrationData", "CalibrationDataReader", "check_finite", "from_reader", "hash_contents"]
+__all__ = ["CalibrationData", "CalibrationDataReader", "Origin", "check_finite", "from_reader", "hash_contents"]
 
 _BLOCK = 64  # samples looked at together where a mask or a copy of the whole array would be large
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """What is known of samples that were read from a path.
+
+    Attributes:
+        path: that they were read from, as it is shown.
+        places: of the samples among all that are stored there, (N,).
+        preprocess: what the user asked for.
+        ready: whether what is stored was fed as it is, with no preprocessing.
+        classes: name of the folder of each class, by class number, of all folders there; empty where there are none.
+        mapped: whether the user gave these numbers, by a label map or by folders that are named by numbers.
+        skipped: images that could not be read and were left out, as they are shown.
+    """
+
+    path: str
+    places: np.ndarray
+    preprocess: Preprocess | None = None
+    ready: bool = False
+    classes: Mapping[int, str] = field(default_factory=dict)
+    mapped: bool = False
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +50,7 @@ class CalibrationData:
         feeds: the model's input names and what goes into them; the first axis of each array is the samples.
         labels: class of each sample, (N,), of any integer type when given and int64 from then on; or None.
         source: where the samples are from, as a part of a sentence.
+        origin: more on where they are from, if they were read from a path.
 
     Raises:
         DataError: there are no inputs or no samples, the arrays differ in length, the labels are not N integers,
@@ -35,6 +60,7 @@ class CalibrationData:
     feeds: dict[str, np.ndarray]
     labels: np.ndarray | None
     source: str
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         lengths = {name: array.shape[0] if array.ndim else 0 for name, array in self.feeds.items()}
@@ -53,7 +79,10 @@ class CalibrationData:
                 )
             object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
         for name, array in self.feeds.items():
-            check_finite(name, array, self.source)
+            if self.origin is None:
+                check_finite(name, array, self.source)
+            else:
+                check_finite(name, array, f"'{self.origin.path}'", self.origin.places)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -118,6 +147,7 @@ class CalibrationData:
             "feeds": {name: array[at] for name, array in self.feeds.items()},
             "labels": None if self.labels is None else self.labels[at],
             "source": source,
+            "origin": None if self.origin is None else replace(self.origin, places=self.origin.places[at]),
         }
         part.__dict__.update(fields)
         return part
@@ -214,7 +244,10 @@ def _parsed(batch: Any, input_name: str | None, where: str) -> tuple[dict[str, n
         ) from e
     shapes = {name: array.shape for name, array in feeds.items()} | ({} if labels is None else {"labels": labels.shape})
     if not feeds or len({shape[:1] for shape in shapes.values()}) > 1 or () in shapes.values():
-        raise DataError(f"the arrays of {where} ({_listed(shapes)}) differ in length: give each one row a sample")
+        raise DataError(
+            f"the arrays of {where} ({_listed(shapes)}) differ in length: give each one row a sample, "
+            "and to an image alone a batch axis (image[None])"
+        )
     return feeds, labels
 
 

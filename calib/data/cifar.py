@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from calib.data.sources import StoredImages
+from calib.data.sources import StoredImages, shown
 from passes.core.errors import DataError
 
 __all__ = ["cifar_splits", "open_cifar"]
@@ -50,7 +50,7 @@ def open_cifar(folder: Path, split: str) -> StoredImages | None:
     """
     for form, found in _present(folder):
         if split not in found:
-            raise DataError(f"'{folder}' has no split '{split}': it has {', '.join(found)}: give one that has")
+            raise DataError(f"'{shown(folder)}' has no split '{split}': it has {', '.join(found)}: give one that has")
         batches = [_binary(f, form.label_bytes) if form.label_bytes else _pickled(f, form) for f in found[split]]
         pixels, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         return StoredImages(pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64))
@@ -74,7 +74,7 @@ def _binary(file: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     data = np.fromfile(file, np.uint8)
     if not data.size or data.size % (label_bytes + _PIXELS):
         raise DataError(
-            f"'{file}' is damaged: its {data.size} bytes are no whole number of records of "
+            f"'{shown(file)}' is damaged: its {data.size} bytes are no whole number of records of "
             f"{label_bytes + _PIXELS} bytes, so download it again"
         )
     records = data.reshape(-1, label_bytes + _PIXELS)
@@ -93,7 +93,7 @@ def _pickled(file: Path, form: _Format) -> tuple[np.ndarray, np.ndarray]:
         raise
     except Exception as e:  # a malformed pickle can raise anything
         reason = f": {e}" if isinstance(e, pickle.UnpicklingError) else ""
-        raise DataError(f"'{file}' is not a batch of CIFAR{reason}, so download it again") from e
+        raise DataError(f"'{shown(file)}' is not a batch of CIFAR{reason}, so download it again") from e
     return pixels, labels
 
 

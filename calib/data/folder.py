@@ -1,28 +1,45 @@
-"""Folders of image files: flat, or with one folder per class."""
+"""Folders of image files: flat, with one folder per class, or with such folders for training and for testing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from calib.data.preprocess import Preprocess
-from calib.data.sources import digest_of, filled
-from passes.core.errors import DataError
+from calib.data.sources import digest_of, filled, shown
+from passes.core.errors import DataError, SettingsError
 
-__all__ = ["ImageFolder", "open_folder"]
+__all__ = ["ImageFolder", "UnreadableImage", "folder_splits", "open_folder"]
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
+_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Names of folders that are splits and not classes, the first that is there being taken.
+_SPLITS = {"train": ("train", "training"), "test": ("val", "valid", "validation", "test", "testing")}
+
+
+class UnreadableImage(DataError):
+    """An image file that cannot be decoded, or has more than 8 bits a channel."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """Image files in a fixed order, read when they are taken, and their classes, int64 (N,), or None."""
+    """Image files in a fixed order, read when they are taken.
+
+    Attributes:
+        files: the files.
+        labels: class of each, int64 (N,), or None.
+        classes: name of the folder of each class, by class number.
+        numbered: whether the folders' names, or a label map, said these numbers.
+    """
 
     files: tuple[Path, ...]
     labels: np.ndarray | None
+    classes: Mapping[int, str] = field(default_factory=dict)
+    numbered: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -34,62 +51,188 @@ class ImageFolder:
     def take(self, indices: np.ndarray, preprocess: Preprocess, draws: np.ndarray | None = None) -> np.ndarray:
         """As `Source.take`."""
         files = [self.files[i] for i in indices]
-        shape = _load(files[0], preprocess, None if draws is None else draws[0]).shape
+        first = _load(files[0], preprocess, None if draws is None else draws[0])
 
         def load(index: int) -> np.ndarray:
             image = _load(files[index], preprocess, None if draws is None else draws[index])
-            if image.shape != shape:
-                raise DataError(
-                    f"image '{files[index]}' comes out as {image.shape} and '{files[0]}' as {shape}: "
-                    "set `size` or `preset` to bring all images to one size"
-                )
+            _check_alike(image, files[index], first, files[0])
             return image
 
-        return filled(len(files), shape, load)
+        return filled(len(files), first.shape, load, preprocess.dtype)
+
+    def take_readable(self, indices: np.ndarray, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
+        """The images at some indices that can be read, preprocessed, and which of the indices these are.
+
+        Raises:
+            DataError: none can be read, or as for `take`.
+        """
+        start, first = self._first_readable(indices, preprocess)
+        at = indices[start:]
+        good = np.ones(len(at), bool)
+
+        def load(index: int) -> np.ndarray:
+            file = self.files[at[index]]
+            try:
+                image = _load(file, preprocess)
+            except UnreadableImage:
+                good[index] = False
+                return np.zeros_like(first)
+            _check_alike(image, file, first, self.files[at[0]])
+            return image
+
+        images = filled(len(at), first.shape, load, preprocess.dtype)
+        return (images, at) if good.all() else (images[good], at[good])
+
+    def first_readable(self, preprocess: Preprocess) -> np.ndarray:
+        """The first image that can be read, preprocessed; raises DataError where none can."""
+        return self._first_readable(np.arange(len(self)), preprocess)[1]
+
+    def _first_readable(self, indices: np.ndarray, preprocess: Preprocess) -> tuple[int, np.ndarray]:
+        """Place in `indices` of the first image that can be read, and what it becomes."""
+        for place, index in enumerate(indices):
+            try:
+                return place, _load(self.files[index], preprocess)
+            except UnreadableImage:
+                continue
+        raise DataError(
+            f"none of the {len(indices)} images can be read, such as '{shown(self.files[indices[0]])}': "
+            "give images that can be decoded"
+        )
 
 
-def open_folder(folder: Path) -> ImageFolder:
-    """The image files of a folder, in the order of their names, or of its folders, one per class.
-
-    A class is the place of its folder among all the folders, in the order of their names, or the folder's name where
-    all the names are integers. Names that begin with a dot are passed over, as are files with other endings.
+def folder_splits(folder: Path) -> tuple[str, ...]:
+    """Of "train" and "test", those that a folder keeps in folders named train, val, test or the like, if nothing else.
 
     Raises:
-        DataError: there are no images, or images lie both in the folder and in folders within.
+        OSError: the folder cannot be read.
+    """
+    return tuple(_split_folders(folder))
+
+
+def open_folder(folder: Path, split: str = "train", names: Mapping[str, int] | None = None) -> ImageFolder:
+    """The image files of a folder, in the order of their names, or of its folders, one per class.
+
+    A folder whose folders are all named as splits (train and training; val, valid, validation, test and testing) is
+    read split by split; of the latter the first is taken, in the order given. The images of a class may lie in folders
+    within its folder. A class is the place of its folder among all the folders, in the order of their names and
+    together with those of the other splits, or the folder's name where all the names are integers. Names that begin
+    with a dot are passed over, as are files with other endings.
+
+    Args:
+        folder: the folder.
+        split: "train" or "test", or the name of the split's own folder; of no effect where there are no splits.
+        names: class number by folder name; None: as above.
+
+    Raises:
+        DataError: there are no images, or images lie both in the folder and in folders within; or there is no such
+            split, or a folder's name is not among `names`.
         OSError: a folder cannot be read.
     """
-    flat = _images(folder)
-    classes = sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda p: p.name)
-    by_class = [_images(c) for c in classes]
-    if flat and any(by_class):
+    splits = _split_folders(folder)
+    every = [folder]
+    if splits:
+        chosen = splits.get(split) or next((f for f in _folders(folder) if f.name == split), None)
+        if chosen is None:
+            raise DataError(
+                f"'{shown(folder)}' has no split '{split}': it has {', '.join(splits)}: give a folder that has, "
+                "or one of the folders in it"
+            )
+        every, folder = list(splits.values()), chosen
+    flat, folders = _images(folder), _folders(folder)
+    by_class = {c.name: _images(c, within=True) for c in folders}
+    if flat and any(by_class.values()):
         raise DataError(
-            f"'{folder}' holds images both directly and in folders within, so it is unclear whether these are classes: "
-            "give a folder of only images or only class folders"
+            f"'{shown(folder)}' holds images both directly and in folders within, so it is unclear whether these are "
+            "classes: give a folder of only images or only class folders"
         )
     if flat:
+        if names is not None:
+            raise DataError(f"'{shown(folder)}' has no class folders that `label_map` could number: leave it out")
         return ImageFolder(tuple(flat), None)
-    if not any(by_class):
+    if not any(by_class.values()):
         raise DataError(
-            f"'{folder}' holds no images ({', '.join(sorted(_SUFFIXES))}), nor do the folders in it: "
+            f"'{shown(folder)}' holds no images ({', '.join(_SUFFIXES)}), nor do the folders in it: "
             "give a folder of images, or of one folder per class"
         )
-    numbered = all(c.name.isascii() and c.name.isdecimal() for c in classes)
-    numbers = [int(c.name) for c in classes] if numbered else range(len(classes))
-    labels = np.repeat(np.array(numbers, np.int64), [len(files) for files in by_class])
-    return ImageFolder(tuple(file for files in by_class for file in files), labels)
+    known = sorted({c.name for one in every for c in _folders(one)} | set(by_class))
+    numbers, numbered = _numbers(known, names, folder)
+    labels = np.repeat([numbers[name] for name in by_class], [len(files) for files in by_class.values()])
+    classes = {number: shown(name) for name, number in numbers.items()}
+    files = tuple(file for files in by_class.values() for file in files)
+    return ImageFolder(files, labels.astype(np.int64), classes, numbered)
 
 
-def _images(folder: Path) -> list[Path]:
-    """The image files right in a folder, in the order of their names, which is the same on every machine."""
-    files = (p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
-    return sorted((p for p in files if p.is_file()), key=lambda p: p.name)
+def _numbers(known: list[str], names: Mapping[str, int] | None, folder: Path) -> tuple[dict[str, int], bool]:
+    """Class number of each folder by its name, and whether names or a map said them."""
+    if names is not None:
+        missing = [name for name in known if name not in names]
+        if missing:
+            raise DataError(
+                f"the class folder '{shown(missing[0])}' of '{shown(folder)}' is not in the label map "
+                f"({len(missing)} of {len(known)} are not): add it, or move it away"
+            )
+        return {name: names[name] for name in known}, True
+    if all(name.isascii() and name.isdecimal() for name in known):
+        return {name: int(name) for name in known}, True
+    return {name: number for number, name in enumerate(known)}, False
+
+
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """The folder of each split; empty where a folder within is named as a class, or images lie beside them."""
+    folders = {f.name: f for f in _folders(folder)}
+    known = {name for names in _SPLITS.values() for name in names}
+    if not folders or not known.issuperset(folders) or _images(folder):
+        return {}
+    found = {split: [folders[name] for name in names if name in folders] for split, names in _SPLITS.items()}
+    return {split: paths[0] for split, paths in found.items() if paths}
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders right in a folder, in the order of their names."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    return [folder / name for name in sorted(names)]
+
+
+def _images(folder: Path, within: bool = False) -> list[Path]:
+    """The image files of a folder, in the order of their names, which is the same on every machine.
+
+    Args:
+        folder: the folder.
+        within: whether those of the folders in it are wanted too, after its own.
+    """
+    names, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.name.lower().endswith(_SUFFIXES) and entry.is_file():
+                names.append(entry.name)
+            elif within and entry.is_dir():
+                folders.append(entry.name)
+    found = [folder / name for name in sorted(names)]
+    for name in sorted(folders):
+        found += _images(folder / name, within=True)
+    return found
+
+
+def _check_alike(image: np.ndarray, file: Path, first: np.ndarray, first_file: Path) -> None:
+    if image.shape != first.shape:
+        raise DataError(
+            f"image '{shown(file)}' comes out as {image.shape} and '{shown(first_file)}' as {first.shape}: "
+            "set `size` or `preset` to bring all images to one size"
+        )
 
 
 def _load(file: Path, preprocess: Preprocess, draws: np.ndarray | None = None) -> np.ndarray:
     try:
         with Image.open(file) as image:
             return preprocess.apply(image, draws)
+    except SettingsError:
+        raise
     except DataError as e:
-        raise DataError(f"cannot use image '{file}': {e}") from e
+        raise UnreadableImage(f"cannot use image '{shown(file)}': {e}") from e
     except Exception as e:  # Pillow's decoders raise errors of many kinds, not only OSError
-        raise DataError(f"cannot decode image '{file}': replace it or take it out of the folder") from e
+        raise UnreadableImage(
+            f"cannot decode image '{shown(file)}': replace it, take it out of the folder, or set `skip_unreadable`"
+        ) from e

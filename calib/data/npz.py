@@ -1,19 +1,23 @@
-"""Images or ready tensors in numpy's .npz files."""
+"""Images or ready tensors in numpy's .npz and .npy files."""
 
 from __future__ import annotations
 
 import re
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from calib.data.sources import ReadyTensors, Source, StoredImages
+from calib.data.preprocess import FLOAT
+from calib.data.sources import ReadyTensors, StoredImages, shown
 from passes.core.errors import DataError
 
-__all__ = ["npz_splits", "open_npz"]
+__all__ = ["npz_splits", "open_npy", "open_npz", "read_inputs"]
 
 
 def npz_splits(path: Path) -> tuple[str, ...]:
@@ -29,44 +33,106 @@ def npz_splits(path: Path) -> tuple[str, ...]:
     return tuple(s for s in ("train", "test") if names & {f"{s}_images", f"x_{s}"})
 
 
-def open_npz(path: Path, split: str, input_name: str) -> Source:
+def open_npz(path: Path, split: str, input_name: str, dtype: np.dtype = FLOAT) -> StoredImages | ReadyTensors:
     """The images of one split of an .npz file.
 
     Images are looked for under `{split}_images` and `x_{split}`, with labels under `{split}_labels` and `y_{split}`;
     then, for files without splits, under the input's name and `images`, with labels under `labels`. Floats are ready
-    tensors; uint8 are images: (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, or (N, H, W).
+    tensors; uint8 are images: (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, or (N, H, W). Under the input's name
+    what has the input's own type is ready, too.
+
+    Args:
+        path: of the file.
+        split: "train", "test", or another.
+        input_name: the model's input.
+        dtype: its element type.
 
     Raises:
         DataError: the file is damaged, has no such images, or they or their labels are of another type or shape.
         OSError: the file cannot be read.
     """
+    with _opened(path) as archive:
+        images_key, labels_key = _keys(archive.files, path, split, input_name)
+        images = archive[images_key]
+        labels = archive[labels_key] if labels_key in archive.files else None
+    where = f"'{images_key}' of '{shown(path)}'"
+    source = _source(images, where, input_name, dtype if images_key == input_name else FLOAT)
+    return replace(source, labels=_checked(labels, len(images), f"'{labels_key}' of '{shown(path)}'"))
+
+
+def open_npy(path: Path, input_name: str, dtype: np.dtype = FLOAT) -> StoredImages | ReadyTensors:
+    """The array of an .npy file: uint8 images, or what is ready, as for `open_npz` under the input's name.
+
+    Raises:
+        DataError: the file is damaged, or its array is of another type or shape.
+        OSError: the file cannot be read.
+    """
+    try:
+        images = np.load(path, allow_pickle=False)
+        if not isinstance(images, np.ndarray):
+            raise ValueError("an archive, not an array")
+    except (ValueError, EOFError) as e:
+        raise DataError(
+            f"cannot read '{shown(path)}' as an .npy file of a plain array: write it with numpy.save"
+        ) from e
+    return _source(images, f"'{shown(path)}'", input_name, dtype)
+
+
+def read_inputs(path: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """The arrays of an .npz file that feed a model of several inputs, by the inputs' names, and `labels`, if there.
+
+    Raises:
+        DataError: the file is damaged, lacks an input, or its labels are not one integer for each sample.
+        OSError: the file cannot be read.
+    """
+    with _opened(path) as archive:
+        missing = [name for name in names if name not in archive.files]
+        if missing:
+            raise DataError(
+                f"'{shown(path)}' has no array for the model's input '{missing[0]}' among its keys "
+                f"({', '.join(archive.files) or 'none'}): store one array for each of {', '.join(names)}"
+            )
+        feeds = {name: archive[name] for name in names}
+        labels = archive["labels"] if "labels" in archive.files else None
+    first = feeds[names[0]]
+    return feeds, _checked(labels, len(first) if first.ndim else 0, f"'labels' of '{shown(path)}'")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An archive, of which damage is found only while its arrays are read."""
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("a single array, not an archive")
         with archive:
-            images_key, labels_key = _keys(archive.files, path, split, input_name)
-            images = archive[images_key]
-            labels = archive[labels_key] if labels_key in archive.files else None
+            yield archive
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-        raise DataError(f"cannot read '{path}' as an .npz file of plain arrays: write it with numpy.savez") from e
+        raise DataError(
+            f"cannot read '{shown(path)}' as an .npz file of plain arrays: write it with numpy.savez"
+        ) from e
+
+
+def _source(images: np.ndarray, where: str, input_name: str, dtype: np.dtype) -> StoredImages | ReadyTensors:
+    """Images, or what is ready as it is of the input's own type."""
     if not images.ndim or not len(images):
-        raise DataError(f"'{images_key}' of '{path}' is empty: store at least one image")
-    if labels is not None:
-        if labels.dtype.kind not in "iu" or labels.size != len(images):
-            raise DataError(
-                f"'{labels_key}' of '{path}' is {labels.dtype} {labels.shape}: "
-                f"store one integer for each of the {len(images)} images"
-            )
-        labels = labels.reshape(-1).astype(np.int64)
-    if images.dtype.kind == "f":
-        return ReadyTensors(images, labels)
+        raise DataError(f"{where} is empty: store at least one image")
+    if images.dtype.kind == "f" or images.dtype == dtype:
+        return ReadyTensors(images, None)
     if images.dtype != np.uint8:
         raise DataError(
-            f"'{images_key}' of '{path}' is {images.dtype}: "
-            "store images as uint8 from 0 to 255, or floats that are normalised already"
+            f"{where} is {images.dtype}: store images as uint8 from 0 to 255, or floats that are normalised already"
         )
-    return StoredImages(_channels_first(images, f"'{images_key}' of '{path}'", input_name), labels)
+    return StoredImages(_channels_first(images, where, input_name), None)
+
+
+def _checked(labels: np.ndarray | None, count: int, where: str) -> np.ndarray | None:
+    """Labels as int64 (N,)."""
+    if labels is None:
+        return None
+    if labels.dtype.kind not in "iu" or labels.size != count:
+        raise DataError(f"{where} is {labels.dtype} {labels.shape}: store one integer for each of the {count} images")
+    return labels.reshape(-1).astype(np.int64)
 
 
 def _keys(names: Sequence[str], path: Path, split: str, input_name: str) -> tuple[str, str]:
@@ -82,9 +148,9 @@ def _keys(names: Sequence[str], path: Path, split: str, input_name: str) -> tupl
             return images_key, labels_key
     splits = sorted({m[1] or m[2] for m in (re.fullmatch(r"(.+)_images|x_(.+)", name) for name in names) if m})
     if splits:
-        raise DataError(f"'{path}' has no split '{split}': it has {', '.join(splits)}: add '{split}_images'")
+        raise DataError(f"'{shown(path)}' has no split '{split}': it has {', '.join(splits)}: add '{split}_images'")
     raise DataError(
-        f"'{path}' has no images among its keys ({', '.join(names) or 'none'}): "
+        f"'{shown(path)}' has no images among its keys ({', '.join(names) or 'none'}): "
         f"store them as 'images', '{split}_images' or '{input_name}'"
     )
 

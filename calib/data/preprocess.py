@@ -1,4 +1,4 @@
-"""How an image becomes a network's input: converted, resized, cropped, scaled to [0, 1] and normalised.
+"""How an image becomes a network's input: converted, resized, cropped, scaled and normalised.
 
 Resizing and cropping follow torchvision's `Resize` and `CenterCrop` on Pillow images, and like torchvision's
 image loader this takes pixels as stored: an EXIF orientation is not applied, and transparency is dropped.
@@ -9,35 +9,58 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from PIL import Image
+from typing_extensions import Unpack
 
 from passes.core.errors import DataError, SettingsError
 
-__all__ = ["PRESETS", "Layout", "Preprocess"]
+__all__ = ["FLOAT", "PRESETS", "Changes", "Interpolation", "Layout", "Order", "Preprocess"]
 
 Layout = Literal["NCHW", "NHWC"]
+Order = Literal["rgb", "bgr"]
+Interpolation = Literal["bilinear", "bicubic"]
 
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}  # Pillow's are antialiased
+FLOAT = np.dtype(np.float32)
 _MODES = {1: "L", 3: "RGB"}
 # Of the part of an image that is taken for training: the least share of its area, and width to height.
 AREA, RATIO = 0.25, (3 / 4, 4 / 3)
 
 
+class Changes(TypedDict, total=False):
+    """Fields of `Preprocess` that replace those of a preset; None keeps the preset's."""
+
+    size: Sequence[int] | None
+    resize: int | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    layout: str | None
+    order: str | None
+    scale: float | None
+    interpolation: str | None
+
+
 @dataclass(frozen=True)
 class Preprocess:
-    """One network's preprocessing of 8-bit images; what comes out is always float32.
+    """One network's preprocessing of 8-bit images: a pixel p from 0 to 255 becomes (p / scale - mean) / std.
 
-    The number of means says what an image is converted to before all else: three for RGB, one for grayscale.
+    The number of means says what an image is converted to first: three for colour, one for grayscale.
 
     Attributes:
         size: height and width of what comes out, in pixels; None leaves each image the size it has.
-        resize: the shorter side is first resized to this many pixels, antialiased bilinear with the aspect
-            ratio kept, and the centre of `size` is cropped from that. None resizes straight to `size`.
-        mean: per channel, of images scaled to [0, 1].
-        std: per channel, of images scaled to [0, 1].
+        resize: the shorter side is first resized to this many pixels, antialiased, with the aspect ratio kept, and the
+            centre of `size` is cropped from that. None resizes straight to `size`.
+        mean: per channel, in the order of `order`, of pixels divided by `scale`.
+        std: per channel, in the order of `order`, of pixels divided by `scale`.
         layout: axis order of what comes out, N being the samples.
+        order: order of the three channels of what comes out.
+        scale: what pixels are divided by: 255 brings them to [0, 1], and 1 leaves them from 0 to 255.
+        interpolation: of resizing.
+        dtype: element type of what comes out. float32; or uint8 for a network that takes pixels as they are, to which
+            neither scale, mean nor std may be applied. An image cannot be made into any other type.
 
     Raises:
         SettingsError: a value is out of range, or means and deviations differ in number.
@@ -48,6 +71,10 @@ class Preprocess:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     layout: Layout = "NCHW"
+    order: Order = "rgb"
+    scale: float = 255.0
+    interpolation: Interpolation = "bilinear"
+    dtype: np.dtype = FLOAT
 
     def __post_init__(self) -> None:
         if self.size is not None:
@@ -55,54 +82,55 @@ class Preprocess:
         if self.resize is not None and self.resize < max(self.size or (1,)):
             raise SettingsError(
                 f"a shorter side resized to {self.resize} pixels is too short to crop {self.size} from it: "
-                "make resize as large as the larger side of size, or leave it out"
+                "make `resize` as large as the larger side of `size`, or leave it out"
             )
         if len(self.mean) not in _MODES or len(self.std) != len(self.mean):
             raise SettingsError(
-                f"mean {self.mean} and std {self.std} do not fit: give both three values (RGB) or one (grayscale)"
+                f"`mean` {self.mean} and `std` {self.std} do not fit: give both three values (colour) or one (gray)"
             )
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise SettingsError(f"`scale` {self.scale} is out of range: give 255, which pixels are divided by, or 1")
         if not all(map(math.isfinite, self.mean)):
-            raise SettingsError(f"mean {self.mean} is not finite: give each channel's mean on images in [0, 1]")
+            raise SettingsError(f"`mean` {self.mean} is not finite: give each channel's mean")
         if not all(math.isfinite(value) and value > 0 for value in self.std):
             raise SettingsError(
-                f"std {self.std} is out of range: give each channel's standard deviation, which is above 0"
+                f"`std` {self.std} is out of range: give each channel's standard deviation, which is above 0"
             )
-        if self.layout not in ("NCHW", "NHWC"):
-            raise SettingsError(f"unknown layout '{self.layout}': use NCHW or NHWC")
+        largest = 255 / self.scale
+        if max(self.mean) > largest:
+            raise SettingsError(
+                f"`mean` {self.mean} is above {largest:g}, the largest value of a pixel that is divided by "
+                f"{self.scale:g}: where mean and std are of pixels from 0 to 255, set `scale` to 1, too"
+            )
+        for name, known in (("layout", ("NCHW", "NHWC")), ("order", ("rgb", "bgr")), ("interpolation", (*_FILTERS,))):
+            if getattr(self, name) not in known:
+                raise SettingsError(f"unknown {name} '{getattr(self, name)}': use {' or '.join(known)}")
 
     @property
     def channels(self) -> int:
-        """Channels of what comes out: 3 or 1."""
+        """Number of channels of what comes out: 3 or 1."""
         return len(self.mean)
 
-    def with_overrides(
-        self,
-        *,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        size: Sequence[int] | None = None,
-        layout: str | None = None,
-    ) -> Preprocess:
-        """A copy in which all that is not None replaces what is here.
+    @property
+    def normalises(self) -> bool:
+        """Whether a mean is subtracted or pixels are divided by a deviation."""
+        return any(self.mean) or any(value != 1 for value in self.std)
 
-        A new `size` takes `resize` along in proportion, so that a crop shows the same part of the image.
+    def with_overrides(self, **changes: Unpack[Changes]) -> Preprocess:
+        """A copy in which all that is given and not None replaces what is here.
+
+        A new `size` without a new `resize` changes `resize` in proportion, so that a crop shows the same part.
 
         Raises:
             SettingsError: as for the class.
         """
-        new = self
-        if size is not None:
-            height, width = _check_size(size)
-            resize = self.resize
-            if resize is not None and self.size is not None:
-                resize = round(resize * max(height, width) / max(self.size))
-            new = replace(new, size=(height, width), resize=resize)
-        return replace(
-            new,
-            mean=self.mean if mean is None else tuple(mean),
-            std=self.std if std is None else tuple(std),
-            layout=self.layout if layout is None else cast(Layout, layout),
-        )
+        given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+        if "size" in given:
+            given["size"] = _check_size(given["size"])
+            if self.resize is not None and self.size is not None:
+                given.setdefault("resize", round(self.resize * max(given["size"]) / max(self.size)))
+        given |= {name: tuple(given[name]) for name in ("mean", "std") if name in given}
+        return replace(self, **given)
 
     def apply(self, image: Image.Image | np.ndarray, draws: np.ndarray | None = None) -> np.ndarray:
         """Preprocess one image.
@@ -115,10 +143,11 @@ class Preprocess:
                 None: the centre, as the network is served.
 
         Returns:
-            float32 (C, H, W) or (H, W, C), as `layout` says.
+            (C, H, W) or (H, W, C), as `layout` says, of `dtype`.
 
         Raises:
-            DataError: the pixels have more than 8 bits, or the array is not an image.
+            DataError: the pixels have more than 8 bits, the array is not an image, or as for `apply_batch`.
+            SettingsError: as for `apply_batch`.
         """
         if isinstance(image, np.ndarray):
             image = _from_array(image)
@@ -131,38 +160,65 @@ class Preprocess:
         """Normalise images that have their final size already.
 
         Args:
-            images: uint8 (N, C, H, W), with `channels` channels.
+            images: uint8 (N, C, H, W), with `channels` channels, the three of colour in the order RGB.
 
         Returns:
-            float32 (N, C, H, W) or (N, H, W, C), as `layout` says.
+            (N, C, H, W) or (N, H, W, C), as `layout` says, of `dtype`.
 
         Raises:
-            DataError: the array is not such a batch.
+            DataError: the array is not such a batch, or `dtype` is neither float32 nor uint8.
+            SettingsError: `dtype` is uint8, and a scale, mean or deviation is set.
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
             raise DataError(
                 f"a batch of {images.dtype} {images.shape} cannot be normalised: "
                 f"give uint8 of shape (N, {self.channels}, H, W)"
             )
+        levels = self._levels()
         n, c, h, w = images.shape
-        out = np.empty((n, c, h, w) if self.layout == "NCHW" else (n, h, w, c), np.float32)
+        out = np.empty((n, c, h, w) if self.layout == "NCHW" else (n, h, w, c), self.dtype)
         planes = out if self.layout == "NCHW" else out.transpose(0, 3, 1, 2)
-        # A byte has 256 values: looking them up is faster than arithmetic and needs no float copy of the batch.
-        levels = np.arange(256) / 255
-        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
-            planes[:, channel] = ((levels - mean) / std).astype(np.float32)[images[:, channel]]
+        stored = range(c) if self.order == "rgb" else range(c)[::-1]
+        for channel, source in enumerate(stored):
+            planes[:, channel] = levels[channel][images[:, source]]
         return out
+
+    def _levels(self) -> list[np.ndarray]:
+        """What each of a byte's 256 values becomes, for each channel.
+
+        To look these up is faster than arithmetic, and needs no float copy of a batch.
+        """
+        self.check_type()
+        if self.dtype == np.uint8:
+            return [np.arange(256, dtype=np.uint8)] * self.channels
+        scaled = np.arange(256) / self.scale
+        return [((scaled - mean) / std).astype(np.float32) for mean, std in zip(self.mean, self.std, strict=True)]
+
+    def check_type(self) -> None:
+        """Check that images can be made into `dtype`; raises as `apply_batch`."""
+        if self.dtype == np.float32:
+            return
+        if self.dtype != np.uint8:
+            raise DataError(
+                f"an image cannot be made into the {self.dtype} that the model takes: "
+                f"store arrays of {self.dtype}, as they are to be fed, in an .npz file under the input's name"
+            )
+        if self.normalises or self.scale not in (1, 255):
+            raise SettingsError(
+                "the model takes pixels as they are (uint8), and would be fed normalised ones: "
+                "leave `preset`, `mean`, `std` and `scale` out, and give `size` and `layout` alone"
+            )
 
     def _resized(self, image: Image.Image) -> Image.Image:
         if self.resize is not None:
             shorter = min(image.size)
             width, height = (self.resize * side // shorter for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BILINEAR)  # Pillow's is antialiased
+            image = image.resize((width, height), _FILTERS[self.interpolation])
             if self.size is not None:
                 top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
                 image = image.crop((left, top, left + self.size[1], top + self.size[0]))
         elif self.size is not None:
-            image = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+            image = image.resize((self.size[1], self.size[0]), _FILTERS[self.interpolation])
         return image
 
     def _part(self, image: Image.Image, draws: np.ndarray) -> Image.Image:
@@ -175,7 +231,7 @@ class Preprocess:
         x, y = int(left * (image.width - width + 1)), int(top * (image.height - height + 1))
         x, y = min(x, image.width - width), min(y, image.height - height)
         wanted = self.size or (image.height, image.width)
-        return image.resize((wanted[1], wanted[0]), Image.Resampling.BILINEAR, (x, y, x + width, y + height))
+        return image.resize((wanted[1], wanted[0]), _FILTERS[self.interpolation], (x, y, x + width, y + height))
 
 
 def _check_size(size: Sequence[int]) -> tuple[int, int]:
@@ -207,6 +263,6 @@ PRESETS: dict[str, Preprocess] = {
 }
 """Preprocessing by name.
 
-"cifar10" has the mean and deviation of ImageNet, not of CIFAR-10: the widely used `pytorch_resnet_cifar10` networks
-were trained with them. "imagenet" is what torchvision's ResNets are evaluated with.
+"cifar10" has the mean and standard deviation of ImageNet, not of CIFAR-10: the widely used
+`pytorch_resnet_cifar10` networks were trained with them. "imagenet" is what torchvision's ResNets are evaluated with.
 """

@@ -1,22 +1,25 @@
-"""Calibration images from a path: .npz files, folders of images, and CIFAR as its authors publish it."""
+"""Calibration images from a path: .npz and .npy files, folders of images, and CIFAR as its authors publish it."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from calib.data.calibration import CalibrationData, check_finite
+from calib.data.calibration import CalibrationData, Origin
 from calib.data.cifar import cifar_splits, open_cifar
-from calib.data.folder import open_folder
-from calib.data.npz import npz_splits, open_npz
+from calib.data.folder import ImageFolder, folder_splits, open_folder
+from calib.data.labels import Labelling
+from calib.data.npz import npz_splits, open_npy, open_npz, read_inputs
 from calib.data.preprocess import Preprocess
-from calib.data.sources import ReadyTensors, Source
+from calib.data.sources import ReadyTensors, StoredImages, shown
 from passes.core.errors import DataError, SettingsError
 
-__all__ = ["Selection", "open_source", "read", "splits"]
+__all__ = ["Selection", "open_source", "read", "read_several", "splits"]
+
+Opened = ImageFolder | ReadyTensors | StoredImages
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Selection:
             are not more.
         seed: of the choice, 0 or more. The same seed chooses the same images.
         split: "train" or "test", or another that the file names; data without splits is read whatever it is.
+        skip_unreadable: leave out image files that cannot be decoded, and not refuse them.
 
     Raises:
         SettingsError: samples or seed is out of range.
@@ -36,6 +40,7 @@ class Selection:
     samples: int | None = None
     seed: int = 0
     split: str = "train"
+    skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
@@ -50,7 +55,7 @@ class Selection:
         return np.sort(np.random.default_rng(self.seed).choice(total, self.samples, replace=False))
 
 
-ALL = Selection()
+ALL, AS_STORED = Selection(), Labelling()
 
 
 def read(
@@ -60,38 +65,84 @@ def read(
     input_shape: tuple[int | None, ...],
     preprocess: Preprocess,
     selection: Selection = ALL,
+    labelling: Labelling = AS_STORED,
 ) -> CalibrationData:
     """Read, choose and preprocess calibration images.
 
     Args:
-        path: an .npz file (see `calib.data.npz`), a folder of images or of one folder per class (see
+        path: an .npz or .npy file (see `calib.data.npz`), a folder of images or of one folder per class (see
             `calib.data.folder`), or a folder of CIFAR-10 or CIFAR-100, binary or pickled (see `calib.data.cifar`).
         input_name: the model's input.
         input_shape: its shape with the batch axis, None for what is unknown. The batch axis is not compared.
-        preprocess: applied to images, but not to stored floats, which are taken as ready. Stored arrays that have
-            the final size already are normalised only.
+        preprocess: applied to images, but not to stored floats, which are taken as ready, nor to what is stored under
+            the input's name in `preprocess.dtype`. Stored arrays that have the final size already are normalised only.
         selection: which of the images.
+        labelling: how stored labels become class numbers.
 
     Returns:
-        float32 feeds of the one input, and labels where the data has them.
+        Feeds of the one input, float32 or of `preprocess.dtype`, and labels where the data has them.
 
     Raises:
         DataError: the path is missing or of an unknown kind, the split is not there, a file is damaged, or what
             comes out does not fit the model's input.
+        SettingsError: as for `Preprocess.apply_batch`.
     """
     source = open_source(
-        path, input_name=input_name, input_shape=input_shape, preprocess=preprocess, split=selection.split
+        path,
+        input_name=input_name,
+        input_shape=input_shape,
+        preprocess=preprocess,
+        selection=selection,
+        labelling=labelling,
     )
-    total = len(source)
-    chosen = selection.of(total)
-    drawn = f"{total}" if len(chosen) == total else f"{len(chosen)} of {total}"
-    taken = source.take(chosen, preprocess)
-    if len(chosen) < total and isinstance(source, ReadyTensors):
-        check_finite(input_name, taken, f"'{path}'", chosen)  # here, where a sample's place in the file is known
+    chosen = selection.of(len(source))
+    drawn = _drawn(chosen, len(source))
+    name = shown(Path(path))
+    if isinstance(source, ImageFolder) and selection.skip_unreadable:
+        images, readable = source.take_readable(chosen, preprocess)
+        skipped = tuple(shown(source.files[i]) for i in np.setdiff1d(chosen, readable))
+        chosen = readable
+    else:
+        images, skipped = source.take(chosen, preprocess), ()
+    origin = Origin(name, chosen, preprocess, isinstance(source, ReadyTensors), skipped=skipped)
+    if isinstance(source, ImageFolder):
+        origin = replace(origin, classes=source.classes, mapped=source.numbered)
+    left_out = f" ({len(skipped)} of them unreadable and left out, first '{skipped[0]}')" if skipped else ""
+    labels = None if source.labels is None else source.labels[chosen]
+    return CalibrationData({input_name: images}, labels, f"{drawn} images of '{name}'{left_out}", origin)
+
+
+def read_several(
+    path: str | os.PathLike[str], names: tuple[str, ...], selection: Selection = ALL, labelling: Labelling = AS_STORED
+) -> CalibrationData:
+    """Read the arrays that feed a model of several inputs, as they are.
+
+    Args:
+        path: an .npz file with an array for each input, by its name, and maybe `labels`.
+        names: of the inputs.
+        selection: which of the samples.
+        labelling: how stored labels become class numbers.
+
+    Raises:
+        DataError: the path is missing or of another kind, an input is missing, or the arrays do not fit together.
+    """
+    path = _expanded(path)
+    if not path.is_file() or path.suffix.lower() != ".npz":
+        raise DataError(
+            f"'{shown(path)}' is not an .npz file, and the model has {len(names)} inputs ({', '.join(names)}): "
+            "give an .npz file with an array for each of them by its name, or a CalibrationDataReader in Python"
+        )
+    try:
+        feeds, labels = read_inputs(path, names)
+    except OSError as e:
+        raise _unreadable(path, e) from e
+    everything = CalibrationData(feeds, labelling.shifted(labels, f"'{shown(path)}'"), f"'{shown(path)}'")
+    chosen = selection.of(len(everything))
     return CalibrationData(
-        {input_name: taken},
-        None if source.labels is None else source.labels[chosen],
-        f"{drawn} images of '{path}'",
+        {name: array[chosen] for name, array in feeds.items()},
+        None if everything.labels is None else everything.labels[chosen],
+        f"{_drawn(chosen, len(everything))} samples of '{shown(path)}'",
+        Origin(shown(path), chosen, ready=True),
     )
 
 
@@ -101,41 +152,83 @@ def open_source(
     input_name: str,
     input_shape: tuple[int | None, ...],
     preprocess: Preprocess,
-    split: str = "train",
-) -> Source:
+    selection: Selection = ALL,
+    labelling: Labelling = AS_STORED,
+) -> Opened:
     """Open images to take from, after a look at whether the first fits the model; as for `read`."""
-    path = Path(path).expanduser()
+    path = _expanded(path)
     try:
-        source = _open(path, split, input_name)
+        source = _open(path, selection.split, input_name, preprocess.dtype, labelling)
     except OSError as e:
-        raise DataError(f"cannot read '{e.filename or path}' ({e.strerror or e}): make it readable") from e
+        raise _unreadable(path, e) from e
+    source = replace(source, labels=labelling.shifted(source.labels, f"'{shown(path)}'"))
+    if isinstance(source, ImageFolder):
+        source = replace(source, classes={n + labelling.offset: name for n, name in source.classes.items()})
+    if not isinstance(source, ReadyTensors):
+        preprocess.check_type()
     # One image first, so that a wrong size shows before thousands are decoded.
-    shape = source.take(np.arange(1), preprocess).shape[1:]
+    if isinstance(source, ImageFolder) and selection.skip_unreadable:
+        shape = source.first_readable(preprocess).shape
+    else:
+        shape = source.take(np.arange(1), preprocess).shape[1:]
     _check_shape(shape, source, path, preprocess, input_name, input_shape)
     return source
 
 
 def splits(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """The splits that data at a path keeps apart, such as ("train", "test"); none where there is only one lot."""
-    path = Path(path).expanduser()
-    return cifar_splits(path) if path.is_dir() else npz_splits(path)
+    path = _expanded(path)
+    if not path.is_dir():
+        return npz_splits(path)
+    try:
+        return cifar_splits(path) or folder_splits(path)
+    except OSError as e:
+        raise _unreadable(path, e) from e
 
 
-def _open(path: Path, split: str, input_name: str) -> Source:
+def _drawn(chosen: np.ndarray, total: int) -> str:
+    return f"{total}" if len(chosen) == total else f"{len(chosen)} of {total}"
+
+
+def _expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with ~ and ~user replaced; raises DataError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as e:
+        raise DataError(
+            f"calibration data '{shown(Path(path))}' begins with the home of a user that is not known here: "
+            "give the whole path"
+        ) from e
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    file = error.filename if isinstance(error.filename, str | bytes) else path
+    return DataError(f"cannot read '{shown(Path(os.fsdecode(file)))}' ({error.strerror or error}): make it readable")
+
+
+def _open(path: Path, split: str, input_name: str, dtype: np.dtype, labelling: Labelling) -> Opened:
     if path.is_dir():
         cifar = open_cifar(path, split)
-        return open_folder(path) if cifar is None else cifar
-    kinds = "give an .npz file, a folder of images or a CIFAR folder"
-    if not path.exists():
-        raise DataError(f"calibration data '{path}' does not exist: {kinds}")
-    if path.suffix.lower() != ".npz":
-        raise DataError(f"calibration data '{path}' is of an unknown kind: {kinds}")
-    return open_npz(path, split, input_name)
+        if cifar is None:
+            return open_folder(path, split, labelling.names)
+        opened: Opened = cifar
+    else:
+        kinds = "give an .npz or .npy file, a folder of images or a CIFAR folder"
+        if not path.exists():
+            raise DataError(f"calibration data '{shown(path)}' does not exist: {kinds}")
+        suffix = path.suffix.lower()
+        if suffix not in (".npz", ".npy"):
+            raise DataError(f"calibration data '{shown(path)}' is of an unknown kind: {kinds}")
+        is_archive = suffix == ".npz"
+        opened = open_npz(path, split, input_name, dtype) if is_archive else open_npy(path, input_name, dtype)
+    if labelling.names is not None:
+        raise DataError(f"'{shown(path)}' has no class folders that `label_map` could number: leave it out")
+    return opened
 
 
 def _check_shape(
     shape: tuple[int, ...],
-    source: Source,
+    source: Opened,
     path: Path,
     preprocess: Preprocess,
     input_name: str,
@@ -146,13 +239,13 @@ def _check_shape(
     if len(shape) == len(wanted) and all(w in (None, s) for s, w in zip(shape, wanted, strict=True)):
         return
     advice = (
-        "store its float tensors, which are taken as they are, in the model's shape"
+        "store its arrays, which are taken as they are, in the model's shape"
         if isinstance(source, ReadyTensors)
         else _advice(shape, wanted, preprocess, input_name)
     )
     takes = ", ".join("?" if w is None else str(w) for w in wanted)
     raise DataError(
-        f"images of '{path}' come out as ({', '.join(map(str, shape))}), "
+        f"images of '{shown(path)}' come out as ({', '.join(map(str, shape))}), "
         f"but the model's input '{input_name}' takes ({takes}): {advice}"
     )
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from calib.data.calibration import hash_contents
-from calib.data.preprocess import Preprocess
+from calib.data.preprocess import FLOAT, Preprocess
 
-__all__ = ["ReadyTensors", "Source", "StoredImages", "digest_of", "filled"]
+__all__ = ["ReadyTensors", "Source", "StoredImages", "digest_of", "filled", "shown"]
 
 
 class Source(Protocol):
@@ -30,7 +32,7 @@ class Source(Protocol):
         """SHA-256 in hex by which two sources are told apart: of the images, or of files their names and sizes."""
 
     def take(self, indices: np.ndarray, preprocess: Preprocess, draws: np.ndarray | None = None) -> np.ndarray:
-        """The images at some indices, preprocessed: float32, the first axis along the indices.
+        """The images at some indices, preprocessed, the first axis along the indices.
 
         Args:
             indices: of the images.
@@ -38,7 +40,8 @@ class Source(Protocol):
             draws: (N, 4), by which a part of each image is taken, as for `Preprocess.apply`; None: the centre.
 
         Raises:
-            DataError: an image cannot be read, or the images come out in different sizes.
+            DataError: an image cannot be read, or the images come out in different sizes, or in a type that images
+                cannot be made into.
         """
 
 
@@ -66,19 +69,19 @@ class StoredImages:
         if draws is not None:
             images, size = chosen.transpose(0, 2, 3, 1), preprocess.size or (h, w)
             planes = (preprocess.channels, *size) if preprocess.layout == "NCHW" else (*size, preprocess.channels)
-            return filled(n, planes, lambda i: preprocess.apply(images[i], draws[i]))
+            return filled(n, planes, lambda i: preprocess.apply(images[i], draws[i]), preprocess.dtype)
         if preprocess.size == (h, w):
             preprocess = replace(preprocess, resize=None)
         if preprocess.resize is None and preprocess.size in (None, (h, w)) and c in (1, preprocess.channels):
             return preprocess.apply_batch(np.broadcast_to(chosen, (n, preprocess.channels, h, w)))
         images = chosen.transpose(0, 2, 3, 1)
         shape = preprocess.apply(images[0]).shape
-        return filled(n, shape, lambda i: preprocess.apply(images[i]))
+        return filled(n, shape, lambda i: preprocess.apply(images[i]), preprocess.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class ReadyTensors:
-    """What goes into the network as it is: floats, (N, ...)."""
+    """What goes into the network as it is, (N, ...): floats, or integers of the input's own type."""
 
     tensors: np.ndarray
     labels: np.ndarray | None
@@ -91,7 +94,9 @@ class ReadyTensors:
         return digest_of("ready", self.tensors, self.labels)
 
     def take(self, indices: np.ndarray, preprocess: Preprocess, draws: np.ndarray | None = None) -> np.ndarray:
-        """As `Source.take`; nothing is preprocessed, and no part is taken."""
+        """As `Source.take`; nothing is preprocessed, and no part is taken. Floats become float32."""
+        if self.tensors.dtype.kind != "f":
+            return np.asarray(self.tensors[indices])
         with np.errstate(over="ignore"):  # infinities are found later, with a clear error
             return np.asarray(self.tensors[indices], np.float32)
 
@@ -104,17 +109,24 @@ def digest_of(kind: str, *parts: np.ndarray | str | None) -> str:
             sha.update(f"{part.dtype.str} {part.shape}".encode())
             hash_contents(sha, part)
         else:
-            sha.update(f"{part}\n".encode())
+            sha.update(f"{part}\n".encode(errors="surrogateescape"))  # names of files that are no UTF-8
     return sha.hexdigest()
 
 
-def filled(count: int, shape: tuple[int, ...], load: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Float32 (count, *shape) of what `load` gives for 0 to count - 1, loaded in threads.
+def shown(path: Path | str) -> str:
+    """A path as it can be printed: bytes that are no UTF-8 become escapes such as \\xff."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def filled(
+    count: int, shape: tuple[int, ...], load: Callable[[int], np.ndarray], dtype: np.dtype = FLOAT
+) -> np.ndarray:
+    """Array (count, *shape) of what `load` gives for 0 to count - 1, loaded in threads.
 
     Threads are enough, as Pillow decodes and resizes without the GIL. The first error that `load` raises is raised
     here, and what has not begun by then is not loaded.
     """
-    out = np.empty((count, *shape), np.float32)
+    out = np.empty((count, *shape), dtype)
 
     def put(index: int) -> None:
         out[index] = load(index)

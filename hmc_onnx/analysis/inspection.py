@@ -121,6 +121,11 @@ def _closed(name: str, shape: tuple[int | None, ...], size: tuple[int, int] | No
     closed = tuple(d for d in dims if d is not None)
     if len(closed) < len(dims):
         shown = ", ".join("?" if d is None else str(d) for d in dims)
+        if len(dims) != 4:
+            raise ModelError(
+                f"the model leaves axes of its input '{name}' open ({shown}), which is not of images: "
+                "export it with that input's shape fixed"
+            )
         raise ModelError(f"the model leaves the size of its input '{name}' open ({shown}): give `size=(HEIGHT, WIDTH)`")
     return closed
 

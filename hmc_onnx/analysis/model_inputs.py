@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 
 from calib.data.calibration import CalibrationData, from_reader
-from calib.data.preprocess import PRESETS, Preprocess
-from calib.data.readers import Selection, read
-from passes.core.errors import DataError, ModelError, SettingsError
+from calib.data.preprocess import Preprocess
+from calib.data.readers import Selection, read, read_several
+from hmc_onnx.records.images import Images
+from passes.core.errors import DataError, ModelError
 from passes.graph.external import is_external
 from passes.graph.files import load
 from passes.graph.protos import check, first_line
@@ -22,6 +24,7 @@ __all__ = [
     "check_supported",
     "check_varied",
     "fit",
+    "for_input",
     "is_float",
     "load_data",
     "load_supported",
@@ -94,50 +97,60 @@ def _tensor_type(value: onnx.ValueInfoProto) -> tuple[np.dtype, tuple[int | None
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), dims
 
 
-def preprocessing(
-    preset: str | None,
-    *,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    size: tuple[int, int] | None = None,
-    layout: str | None = None,
-) -> Preprocess:
+def preprocessing(preset: str | None = None, **options: Any) -> Preprocess:
     """A preset with some values changed; without a preset, images scaled to [0, 1] in the layout NCHW.
 
+    Args:
+        preset: "cifar10", "imagenet" or None.
+        options: the fields of `hmc_onnx.records.images.Images` that say how an image becomes the input: `mean`, `std`,
+            `size`, `resize`, `interpolation`, `layout`, `channels`, `scale`.
+
     Raises:
-        SettingsError: the preset is unknown or a value does not fit.
+        SettingsError: the preset or an option is unknown, or a value does not fit.
     """
-    if preset is not None and preset not in PRESETS:
-        raise SettingsError(f"unknown preset '{preset}': use {' or '.join(PRESETS)}, or give `mean`, `std` and `size`")
-    base = PRESETS[preset] if preset else Preprocess(size=None, resize=None, mean=(0.0,) * 3, std=(1.0,) * 3)
-    return base.with_overrides(mean=mean, std=std, size=size, layout=layout)
+    return Images.model_validate({"preset": preset, **options}).preprocess()
 
 
 def load_data(
     proto: onnx.ModelProto,
     path: str | os.PathLike[str],
-    preprocess: Preprocess,
+    preprocess: Preprocess | Images,
     *,
     samples: int | None,
     seed: int = 0,
     split: str = "train",
 ) -> CalibrationData:
-    """Read images for a model with one image input.
+    """Read images for a model with one image input, or an .npz file with an array for each input.
+
+    Args:
+        proto: the model.
+        path: of the images, as `calib.data.readers.read` takes it.
+        preprocess: how an image becomes the model's input; or `Images`, which also says how labels become class
+            numbers, and whether unreadable files are left out.
+        samples: how many to draw, or all if None.
+        seed: of the draw.
+        split: "train" or "test", for data that have both.
 
     Raises:
         DataError: the data cannot be read or do not fit the model.
-        ModelError: the model has another number of inputs.
+        SettingsError: the model is to be fed pixels as they are, and the preprocessing would normalise them.
     """
     inputs = signature(proto)
+    options = preprocess if isinstance(preprocess, Images) else Images()
+    labelling = options.labelling()
+    selection = Selection(samples, seed, split, options.skip_unreadable)
     if len(inputs) != 1:
-        raise ModelError(
-            f"the model has {len(inputs)} inputs ({', '.join(inputs)}) and image files fit one: "
-            "use the Python API with a CalibrationDataReader"
-        )
-    ((name, (_, shape)),) = inputs.items()
-    selection = Selection(samples, seed, split)
-    data = read(path, input_name=name, input_shape=shape, preprocess=preprocess, selection=selection)
+        return fit(proto, read_several(path, tuple(inputs), selection, labelling))
+    ((name, (dtype, shape)),) = inputs.items()
+    how = preprocess.preprocess() if isinstance(preprocess, Images) else preprocess
+    how = for_input(how, dtype)
+    data = read(path, input_name=name, input_shape=shape, preprocess=how, selection=selection, labelling=labelling)
     return fit(proto, data)
+
+
+def for_input(preprocess: Preprocess, dtype: np.dtype) -> Preprocess:
+    """The preprocessing that gives an input's element type: float32 for all floats, which `fit` casts."""
+    return preprocess if is_float(dtype) else replace(preprocess, dtype=dtype)
 
 
 def fit(
@@ -172,6 +185,13 @@ def fit(
         fits = len(shape) == array.ndim and all(
             d in (None, n) for d, n in zip(shape[1:], array.shape[1:], strict=False)
         )
+        if len(shape) == array.ndim + 1 and all(
+            d in (None, n) for d, n in zip(shape[2:], array.shape[1:], strict=True)
+        ):
+            raise DataError(
+                f"the data for input '{name}' have no batch axis: give arrays of shape {_shown(shape)}, "
+                "such as image[None] for one image"
+            )
         if not fits:
             raise DataError(
                 f"input '{name}' wants {_shown(shape)} and the data have {_shown((None, *array.shape[1:]))}: "
@@ -184,7 +204,7 @@ def fit(
     if batch and batch[0] is not None and len(data) < batch[0]:
         raise DataError(f"the model takes batches of {batch[0]} and there are {len(data)} samples: give more")
     unchanged = all(feeds[name] is data.feeds[name] for name in feeds)  # and so checked and hashed once
-    return data if unchanged else CalibrationData(feeds, data.labels, data.source)
+    return data if unchanged else CalibrationData(feeds, data.labels, data.source, data.origin)
 
 
 def check_varied(data: CalibrationData) -> None:
@@ -202,7 +222,14 @@ def noise(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Cali
     """Random feeds of some shapes in the types of the model's inputs, for where only the sizes matter."""
     rng = np.random.default_rng(0)
     types = {name: dtype for name, (dtype, _) in signature(proto).items()}
-    return CalibrationData({n: rng.random(s).astype(types[n]) for n, s in shapes.items()}, None, "noise")
+    return CalibrationData({n: _noise(rng, s, types[n]) for n, s in shapes.items()}, None, "noise")
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Bytes of pixels for inputs of 8-bit integers, and else numbers from 0 to 1."""
+    if dtype in (np.uint8, np.int8):
+        return rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    return rng.random(shape).astype(dtype)
 
 
 def is_float(dtype: np.dtype) -> bool:

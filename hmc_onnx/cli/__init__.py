@@ -31,8 +31,9 @@ class _Commands(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if name is not None and command is not None:
             from hmc_onnx.cli.commands import commands
+            from hmc_onnx.cli.options import spread
 
-            command = commands().get_command(ctx, name)
+            command, rest = commands().get_command(ctx, name), spread(rest)
         return name, command, rest
 
 

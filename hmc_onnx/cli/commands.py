@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from hmc_onnx.cli.console import progress_bar, show
 from hmc_onnx.cli.groups import (
     Config,
+    Data,
     Images,
     Labels,
     Output,
@@ -69,6 +70,7 @@ def commands() -> TyperGroup:
     COMMANDS["compress"],
     Output,
     Config,
+    Data,
     Images,
     TestImages,
     Labels,
@@ -128,7 +130,7 @@ def inspect(model: Model, given: Given) -> None:
     show(tables(supported(model, given), asked.size, asked.layout))
 
 
-@command(app, "profile", COMMANDS["profile"], Output, Config, Images, Settings, Quick, Work)
+@command(app, "profile", COMMANDS["profile"], Output, Config, Data, Images, Settings, Quick, Work)
 def profile(model: Model, given: Given) -> None:
     """Measure the candidates of a model."""
     from hmc_onnx.run import Run
@@ -168,7 +170,7 @@ def plan(
     show(plan_tables(result), f"Written: {output}")
 
 
-@command(app, "apply", COMMANDS["apply"], PlanFile, Output, Config, Images)
+@command(app, "apply", COMMANDS["apply"], PlanFile, Output, Config, Data, Images)
 def apply(model: Model, given: Given) -> None:
     """Carry a plan out."""
     from hmc_onnx.records.plan import Plan
@@ -190,6 +192,7 @@ def apply(model: Model, given: Given) -> None:
     "verify",
     COMMANDS["verify"],
     Config,
+    Data,
     Images,
     Labels,
     Group(Settings, only=("samples", "seed", "provider", "threads")),

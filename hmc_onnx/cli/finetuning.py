@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hmc_onnx.cli.console import progress_bar, show
-from hmc_onnx.cli.groups import Config, Images, Labels, Output, Teacher
+from hmc_onnx.cli.groups import Config, Data, Images, Labels, Output, Teacher
 from hmc_onnx.cli.help import COMMANDS
 from hmc_onnx.cli.options import Given, Group, command
 from hmc_onnx.cli.reading import inputs_of
@@ -33,6 +33,7 @@ app = typer.Typer()
     Teacher,
     Output,
     Config,
+    Data,
     Images,
     Labels,
     FineTuning,

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from hmc_onnx.cli.options import Group
 from hmc_onnx.finetune.options import FineTuning
 from hmc_onnx.records.goal import Goal
+from hmc_onnx.records.images import Images
 from hmc_onnx.records.options import Option, Options
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.records.work import Work
 
-if TYPE_CHECKING:
-    from calib.data.preprocess import Preprocess
-
 __all__ = [
     "GROUPS",
     "Config",
+    "Data",
     "Images",
     "Labels",
     "Output",
@@ -31,7 +30,7 @@ __all__ = [
     "Training",
 ]
 
-FILES, DATA = "Model and files", "Data and preprocessing"
+FILES, DATA = "Model and files", Images.panel
 
 
 class Output(Options):
@@ -74,39 +73,16 @@ class Teacher(Options):
     )
 
 
-class Images(Options):
-    """Images, and how they become the model's input."""
+class Data(Options):
+    """Where images are."""
 
     panel: ClassVar[str] = DATA
 
     data: Annotated[Path | None, Option(metavar="PATH")] = Field(
         default=None,
-        description="Images: an .npz file, a folder of images, flat or with a folder for each class, or CIFAR's own "
-        "folder.",
+        description="Images: an .npz or .npy file, a folder of images, flat or with a folder for each class, or "
+        "CIFAR's own folder.",
     )
-    preset: Annotated[
-        Literal["cifar10", "imagenet"] | None, Option(default="images are scaled to [0, 1] and nothing else")
-    ] = Field(default=None, description="Size, mean and standard deviation that the model was trained with.")
-    mean: Annotated[
-        tuple[float, ...] | None,
-        Option(given=tuple[float, float, float], metavar="R G B", default="the preset's", example="[0.5, 0.5, 0.5]"),
-    ] = Field(default=None, description="Mean of each channel of images that are scaled to [0, 1].")
-    std: Annotated[
-        tuple[float, ...] | None,
-        Option(given=tuple[float, float, float], metavar="R G B", default="the preset's", example="[0.2, 0.2, 0.2]"),
-    ] = Field(default=None, description="Standard deviation of each channel of images that are scaled to [0, 1].")
-    size: Annotated[
-        tuple[int, int] | None, Option(metavar="H W", default="the preset's, or that of the images", example="[32, 32]")
-    ] = Field(default=None, description="Height and width of the model's input.")
-    layout: Annotated[Literal["NCHW", "NHWC"] | None, Option(default="NCHW")] = Field(
-        default=None, description="Order of the axes of the model's input."
-    )
-
-    def preprocess(self) -> Preprocess:
-        """How an image becomes the model's input; raises SettingsError."""
-        from hmc_onnx.analysis.model_inputs import preprocessing
-
-        return preprocessing(self.preset, mean=self.mean, std=self.std, size=self.size, layout=self.layout)
 
 
 class TestImages(Options):
@@ -156,8 +132,8 @@ class Report(Options):
 
 
 RECORDS: tuple[Any, ...] = (
-    Output, Config, PlanFile, Teacher, Images, TestImages, Labels, Goal, Settings, Quick, Work, Training, FineTuning,
-    Report,
+    Output, Config, PlanFile, Teacher, Data, Images, TestImages, Labels, Goal, Settings, Quick, Work, Training,
+    FineTuning, Report,
 )  # fmt: skip
 GROUPS = [Group(record) for record in RECORDS]
 """All options of all commands."""

@@ -21,7 +21,7 @@ from rich.markup import escape
 from hmc_onnx.records.options import Option, Options
 from passes.core.errors import SettingsError
 
-__all__ = ["Given", "Group", "OptionField", "alternatives", "command", "groups_of"]
+__all__ = ["Given", "Group", "OptionField", "alternatives", "command", "groups_of", "spread"]
 
 _R = TypeVar("_R", bound=Options)
 
@@ -233,3 +233,34 @@ def command(
 def alternatives(names: Sequence[str]) -> str:
     """Names, as in "a, b or c"."""
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def spread(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which `--mean 0.5 0.5 0.5` is `--mean 0.5 --mean 0.5 --mean 0.5`, the form that typer knows.
+
+    This is done for the options that take one number or more.
+    """
+    from hmc_onnx.cli.groups import GROUPS
+
+    several = {field.flags[0] for group in GROUPS for field in group if field.type == list[float]}
+    found: list[str] = []
+    option, given = "", False
+    for argument in arguments:
+        if argument in several:
+            option, given = argument, False
+        elif option and _is_number(argument):
+            if given:
+                found.append(option)
+            given = True
+        else:
+            option = ""
+        found.append(argument)
+    return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

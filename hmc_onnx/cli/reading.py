@@ -61,8 +61,7 @@ def calibration_images(proto: onnx.ModelProto, given: Given, samples: int, seed:
         DataError: they cannot be read, do not fit the model, or are all alike.
         SettingsError: none were given, or the preprocessing makes no sense.
     """
-    preprocess = given.of(Images).preprocess()
-    data = load_data(proto, given.need("data"), preprocess, samples=samples, seed=seed)
+    data = load_data(proto, given.need("data"), given.of(Images), samples=samples, seed=seed)
     check_varied(data)
     return _labelled(data, given)
 
@@ -88,7 +87,7 @@ def images_at(
 ) -> CalibrationData:
     """Images of a path: its test split where it has splits; raises as above."""
     split = "test" if "test" in splits(path) else "train"
-    data = load_data(proto, path, given.of(Images).preprocess(), samples=samples, seed=seed, split=split)
+    data = load_data(proto, path, given.of(Images), samples=samples, seed=seed, split=split)
     return _labelled(data, given)
 
 

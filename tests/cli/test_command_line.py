@@ -154,7 +154,7 @@ def test_help_imports_nothing_heavy() -> None:
         ({"model": "truncated.onnx"}, "truncated.onnx"),
         ({"model": "text.onnx"}, "is not an ONNX file"),
         ({"model": "relu.onnx"}, "has no Conv"),
-        ({"model": "larger.onnx"}, "--size"),
+        ({"model": "larger.onnx"}, "size"),
         ({"data": "nothing"}, "does not exist"),
         ({"data": "empty"}, "empty"),
         ({"data": "broken"}, "a.png"),
