@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from calib.measure.latency_table import Entry, LatencyTable, cached_table, read_
 from calib.runtime.batching import serving_batch, serving_feeds
 from calib.runtime.sessions import Runtime
 from hmc_onnx.execution.context import Context
-from hmc_onnx.execution.executor import _BACKENDS
 from hmc_onnx.planning import accuracy_search as searching
 from hmc_onnx.planning import planner
 from hmc_onnx.planning.accuracy_search import split
@@ -30,8 +28,10 @@ from passes.core.errors import DataError, SettingsError
 from passes.core.progress import Progress, silent
 from passes.probe import Probe
 
+pytestmark = pytest.mark.usefixtures("few_iterations")
+
 SETTINGS = hmc_onnx.Settings(
-    samples=48, kl_samples=32, positions=16, align=4, chunk=16, provider="cpu", threads=1, batch=4, latency=True
+    samples=32, kl_samples=16, positions=8, align=4, chunk=16, provider="cpu", threads=1, batch=4, latency=True
 )
 
 
@@ -39,7 +39,7 @@ def told(
     probes: Sequence[Probe], runtime: Runtime, progress: Progress = silent
 ) -> Iterator[tuple[Probe, Estimate | None]]:
     """Times that follow the MACs and the number of kernels: what is measured in passing is now and then all noise."""
-    yield from ((p, Estimate(1e-6 * len(p.links) + 1e-10 * p.macs, 0.0)) for p in probes)
+    yield from ((p, Estimate(1e-6 * len(p.links) + 1e-9 * p.macs, 0.0)) for p in probes)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,16 +52,11 @@ def _clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def original() -> onnx.ModelProto:
-    return resnet((2, 2), (16, 32), size=16, classes=5)
+    return resnet((2, 2), (8, 16), size=8, classes=5)
 
 
-@pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_BACKENDS, "processes", contextlib.nullcontext)
-
-
-def calibration(count: int = 48, labels: bool = False) -> CalibrationData:
-    x = images(count, 16)
+def calibration(count: int = 32, labels: bool = False) -> CalibrationData:
+    x = images(count, 8)
     return CalibrationData({"input": x}, np.arange(count) % 5 if labels else None, "noise")
 
 
@@ -143,13 +138,13 @@ def test_a_model_compressed_for_the_time_runs_and_says_what_it_takes(original: o
     assert result.plan.latency is not None
     assert result.plan.latency.measured is not None and result.plan.latency.uncertainty is not None
     assert 4 in {t.batch for t in result.report.timings}
-    assert np.isfinite(run(result.model, images(3, 16))[0]).all()
+    assert np.isfinite(run(result.model, images(3, 8))[0]).all()
     assert result.report.b.macs < result.report.a.macs
 
 
 def test_a_table_of_another_machine_plans_for_that(tmp_path: Path) -> None:
     # with padded shortcuts, how many channels a layer of a stage keeps depends on the data, so not all can be foreseen
-    original = resnet((2, 2), (16, 32), shortcut="B", size=16, classes=5)
+    original = resnet((2, 2), (8, 16), shortcut="B", size=8, classes=5)
     own = measure_table(Context(original, calibration(), SETTINGS))
     other = LatencyTable(machine=own.machine.model_copy(update={"processor": "another"}), entries=own.entries)
     other.write(tmp_path / "other.json")
