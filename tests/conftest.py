@@ -1,7 +1,7 @@
 """What all tests share: no more processes, threads and time than a test needs.
 
 Where tests run side by side, in processes of pytest-xdist, each has one thread, as more would only wait for another.
-Tasks run in the process of the test, unless a test asks for workers (`Work(jobs=2)`, or `workers_by_default`), which take
+Tasks run in the process of the test unless it asks for workers (`Work(jobs=2)`, or `workers_by_default`), which take
 seconds to start. Times are measured for no longer than they have to be, as no test looks at what they are; the user's
 cache of them is left alone.
 """
@@ -11,11 +11,15 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
 os.environ["LOKY_MAX_CPU_COUNT"] = "1"  # the cores that joblib counts
+settings.register_profile("quick", max_examples=6)
+settings.register_profile("thorough", max_examples=40)
+settings.load_profile("quick")  # but where --hypothesis-profile, which is read later, says otherwise
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it leaves in the background so, and what is interrupted in tests would inherit it.
