@@ -50,6 +50,17 @@ def few_iterations() -> Iterator[None]:
 
 
 @pytest.fixture
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the channels, or an SVD of half the MACs: for tests of many graphs, not of the choice among many."""
+    from passes.decompose import DECOMPOSITIONS
+
+    for constant in ("pruning_steps.SHARES", "candidates.RATIOS", "candidates.RATIOS_WHEN_PRUNED"):
+        monkeypatch.setattr(f"hmc_onnx.search_space.{constant}", (0.5,))
+    for name in set(DECOMPOSITIONS) - {"svd"}:
+        monkeypatch.delitem(DECOMPOSITIONS, name)
+
+
+@pytest.fixture
 def workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers where nobody says how many, in this process and in those that it starts."""
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")

@@ -35,13 +35,14 @@ TABLE = {
     "light_zfnet512": (0.8, 2500, 0),
 }
 QUICKEST = "light_squeezenet"
+HEAVY = {"light_bvlc_alexnet", "light_vgg19", "light_zfnet512"}  # hundreds of megabytes, most of them in one layer
 
 
 def test_the_table_has_every_network() -> None:
     assert sorted(TABLE) == light_names()
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in HEAVY else n for n in TABLE])
 def test_a_network_is_inspected_and_rewritten_without_a_change_to_what_it_computes(name: str) -> None:
     original = light(name)
     console = Console(width=200, record=True, file=io.StringIO())
@@ -52,9 +53,13 @@ def test_a_network_is_inspected_and_rewritten_without_a_change_to_what_it_comput
     assert re.search(r"In all: [\d,]+ MACs an image", said)
 
     groups = TABLE[name][2]
+    for node in original.graph.node:  # with weights by chance the most probable class has all: scores tell more
+        if node.op_type == "Softmax":
+            node.op_type = "Identity"
+            del node.attribute[:]
     subjects, share = check_rewritten(original, images_of(original, 1))
     assert len(subjects.groups) >= groups  # in the pipeline some layers are left alone
-    assert share < 1 if groups else share == 1
+    assert (share < 1) == any(group.size > 1 for group in subjects.groups.values())
 
 
 @pytest.mark.usefixtures("few_candidates")
