@@ -1,1 +1,1 @@
-"""The floor that measures: data readers, onnxruntime sessions, statistics, sensitivity, latency."""
+"""Measuring with onnxruntime: image data, sessions, second moments, sensitivity and latency."""

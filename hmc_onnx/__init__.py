@@ -1,18 +1,25 @@
-"""hmc_onnx makes a trained ONNX ResNet smaller and faster, with no training: see `compress`.
+"""hmc_onnx makes a trained ONNX ResNet smaller and faster, without training: see `compress`.
 
-`hmc_onnx.api` lists the public names; they are imported when first used, so that `import hmc_onnx` is instant.
+The public names are those of `hmc_onnx.api`. They are imported at first use, so that `import hmc_onnx` is instant.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hmc_onnx.own_modules import check_own_modules
+
 if TYPE_CHECKING:
     from hmc_onnx.api import *  # noqa: F403
 
+    __version__: str
+
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("hmc-onnx")
     if name.startswith("__") and name != "__all__":
         raise AttributeError(f"module 'hmc_onnx' has no attribute '{name}'")
+    check_own_modules()
     api = import_module("hmc_onnx.api")
     if name != "__all__" and name not in api.__all__:
         raise AttributeError(f"module 'hmc_onnx' has no attribute '{name}'")

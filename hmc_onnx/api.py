@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import onnx
 
@@ -24,6 +24,8 @@ from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import Profile
 from hmc_onnx.records.settings import QUICK, Settings
 from hmc_onnx.records.work import HERE, Work
+from hmc_onnx.reporting.summary import as_html, as_text
+from hmc_onnx.reporting.tables import comparison
 from hmc_onnx.run import DataLike, ModelLike, Run, opened
 from passes.core.errors import DataError, HmcError, ModelError, OutputError, PlanError, SettingsError
 from passes.core.progress import Progress
@@ -75,18 +77,26 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A compressed model, what was done to it, what that was decided on, and how it compares."""
 
-    model: onnx.ModelProto = field(repr=False)
-    plan: Plan = field(repr=False)
-    profile: Profile = field(repr=False)
+    model: onnx.ModelProto
+    plan: Plan
+    profile: Profile
     report: Verification
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model atomically; raises OutputError."""
         save(self.model, path)
+
+    def __str__(self) -> str:
+        return as_text(comparison(self.report))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return as_html(comparison(self.report))
 
 
 def compress(
@@ -121,8 +131,9 @@ def compress(
         images = run.data if test is None else fit(proto, test)
         check_labels(proto, images, settings.runtime)
         found = run.reach(goal)
-        report = run.verify(found.model, images).model_copy(update={"curve": found.curve})
-        return Result(brought_in(found.model), found.plan, run.profile(), report)
+        served = run.serve(found.model)
+        report = run.verify(served, images).model_copy(update={"curve": found.curve})
+        return Result(brought_in(served), found.plan, run.profile(), report)
 
 
 def profile(model: ModelLike, calibration: DataLike, settings: Settings | None = None, work: Work = HERE) -> Profile:

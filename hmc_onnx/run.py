@@ -138,6 +138,14 @@ class Run(Context):
             raise PlanError("the plan was made with other calibration data: give the same data and seed, or plan again")
         return apply(self, plan)
 
+    def serve(self, compressed: onnx.ModelProto) -> onnx.ModelProto:
+        """A compressed model in the precision of the settings; in float32 it is the model itself.
+
+        Raises:
+            ModelError: the model cannot be quantised.
+        """
+        return self.served_form(compressed)
+
     def verify(self, compressed: onnx.ModelProto, images: DataLike | None = None) -> Verification:
         """Compare a compressed model with the original.
 

@@ -1,1 +1,1 @@
-"""The floor that knows graphs: load and save, normalisation, channel groups, decompositions, cost."""
+"""Graph passes: normalisation, pruning, decompositions, removal of residual branches. No onnxruntime, no torch."""

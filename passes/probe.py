@@ -39,6 +39,8 @@ OPSET = 14  # the oldest with all ACTIVATIONS
 class Probe:
     """Links in a chain, the spatial size of their input, the batch, the element type, and what follows them.
 
+    An element type of int8 says that the probe is to be quantised; its model is in float still.
+
     Its text is its identity: probes of one text are measured once.
     """
 
@@ -132,7 +134,8 @@ def probe_model(probes: Sequence[Probe], parts: Parts = Parts.LINKS) -> onnx.Mod
 class _Builder:
     def __init__(self, probe: Probe) -> None:
         self.batch, self.dtype = probe.batch, probe.dtype
-        self.type = helper.np_dtype_to_tensor_dtype(np.dtype("float32" if probe.dtype == "bfloat16" else probe.dtype))
+        own = "float32" if probe.dtype in ("bfloat16", "int8") else probe.dtype
+        self.type = helper.np_dtype_to_tensor_dtype(np.dtype(own))
         self.rng = np.random.default_rng(0)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []

@@ -1,1 +1,1 @@
-"""Calibration data: reading, choosing and preprocessing images."""
+"""Image data: files and Python readers, the choice of images, preprocessing."""

@@ -236,14 +236,25 @@ def hash_contents(sha: hashlib._Hash, array: np.ndarray) -> None:
         sha.update(array[start : start + _BLOCK].tobytes())
 
 
-def check_finite(name: str, array: np.ndarray, source: str) -> None:
-    """Raise DataError if the samples of an input hold NaN or infinity."""
+def check_finite(name: str, array: np.ndarray, source: str, places: np.ndarray | None = None) -> None:
+    """Check that the samples of an input hold neither NaN nor infinity.
+
+    Args:
+        name: of the input.
+        array: its samples, along the first axis.
+        source: where they are from, for the message.
+        places: of the samples in the source, (N,); default: their places in the array.
+
+    Raises:
+        DataError: a sample does; the message gives its place.
+    """
     if array.dtype.kind != "f":
         return
     for start in range(0, len(array), _BLOCK):
         bad = ~np.isfinite(array[start : start + _BLOCK])
         if bad.any():
             sample = start + int(bad.reshape(len(bad), -1).any(1).argmax())
+            sample = sample if places is None else int(places[sample])
             raise DataError(
                 f"input '{name}' holds NaN or infinity in sample {sample} of {source}: leave that sample out"
             )

@@ -41,7 +41,7 @@ class ImageFolder:
             if image.shape != shape:
                 raise DataError(
                     f"image '{files[index]}' comes out as {image.shape} and '{files[0]}' as {shape}: "
-                    "set --size or --preset to bring all images to one size"
+                    "set `size` or `preset` to bring all images to one size"
                 )
             return image
 

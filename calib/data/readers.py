@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calib.data.calibration import CalibrationData
+from calib.data.calibration import CalibrationData, check_finite
 from calib.data.cifar import cifar_splits, open_cifar
 from calib.data.folder import open_folder
 from calib.data.npz import npz_splits, open_npz
@@ -85,8 +85,11 @@ def read(
     total = len(source)
     chosen = selection.of(total)
     drawn = f"{total}" if len(chosen) == total else f"{len(chosen)} of {total}"
+    taken = source.take(chosen, preprocess)
+    if len(chosen) < total and isinstance(source, ReadyTensors):
+        check_finite(input_name, taken, f"'{path}'", chosen)  # here, where a sample's place in the file is known
     return CalibrationData(
-        {input_name: source.take(chosen, preprocess)},
+        {input_name: taken},
         None if source.labels is None else source.labels[chosen],
         f"{drawn} images of '{path}'",
     )
@@ -165,11 +168,11 @@ def _advice(shape: tuple[int, ...], wanted: tuple[int | None, ...], preprocess: 
         return f"images cannot fit this, so store ready float tensors as '{input_name}' in an .npz file"
     layout, options = possible[0], []
     if layout != preprocess.layout:
-        options.append(f"--layout {layout}")
+        options.append(f"`layout='{layout}'`")
     if not fitting:
-        options.append(f"--mean and --std (each {wanted[axes[layout]]} long)")
+        options.append(f"`mean` and `std` (each {wanted[axes[layout]]} long)")
     sides = shape[1:] if preprocess.layout == "NCHW" else shape[:-1]
     wanted_sides = wanted[1:] if layout == "NCHW" else wanted[:-1]
     if any(w not in (None, s) for s, w in zip(sides, wanted_sides, strict=True)):
-        options.append("--size or --preset")
+        options.append("`size` or `preset`")
     return f"set {' and '.join(options)}"

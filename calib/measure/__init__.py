@@ -1,1 +1,1 @@
-"""Measuring on onnxruntime: second moments, sensitivity, latency."""
+"""Measurements on onnxruntime: second moments of layers' inputs, sensitivity to changed weights, latency."""

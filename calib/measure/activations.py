@@ -1,4 +1,4 @@
-"""Activations held for a walk: in memory up to a bound, past it on disk."""
+"""The activations that a walk keeps: in memory up to a bound, beyond it on disk."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Activations", "Store"]
 
 
 class Store:
-    """The bound, which all chunks of a walk share.
+    """Counts the bytes in memory against a bound, and gives out files for the rest. All chunks of a walk share one.
 
     Args:
-        memory: bytes of activations to hold in memory; None: all. What is read again from disk comes on top, one
-            tensor of a chunk at a time.
+        memory: bytes of activations to hold in memory; None: no bound. A tensor that is read back from disk is not
+            counted; a walk reads one tensor of one chunk at a time.
     """
 
     def __init__(self, memory: int | None = None) -> None:
@@ -27,14 +27,17 @@ class Store:
         self._numbers = itertools.count()
 
     def place(self) -> Path:
-        """A new file's path."""
+        """The path of a new file, in a temporary folder of this store."""
         if self._folder is None:
             self._folder = TemporaryDirectory(prefix="hmc_onnx-")
         return Path(self._folder.name) / f"{next(self._numbers)}.npy"
 
 
 class Activations(MutableMapping[str, np.ndarray]):
-    """The tensors of one chunk, by name."""
+    """The tensors of one chunk of images, by name, as a mapping.
+
+    The feeds are the caller's and are not counted against the bound; what is set later is.
+    """
 
     def __init__(self, store: Store, feeds: Mapping[str, np.ndarray]) -> None:
         self._store = store

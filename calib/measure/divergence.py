@@ -1,4 +1,4 @@
-"""How far a changed network's outputs are from the original's: KL divergence, and top-1 where labels exist."""
+"""Distance of a changed network's outputs from the original's: KL divergence, and top-1 where there are labels."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from scipy.special import log_softmax
 
 __all__ = ["divergence", "divergences", "kl_divergence", "log_probabilities", "temperature", "top1"]
 
-# Of the largest class probability, a mean that leaves something to be seen of the others.
+# Target mean of the top-1 probability when the temperature is chosen.
 SURE = 0.95
-# The highest temperature that is tried.
+# Upper bound of the search for the temperature.
 HOTTEST = 1e3
 
 
 def log_probabilities(outputs: np.ndarray) -> np.ndarray:
-    """Log class probabilities (N, K), float64, of logits or of probabilities (a network that ends in Softmax).
+    """Log class probabilities (N, K), float64, from logits or from probabilities (of a network that ends in Softmax).
 
-    Outputs that are non-negative and sum to 1 are probabilities: their logarithm is taken.
+    Outputs that are non-negative and sum to 1 are taken to be probabilities.
     """
     flat = outputs.reshape(len(outputs), -1).astype(np.float64)
     if (flat >= 0).all() and np.allclose(flat.sum(1), 1, atol=1e-3):
@@ -28,15 +28,22 @@ def log_probabilities(outputs: np.ndarray) -> np.ndarray:
 
 
 def kl_divergence(reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
-    """Mean KL(reference ‖ outputs) over all images, in nats; both as lists of batches of network outputs."""
+    """Mean KL(reference ‖ outputs) over all images, in nats; both are lists of batches of class scores (n, K)."""
     return max(float(_kl(reference, outputs).mean()), 0.0)
 
 
 def temperature(reference: Sequence[np.ndarray]) -> float:
-    """The least temperature, from 1, at which a network is no surer of its classes than `SURE`, as a mean over images.
+    """The lowest temperature, from 1, at which the mean top-1 probability of a network is at most `SURE`.
 
-    On images that it was trained on a network is sure: there the KL divergence comes from the few of which it is not,
-    and a mean over some hundred images says little. At a temperature (Hinton et al., arXiv:1503.02531) all tell.
+    A network is nearly certain on the images that it was trained on. There the KL divergence comes from the few images
+    of which it is not, so that its mean over some hundred images is noisy. At a temperature (Hinton et al.,
+    arXiv:1503.02531) all images contribute.
+
+    Args:
+        reference: class scores of the network, as a list of batches (n, K).
+
+    Returns:
+        The temperature; 1 where the network is not that certain, or where no temperature makes it less so (one class).
     """
     logs = np.concatenate([log_probabilities(batch) for batch in reference])
 
@@ -44,24 +51,24 @@ def temperature(reference: Sequence[np.ndarray]) -> float:
         return float(np.exp(log_softmax(logs / np.exp(log_heat), axis=1)).max(1).mean()) - SURE
 
     hottest = float(np.log(HOTTEST))
-    if excess(0.0) <= 0 or excess(hottest) >= 0:  # of one class any network is sure
+    if excess(0.0) <= 0 or excess(hottest) >= 0:  # a network with one class is always certain
         return 1.0
     return float(np.exp(brentq(excess, 0.0, hottest, xtol=1e-3)))
 
 
 def _kl(reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray], heat: float = 1.0) -> np.ndarray:
-    """KL divergence of each image (N,) at a temperature, times its square."""
+    """KL divergence of each image (N,) in nats, at the temperature `heat` and times its square."""
     found = []
     for a, b in zip(reference, outputs, strict=True):
         log_p, log_q = (log_softmax(log_probabilities(side) / heat, axis=1) for side in (a, b))
         p = np.exp(log_p)
-        nats = np.subtract(log_p, log_q, out=np.zeros_like(p), where=p > 0)  # not log(p / q), as q may underflow
+        nats = np.subtract(log_p, log_q, out=np.zeros_like(p), where=p > 0)  # in p / q, q may underflow
         found.append(heat**2 * (p * nats).sum(1))
     return np.concatenate(found)
 
 
 def divergence(reference: Sequence[Sequence[np.ndarray]], outputs: Sequence[Sequence[np.ndarray]]) -> float:
-    """The mean of `divergences`."""
+    """The mean of `divergences` over the images, in nats, at least 0."""
     return max(float(divergences(reference, outputs).mean()), 0.0)
 
 
@@ -71,12 +78,18 @@ def divergences(
     spread: Sequence[Sequence[np.ndarray]] | None = None,
     heat: float = 1.0,
 ) -> np.ndarray:
-    """Nats of each image (N,) over all outputs of a network, class scores first, each as a list of batches.
+    """Divergence of each image (N,) in nats, summed over all outputs of a network.
 
-    Of those, and of others of rank 2, it is the KL divergence at the temperature `heat`, times its square, which leaves
-    small differences of logits as large as they are at 1. Another output's values are taken for Gaussians of the
-    variance that they have over the images of `spread` (default: `reference`): then it is half the squared error as a
-    share of that.
+    For class scores it is the KL divergence at the temperature `heat`, times heat²: with this factor, small differences
+    of logits count as much as at temperature 1. For another output it is half the squared error as a share of the
+    output's variance, which is the KL divergence of two Gaussians of that variance.
+
+    Args:
+        reference: the original's outputs, each as a list of batches. The first one is class scores, and so is every
+            other output of rank 2.
+        outputs: the changed network's, in the same order.
+        spread: outputs of the original over which the variance is taken; default: `reference`.
+        heat: the temperature.
     """
     images = sum(len(batch) for batch in reference[0])
     total = np.zeros(images)
@@ -90,7 +103,7 @@ def _gaussian(
 ) -> np.ndarray:
     a, b, all_ = (_joined(side) for side in (reference, outputs, spread))
     squares = (a - b) ** 2 / (2 * max(all_.var(), np.finfo(float).tiny))
-    if len(squares) != images:  # not one entry an image
+    if len(squares) != images:  # the output has no batch axis
         return np.full(images, squares.mean())
     return np.asarray(squares.reshape(images, -1).mean(1))
 
@@ -100,6 +113,6 @@ def _joined(batches: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def top1(outputs: Sequence[np.ndarray], labels: np.ndarray) -> float:
-    """Share of images whose largest output is at the label."""
+    """Share of the images (0 to 1) whose largest score is that of the label."""
     predictions = np.concatenate([o.reshape(len(o), -1).argmax(1) for o in outputs])
     return float((predictions == labels).mean())

@@ -1,12 +1,13 @@
-"""Time of one run of each of several models, measured side by side.
+"""Latency: the time of one run of each of several models, measured side by side.
 
-What else a machine does only ever adds to a time, and adds more to a network of many small kernels, which wait for all
-threads at each: the ratio of two networks' medians moves with it, that of their lower deciles much less. So a time is
-the lower decile of many, and what was measured while a model known before took longer is measured again.
+Other load on the machine only ever adds to a time. It adds more to a network of many small kernels, because all threads
+have to meet at the end of each. So it changes the ratio of two networks' medians, and the ratio of their lower deciles
+much less. Therefore a time is the lower decile of many runs, and a measurement during which a model of known time took
+longer is repeated.
 
-A virtual machine moves: for some seconds or minutes its cores share a cache or do not, which a network feels the more,
-the smaller its kernels are. At two threads we saw one ResNet-56 take 9.7 ms and 10.8, and a compressed one 4.7 and 6.4
-beside it (0.49 and 0.59), at one thread 18.1 and 7.9 throughout.
+The cores of a virtual machine may share a cache for some seconds or minutes and then not, which slows networks of small
+kernels most. With two threads, one ResNet-56 took 9.7 ms and then 10.8, and a compressed one beside it 4.7 and then 6.4
+(ratios of 0.49 and 0.59); with one thread they took 18.1 and 7.9 throughout.
 """
 
 from __future__ import annotations
@@ -22,26 +23,31 @@ from calib.runtime.sessions import Session
 
 __all__ = ["DISTURBED", "PATIENCE", "Estimate", "Timings", "calm", "interleaved", "undisturbed"]
 
-# How long to measure: what else the machine does comes in spells of a second and more.
+# A turn runs each model once. Measure for at least SECONDS, because other load comes in spells of a second and more,
+# and for at least WARM_UP + REPEATS turns, of which the first WARM_UP are discarded.
 SECONDS = 3.0
 REPEATS, WARM_UP = 30, 3
-# Where they take longer than this in all, so many turns have to do, the first being the warm-up.
+# After LONG seconds, stop at the minimum number of turns (FEW), the first of which is then the warm-up.
 LONG, FEW = 12.0, 4
+# The quantile of a model's run times that is reported.
 DECILE = 0.1
-# A model that takes this much longer than before is disturbed, by a spell that may end within so many seconds.
+# A model that takes more than DISTURBED times its known time is disturbed; wait up to PATIENCE seconds for that to end.
 DISTURBED, PATIENCE = 1.04, 20.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, and the half-width of its 95 % interval."""
+    """A measured value and the half-width of its 95 % confidence interval, in the same unit."""
 
     value: float
     uncertainty: float
 
 
 def undisturbed(seconds: np.ndarray) -> Estimate:
-    """The lower decile of some times; its interval is that of order statistics: ranks q n ± 1.96 √(q (1 - q) n)."""
+    """The lower decile of run times (n,), in seconds.
+
+    Its confidence interval is that of order statistics: the values at ranks q n ± 1.96 √(q (1 - q) n).
+    """
     n, ordered = len(seconds), np.sort(seconds)
     spread = 1.96 * np.sqrt(DECILE * (1 - DECILE) * n)
     low, high = max(int(DECILE * n - spread), 0), min(int(np.ceil(DECILE * n + spread)), n - 1)
@@ -50,28 +56,28 @@ def undisturbed(seconds: np.ndarray) -> Estimate:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of each run (turns, models)."""
+    """Seconds of every run, as an array (turns, models)."""
 
     seconds: np.ndarray
 
     def latency(self, model: int) -> Estimate:
-        """Seconds of a run of one model."""
+        """Seconds of a run of one model (its index)."""
         return undisturbed(self.seconds[:, model])
 
     def ratio(self, model: int, base: int = 0) -> Estimate:
-        """The time of one model as a share of another's."""
+        """The time of one model as a share of the time of the model `base`."""
         a, b = self.latency(base), self.latency(model)
         value = b.value / a.value
         return Estimate(value, value * float(np.hypot(a.uncertainty / a.value, b.uncertainty / b.value)))
 
 
 def interleaved(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], share: float = 1.0) -> Timings:
-    """Time the models in turns, so that what else the machine does falls on all of them alike.
+    """Time the models in turns, so that other load on the machine falls on all of them alike.
 
     Args:
-        sessions: one a model.
-        feeds: of one run.
-        share: of `SECONDS`, how long to measure, if `REPEATS` turns take less; and of `LONG` and `FEW`.
+        sessions: one for each model.
+        feeds: the inputs of one run, for all models.
+        share: factor on `SECONDS`, `LONG` and `FEW`, for a shorter measurement.
     """
     turns: list[list[float]] = []
     few = max(2, math.ceil(FEW * share))
@@ -88,12 +94,12 @@ def interleaved(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], sh
 
 
 def calm(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], known: float, patience: float) -> Timings:
-    """`interleaved`, again while the first model takes longer than it is known to; the calmest of these.
+    """Like `interleaved`, but repeated while the first model is disturbed; the attempt in which it was fastest.
 
     Args:
-        sessions, feeds: see there.
+        sessions, feeds: as for `interleaved`.
         known: seconds of a run of the first model when nothing disturbs it.
-        patience: seconds after which it is not measured again.
+        patience: seconds after which no further attempt begins.
     """
     end = time.perf_counter() + patience
     best = interleaved(sessions, feeds)

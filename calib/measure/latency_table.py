@@ -1,7 +1,8 @@
-"""The latency table: what probes have taken on a machine, in a file that can be looked at and taken elsewhere.
+"""The latency table: measured times of probes on one machine, as a JSON file that can be read and copied.
 
-A time holds for one processor, onnxruntime, provider and number of threads (`Machine`). Tables of this machine are
-kept in the user's cache; that of another machine can be given, to plan for it here.
+A time holds for one processor, onnxruntime version, provider and number of threads (`Machine`). Tables of this machine
+are kept in the user's cache, and runs at the same time may add to them. With the table of another machine one can plan
+for that machine here.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ import hashlib
 import os
 import platform
 import re
+import tempfile
 import time as clock
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import onnxruntime as ort
-from pydantic import BaseModel, ConfigDict, Field
+import cpuinfo
+from filelock import FileLock
+from platformdirs import user_cache_path
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from calib.measure.probing import time_probes
+from calib.runtime import ort
 from calib.runtime.sessions import Runtime, providers
 from passes.core.errors import OutputError, SettingsError
 from passes.core.progress import Progress, silent
@@ -29,11 +34,14 @@ from passes.probe import Probe
 __all__ = ["Entry", "LatencyTable", "Machine", "cached_table", "cached_tables", "read_table", "this_machine"]
 
 
-KEPT_EVERY = 1.0  # seconds
+# Seconds between two writes of a table that is being measured.
+KEPT_EVERY = 1.0
+# Seconds to wait for another run that adds to the same file.
+LOCK_TIMEOUT = 30.0
 
 
 class Machine(Frozen):
-    """What a time depends on besides the probe: `threads` are those that are used, never 0."""
+    """What a time depends on besides the probe. `threads` is the number that is really used, never 0."""
 
     processor: str
     onnxruntime: str
@@ -45,25 +53,31 @@ class Machine(Frozen):
 
 
 class Entry(Frozen):
-    """Seconds and the half-width of its 95 % interval; None where onnxruntime cannot run the probe."""
+    """The seconds of a probe, or None where onnxruntime cannot run it, and the half-width of their 95 % interval."""
 
     seconds: float | None
     uncertainty: float = 0.0
 
     @property
     def usable(self) -> bool:
-        """Whether there is a time, and it stands out from its noise."""
+        """Whether there is a time, and its uncertainty is less than half of it."""
         return self.seconds is not None and self.uncertainty < 0.5 * self.seconds
 
 
 class LatencyTable(BaseModel):
-    """Entries by the probes' texts, with those of whole models by `whole`."""
+    """The times of one machine, by the text of a probe; for a whole model by "model", its digest and its batch size."""
 
     model_config = ConfigDict(extra="forbid")
 
     version: Literal[1] = 1
     machine: Machine
     entries: dict[str, Entry] = Field(default_factory=dict)
+    _changed: set[str] = PrivateAttr(default_factory=set)
+
+    def put(self, key: str, entry: Entry) -> None:
+        """Set an entry, which `add_to` writes."""
+        self.entries[key] = entry
+        self._changed.add(key)
 
     def measure(
         self,
@@ -72,12 +86,19 @@ class LatencyTable(BaseModel):
         progress: Progress = silent,
         kept: Callable[[], None] = lambda: None,
     ) -> None:
-        """Time those probes that have no entry yet, on this machine; `kept` is called now and then, to keep them."""
+        """Time the probes that have no entry yet, on this machine.
+
+        Args:
+            probes: what to time; equal ones are timed once.
+            runtime: how to run them.
+            progress: is told how many are done.
+            kept: called every `KEPT_EVERY` seconds and at the end, to write the table.
+        """
         missing = list({str(p): p for p in probes if str(p) not in self.entries}.values())
         written = clock.monotonic()
         for probe, time in time_probes(missing, runtime, progress):
             entry = Entry(seconds=None) if time is None else Entry(seconds=time.value, uncertainty=time.uncertainty)
-            self.entries[str(probe)] = entry
+            self.put(str(probe), entry)
             if clock.monotonic() - written > KEPT_EVERY:
                 kept()
                 written = clock.monotonic()
@@ -85,21 +106,50 @@ class LatencyTable(BaseModel):
             kept()
 
     def seconds(self, probe: Probe) -> float | None:
-        """A probe's time; None where there is none that can be used."""
+        """A probe's time in seconds; None where the table has no usable one."""
         entry = self.entries.get(str(probe))
         return entry.seconds if entry is not None and entry.usable else None
 
     def digest(self) -> str:
-        """SHA-256 of the table, by which profiles know it."""
+        """SHA-256 of the table in hex; profiles record it."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the table as JSON, atomically, its folder with it; raises OutputError."""
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise OutputError(f"cannot make the folder of '{path}' ({e.strerror or e}): give another place") from e
+        _make_folder(path)
         write_json(self, path)
+
+    def add_to(self, path: str | os.PathLike[str]) -> None:
+        """Add what was `put` to a table's file that other runs may add to at the same time; raises OutputError.
+
+        A file that is missing, damaged or of another machine is written anew. What other runs have put there stays, and
+        so does what they have replaced or cleared since this table was read.
+        """
+        _make_folder(path)
+        lock = FileLock(f"{os.fspath(path)}.lock", timeout=LOCK_TIMEOUT)
+        try:
+            with lock:
+                table = _read_own(path, self.machine)
+                table.entries.update({key: self.entries[key] for key in sorted(self._changed)})
+                write_json(table, path)
+        except (OSError, NotImplementedError) as e:  # a Timeout is an OSError, too
+            raise OutputError(f"cannot lock '{path}' ({getattr(e, 'strerror', None) or e}): give another place") from e
+
+
+def _make_folder(path: str | os.PathLike[str]) -> None:
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"cannot make the folder of '{path}' ({e.strerror or e}): give another place") from e
+
+
+def _read_own(path: str | os.PathLike[str], machine: Machine) -> LatencyTable:
+    """The table in a file; an empty one where it is missing, damaged or of another machine."""
+    try:
+        table = read_table(path)
+    except SettingsError:
+        return LatencyTable(machine=machine)
+    return table if table.machine == machine else LatencyTable(machine=machine)
 
 
 def read_table(path: str | os.PathLike[str]) -> LatencyTable:
@@ -112,48 +162,50 @@ def read_table(path: str | os.PathLike[str]) -> LatencyTable:
 
 
 def this_machine(runtime: Runtime) -> Machine:
-    """The machine that this runs on; raises as `calib.runtime.sessions.providers`."""
+    """This machine, with the provider and threads of a runtime; raises SettingsError as `providers` does."""
     provider = providers(runtime.provider)[0].removesuffix("ExecutionProvider").lower()
     processor = _processor() if provider == "cpu" else f"{_accelerator()}, {_processor()}"
-    return Machine(
-        processor=processor, onnxruntime=ort.__version__, provider=provider, threads=runtime.threads or _cores()
-    )
+    return Machine(processor=processor, onnxruntime=ort.__version__, provider=provider, threads=runtime.threads_used)
 
 
 def cached_table(machine: Machine) -> tuple[LatencyTable, Path]:
-    """The table of a machine in the user's cache, empty where there is none or it is damaged, and its path."""
+    """The table of a machine in the user's cache, and its path. Where it is missing or damaged, the table is empty."""
     digest = hashlib.sha256(str(machine).encode()).hexdigest()[:8]
     words = re.sub(r"[^A-Za-z0-9]+", "-", machine.processor).strip("-").lower()[:40]
     path = _cache() / f"{words}-{machine.provider}-{machine.threads}-{digest}.json"
-    try:
-        table = read_table(path)
-    except SettingsError:
-        table = LatencyTable(machine=machine)
-    return (table if table.machine == machine else LatencyTable(machine=machine)), path
+    return _read_own(path, machine), path
 
 
 def cached_tables() -> list[Path]:
-    """All tables in the user's cache."""
+    """The paths of all tables in the user's cache."""
     return sorted(_cache().glob("*.json"))
 
 
 def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "hmc_onnx" / "latency"
+    """The user's cache of tables; a folder of the temporary ones for a user without a home."""
+    try:
+        root = user_cache_path("hmc_onnx", appauthor=False)
+    except RuntimeError:  # raised by newer versions of platformdirs; older ones return a relative path
+        root = Path()
+    if not root.is_absolute():  # HOME is not set and the user's id is unknown, as it often is in a container
+        own = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+        root = Path(tempfile.gettempdir()) / f"hmc_onnx{own}"
+    return root / "latency"
 
 
 @cache
 def _processor() -> str:
-    """The processor's name with its instruction sets' widest, as virtual machines give processors names of families."""
+    """The processor's name, with family, model, stepping and the widest vector instructions.
+
+    Virtual machines often give no more of the name than that of a family of processors.
+    """
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in text.split("\n\n")[0].splitlines())}
-    name = fields.get("model name") or platform.machine()
-    flags = fields.get("flags", "").split()
-    widest = next((w for w in ("avx512f", "avx2", "avx") if w in flags), "")
-    family = "/".join(fields[k] for k in ("cpu family", "model", "stepping") if k in fields)
+        info = cpuinfo.get_cpu_info()
+    except (OSError, ValueError):  # it asks in a process of its own, which cannot be started, or says nothing
+        info = {}
+    name = info.get("brand_raw") or platform.processor() or platform.machine()
+    widest = next((w for w in ("avx512f", "avx2", "avx") if w in info.get("flags", [])), "")
+    family = "/".join(str(info[k]) for k in ("family", "model", "stepping") if k in info)
     return " ".join(part for part in (name, family, widest) if part)
 
 
@@ -164,8 +216,3 @@ def _accelerator() -> str:
             if line.startswith("Model:"):
                 return line.partition(":")[2].strip()
     return "GPU"
-
-
-def _cores() -> int:
-    """Threads that onnxruntime uses by default: the cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

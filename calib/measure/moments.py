@@ -1,7 +1,8 @@
-"""Streaming second moments of a layer's input patches, and with them everything that least squares needs.
+"""Streaming first and second moments of a layer's input patches and targets: the statistics that least squares needs.
 
-For a Conv with patches x ∈ R^n (n = I k k) and targets t ∈ R^O at sampled output positions of the calibration
-images, `Moments` holds the means, Sxx = E[(x - x̄)(x - x̄)ᵀ], Stx = E[(t - t̄)(x - x̄)ᵀ] and E‖t - t̄‖², in float64.
+For a Conv with patches x ∈ R^n (n = I k k) and targets t ∈ R^O, both at sampled output positions of the calibration
+images, `Moments` accumulates the means x̄ and t̄, Sxx = E[(x - x̄)(x - x̄)ᵀ] and Stx = E[(t - t̄)(x - x̄)ᵀ], in
+float64.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Centred:
 
 @dataclass
 class Moments:
-    """Accumulates blocks of patches and targets; the properties give the centred moments so far."""
+    """Accumulates blocks of patches and targets; the properties give the means and centred moments so far, float64."""
 
     count: int = 0
     _sum: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -35,12 +36,12 @@ class Moments:
     _cross: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
     def update(self, patches: np.ndarray, targets: np.ndarray | None = None) -> None:
-        """Add patches (m, n), float, and the targets (m, O) at the same places, if there are any."""
+        """Add patches (m, n), of any float type, and the targets (m, O) at the same positions, if there are any."""
         both = patches if targets is None else np.concatenate([patches, targets], axis=1)
         both = both.astype(np.float64, copy=False)
         if self.count == 0:
             n, outputs = patches.shape[1], both.shape[1] - patches.shape[1]
-            self._shift = both.mean(0)  # near the mean, so that squares do not cancel
+            self._shift = both.mean(0)  # near the mean: subtracting it avoids cancellation in the second moments
             self._sum, self._second, self._cross = np.zeros(n + outputs), np.zeros((n, n)), np.zeros((outputs, n))
         both = both - self._shift
         x, t = np.split(both, [len(self._second)], axis=1)
@@ -50,7 +51,7 @@ class Moments:
         self._cross += t.T @ x
 
     def centred(self, shelf: Shelf) -> Centred:
-        """What decompositions and eliminations take of it."""
+        """The mean and the second moment of the patches, which decompositions and eliminations need, on a shelf."""
         return Centred(self.mean, shelf.keep(self.second))
 
     @property
@@ -77,17 +78,17 @@ class Moments:
 
 
 def sample_positions(geometry: Geometry, size: tuple[int, ...], most: int, rng: np.random.Generator) -> np.ndarray:
-    """Flat output positions to look at in each image: all, or `most` drawn without replacement, sorted."""
+    """The flat output positions to use in each image: all, or `most` of them drawn without replacement, sorted."""
     places = math.prod(geometry.output_size(size))
     return np.arange(places) if places <= most else np.sort(rng.choice(places, most, replace=False))
 
 
 def sampled_patches(x: np.ndarray, geometry: Geometry, positions: np.ndarray) -> np.ndarray:
-    """Input patches at some output positions: (N · positions, I k k), in the order (I, *kernel).
+    """Input patches at some output positions: (N · positions, I k k), each in the order (I, *kernel).
 
     Args:
         x: (N, I, *spatial); (N, I) for a Gemm.
-        geometry: of an ungrouped Conv or a Gemm.
+        geometry: of the layer, an ungrouped Conv or a Gemm.
         positions: flat indices into the output's spatial positions.
     """
     d = len(geometry.kernel)
@@ -104,7 +105,7 @@ def sampled_patches(x: np.ndarray, geometry: Geometry, positions: np.ndarray) ->
 
 
 def sampled_outputs(y: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Outputs (N, O, *spatial) at the same positions: (N · positions, O)."""
+    """Outputs at some output positions, (N · positions, O), from y (N, O, *spatial), or (N, O) of a Gemm."""
     if y.ndim == 2:
         return y
     flat = y.reshape(len(y), y.shape[1], -1)[:, :, positions]

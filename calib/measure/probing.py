@@ -1,8 +1,9 @@
-"""The time of probes (`passes.probe`) on onnxruntime: many in one session, kernel by kernel, in turns.
+"""The time of probes (`passes.probe`) on onnxruntime.
 
-On the CPU onnxruntime tells the time of each kernel, and a probe's time is that of the kernels between the Conv before
-and the Conv behind it, with the changes of layout that lie between. Other providers start kernels and do not wait for
-them: there a session for each probe is timed as a whole, and one without the links is taken off.
+On the CPU many probes share a session, and onnxruntime's profiler gives the time of each kernel. A probe's time is the
+sum over the kernels between the Conv before it and the Conv behind it, with the layout changes in between. Other
+providers do not wait for their kernels, so the profiler says nothing there. Instead each probe is timed as a session of
+its own, and the time of the same session without the links is subtracted.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import onnx
 
 from calib.measure.latency import DISTURBED, Estimate, interleaved, undisturbed
+from calib.runtime.quantisation import quantise_for_timing
 from calib.runtime.sessions import CPU, KernelTime, Runtime, Session, providers
 from passes.core.errors import ModelError
 from passes.core.progress import Progress, silent
@@ -24,26 +27,28 @@ from passes.probe import AROUND, Parts, Probe, probe_model
 
 __all__ = ["time_probes"]
 
-# Runs of a lot of probes, and how long they may take in all after the least number of them.
+# A lot is a set of probes in one session. It runs at least LEAST_RUNS and at most MOST_RUNS times; in between it stops
+# after SECONDS.
 MOST_RUNS, LEAST_RUNS, SECONDS = 60, 20, 2.0
 WARM_UP = 3
-# Of the time that whole models are measured for, what sessions of one probe are.
+# Sessions of one probe are measured for this share of the time that whole models are (see `interleaved`).
 SHARE = 0.05
-# How often to measure a lot whose reference is disturbed.
+# How often a lot is measured at most, while its reference probe is disturbed.
 TRIES = 5
-# The probe and the part that a kernel's name begins with, or has behind what onnxruntime calls a cast.
+# Finds the probe's number and the part in a kernel's name, which onnxruntime may prefix, for example for a cast.
 OWNER = re.compile(r"(?:^|/)(\d+)/([A-Za-z]+\d*)")
-# What all lots are compared by; kernels' times are whole microseconds, so it has to be large enough.
+# A probe that every lot contains, to tell whether it was disturbed. The profiler gives whole microseconds, so the
+# reference must take many of them.
 REFERENCE, REFERENCE_SIZE = Geometry(32, 32, (3, 3), (1, 1), (1,) * 4, (1, 1)), 32
 _references: dict[tuple[str, Runtime], float] = {}
-# Of one lot: MACs, so that it does not run too long, and probes.
+# Upper bounds on the MACs of a lot, so that it does not run too long, and on its probes.
 LOT_MACS, LOT_PROBES = 2e9, 32
 
 
 def time_probes(
     probes: Sequence[Probe], runtime: Runtime = CPU, progress: Progress = silent
 ) -> Iterator[tuple[Probe, Estimate | None]]:
-    """The probes' times as they are measured; None for one that onnxruntime cannot run."""
+    """Yield each probe with its time in seconds as it is measured; None for one that onnxruntime cannot run."""
     by_kernel = providers(runtime.provider)[0] == "CPUExecutionProvider"
     done = 0
     for lot in _lots(probes):
@@ -55,7 +60,7 @@ def time_probes(
 
 
 def _lots(probes: Sequence[Probe]) -> Iterator[list[Probe]]:
-    """Probes of one batch and element type that share a session."""
+    """Divide the probes into lots; a lot has one batch size and element type."""
     waiting: dict[tuple[int, str], list[Probe]] = defaultdict(list)
     for probe in probes:
         lot = waiting[probe.batch, probe.dtype]
@@ -75,13 +80,17 @@ def _time_lot(lot: list[Probe], runtime: Runtime, by_kernel: bool) -> list[Estim
         return [time for probe in lot for time in _time_lot([probe], runtime, by_kernel)]
 
 
+def _served(model: onnx.ModelProto, probe: Probe, runtime: Runtime) -> onnx.ModelProto:
+    return quantise_for_timing(model, providers(runtime.provider)[0]) if probe.dtype == "int8" else model
+
+
 def _feeds(session: Session, dtype: str) -> dict[str, np.ndarray]:
-    rng, type_ = np.random.default_rng(0), np.dtype("float32" if dtype == "bfloat16" else dtype)
+    rng, type_ = np.random.default_rng(0), np.dtype("float32" if dtype in ("bfloat16", "int8") else dtype)
     return {name: rng.standard_normal(shape).astype(type_) for name, shape in session.input_shapes.items()}
 
 
 def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
-    """Each time with that of a probe that all lots have: where that takes longer than before, the lot is run again."""
+    """Time a lot with the reference probe; while that takes longer than it once did, the lot is run again."""
     reference = Probe((REFERENCE,), (REFERENCE_SIZE,) * 2, lot[0].batch, lot[0].dtype)
     key = (str(reference), runtime)
     best: list[Estimate] = []
@@ -95,7 +104,7 @@ def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
 
 
 def _run_lot(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
-    session = Session(probe_model(lot), runtime, profiled=True)
+    session = Session(_served(probe_model(lot), lot[0], runtime), runtime, profiled=True)
     feeds = _feeds(session, lot[0].dtype)
     start = time.perf_counter()
     for run in range(WARM_UP + MOST_RUNS):
@@ -111,10 +120,10 @@ def _run_lot(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
 
 
 def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarray]:
-    """Seconds of each probe in each run.
+    """Seconds of each probe in each run: one array (runs,) for each probe.
 
-    A kernel belongs to the probe in its name. One that onnxruntime has put in to change a layout has a name of its own:
-    it belongs to the kernel that runs next, but for those at the ends of the model.
+    A kernel belongs to the probe in its name. One that onnxruntime has inserted to change a layout has a name of its
+    own; it belongs to the kernel that runs next, except at the ends of the model, where it counts for no probe.
     """
     runs: list[dict[int, float]] = []
     seen: set[str] = set()
@@ -125,7 +134,7 @@ def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarra
         if owner is None:
             loose += [] if behind else [kernel]
             continue
-        if not runs or kernel.name in seen:  # a kernel that has run already: the next run begins
+        if not runs or kernel.name in seen:  # this kernel has run already, so the next run begins
             runs.append(defaultdict(float))
             seen.clear()
         seen.add(kernel.name)
@@ -143,7 +152,8 @@ def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarra
 
 def _by_session(lot: Sequence[Probe], runtime: Runtime) -> Iterator[Estimate]:
     for probe in lot:
-        sessions = [Session(probe_model([probe], parts), runtime) for parts in (Parts.SPARE, Parts.BARE)]
+        models = [_served(probe_model([probe], parts), probe, runtime) for parts in (Parts.SPARE, Parts.BARE)]
+        sessions = [Session(model, runtime) for model in models]
         timings = interleaved(sessions, _feeds(sessions[0], probe.dtype), share=SHARE)
         whole, rest = timings.latency(0), timings.latency(1)
         yield Estimate(max(whole.value - rest.value, 0.0), float(np.hypot(whole.uncertainty, rest.uncertainty)))

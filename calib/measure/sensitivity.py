@@ -1,15 +1,17 @@
 """Sensitivity: how far the network's output moves when some of its weights are replaced.
 
-Measured as the KL divergence of the output from the original's, over calibration images, without labels, at a
-temperature at which the original is not too sure of any. Only the part of the graph behind the change runs, on
-activations held from one walk over the graph, and one session serves every value that is tried for the same weights,
-and for those close by.
+It is the KL divergence of the output from the original's over calibration images, in nats, without labels. It is taken
+at a temperature at which the original is not too certain of its classes. Only the part of the graph behind the change
+runs, on activations that one walk over the graph has kept. One session serves all values that are tried for the same
+weights, and for weights close by.
 
-Few images first. The options of one change are compared by what they cost: only those on the lower convex hull of
-sensitivity over cost are ever of use to a planner who mixes many changes, and an option that lies above the line
-between two others, by more than chance would have it, keeps what the first images gave. So does one that is known well
-enough: sensitivities on images that were trained on, however many, tell those on others to a factor
-of 1.7 or so (ResNet-56; `benchmarks/sensitivity.py`).
+Early stopping. All options of a change (the values tried for its weights) run on the first images, and only some of
+them on the rest. An option stops when it is *out* or *known*.
+
+- Out: it lies above the lower convex hull of sensitivity over cost, with a given confidence. A plan that mixes many
+  changes never uses such an option.
+- Known: its standard error is small enough. More images would not help: sensitivities on images that the network was
+  trained on predict those on other images only up to a factor of about 1.7 (ResNet-56; `benchmarks/sensitivity.py`).
 """
 
 from __future__ import annotations
@@ -33,12 +35,13 @@ from passes.graph.protos import byte_size
 
 __all__ = ["Bench", "Change", "Gauge", "cut", "forget", "measure", "sensitivities", "windows"]
 
-# Share of the nodes behind a cut that are run again for changes further on, to save the building of sessions. What
-# may be changed is not constant to onnxruntime either, which keeps it from the fastest kernels.
+# Changes share a session when they lie within this share of the nodes behind the first of them. A larger window builds
+# fewer sessions, but runs more nodes again for the later changes. It also keeps onnxruntime from its fastest kernels
+# for all weights in it, as these are not constant.
 WINDOW = 0.05
-# Share of the images that all options are run on, and that of those still open are added at a time.
+# All options run on this share of the images first; options that are still open run on as many more at a time.
 FIRST = 0.25
-# An option is known when its standard error over so many images or more is at most this share of it.
+# An option is known when its standard error is at most KNOWN times its mean, over KNOWN_IMAGES images or more.
 KNOWN, KNOWN_IMAGES = 0.3, 32
 
 Values = Mapping[str, np.ndarray]
@@ -46,14 +49,14 @@ Values = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Change:
-    """Initializers that are replaced together, and the values to try for them.
+    """Initializers that are replaced together, and the options: the values to try for them.
 
     Attributes:
-        tensor: name of the first tensor, in graph order, that a node with such an initializer reads.
-        position: of that node in the graph.
-        initializers: their names.
-        options: for each key, what makes the values, by initializer name.
-        costs: of the options, as shares of what no change costs; without them no option is out early.
+        tensor: name of the activation that the first affected node, in graph order, reads.
+        position: index of that node in the graph.
+        initializers: names of the initializers.
+        options: by key, a function that makes the values of an option, by initializer name.
+        costs: by key, the cost of an option as a share of the unchanged cost; without costs no option is out early.
     """
 
     tensor: str
@@ -63,7 +66,7 @@ class Change:
     costs: Mapping[Hashable, float] = field(default_factory=dict)
 
     def made(self) -> Change:
-        """With all values made, to be sent away."""
+        """The same change with all values made, so that it can be sent to another process."""
         options = {key: _Made(values()) for key, values in self.options.items()}
         return Change(self.tensor, self.position, self.initializers, options, self.costs)
 
@@ -81,15 +84,15 @@ class Gauge:
 
     Args:
         walk: at the start of its graph.
-        confidence: with which an option must be known to be out before it is; None: none ever is.
+        confidence: the confidence (0 to 1) at which an option counts as out; None: all options run on all images.
 
     Raises:
-        ModelError: the network's output is not a number.
+        ModelError: the network's output is NaN on some images.
     """
 
     def __init__(self, walk: Walk, confidence: float | None = None) -> None:
         self.walk = walk
-        self.reached = -1  # number of the window that it is at
+        self.reached = -1  # index of the window that the walk is at
         self._confidence = confidence
         self._reference = walk.tail([]).outputs({})
         if any(np.isnan(chunk).any() for output in self._reference for chunk in output):
@@ -101,12 +104,17 @@ class Gauge:
         self._first = math.ceil(len(walk.chunks) * FIRST)
 
     def advance(self, tensor: str) -> None:
-        """Go on to the next window, which begins at a tensor."""
+        """Move the walk to the next window, which begins at a tensor."""
         self.walk.advance([tensor])
         self.reached += 1
 
     def measure(self, window: Sequence[Change], done: Callable[[], None] = lambda: None) -> dict[Hashable, float]:
-        """Nats by option key, for changes that share a session."""
+        """Sensitivities in nats by option key, for changes that share a session.
+
+        Args:
+            window: the changes; see `windows`.
+            done: called once for each option, when it has run on its first images.
+        """
         self.advance(cut(window))
         tail = self.walk.tail([name for change in window for name in change.initializers])
         results: dict[Hashable, float] = {}
@@ -130,7 +138,7 @@ class Gauge:
 
 
 def _open(costs: Mapping[Hashable, float], nats: Mapping[Hashable, np.ndarray], confidence: float) -> list[Hashable]:
-    """The options to go on with: seen on all images until now, neither out nor known."""
+    """The options to run on more images: those that have run on all images so far, and are neither out nor known."""
     most = max(map(len, nats.values()))
     going = [key for key, own in nats.items() if len(own) == most and not _known(own)]
     return [key for key in going if not _out(key, costs, nats, confidence)]
@@ -143,10 +151,11 @@ def _known(nats: np.ndarray) -> bool:
 def _out(
     key: Hashable, costs: Mapping[Hashable, float], nats: Mapping[Hashable, np.ndarray], confidence: float
 ) -> bool:
-    """Whether an option lies above the lower convex hull of sensitivity over cost, of which no change is a part.
+    """Whether an option lies above the lower convex hull of sensitivity over cost; "no change" is a point of the hull.
 
-    It is out if it lies above one that costs no more, or above the line between a cheaper and a dearer one, by more
-    than the standard error of that distance, over the images that all of them have, times the confidence's quantile.
+    The option is compared with each option that costs no more, and with each line between a cheaper and a dearer one.
+    The largest mean distance, over the images that all of them have run on, decides: the option is out if that is
+    larger than its standard error times the normal quantile of the confidence.
     """
     own, cost = nats[key], costs[key]
     others = [(costs[k], n) for k, n in nats.items() if k != key] + [(1.0, np.zeros_like(own))]
@@ -164,10 +173,16 @@ def _out(
 def sensitivities(
     walk: Walk, changes: Sequence[Change], progress: Progress = silent, confidence: float | None = None
 ) -> dict[Hashable, float]:
-    """Nats by option key, for all changes; the walk must be at the start of its graph.
+    """Sensitivities in nats by option key, for all changes.
+
+    Args:
+        walk: at the start of its graph.
+        changes: in any order.
+        progress: is told how many options have been measured.
+        confidence: as for `Gauge`.
 
     Raises:
-        ModelError: the network's output is not a number.
+        ModelError: the network's output is NaN on some images.
     """
     gauge = Gauge(walk, confidence)
     results: dict[Hashable, float] = {}
@@ -185,12 +200,12 @@ def sensitivities(
 
 
 def windows(changes: Sequence[Change], nodes: int, most: int | None = None) -> Iterator[list[Change]]:
-    """Changes in graph order that share a session: it begins where the first of them does.
+    """Divide the changes into windows, in graph order; the changes of a window share a session, cut at the first.
 
     Args:
-        changes: those without options are left out.
+        changes: in any order; those without options are left out.
         nodes: number of nodes of the graph.
-        most: options in a window, if it has more than one change.
+        most: upper bound on the options of a window of more than one change.
     """
     window: list[Change] = []
     for change in sorted((c for c in changes if c.options), key=lambda c: c.position):
@@ -211,16 +226,17 @@ def cut(window: Sequence[Change]) -> str:
 
 @dataclass(frozen=True)
 class Bench:
-    """All that measuring takes, to be sent to each worker once.
+    """Everything that a worker needs to measure; it is sent to each worker once.
 
     Attributes:
-        key: of the bench: workers keep what they have made of it.
+        key: identity of the bench, by which a worker finds the walk that it keeps.
         model: the graph.
-        chunks: calibration images, as one feed a chunk.
-        cuts: where the windows begin. Each worker goes through all of them, so that all round alike.
-        runtime: how to run it.
+        chunks: the calibration images, as one feed of the model's inputs per chunk.
+        cuts: the tensors at which the windows begin. Each worker stops at all of them, whichever windows it measures,
+            so that rounding is the same in all workers.
+        runtime: how to run the model.
         confidence: as for `Gauge`.
-        memory: bytes of activations that one worker may hold in memory.
+        memory: bytes of activations that one worker may hold in memory; None: no bound.
     """
 
     key: str
@@ -240,13 +256,15 @@ _measuring = threading.Lock()
 
 
 def measure(bench: Callable[[], Bench], key: str, number: int, window: Sequence[Change]) -> dict[Hashable, float]:
-    """`Gauge.measure` in a worker process, on the walk that it keeps; begun anew where that is past the window.
+    """`Gauge.measure` in a worker process, on the walk that the process keeps.
+
+    The walk starts again where it has passed the window already.
 
     Args:
-        bench: what gets it.
+        bench: a function that gets the bench, called only when the process has none or needs to start again.
         key: of the bench.
-        number: of the window.
-        window: changes that share a session.
+        number: index of the window.
+        window: the changes of the window.
     """
     with _measuring:
         held = _held.get(key)
@@ -262,6 +280,6 @@ def measure(bench: Callable[[], Bench], key: str, number: int, window: Sequence[
 
 
 def forget() -> None:
-    """Let go of the bench, and of the walk, that `measure` keeps in this process."""
+    """Free the bench and the walk that `measure` keeps in this process."""
     with _measuring:
         _held.clear()

@@ -1,8 +1,8 @@
-"""A graph run piece by piece over all calibration images, in its own order, holding only what is still needed.
+"""The walk over a graph: it is run part by part, over all calibration images, and only what is still needed is kept.
 
-`advance` computes some tensors from those already held, so that a walk to every layer in turn costs about one
-forward pass in all, and each tensor is dropped when the last node that reads it has run. What is held at any
-moment is a cut of the graph: `tail` makes a model of all that lies behind it.
+`advance` computes some tensors from those that are held. A walk to every layer in turn thus costs about one forward
+pass in all. A tensor is dropped when the last node that reads it has run. The tensors that are held form a cut of the
+graph; `tail` gives a session on everything behind the cut.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Walk:
     """The walk over one graph.
 
     Args:
-        model: the graph. Nodes that have not run yet may be changed or replaced between two `advance`s.
-        chunks: the calibration images, as one feed of the model's inputs a chunk.
+        model: the graph. Nodes that have not run yet may be changed or replaced between two calls of `advance`.
+        chunks: the calibration images, as one feed of the model's inputs per chunk.
         runtime: as for `Session`.
-        memory: bytes of activations to hold in memory, the rest being held on disk; None: all in memory.
+        memory: bytes of activations to hold in memory; the rest is held on disk. None: all in memory.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Walk:
         self._done: set[str] = set()
 
     def advance(self, wanted: Collection[str]) -> None:
-        """Compute the wanted tensors; drop what no node that is still to run reads (but the wanted)."""
+        """Compute the wanted tensors; then drop all others that no node still to run reads."""
         graph = self.model.graph
         held = set(self.chunks[0])
         nodes = nodes_between(graph, held, wanted)
@@ -60,7 +60,7 @@ class Walk:
             session = Session(proto, self.runtime, timed=False)
             for chunk in self.chunks:
                 results = session.run({n: chunk[n] for n in reads}, keep)
-                for name in [n for n in chunk if n not in ahead and n not in wanted]:  # before there is more to hold
+                for name in [n for n in chunk if n not in ahead and n not in wanted]:  # first, to hold less at a time
                     del chunk[name]
                 chunk.update(zip(keep, results, strict=True))
         ahead = self._read_ahead()
@@ -69,17 +69,17 @@ class Walk:
                 del chunk[name]
 
     def _read_ahead(self) -> set[str]:
-        """Tensors that some node which has not run reads, or that are outputs of the graph."""
+        """Names of the tensors that a node which has not run reads, or that are outputs of the graph."""
         graph = self.model.graph
         waiting = (n for n in graph.nodes if not all(t.name in self._done for t in n.outputs))
         return {t.name for n in waiting for t in node_inputs(n)} | {t.name for t in graph.outputs}
 
     def holds(self, name: str) -> bool:
-        """Whether a tensor is at hand."""
+        """Whether a tensor is held."""
         return name in self.chunks[0]
 
     def missing(self, name: str) -> list[gs.Node]:
-        """The nodes that have to run for a tensor, in graph order."""
+        """The nodes that still have to run before a tensor is known, in graph order."""
         return nodes_between(self.model.graph, set(self.chunks[0]), [name])
 
     def values(self, name: str) -> Iterator[np.ndarray]:
@@ -87,12 +87,12 @@ class Walk:
         return (chunk[name] for chunk in self.chunks)
 
     def tail(self, replaceable: Collection[str]) -> Tail:
-        """All that lies between the cut and the outputs, with some initializers replaceable."""
+        """A session on all nodes between the cut and the outputs, in which some initializers can be replaced."""
         return Tail(self, replaceable)
 
 
 class Tail:
-    """A session on what lies behind a walk's cut. Valid until the walk goes on."""
+    """A session on the nodes behind a walk's cut. It is valid until the walk advances."""
 
     def __init__(self, walk: Walk, replaceable: Collection[str]) -> None:
         model, self._chunks = walk.model, walk.chunks
@@ -101,14 +101,19 @@ class Tail:
         nodes = nodes_between(model.graph, held, self._outputs)
         self._reads = sorted({t.name for node in nodes for t in node_inputs(node)} & held)
         dtypes = {n: walk.chunks[0][n].dtype for n in self._reads}
-        self._session: Session | None = None  # where the output is held already, nothing can change it
+        self._session: Session | None = None  # None: the outputs are held already, so nothing can change them
         if nodes:
             proto = submodel(model, nodes, dtypes, [n for n in self._outputs if n not in held], replaceable)
             self._session = Session(proto, walk.runtime, timed=False)
             self._replaceable = {v.name for v in proto.graph.input} - set(self._reads)
 
     def outputs(self, weights: Mapping[str, np.ndarray], chunks: slice = ALL) -> list[list[np.ndarray]]:
-        """What the graph is `judged` by, chunk by chunk each, with some initializers replaced; of some chunks."""
+        """The outputs that the graph is judged by, each as a list of one array per chunk.
+
+        Args:
+            weights: values of replaceable initializers, by name; those that do not lie behind the cut are ignored.
+            chunks: which chunks to run.
+        """
         found: list[list[np.ndarray]] = []
         values = {n: v for n, v in weights.items() if self._session is not None and n in self._replaceable}
         for chunk in self._chunks[chunks]:

@@ -1,4 +1,4 @@
-"""How many images a model can be given at once: a batch size may be declared, or be written into the graph unsaid."""
+"""Batch sizes: how many images a model can run at once. A fixed size may be declared, or be hidden in the graph."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ __all__ = [
     "serving_feeds",
 ]
 
-# Far above rounding, far below what images taken for one another make of an output.
+# Largest difference, as a share of the largest output, that counts as rounding. The error is far larger when the batch
+# axis is mistaken for another axis.
 TOLERANCE = 0.01
-# Bytes of images that are run at once: what a network makes of them on its way is several times larger.
+# Upper bound on the bytes of images that run at once, as activations are several times larger; and the fewest images.
 MOST_BYTES, LEAST_IMAGES = 20e6, 8
 
 
@@ -50,7 +51,7 @@ def serving_batch(proto: onnx.ModelProto, fed: Collection[str], wanted: int | No
     """
     declared = declared_batch(proto, fed)
     if declared and wanted and declared != wanted:
-        raise SettingsError(f"--batch {wanted}: the model takes batches of {declared}: leave the option out")
+        raise SettingsError(f"`batch` {wanted}: the model takes batches of {declared}: leave `batch` out")
     return wanted or declared or 1
 
 

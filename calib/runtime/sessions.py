@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
+from calib.runtime import ort
+from calib.runtime.threads import default_threads, unrestricted
 from passes.core.errors import ModelError, SettingsError
 from passes.graph.external import bytes_held, has_external, moved_out, relative
 from passes.graph.precision import in_float32
@@ -26,7 +27,6 @@ from passes.graph.protos import EXTERNAL_DATA_THRESHOLD, first_line, large
 
 __all__ = ["CPU", "KernelTime", "Runtime", "Session", "providers"]
 
-ort.set_default_logger_severity(4)  # its errors reach the user as exceptions
 
 _PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
@@ -40,10 +40,20 @@ FOLDER = "session.model_external_initializers_file_folder_path"
 
 @dataclass(frozen=True)
 class Runtime:
-    """How onnxruntime runs models: a provider as for `providers`, and intra-op threads (0: onnxruntime's default)."""
+    """How onnxruntime runs models.
+
+    Attributes:
+        provider: as for `providers`.
+        threads: the intra-op threads that are asked for; 0: `default_threads`.
+    """
 
     provider: str = "cpu"
     threads: int = 0
+
+    @property
+    def threads_used(self) -> int:
+        """The intra-op threads that sessions have: never 0."""
+        return self.threads or default_threads()
 
 
 CPU = Runtime()
@@ -75,7 +85,7 @@ def _works(provider: str) -> bool:
     """Whether a session on the provider can be built: onnxruntime lists providers whose libraries are absent."""
     if provider == "CPUExecutionProvider":
         return True
-    if provider not in ort.get_available_providers():
+    if provider not in ort.get_available_providers() or not _has_nvidia_driver():
         return False
     with redirect_stdout(StringIO()):  # it prints what it does not find
         ort.preload_dlls()  # CUDA libraries from the nvidia-* wheels, where those are installed
@@ -92,6 +102,15 @@ def _works(provider: str) -> bool:
     with redirect_stdout(StringIO()):
         session = ort.InferenceSession(proto.SerializeToString(), options, providers=[provider, "CPUExecutionProvider"])
     return provider in session.get_providers()
+
+
+def _has_nvidia_driver() -> bool:
+    """Whether there can be a GPU: without its driver onnxruntime would write to stderr that CUDA does not start."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 class Session:
@@ -126,7 +145,8 @@ class Session:
             options.add_session_config_entry("session.disable_prepacking", "1")
             # the last level brings Convs into another layout, with copies of their weights
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.intra_op_num_threads = runtime.threads
+        # its own default also binds each thread to a core, which a number that is set does not
+        options.intra_op_num_threads = 0 if not runtime.threads and unrestricted() else runtime.threads_used
         options.log_severity_level = 4
         chosen = providers(runtime.provider)
         if filed:

@@ -1,1 +1,1 @@
-"""What a model is made of: its inputs, its layers and its channel groups."""
+"""Analysis of a model: its inputs, the layers and channel groups that can be compressed, and `inspect`."""

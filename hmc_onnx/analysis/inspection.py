@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx
 from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
 
 from calib.runtime.observing import observe
 from hmc_onnx.analysis.model_inputs import signature
+from hmc_onnx.analysis.narrow_table import NarrowTable
 from hmc_onnx.analysis.subjects import Subject, find_subjects
 from passes.channels import ChannelGroup, trace
 from passes.core.errors import ModelError
@@ -35,10 +35,13 @@ def inspect(proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout:
     model = observe(normalise(proto), inputs)
     cost, shapes = costs(model, inputs), infer_shapes(model, inputs)
     subjects = find_subjects(model, inputs)
-    layers = Table(title="Layers that compute", title_justify="left")
-    for column in ("layer", "operator", "output", "kernel", "MACs", "parameters"):
-        layers.add_column(column, overflow="fold")
-    layers.add_column("can be done", overflow="fold")
+    layers = NarrowTable(
+        "Layers that compute",
+        ("layer", "operator", "output", "kernel", "MACs", "parameters", "can be done"),
+        right=("MACs", "parameters"),
+        sentences=("can be done",),
+        dropped=("output", "kernel", "operator", "parameters", "MACs"),
+    )
     groups = trace(model, inputs).groups
     for node in model.graph.nodes:
         if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
@@ -54,9 +57,13 @@ def inspect(proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout:
             f"{cost[node.name].parameters:,}",
             escape(_possible(subject) if subject else _declined(node.name, node.op, subjects.declined)),
         )
-    table = Table(title="Channel groups: what is pruned together", title_justify="left")
-    for column in ("group", "channels", "written by", "read by", "can be pruned"):
-        table.add_column(column, overflow="fold")
+    table = NarrowTable(
+        "Channel groups: what is pruned together",
+        ("group", "channels", "written by", "read by", "can be pruned"),
+        right=("channels",),
+        sentences=("written by", "read by", "can be pruned"),
+        dropped=("read by", "written by"),
+    )
     for group in groups:
         reason = subjects.declined.get(f"channels of {group.name}")
         table.add_row(
@@ -66,9 +73,8 @@ def inspect(proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout:
             escape(_members(group, "consumes")),
             "yes" if reason is None else escape(f"no: {reason}"),
         )
-    alone = Table(title="Layers inside other nodes", title_justify="left")
-    for column in ("layer", "why it is left alone"):
-        alone.add_column(column, overflow="fold")
+    why_alone = "why it is left alone"
+    alone = NarrowTable("Layers inside other nodes", ("layer", why_alone), sentences=(why_alone,))
     for layer, why in subjects.inside.items():
         alone.add_row(escape(layer), escape(why))
     macs = sum(c.macs for c in cost.values())
@@ -95,7 +101,7 @@ def _closed(name: str, shape: tuple[int | None, ...], size: tuple[int, int] | No
     closed = tuple(d for d in dims if d is not None)
     if len(closed) < len(dims):
         shown = ", ".join("?" if d is None else str(d) for d in dims)
-        raise ModelError(f"the model leaves the size of its input '{name}' open ({shown}): give --size HEIGHT WIDTH")
+        raise ModelError(f"the model leaves the size of its input '{name}' open ({shown}): give `size=(HEIGHT, WIDTH)`")
     return closed
 
 

@@ -108,7 +108,7 @@ def preprocessing(
         SettingsError: the preset is unknown or a value does not fit.
     """
     if preset is not None and preset not in PRESETS:
-        raise SettingsError(f"unknown preset '{preset}': use {' or '.join(PRESETS)}, or give --mean, --std and --size")
+        raise SettingsError(f"unknown preset '{preset}': use {' or '.join(PRESETS)}, or give `mean`, `std` and `size`")
     base = PRESETS[preset] if preset else Preprocess(size=None, resize=None, mean=(0.0,) * 3, std=(1.0,) * 3)
     return base.with_overrides(mean=mean, std=std, size=size, layout=layout)
 
@@ -151,9 +151,14 @@ def fit(
         samples: take this many at most from a reader.
 
     Raises:
-        DataError: names, shapes or element types are not the model's.
+        DataError: names, shapes or element types are not the model's, or a path was given in place of data.
     """
     inputs = signature(proto)
+    if isinstance(data, str | os.PathLike):
+        raise DataError(
+            f"the data are given as the path '{os.fspath(data)}': read the images with hmc_onnx.load_data(model, path, "
+            "preprocess, samples=...), and give what it returns"
+        )
     if not isinstance(data, CalibrationData):
         data = from_reader(data, samples, input_name=next(iter(inputs)) if len(inputs) == 1 else None)
     if set(data.feeds) != set(inputs):
@@ -170,7 +175,7 @@ def fit(
         if not fits:
             raise DataError(
                 f"input '{name}' wants {_shown(shape)} and the data have {_shown((None, *array.shape[1:]))}: "
-                "set --size, --layout or --preset to match"
+                "set `size`, `layout` or `preset` to match"
             )
         if array.dtype != dtype and not (np.issubdtype(array.dtype, np.floating) and is_float(dtype)):
             raise DataError(f"input '{name}' wants {dtype} and the data are {array.dtype}: convert them first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,13 +11,17 @@ from passes.core.progress import Progress
 
 __all__ = ["console", "progress_bar", "show"]
 
+IN_PIPES = 160  # columns
+
 
 def console(stderr: bool = False) -> Any:
-    """A rich console; when not on a terminal, wide enough for the tables."""
+    """A rich console: as wide as the terminal or COLUMNS says; in a pipe without COLUMNS, wide enough for tables."""
     from rich.console import Console
 
     found = Console(stderr=stderr, highlight=False)
-    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+    if found.is_terminal or os.environ.get("COLUMNS", "").isdecimal():
+        return found
+    return Console(stderr=stderr, highlight=False, width=IN_PIPES)
 
 
 def show(*parts: Any) -> None:

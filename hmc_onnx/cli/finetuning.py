@@ -7,57 +7,52 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hmc_onnx.cli.commands import app
 from hmc_onnx.cli.console import progress_bar, show
-from hmc_onnx.cli.options import Choices, Run, merged
-from hmc_onnx.cli.reading import finetuning_of, inputs_of, options_of, preprocess_of
+from hmc_onnx.cli.groups import Config, Images, Labels, Output, Teacher
+from hmc_onnx.cli.help import COMMANDS
+from hmc_onnx.cli.options import Given, Group, command
+from hmc_onnx.cli.reading import inputs_of
+from hmc_onnx.finetune.options import FineTuning
+from hmc_onnx.records.output import check_output
+from hmc_onnx.records.work import Work
 
 if TYPE_CHECKING:
     import onnx
 
-    from hmc_onnx.finetune import FineTuning
     from hmc_onnx.finetune.tuning import FineTuned
 
-__all__ = ["trained"]
+__all__ = ["app", "check_training", "trained", "training_of"]
+
+app = typer.Typer()
 
 
-@app.command()
+@command(
+    app,
+    "finetune",
+    COMMANDS["finetune"],
+    Teacher,
+    Output,
+    Config,
+    Images,
+    Labels,
+    FineTuning,
+    Group(Work, only=("work_dir",)),
+)
 def finetune(
-    model: Annotated[Path, typer.Argument(metavar="COMPRESSED", help="The model to train, as `compress` wrote it.")],
-    teacher: Annotated[Path, typer.Option(help="The original, whose outputs are learnt.")],
-    output: Choices.Output,
-    data: Choices.Data = None,
-    epochs: Choices.Epochs = None,
-    minutes: Choices.Minutes = None,
-    preset: Choices.Preset = None,
-    mean: Choices.Mean = None,
-    std: Choices.Std = None,
-    size: Choices.Size = None,
-    layout: Choices.Layout = None,
-    labels: Choices.Labels = None,
-    device: Choices.Device = None,
-    precision: Choices.Precision = None,
-    batchnorm: Choices.Batchnorm = None,
-    optimizer: Choices.Optimizer = None,
-    rate: Choices.Rate = None,
-    batch_size: Choices.BatchSize = None,
-    augmentation: Choices.Augmentation = None,
-    seed: Choices.Seed = None,
-    work_dir: Choices.WorkDir = None,
-    config: Choices.Config = None,
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="COMPRESSED", help="The model to train, as `compress` wrote it.", show_default=False),
+    ],
+    given: Given,
 ) -> None:
-    """Train a compressed model against the original, in torch; only its weights' values change.
-
-    Under `torchrun --nproc-per-node N -m hmc_onnx finetune …` it trains in N processes.
-    """
-    run = merged(config, **options_of(locals()))
+    """Train a compressed model against the original."""
     from hmc_onnx.analysis.model_inputs import load_supported
-    from hmc_onnx.records.output import check_output
     from hmc_onnx.reporting.tables import epochs_table
 
-    check_output(output, teacher, *inputs_of(model, config, run))
-    folder = None if run.work_dir is None else Path(run.work_dir)
-    tuned = trained(load_supported(model), load_supported(teacher), run, finetuning_of(run), folder)
+    output, teacher = given.of(Output).output, given.of(Teacher).teacher
+    check_output(output, *inputs_of(given, model))
+    folder = given.of(Work).work_dir
+    tuned = trained(load_supported(model), load_supported(teacher), given, training_of(given), folder)
     if not tuned.first:
         return
     tuned.save(output)
@@ -66,19 +61,41 @@ def finetune(
         raise tuned.stopped
 
 
+def training_of(given: Given) -> FineTuning:
+    """How to train; raises SettingsError."""
+    # the command line's `labels` says whether they are used at all, and the record's how much they weigh
+    return given.of(FineTuning, labels=None if given.of(Labels).labels else 0.0)
+
+
+def check_training(original: onnx.ModelProto, given: Given) -> FineTuning:
+    """How to train, after a look at whether it can be done; raises before any work as fine-tuning would."""
+    from hmc_onnx.finetune import with_torch
+
+    training = training_of(given)
+    with_torch().check_trainable(original, given.need("data"), given.of(Images).preprocess(), training)
+    return training
+
+
 def trained(
-    compressed: onnx.ModelProto, original: onnx.ModelProto, run: Run, options: FineTuning, folder: Path | None
+    compressed: onnx.ModelProto, original: onnx.ModelProto, given: Given, options: FineTuning, folder: Path | None
 ) -> FineTuned:
-    """A model after training on the data of a run."""
+    """A model after training on the data of a run.
+
+    Args:
+        compressed: the model.
+        original: what it was made from.
+        given: where the images are, and how they become the model's input.
+        options: how to train.
+        folder: where checkpoints are kept; None keeps none.
+    """
     from hmc_onnx.finetune import finetune as train
-    from hmc_onnx.records.work import Work
 
     with progress_bar() as progress:
         return train(
             compressed,
             original,
-            Path(run.need("data")),
-            preprocess=preprocess_of(run),
+            given.need("data"),
+            preprocess=given.of(Images).preprocess(),
             options=options,
             work=Work(work_dir=folder, progress=progress),
         )

@@ -1,335 +1,235 @@
-"""The command line's options: declared once, shared by the commands, and the same in a YAML file.
+"""The options of the commands, made from the fields of records (see `hmc_onnx.records.options`).
 
-A value given on the command line goes before the file's, and the file's before the default.
+A command names the groups of options that it takes. For each field of a group, typer gets a parameter; what the user
+gave is laid over what the YAML file of `--config` says, and the command asks for the records: `given.of(Settings)`.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
+from rich.markup import escape
 
+from hmc_onnx.records.options import Option, Options
 from passes.core.errors import SettingsError
 
-__all__ = ["Choices", "Run", "merged"]
+__all__ = ["Given", "Group", "OptionField", "alternatives", "command", "groups_of"]
+
+_R = TypeVar("_R", bound=Options)
+
+# What stands for a value of a type in the help, where the option names nothing better.
+METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
-class StrategyName(str, enum.Enum):
-    """HMC, or one of its methods alone."""
+@dataclass(frozen=True)
+class OptionField:
+    """A field of a record as an option."""
 
-    hmc = "hmc"
-    nahc = "nahc"
-    ahc = "ahc"
-    prune = "prune"
-    lowrank = "lowrank"
+    name: str
+    field: FieldInfo
+    record: type[Options]
 
+    @property
+    def option(self) -> Option:
+        """What is declared of it for the command line."""
+        return next((m for m in self.field.metadata if isinstance(m, Option)), Option())
 
-class ProviderName(str, enum.Enum):
-    """An onnxruntime execution provider."""
+    @property
+    def type(self) -> Any:
+        """The type of a value on the command line and in a YAML file."""
+        own = self.option.given or self.field.annotation
+        if get_origin(own) in (Union, UnionType):
+            (own,) = (t for t in get_args(own) if t is not type(None))
+        if get_origin(own) is tuple and get_args(own)[-1] is Ellipsis:
+            return list[get_args(own)[0]]  # type: ignore[misc]  # an option that may be repeated
+        return own
 
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    tensorrt = "tensorrt"
+    @property
+    def flags(self) -> list[str]:
+        """Its names on the command line."""
+        name = self.name.replace("_", "-")
+        long = f"--{name}/--no-{name}" if self.type is bool and self.option.command_line else f"--{name}"
+        return [long, *([self.option.short] if self.option.short else [])]
 
+    @property
+    def metavar(self) -> str:
+        """What stands for its value."""
+        if self.type is bool:
+            return ""
+        kind = get_args(self.type)[0] if get_origin(self.type) is list else self.type
+        choice = get_origin(kind) is Literal
+        return self.option.metavar or ("NAME" if choice else METAVARS[kind])
 
-class BackendName(str, enum.Enum):
-    """Where profiling is done."""
+    @property
+    def default(self) -> str:
+        """What happens where it is left out, in words; empty where that says nothing."""
+        if self.field.is_required():
+            return ""
+        value = self.field.default
+        if self.option.default or value in (None, ()):
+            return self.option.default or ""
+        if isinstance(value, bool):
+            return self.flags[0].split("/")[0 if value else 1] if self.option.command_line else str(value)
+        return f"{value:g}" if isinstance(value, float) else str(value)
 
-    processes = "processes"
-    dask = "dask"
-    ray = "ray"
+    @property
+    def help(self) -> str:
+        """Its description, with the names that may be chosen, and what happens where it is left out."""
+        said = [self.field.description or ""]
+        if get_origin(self.type) is Literal:
+            said.append(f"One of {alternatives(get_args(self.type))}.")
+        if self.default and self.field.default is not False:
+            said.append(f"Default: {self.default}.")
+        return " ".join(said)
 
-
-class LayoutName(str, enum.Enum):
-    """The order of the axes of an image batch."""
-
-    NCHW = "NCHW"
-    NHWC = "NHWC"
-
-
-class DeviceName(str, enum.Enum):
-    """Where torch trains."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class PrecisionName(str, enum.Enum):
-    """What torch trains in."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class BatchnormName(str, enum.Enum):
-    """What is done about batch normalisation in training."""
-
-    auto = "auto"
-    reinsert = "reinsert"
-    frozen = "frozen"
-    none = "none"
-
-
-class OptimizerName(str, enum.Enum):
-    """An optimizer of torch's."""
-
-    sgd = "sgd"
-    adamw = "adamw"
-
-
-class AugmentationName(str, enum.Enum):
-    """How training images are changed."""
-
-    auto = "auto"
-    crop = "crop"
-    resized = "resized"
-    flip = "flip"
-    none = "none"
-
-
-class Choices:
-    """Annotated types of the options."""
-
-    Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")]
-    Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
-    Data = Annotated[
-        Optional[Path],  # noqa: UP045  typer reads annotations at run time
-        typer.Option(help="Calibration images: an .npz file, a folder of images, or CIFAR's own folder."),
-    ]
-    TestData = Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Images to compare the models on. Default: the data's test split, if it has one."),
-    ]
-    Preset = Annotated[Optional[str], typer.Option(help="Preprocessing: cifar10 or imagenet.")]  # noqa: UP045
-    Mean = Annotated[
-        Optional[tuple[float, float, float]],  # noqa: UP045
-        typer.Option(help="Mean of each channel, of images in [0, 1]."),
-    ]
-    Std = Annotated[
-        Optional[tuple[float, float, float]],  # noqa: UP045
-        typer.Option(help="Standard deviation of each channel."),
-    ]
-    Size = Annotated[Optional[tuple[int, int]], typer.Option(help="Height and width of the input.")]  # noqa: UP045
-    Layout = Annotated[Optional[LayoutName], typer.Option(help="Axes of the model's input.")]  # noqa: UP045
-    Target = Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Share to keep: latency=0.6, macs=0.5, params=0.5, or several with commas."),
-    ]
-    MaxDrop = Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="In place of a target: the fastest network that loses no more top-1, such as 0.01."),
-    ]
-    Strategy = Annotated[
-        Optional[StrategyName],  # noqa: UP045
-        typer.Option(help="hmc chooses freely; the others are its methods alone."),
-    ]
-    Samples = Annotated[Optional[int], typer.Option(help="Calibration images to use. [1024]")]  # noqa: UP045
-    Seed = Annotated[Optional[int], typer.Option(help="Draws the calibration images and positions. [0]")]  # noqa: UP045
-    Align = Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            help="Ranks and channel counts are multiples of this. [what pays where latency is measured, else 4]"
-        ),
-    ]
-    Provider = Annotated[Optional[ProviderName], typer.Option(help="Where to run. [auto]")]  # noqa: UP045
-    Threads = Annotated[Optional[int], typer.Option(help="Threads of onnxruntime; 0 is its default. [0]")]  # noqa: UP045
-    Batch = Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Images a run when serving, which latency is measured at. [what the model declares, or 1]"),
-    ]
-    LatencyTable = Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Times of another machine, to plan for it: see `hmc-onnx latency measure`."),
-    ]
-    Latency = Annotated[
-        Optional[bool],  # noqa: UP045
-        typer.Option(
-            "--latency/--no-latency", help="Measure the time of every candidate, to plan for it. [--no-latency]"
-        ),
-    ]
-    Quick = Annotated[
-        Optional[bool],  # noqa: UP045
-        typer.Option("--quick/--no-quick", help="A quarter of the images and fewer candidates. [--no-quick]"),
-    ]
-    Exhaustive = Annotated[
-        Optional[bool],  # noqa: UP045
-        typer.Option("--exhaustive/--no-exhaustive", help="Measure every candidate on all images. [--no-exhaustive]"),
-    ]
-    WorkDir = Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="A folder for all that is measured: a run that was cut off goes on from it."),
-    ]
-    Memory = Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Gigabytes of activations to hold in memory; more goes to disk. [2]"),
-    ]
-    Backend = Annotated[
-        Optional[BackendName],  # noqa: UP045
-        typer.Option(help="Where to profile: processes of this machine, or a cluster. [processes]"),
-    ]
-    Address = Annotated[Optional[str], typer.Option(help="Of the dask or ray cluster.")]  # noqa: UP045
-    Labels = Annotated[
-        Optional[bool],  # noqa: UP045
-        typer.Option("--labels/--no-labels", help="Use the labels of the data, where there are any. [--labels]"),
-    ]
-    Finetune = Annotated[
-        Optional[bool],  # noqa: UP045
-        typer.Option("--finetune/--no-finetune", help="Train the compressed model on the data after. [--no-finetune]"),
-    ]
-    Epochs = Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Times to go through all images. [10, if no --minutes]"),
-    ]
-    Minutes = Annotated[Optional[float], typer.Option(help="Time to train for, in place of epochs.")]  # noqa: UP045
-    Device = Annotated[Optional[DeviceName], typer.Option(help="Where to train. [auto]")]  # noqa: UP045
-    Precision = Annotated[
-        Optional[PrecisionName],  # noqa: UP045
-        typer.Option(help="What to train in. [auto: what is faster]"),
-    ]
-    Batchnorm = Annotated[
-        Optional[BatchnormName],  # noqa: UP045
-        typer.Option(help="Batch normalisation in training: see the docs. [auto]"),
-    ]
-    Optimizer = Annotated[Optional[OptimizerName], typer.Option(help="Of the training. [sgd]")]  # noqa: UP045
-    Rate = Annotated[Optional[float], typer.Option(help="Highest learning rate. [what suits the optimizer]")]  # noqa: UP045
-    BatchSize = Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Images a training step, of all processes together. [128]"),
-    ]
-    Augmentation = Annotated[
-        Optional[AugmentationName],  # noqa: UP045
-        typer.Option(help="How training images are changed. [auto: as the preset's networks are trained]"),
-    ]
-    Config = Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="A YAML file with options by their names, but for files that are written, and --teacher."),
-    ]
-    Report = Annotated[Optional[Path], typer.Option(help="Write the comparison as JSON too.")]  # noqa: UP045
+    def parameter(self) -> inspect.Parameter:
+        """It as a parameter of a command; None where it is not given, so that a YAML file can say more."""
+        own = typer.Option(
+            *self.flags,
+            metavar=self.metavar,
+            help=escape(self.help),  # brackets would be read as markup
+            rich_help_panel=self.record.panel,
+            show_default=False,
+        )
+        needed = self.field.is_required()
+        return inspect.Parameter(
+            self.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if needed else None,
+            annotation=Annotated[self.type if needed else self.type | None, own],
+        )
 
 
-def _whole(value: Any) -> bool:
-    return type(value) is int  # and not bool
+@dataclass(frozen=True)
+class Group:
+    """The options of a record, or some of them.
+
+    Attributes:
+        record: whose fields they are.
+        only: the names of those that are offered; None: all that the command line has.
+        needs: a flag of another group, without which none of these may be given.
+    """
+
+    record: type[Options]
+    only: tuple[str, ...] | None = None
+    needs: str | None = None
+
+    def __iter__(self) -> Iterator[OptionField]:
+        for name, field in self.record.model_fields.items():
+            found = OptionField(name, field, self.record)
+            if found.option.command_line and (self.only is None or name in self.only):
+                yield found
 
 
-def _sizes(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_whole, value))
+def groups_of(given: Sequence[Group | type[Options]]) -> list[Group]:
+    """Groups, of which some may be given by their record alone."""
+    return [g if isinstance(g, Group) else Group(g) for g in given]
 
 
-def _numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(_whole(v) or isinstance(v, float) for v in value)
+class Given:
+    """The options of one call: those of the command line over those of the YAML file.
 
-
-# What a YAML file may give: is it that, and how to say so.
-_TEXT: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, str), "text")
-_WHOLE: tuple[Callable[[Any], bool], str] = (_whole, "a whole number")
-_NUMBERS: tuple[Callable[[Any], bool], str] = (_numbers, "a list of numbers, one a channel")
-_NUMBER: tuple[Callable[[Any], bool], str] = (lambda value: _whole(value) or isinstance(value, float), "a number")
-_TRUTH: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, bool), "true or false")
-_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "data": _TEXT,
-    "test_data": _TEXT,
-    "preset": _TEXT,
-    "mean": _NUMBERS,
-    "std": _NUMBERS,
-    "size": (_sizes, "height and width, as in [32, 32]"),
-    "layout": _TEXT,
-    "target": (_TEXT[0], "text such as macs=0.5"),
-    "strategy": _TEXT,
-    "samples": _WHOLE,
-    "seed": _WHOLE,
-    "align": _WHOLE,
-    "provider": _TEXT,
-    "threads": _WHOLE,
-    "batch": _WHOLE,
-    "latency_table": _TEXT,
-    "latency": _TRUTH,
-    "max_drop": _NUMBER,
-    "quick": _TRUTH,
-    "exhaustive": _TRUTH,
-    "work_dir": _TEXT,
-    "memory": _NUMBER,
-    "backend": _TEXT,
-    "address": _TEXT,
-    "labels": _TRUTH,
-    "finetune": _TRUTH,
-    "epochs": _NUMBER,
-    "minutes": _NUMBER,
-    "device": _TEXT,
-    "precision": _TEXT,
-    "batchnorm": _TEXT,
-    "optimizer": _TEXT,
-    "rate": _NUMBER,
-    "batch_size": _WHOLE,
-    "augmentation": _TEXT,
-}
-
-
-class Run:
-    """The options of one call after merging: an attribute each, None where nothing was given."""
-
-    NAMES = frozenset(_KINDS)
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self._values = values
-
-    def __getattr__(self, name: str) -> Any:
-        return self._values.get(name)
-
-    def need(self, name: str) -> Any:
-        """A value that the command cannot do without.
-
-        Raises:
-            SettingsError: it was not given.
-        """
-        if self._values.get(name) is None:
-            option = "--" + name.replace("_", "-")
-            raise SettingsError(f"{option} is missing: give it on the command line or in the --config file")
-        return self._values[name]
-
-
-def merged(config: Path | None, **given: Any) -> Run:
-    """Options from the command line over those of a YAML file.
+    Attributes:
+        values: by option, of those that the command has and that were given.
+        resources: what is held until the command ends.
 
     Raises:
-        SettingsError: the file cannot be read, or holds something else than options.
+        SettingsError: options were given that only apply with another.
     """
-    values: dict[str, Any] = {}
-    if config is not None:
-        values = _read_yaml(config)
-        unknown = sorted(set(values) - Run.NAMES)
-        if unknown:
-            raise SettingsError(
-                f"'{config}' has an unknown option '{unknown[0]}': known are {', '.join(sorted(Run.NAMES))}"
-            )
-        for name, value in values.items():
-            fits, what = _KINDS[name]
-            if value is not None and not fits(value):
-                raise SettingsError(f"'{config}' has {value!r} for the option '{name}': write {what}")
-    for name, value in given.items():
-        if value is not None:
-            values[name] = value.value if isinstance(value, enum.Enum) else value
-    return Run(values)
+
+    def __init__(self, groups: Sequence[Group], values: dict[str, Any]) -> None:
+        offered = {field.name for group in groups for field in group}
+        self.values = {name: value for name, value in values.items() if name in offered}
+        self.resources = ExitStack()
+        for group in groups:
+            self._check_needed(group, groups)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    def of(self, record: type[_R], **more: Any) -> _R:
+        """A record of what was given, and of what the command itself sets.
+
+        Raises:
+            SettingsError: a value is out of range.
+        """
+        return record(**({name: self.values[name] for name in record.model_fields if name in self} | more))
+
+    def need(self, name: str) -> Any:
+        """A value that the command cannot do without; raises SettingsError where it was not given."""
+        if name not in self:
+            raise SettingsError(f"`{name}` is missing: give it on the command line or in the `config` file")
+        return self.values[name]
+
+    def _check_needed(self, group: Group, groups: Sequence[Group]) -> None:
+        if group.needs is None or self.values.get(group.needs):
+            return
+        others = {field.name for other in groups if other is not group for field in other}
+        for field in group:
+            if field.name in self and field.name not in others:
+                raise SettingsError(f"`{field.name}` only applies with `{group.needs}=True`")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
+class _Command(typer.core.TyperCommand):
+    """A command whose usage errors know which command they are of."""
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as e:
-        raise SettingsError(
-            f"cannot read the settings '{path}' ({getattr(e, 'strerror', None) or e}): give a YAML file"
-        ) from e
-    except yaml.YAMLError as e:
-        raise SettingsError(
-            f"'{path}' is not valid YAML ({' '.join(str(e).split())}): write one 'name: value' a line"
-        ) from e
-    if not isinstance(content, dict):
-        raise SettingsError(f"'{path}' holds no options: write one 'name: value' a line")
-    return {str(k).replace("-", "_"): v for k, v in content.items()}
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as e:
+            if hasattr(e, "ctx") and e.ctx is None:
+                e.ctx = ctx
+            raise
+
+
+def command(
+    app: typer.Typer, name: str, text: str, *offered: Group | type[Options]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a command with the options of some groups.
+
+    The function's own parameters are the command's arguments; its last, `given`, is what was given of the options.
+
+    Args:
+        app: where it is registered.
+        name: of the command.
+        text: its help.
+        offered: the groups, in the order of the help.
+    """
+    groups = groups_of(offered)
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(function, eval_str=True).parameters.values()
+        arguments = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own if p.name != "given"]
+        options: dict[str, OptionField] = {}
+        for group in groups:
+            options |= {field.name: field for field in group if field.name not in options}
+        parameters = [*arguments, *(field.parameter() for field in options.values())]
+
+        def call(**values: Any) -> None:
+            from hmc_onnx.cli.config import merged
+
+            positional = {p.name: values.pop(p.name) for p in arguments}
+            given = Given(groups, merged(values))
+            with given.resources:
+                function(**positional, given=given)
+
+        # typer reads what a command takes from the signature and the annotations of its function
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command(name, help=text, cls=_Command)(call)
+        return function
+
+    return register
+
+
+def alternatives(names: Sequence[str]) -> str:
+    """Names, as in "a, b or c"."""
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,1 +1,1 @@
-"""Two models side by side: cost, fidelity, accuracy and time."""
+"""The comparison of two models: signature, cost, fidelity, accuracy and latency."""

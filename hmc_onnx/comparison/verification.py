@@ -54,7 +54,7 @@ def _check_labels(data: CalibrationData, batch: int, session: Session, names: li
     if low < 0 or high >= classes:
         raise DataError(
             f"labels of {data.source} go from {low} to {high} and the model has {classes} classes: "
-            "give labels that count its classes from 0, or --no-labels"
+            "give labels that count its classes from 0, or leave them out (`labels=None`)"
         )
 
 
@@ -136,6 +136,7 @@ def verify(
         images=count,
         source=data.source,
         timings=[_timing(n, found) for n, found in timings.items()],
+        threads=runtime.threads_used,
     )
 
 

@@ -1,1 +1,1 @@
-"""Where tasks run, and where their results are kept."""
+"""How a run is executed: what its stages share, worker processes and clusters, checkpoints."""

@@ -46,14 +46,14 @@ class Journal:
             found = dict(json.loads(about.read_text(encoding="utf-8")))
         except OSError as e:
             raise OutputError(
-                f"cannot use the work folder '{folder}' ({e.strerror or e}): give another --work-dir"
+                f"cannot use the work folder '{folder}' ({e.strerror or e}): give another `work_dir`"
             ) from e
         except (TypeError, ValueError) as e:
-            raise SettingsError(f"'{about}' is damaged: give another --work-dir") from e
+            raise SettingsError(f"'{about}' is damaged: give another `work_dir`") from e
         for name, value in identity.items():
             if found.get(name) != value:
                 raise SettingsError(
-                    f"the work folder '{folder}' is of a run with {_other(name)}: give another --work-dir, or remove it"
+                    f"the work folder '{folder}' is of a run with {_other(name)}: give another `work_dir`, or remove it"
                 )
 
     def __contains__(self, name: str) -> bool:
@@ -89,7 +89,7 @@ class Journal:
         except OSError as e:
             raise OutputError(
                 f"cannot write to the work folder '{self.folder}' ({e.strerror or e}): "
-                "make room or give another --work-dir"
+                "make room or give another `work_dir`"
             ) from e
 
     def _place(self, name: str) -> Path:

@@ -6,6 +6,7 @@ worked out here when it is first asked for, and once.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +17,10 @@ import onnx
 from calib.data.calibration import CalibrationData
 from calib.measure.latency_table import LatencyTable, read_table
 from calib.runtime.batching import calibration_chunks, input_shapes, serving_batch, serving_feeds
+from calib.runtime.half import in_half
 from calib.runtime.observing import observe
-from calib.runtime.sessions import Runtime
+from calib.runtime.quantisation import quantise, quantise_for_timing, raise_opset
+from calib.runtime.sessions import Runtime, providers
 from hmc_onnx.analysis.subjects import Subjects, find_subjects
 from hmc_onnx.execution.checkpoint import Journal
 from hmc_onnx.records.settings import Settings
@@ -30,6 +33,9 @@ from passes.graph.protos import byte_size
 from passes.normal_form.normalise import normalise
 
 __all__ = ["Context"]
+
+# Images on which the ranges of activations are found.
+RANGE_IMAGES = 512
 
 
 class Context:
@@ -68,6 +74,27 @@ class Context:
     def normal(self) -> Model:
         """The model in normal form, with the shapes that only a run shows; not to be changed."""
         return observe(normalise(self.served), self.inputs, self.runtime)
+
+    def served_form(self, proto: onnx.ModelProto, timed_only: bool = False) -> onnx.ModelProto:
+        """A model in the precision that will be served.
+
+        Args:
+            proto: a model with the original's signature, in float.
+            timed_only: the ranges of INT8 activations may be any.
+
+        Raises:
+            ModelError: the model cannot be quantised.
+        """
+        if self.settings.precision == "fp32":
+            return proto
+        size = len(next(iter(self.chunks[0].values())))
+        batches = [] if timed_only else self.chunks[: math.ceil(RANGE_IMAGES / size)]
+        if self.settings.precision == "fp16":
+            return in_half(proto, batches)
+        provider = providers(self.runtime.provider)[0]
+        if timed_only:
+            return quantise_for_timing(raise_opset(proto), provider)
+        return quantise(raise_opset(proto), batches, self.settings.calibration, provider)
 
     @cached_property
     def digest(self) -> str:

@@ -1,27 +1,22 @@
-"""Independent tasks, run by joblib: in processes of this machine, or on a Dask or Ray cluster that is there."""
+"""Independent tasks, run in processes of this machine, or by joblib on a Dask or Ray cluster that is there."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import signal
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import joblib
-from joblib.externals.loky import get_reusable_executor, process_executor
 from threadpoolctl import ThreadpoolController
 
 from hmc_onnx.execution.checkpoint import Journal
+from hmc_onnx.execution.worker_processes import Processes
 from hmc_onnx.records.work import Work
 from passes.core.errors import SettingsError
 from passes.core.shelf import MEMORY, Shelf
@@ -32,22 +27,27 @@ Task = Callable[[], tuple[Any, ...]]
 
 # How often tasks are given out again that were lost with a worker.
 MOST_LOSSES = 3
-# Seconds that a worker waits for a task: a network is timed meanwhile, which may take long.
-IDLE = 24 * 3600
-# Seconds between a worker's looks whether its parent is there still.
-LOOKED_FOR = 1.0
 
 
 class Pool:
-    """Runs tasks, and keeps their results in a journal. Made by `pool`."""
+    """Runs tasks, and keeps their results in a journal. Made by `pool`.
 
-    def __init__(self, work: Work, journal: Journal, folder: Path) -> None:
+    Args:
+        work: where the tasks are run.
+        journal: where their results are kept.
+        folder: for what the tasks share.
+        processes: of this machine; None: joblib's backend, or this process where there is none.
+    """
+
+    def __init__(self, work: Work, journal: Journal, folder: Path, processes: Processes | None) -> None:
         self.work, self.journal, self.progress = work, journal, work.progress
-        self._folder = folder
+        self._folder, self._processes = folder, processes
 
     @property
     def workers(self) -> int:
         """How many tasks run at once."""
+        if self.work.backend == "processes":
+            return 1 if self._processes is None else self._processes.count
         return int(joblib.effective_n_jobs(None))
 
     def run(
@@ -78,27 +78,30 @@ class Pool:
                     self.progress(what, done, of)
             except BrokenProcessPool:  # a worker was killed: what it had in hand is done again
                 losses += 1
-                if losses > MOST_LOSSES:
+                if losses > MOST_LOSSES or self._processes is None:
                     raise
+                self._processes.restart()
         return {name: results[name] for name in tasks}
 
     def _results(self, tasks: Mapping[str, Task], here: bool) -> Iterator[tuple[str, Any]]:
         if here or self.workers == 1:
             yield from (_call(name, *task()) for name, task in tasks.items())
             return
+        if self._processes is not None:
+            yield from self._processes.run((_call, (name, *task())) for name, task in tasks.items())
+            return
         calls = (joblib.delayed(_call)(name, *task()) for name, task in tasks.items())
-        # as many in hand as there are workers and no more: the arguments are large
         if self.work.backend == "ray":  # gives no results before it has all
             while some := list(itertools.islice(calls, 4 * self.workers)):
                 yield from joblib.Parallel(batch_size=1)(some)
             return
+        # as many in hand as there are workers, and one: the arguments are large
         yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch="n_jobs + 1", batch_size=1)(calls)
 
     def renew(self) -> None:
         """Let workers on this machine be new ones, which hold nothing of what came before."""
-        if self.work.backend == "processes" and self.workers > 1:
-            get_reusable_executor().shutdown(wait=True)
-            _start()
+        if self._processes is not None:
+            self._processes.restart()
 
     def shelf(self) -> Shelf:
         """Files of the journal's folder, or of one that goes with the pool; memory on a cluster, that reads none."""
@@ -177,62 +180,23 @@ def pool(work: Work, journal: Journal) -> Iterator[Pool]:
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="hmc_onnx-")))
-        stack.enter_context(_BACKENDS[work.backend](work))
-        yield Pool(work, journal, folder)
+        workers = stack.enter_context(_BACKENDS[work.backend](work))
+        yield Pool(work, journal, folder, workers if isinstance(workers, Processes) else None)
 
 
 @contextmanager
-def _processes(work: Work) -> Iterator[None]:
-    # Large arrays are sent, not mapped: mapped ones would outlive workers that are killed, in /dev/shm.
-    try:
-        with joblib.parallel_config(
-            "loky",
-            n_jobs=work.jobs or -1,
-            inner_max_num_threads=1,
-            max_nbytes=None,
-            initializer=partial(_begin_worker, os.getpid()),
-            idle_worker_timeout=IDLE,
-        ):
-            _start()
-            yield
-    except BaseException:
-        get_reusable_executor().shutdown(wait=False, kill_workers=True)
-        raise
-    get_reusable_executor().shutdown(wait=True)
-
-
-def _begin_worker(parent: int) -> None:
-    # one in the place of a killed one starts outside `_interrupts_ignored`
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    # Workers keep sessions and activations from task to task. loky, where psutil is installed, takes that for a leak,
-    # and puts a new worker in the place of one that has grown by 300 MB: it would walk the graph from its start again.
-    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
-
-
-def _end_with(parent: int) -> None:
-    """A worker waits for tasks as long as it takes, and one whose parent was killed waits for nothing."""
-    while os.getppid() == parent:
-        time.sleep(LOOKED_FOR)
-    os._exit(1)
-
-
-def _start() -> None:
-    with _interrupts_ignored():
-        joblib.Parallel()(joblib.delayed(int)() for _ in range(joblib.cpu_count()))
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Processes started within it leave an interrupt at the terminal, which all of them get, to this one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+def _processes(work: Work) -> Iterator[Processes | None]:
+    count = work.jobs or joblib.cpu_count()
+    if count == 1:
+        yield None
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    processes = Processes(count)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        yield processes
+    except BaseException:
+        processes.kill()
+        raise
+    processes.close()
 
 
 @contextmanager
@@ -240,13 +204,13 @@ def _dask(work: Work) -> Iterator[None]:
     try:
         from distributed import Client  # noqa: PLC0415  an extra
     except ImportError as e:
-        raise SettingsError("--backend dask needs Dask: pip install 'hmc-onnx[dask]'") from e
+        raise SettingsError("`backend='dask'` needs Dask: pip install 'hmc-onnx[dask]'") from e
     if work.address is None:
-        raise SettingsError("--backend dask needs the scheduler's --address, such as tcp://10.0.0.1:8786")
+        raise SettingsError("`backend='dask'` needs the scheduler's `address`, such as tcp://10.0.0.1:8786")
     try:
         client = Client(work.address, timeout="10s")
     except (OSError, ValueError) as e:
-        raise SettingsError(f"no Dask scheduler answers at '{work.address}': give its --address") from e
+        raise SettingsError(f"no Dask scheduler answers at '{work.address}': give its `address`") from e
     with client, joblib.parallel_config("dask", n_jobs=-1, client=client):
         yield
 
@@ -257,15 +221,15 @@ def _ray(work: Work) -> Iterator[None]:
         import ray  # noqa: PLC0415  an extra
         from ray.util.joblib import register_ray  # noqa: PLC0415
     except ImportError as e:
-        raise SettingsError("--backend ray needs Ray: pip install 'hmc-onnx[ray]'") from e
+        raise SettingsError("`backend='ray'` needs Ray: pip install 'hmc-onnx[ray]'") from e
     if work.address is None:
-        raise SettingsError("--backend ray needs the cluster's --address, such as auto or 10.0.0.1:6379")
+        raise SettingsError("`backend='ray'` needs the cluster's `address`, such as auto or 10.0.0.1:6379")
     theirs = ray.is_initialized()  # by the caller, who connected to the cluster
     if not theirs:
         try:
             ray.init(address=work.address, log_to_driver=False, logging_level="error")
         except (ConnectionError, RuntimeError, ValueError) as e:
-            raise SettingsError(f"no Ray cluster answers at '{work.address}': give its --address") from e
+            raise SettingsError(f"no Ray cluster answers at '{work.address}': give its `address`") from e
     register_ray()
     try:
         with joblib.parallel_config("ray", n_jobs=-1):

@@ -1,7 +1,7 @@
-"""Recovery in torch: an ONNX graph is trained against the original and gets better values in the same initializers.
+"""Fine-tuning in torch: a compressed ONNX graph is trained against the original; its initializers get the new values.
 
-The package is called itself: `hmc_onnx.finetune(compressed, original, data)`, which is `finetune` in here. torch is
-imported when it is needed; it comes with the extra `finetune`.
+This package can be called: `hmc_onnx.finetune(compressed, original, data)` calls the function `finetune` below. torch
+is imported when it is needed; it comes with the extra `finetune`.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
+from hmc_onnx.records.options import Option, Options
 from passes.core.errors import SettingsError
 from passes.core.records import Frozen
 
@@ -16,44 +17,72 @@ RATES = {"sgd": 0.004, "adamw": 3e-4}
 NEAR_RATE, NEAR_HINTS = 0.003, 0.9
 
 
-class FineTuning(Frozen):
+PYTHON = Option(command_line=False, file=False)
+
+
+class FineTuning(Options):
     """How a network is fine-tuned.
 
-    Attributes:
-        batchnorm: what is done in training about batch normalisation. "reinsert" puts one behind each Conv of a folded
-            graph, and folds it away again; a graph that has its own trains those. "frozen": the same, but their
-            statistics are kept. "none": nothing is put in, and a graph's own keep their statistics. "auto": see
-            `settled`.
+    Raises:
+        SettingsError: a value is out of range, or epochs and minutes are both given.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
+    panel: ClassVar[str] = "Fine-tuning"
 
-    epochs: float | None = Field(default=None, gt=0, description="times that all images are gone through")
-    minutes: float | None = Field(default=None, gt=0, description="time to train for; this or epochs")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    batchnorm: Literal["auto", "reinsert", "frozen", "none"] = "auto"
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    rate: float | None = Field(default=None, gt=0, description="highest learning rate; None: what suits the optimizer")
-    weight_decay: float = Field(default=1e-4, ge=0)
-    batch_size: int = Field(default=128, ge=2, description="images a step, of all processes together")
-    temperature: float = Field(default=2.0, gt=0, description="of the distillation")
-    labels: float | None = Field(
-        default=None, ge=0, le=1, description="weight of the labels, the original having the rest; None: auto"
+    epochs: Annotated[float | None, Option(default="10, if minutes is not given either")] = Field(
+        default=None, gt=0, description="How often to go through all images; a part is possible, such as 0.5."
     )
-    hints: float | None = Field(
-        default=None, ge=0, le=1, description="share of the sums that end residual blocks in what is learnt; None: auto"
+    minutes: float | None = Field(default=None, gt=0, description="Minutes to train for, in place of epochs.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where torch trains.")
+    train_in: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="Arithmetic of the training; auto takes what is faster on the device."
     )
-    augmentation: Literal["auto", "crop", "resized", "flip", "none"] = "auto"
-    mixup: float = Field(default=1.0, ge=0, le=1, description="largest share of another image laid over each")
-    average: float = Field(default=0.998, ge=0, lt=1, description="decay of the mean of the weights over the steps")
-    seed: int = Field(default=0, ge=0)
+    batchnorm: Literal["auto", "reinsert", "frozen", "none"] = Field(
+        default="auto",
+        description="Batch normalisation in training. reinsert puts one behind each Conv of a graph in which they were "
+        "folded, and folds it away again; frozen does so and keeps the statistics as they are; none puts in nothing. "
+        "auto: frozen for a network that does nearly what the original does, else reinsert.",
+    )
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="Optimizer of the training.")
+    rate: Annotated[float | None, Option(default="what suits the optimizer and the network")] = Field(
+        default=None, gt=0, description="Highest learning rate."
+    )
+    weight_decay: Annotated[float, PYTHON] = Field(default=1e-4, ge=0, description="Weight decay of the optimizer.")
+    batch_size: int = Field(
+        default=128, ge=2, description="Images in a step of the training, of all processes together."
+    )
+    temperature: Annotated[float, PYTHON] = Field(default=2.0, gt=0, description="Temperature of the distillation.")
+    labels: Annotated[float | None, PYTHON] = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Weight of the labels in the loss; the original's answers have the rest. None: 0 for a network "
+        "that does nearly what the original does, else 0.1.",
+    )
+    hints: Annotated[float | None, PYTHON] = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Weight, in the loss, of the sums that end residual blocks. None: 0.9 for a network that does "
+        "nearly what the original does, else 0.",
+    )
+    augmentation: Literal["auto", "crop", "resized", "flip", "none"] = Field(
+        default="auto",
+        description="How training images are changed; auto takes what the preset's networks were trained with.",
+    )
+    mixup: Annotated[float, PYTHON] = Field(
+        default=1.0, ge=0, le=1, description="Largest share of another image that is laid over each."
+    )
+    average: Annotated[float, PYTHON] = Field(
+        default=0.998, ge=0, lt=1, description="Decay of the running mean of the weights over the steps."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the order and the changes of training images.")
 
-    @model_validator(mode="after")
-    def _one_bound(self) -> FineTuning:
+    def model_post_init(self, _: object) -> None:
+        """Check that there is one bound."""
         if self.epochs is not None and self.minutes is not None:
-            raise SettingsError("epochs and minutes were both given: give one")
-        return self
+            raise SettingsError("`epochs` and `minutes` were both given: give one")
 
     def settled(self, near: bool) -> FineTuning:
         """With what was left open set, as it won: see docs/design.md.

@@ -174,7 +174,7 @@ class Trainer:
     @staticmethod
     def _astray(what: str, where: str) -> TrainingError:
         return TrainingError(
-            f"{what} is no longer a number {where}: train with a lower --rate; the best weights until then are kept"
+            f"{what} is no longer a number {where}: train with a lower `rate`; the best weights until then are kept"
         )
 
     @torch.no_grad()
@@ -262,8 +262,8 @@ def _optimizer(module: nn.Module, options: FineTuning) -> torch.optim.Optimizer:
 
 def _bfloat16(options: FineTuning, device: torch.device) -> bool:
     """Whether to compute in bfloat16: by default where the device multiplies it faster."""
-    if options.precision != "auto":
-        return options.precision == "bf16"
+    if options.train_in != "auto":
+        return options.train_in == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported())  # 1.4 times as fast, measured

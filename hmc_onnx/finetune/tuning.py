@@ -85,7 +85,7 @@ def finetune_models(
     with processes(options.device) as here:
         if options.batch_size % here.count:
             raise SettingsError(
-                f"--batch-size {options.batch_size} cannot be shared by {here.count} processes: give a multiple of it"
+                f"`batch_size` {options.batch_size} cannot be shared by {here.count} processes: give a multiple of it"
             )
         images, held = _split(source, preprocess, options, here)
         batch = next(held.plain(min(len(held), options.batch_size)))
@@ -211,7 +211,7 @@ def _check_batches(models: Iterable[onnx.ModelProto], batch: Batch) -> None:
         if shape[:1] != (len(images),):
             raise ModelError(
                 f"the model cannot be run on {len(images)} images at once ({said}): "
-                "export it with an open batch size, or set --size, --layout or --preset to match"
+                "export it with an open batch size, or set `size`, `layout` or `preset` to match"
             )
 
 
@@ -224,5 +224,5 @@ def _check_labels(model: onnx.ModelProto, images: TrainingImages, batch: Batch) 
     if not 0 <= labels.min() <= labels.max() < classes:
         raise DataError(
             f"labels go from {labels.min()} to {labels.max()} and the model has {classes} classes: "
-            "give labels that count its classes from 0, or --no-labels"
+            "give labels that count its classes from 0, or leave them out (`labels=None`)"
         )

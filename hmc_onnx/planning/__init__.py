@@ -1,1 +1,1 @@
-"""Choosing one candidate for each layer and group."""
+"""The planning stage: one candidate for each layer and group, within a target or a bound on the loss."""

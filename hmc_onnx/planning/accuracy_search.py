@@ -139,9 +139,10 @@ class Search:
         except SettingsError:  # below what can be reached
             return None, None, None
         compressed = apply(self._context, plan)
+        served = self._context.served_form(compressed)
         assert plan.latency is not None
         latency = plan.latency.expected if plan.latency.measured is None else plan.latency.measured
-        (drop, _), (confirmed, uncertainty) = (judge.drop(compressed) for judge in self._judges)
+        (drop, _), (confirmed, uncertainty) = (judge.drop(served) for judge in self._judges)
         visited = Visited(
             target=share, latency=latency, drop=drop, confirmed=confirmed, uncertainty=uncertainty, chosen=False
         )

@@ -64,9 +64,12 @@ class Program:
             [g.choices[a].sensitivity for g, a in self.groups] + [c.sensitivity for _, c in self.layers]
         )
         self.cost = {k: np.array(zeros + [float(getattr(c, k) or 0) for _, c in self.layers]) for k in self.original}
-        self.fixed = {k: v - sum(getattr(layer, k) or 0 for layer in profile.layers) for k, v in self.original.items()}
+        unchanged = dict(self.original)  # in the precision that is served
+        if profile.latency is not None and profile.latency.unchanged is not None:
+            unchanged["seconds"] = profile.latency.unchanged
+        self.fixed = {k: v - sum(getattr(layer, k) or 0 for layer in profile.layers) for k, v in unchanged.items()}
         if self.fixed.get("seconds", 0.0) < 0:  # the parts take longer alone than together
-            self.cost["seconds"] *= self.original["seconds"] / (self.original["seconds"] - self.fixed["seconds"])
+            self.cost["seconds"] *= unchanged["seconds"] / (unchanged["seconds"] - self.fixed["seconds"])
             self.fixed["seconds"] = 0.0
         self.choice = self._choice_constraints(profile)
 
@@ -119,7 +122,7 @@ class Program:
         if "seconds" in bounds:
             if profile.latency is None:
                 raise SettingsError(
-                    "the profile has no latencies: profile again with --latency, or give another target"
+                    "the profile has no latencies: profile again with `latency=True`, or give another target"
                 )
             bounds["seconds"] *= correction
         solution, gap = self._minimise(self.sensitivity, {k: v * self.original[k] for k, v in bounds.items()})
@@ -139,7 +142,7 @@ class Program:
         aligned = f" or align to fewer than {align} channels" if align > 1 else ""
         again = (
             "; if the machine was busy when it was timed, have it timed again "
-            "('hmc-onnx latency clear', and another --work-dir or --latency-table where one was given)"
+            "('hmc-onnx latency clear', and another `work_dir` or `latency_table` where one was given)"
             if "seconds" in corrections
             else ""
         )

@@ -1,1 +1,1 @@
-"""What each candidate costs, and how much accuracy it loses."""
+"""The profiling stage: the cost, the time and the sensitivity of every candidate."""

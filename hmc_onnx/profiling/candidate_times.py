@@ -1,8 +1,8 @@
-"""The time of a model, of its layers, and of what they may become: probes looked up in a latency table, or measured.
+"""The time of a model, of its layers, and of the candidates for them: looked up in a latency table, or measured.
 
-A chain's time is that of its probe: the links, with what follows the layer. A chain that cannot be timed alone is taken
-for as many times faster than its layer as its MACs are fewer, and of a layer that cannot be, its share of the model's
-time for its share of the MACs.
+A chain's time is that of its probe: its links with what follows the layer. Where a probe cannot be timed, the time is
+estimated by MACs: a layer takes the share of the model's time that it has of the model's MACs, and a chain the share of
+its layer's time that it has of the layer's MACs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from calib.measure.latency import DISTURBED, interleaved
 from calib.measure.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
-from calib.runtime.sessions import Runtime, Session
+from calib.runtime.sessions import Runtime, Session, providers
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.profile import GroupChoice, GroupProfile, LatencyProfile
 from hmc_onnx.search_space.candidates import variants, whole_offers
@@ -31,18 +31,21 @@ __all__ = ["Chain", "Clock", "default_align", "measure_table"]
 
 Chain = tuple[Geometry, ...]
 
-# Channels that ranks and counts are multiples of where nothing is measured; TensorRT handles 8 together in float16.
+# The alignment where none is measured; TensorRT processes 8 channels together in float16.
 DEFAULT_ALIGN, TENSORRT_ALIGN = 4, 8
+# Alignments to try, from the widest.
 STEPS = (64, 32, 16, 8, 4, 2)
-# Half a step narrower saves less than this share of what it would if time went with width: it does not pay.
+# A step is accepted as the alignment when a width that is half a step narrower saves less than this share of the time
+# that it would save if time were proportional to width.
 PAYS = 0.5
 
 
 class Clock:
-    """Times for one model on one machine.
+    """The times of one model on one machine.
 
-    Where the context names the table of another machine, nothing is measured. Else this machine's table is used and
-    added to: the one in the cache, of which a run with a checkpoint keeps its own copy, as later runs may change it.
+    Where the context names the table of another machine, nothing is measured. Otherwise this machine's table in the
+    cache is used, and times that it lacks are measured and added. A run with a checkpoint keeps a copy of its own,
+    because later runs may change the one in the cache.
 
     Raises:
         SettingsError: the provider does not work here, or the model takes another batch size.
@@ -52,15 +55,22 @@ class Clock:
         self._context, self.runtime = context, context.runtime
         self.layers, self.batch = context.subjects.layers, context.serving_batch
         self._key = f"model {context.digest} × {self.batch}"
+        precision = context.settings.precision
+        self._served_key = self._key if precision == "fp32" else f"{self._key} {precision}"
+        on_cpu = providers(self.runtime.provider)[0] == "CPUExecutionProvider"
+        # a CPU has no kernels of float16: there a plan for it is made by the times of float32
+        self._dtype = {"int8": "int8", "fp16": None if on_cpu else "float16"}.get(precision)
         table, folder = context.latency_table, context.work.work_dir
         self._foreign = table is not None
-        self._paths: list[Path] = []
+        self._cached: Path | None = None
+        self._kept: Path | None = None
         self._settled = self._foreign  # what the whole model takes is not to be measured again
         if table is None:
             table, path = cached_table(this_machine(self.runtime))
-            self._paths = [path] if folder is None else [path, folder / "latency.json"]
-            if folder is not None and self._paths[1].exists():
-                own = read_table(self._paths[1])
+            self._cached = path
+            self._kept = None if folder is None else folder / "latency.json"
+            if self._kept is not None and self._kept.exists():
+                own = read_table(self._kept)
                 self._settled = own.machine == table.machine
                 table = own if self._settled else table
         self.table = table
@@ -74,12 +84,12 @@ class Clock:
         self._by_macs: set[str] = set()
 
     def time_whole(self) -> Entry:
-        """The time of a run of the whole model; one from the cache is mended, as the machine may have been busy.
+        """The time of a run of the whole model. One from the cache is replaced where it was measured on a busy machine.
 
         Raises:
             SettingsError: the table of another machine has none.
         """
-        entry = self.table.entries.get(self._key)
+        entry = self.table.entries.get(self._key) if self._served_key in self.table.entries else None
         if self._foreign and (entry is None or not entry.usable):
             raise SettingsError(
                 f"the latency table (of {self.table.machine}) has no time of this model at batch {self.batch}: make it "
@@ -87,21 +97,26 @@ class Clock:
             )
         if entry is not None and self._settled:
             return entry
-        session = Session(self._context.served, self.runtime)
-        time = interleaved([session], self._context.serving_feeds).latency(0)
+        models = [self._context.served]
+        if self._served_key != self._key:
+            models.append(self._context.served_form(self._context.normal.finished(), timed_only=True))
+        timings = interleaved([Session(m, self.runtime) for m in models], self._context.serving_feeds)
+        time = timings.latency(0)
         if entry is None or entry.seconds is None or entry.seconds > DISTURBED * time.value:
-            entry = Entry(seconds=time.value, uncertainty=time.uncertainty)
-            self.table.entries[self._key] = entry
+            for key, model in zip((self._key, self._served_key), range(len(models)), strict=False):
+                own = timings.latency(model)  # both from one measurement, so that they can be compared
+                self.table.put(key, Entry(seconds=own.value, uncertainty=own.uncertainty))
+            entry = self.table.entries[self._key]
             self.keep()
         return entry
 
     def probe(self, name: str, chain: Chain) -> Probe:
         """A layer's chain as a probe."""
         dtype, follows = self._kinds[name]
-        return Probe(chain, self.layers[name].size, self.batch, dtype, follows)
+        return Probe(chain, self.layers[name].size, self.batch, self._dtype or dtype, follows)
 
     def measure(self, chains: Iterable[tuple[str, Chain]]) -> None:
-        """Time the chains of layers that the table lacks, and keep the table."""
+        """Time those chains, given with their layers' names, that the table lacks, and write the table."""
         if self._foreign:
             return
         self.table.measure(
@@ -110,15 +125,20 @@ class Clock:
 
     def keep(self) -> None:
         """Write the table to the cache and the journal, where that can be."""
-        for path in list(self._paths):
-            try:
-                self.table.write(path)
-            except OutputError:
-                self._paths.remove(path)  # it can be measured again
+        try:
+            if self._cached is not None:
+                self.table.add_to(self._cached)
+        except OutputError:
+            self._cached = None  # it can be measured again
+        try:
+            if self._kept is not None:
+                self.table.write(self._kept)
+        except OutputError:
+            self._kept = None
 
     def times(self, name: str, chains: Collection[Chain]) -> dict[Chain, float]:
-        """Seconds of a layer's chains, the layer itself being one."""
-        whole = self.table.entries[self._key].seconds
+        """Seconds of some chains of a layer; the layer itself counts as a chain of one link."""
+        whole = self.table.entries[self._served_key].seconds
         assert whole is not None
         own = self.table.seconds(self.probe(name, (self.layers[name].layer.geometry,)))
         if own is None:
@@ -134,9 +154,9 @@ class Clock:
         return found
 
     def align(self) -> int:
-        """The step of the staircase that time is over width: ranks and numbers of channels between steps do not pay.
+        """The alignment: time is a staircase over the number of channels, and a number between two steps saves nothing.
 
-        It is looked for in a chain from many channels over a few to many, of the layer with most MACs.
+        It is measured on the layer with most MACs, as an SVD chain whose inner width varies.
         """
         dense = [n for n, s in self.layers.items() if not s.grouped]
         if not dense:
@@ -155,7 +175,7 @@ class Clock:
         return default_align(self.runtime)
 
     def profile(self) -> LatencyProfile:
-        """What the times are of."""
+        """The machine and model that the times hold for."""
         whole = self.table.entries[self._key]
         assert whole.seconds is not None
         return LatencyProfile(
@@ -163,18 +183,19 @@ class Clock:
             batch=self.batch,
             seconds=whole.seconds,
             uncertainty=whole.uncertainty,
+            unchanged=self.table.entries[self._served_key].seconds if self._served_key != self._key else None,
             table=self.table.digest(),
             by_macs=sorted(self._by_macs),
         )
 
 
 def default_align(runtime: Runtime) -> int:
-    """The alignment where none is measured."""
+    """The alignment for a provider where none is measured."""
     return TENSORRT_ALIGN if runtime.provider == "tensorrt" else DEFAULT_ALIGN
 
 
 def measure_table(context: Context) -> LatencyTable:
-    """The times of a model, of its layers, and of all that they may become; of the images only the sizes matter.
+    """Measure the times of a model, of its layers, and of all candidates for them; only the sizes of the images matter.
 
     Raises:
         ModelError, SettingsError: see their docstrings.
@@ -196,7 +217,7 @@ def measure_table(context: Context) -> LatencyTable:
 
 
 def _any_removal(group: ChannelGroup, align: int, fine: bool, removable: bool) -> GroupProfile:
-    """A group's profile as to how many channels go, and not which."""
+    """A profile of a group that says how many channels are removed in each choice; which ones is arbitrary."""
     on_offer = steps(group, align, fine)
     gone = [[], *map(on_offer.any, range(len(on_offer.keeps))), *([list(range(group.size))] if removable else [])]
     choices = [GroupChoice(keep=group.size - len(some), removed=some, sensitivity=0.0) for some in gone]
@@ -204,5 +225,5 @@ def _any_removal(group: ChannelGroup, align: int, fine: bool, removable: bool) -
 
 
 def _widths(step: int) -> list[int]:
-    """Widths at which a step would show: half a step below an end, and the end, of the second step and the third."""
+    """The widths to time for a step: the ends of its second and third step, and half a step below each."""
     return [w for end in (2 * step, 3 * step) if end <= 2 * STEPS[0] for w in (end - step // 2, end)]

@@ -1,9 +1,9 @@
-"""From a model and calibration data to a profile: candidates are made in closed form and measured on onnxruntime.
+"""The profiling stage: the candidates of a model are made in closed form, and measured on onnxruntime.
 
-Two walks over the graph. The first streams the second moments of every layer's patches. From these every
-candidate's weights follow: a decomposition amounts to another dense kernel for its layer, a pruned group to
-zero columns in its consumers. So the second walk needs one session for each layer, on the part of the graph
-behind it, into which the candidates' kernels are fed one after the other.
+It walks over the graph twice. The first walk streams the second moments of every layer's patches, from which the
+weights of all candidates are computed. A decomposition is equivalent to another dense kernel for its layer, and a
+pruned group to zero columns in the layers that read it. So the second walk, which measures sensitivities, needs only
+one session for each place in the graph: on the part behind it, with the candidates' kernels as inputs.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ from passes.graph.layers import own_values
 
 __all__ = ["profile"]
 
-# Images that sensitivity is measured on, for a network of so many MACs and fewer, and for the largest.
+# Sensitivity is measured on MOST_IMAGES images for a network of up to IMAGE_MACS MACs; for a larger one on fewer, in
+# proportion, but not less than LEAST_IMAGES.
 MOST_IMAGES, IMAGE_MACS, LEAST_IMAGES = 256, 5e8, 32
-# Into how many lots they are cut: candidates that are out, or known, run on the first ones only.
+# These images are divided into at least so many chunks, so that early stopping can leave out the later ones.
 KL_CHUNKS = 4
-# With which an option must be known to be out, to be measured on the first images only.
+# Confidence at which a dominated candidate is dropped early (successive halving).
 CONFIDENCE = 0.95
-# Options that one task measures: their kernels are sent with it.
+# Upper bound on the options that one task measures, because their kernels are sent with the task.
 MOST_OPTIONS = 32
 
 
@@ -68,7 +69,7 @@ def profile(context: Context) -> Profile:
 
 
 class _Profiler:
-    """One run of the profiling stage: what all its steps share."""
+    """One run of the profiling stage, and what its steps share."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.settings = context, context.settings
@@ -82,11 +83,11 @@ class _Profiler:
             reasons = "; ".join(f"'{k}': {v}" for k, v in self.subjects.declined.items())
             raise ModelError(f"the model has nothing to compress ({reasons}): give a network of Convs")
         self.nodes = {n.name: n for n in self.model.graph.nodes}
-        for name, subject in self.layers.items():  # own initializers, bias included, which can then be fed
+        for name, subject in self.layers.items():  # weights and biases that no other node reads, to be fed
             own_values(self.model.graph, self.nodes[name], subject.layer)
 
     def profile(self, workers: Pool) -> Profile:
-        """Measure, in workers."""
+        """Make and measure all candidates; the tasks run in workers."""
         context, settings, layers, subjects = self.context, self.settings, self.layers, self.subjects
         self.shelf = workers.shelf() if context.large else MEMORY
         clock = Clock(context) if settings.latency else None
@@ -139,7 +140,7 @@ class _Profiler:
         )
 
     def _measure_moments(self, workers: Pool) -> None:
-        """Walk over the graph once, and gather the second moments of what each layer reads."""
+        """Walk over the graph, and accumulate the second moments of each layer's input patches."""
         context, settings, layers, checkpoint = self.context, self.settings, self.layers, workers.journal
         walk = Walk(self.model, context.chunks, settings.runtime, context.memory)
         rng = np.random.default_rng(settings.seed)
@@ -168,7 +169,7 @@ class _Profiler:
     def _sensitivities(
         self, eliminations: dict[str, Elimination], plain: dict[str, list[Candidate]], workers: Pool
     ) -> dict[Hashable, float]:
-        """Nats of each candidate: each worker walks the graph once, over a few of the images."""
+        """The sensitivity of each candidate, in nats; each worker walks the graph once, over some of the images."""
         settings, provider = self.settings, providers(self.settings.provider)[0]
         changes = [
             *group_changes(self.subjects, eliminations, self.nodes),
@@ -180,7 +181,8 @@ class _Profiler:
         )
         chunk = min(settings.chunk, math.ceil(images / KL_CHUNKS))
         proto = self.model.to_proto()
-        # a device is one, and workers would share it; of a large model each would hold what its sessions hold
+        # There is one GPU, which workers would have to share; and of a large model, each worker's sessions would hold a
+        # copy of the weights.
         here = provider != "CPUExecutionProvider" or context.large
         windowed = list(windows(changes, len(self.model.graph.nodes), MOST_OPTIONS))
         bench = Bench(
@@ -199,11 +201,11 @@ class _Profiler:
         steps = {str(i): sum(len(c.options) for c in w) for i, w in enumerate(windowed)}
         found = workers.run("sensitivity", tasks, steps, here)
         forget()
-        workers.renew()  # sessions and activations are let go of before the largest layers are decomposed
+        workers.renew()  # frees sessions and activations before the largest layers are decomposed
         return {key: value for window in found.values() for key, value in window.items()}
 
     def _times(self, clock: Clock | None, chains: Mapping[str, list[Chain]]) -> dict[str, Times]:
-        """Seconds of each layer's chains and of the layer itself, measured where they are not known."""
+        """Seconds of each layer's chains and of the layer itself; those that are not known are measured."""
         if clock is None:
             return dict.fromkeys(chains)
         every = {n: [(self.layers[n].layer.geometry,), *own] for n, own in chains.items()}
@@ -224,7 +226,7 @@ class _Profiler:
             input_group=subject.input_group,
             output_group=subject.output_group,
             macs=subject.layer.geometry.macs(subject.size),
-            parameters=self.context.costs[name].parameters,  # without the bias that the layer may be given
+            parameters=self.context.costs[name].parameters,  # without a bias that profiling has added
             seconds=choices[0].seconds,
             choices=choices,
         )
@@ -237,7 +239,7 @@ def _task(*call: Any) -> tuple[Any, ...]:
 def _measuring(
     shared: Callable[[], Bench], key: str, number: int, window: Sequence[Change], here: bool
 ) -> tuple[Any, ...]:
-    """A task; where nothing has to be sent away, values are made one by one, as each is tried."""
+    """The task of a window. In this process values are made one by one, as they are tried; for a worker, beforehand."""
     return measure, shared, key, number, window if here else [change.made() for change in window]
 
 
@@ -249,7 +251,7 @@ def _group_profile(
         removed = sorted(int(c) for c in elimination.order[:m])
         choices.append(GroupChoice(keep=group.size - m, removed=removed, sensitivity=nats["group", group.name, m]))
     if removable:
-        loss = nats.get(("group", group.name, group.size), 0.0)  # of a group further in: nothing on top
+        loss = nats.get(("group", group.name, group.size), 0.0)  # a group further inside the branch costs nothing more
         choices.append(GroupChoice(keep=0, removed=list(range(group.size)), sensitivity=loss))
     return GroupProfile(
         name=group.name,
@@ -261,7 +263,7 @@ def _group_profile(
 
 
 def _repaired(subject: Subject, subjects: Subjects, eliminations: dict[str, Elimination]) -> dict[int, Kept]:
-    """A consumer's weight, solved again, for each choice of its input group but the first."""
+    """A consumer's weight after least squares, for each choice of its input group but the first."""
     if subject.input_group is None or subject.grouped:
         return {}
     names = [s.node.name for s, _ in subjects.groups[subject.input_group].members("consumes")]

@@ -1,1 +1,1 @@
-"""The settings of a run and what it keeps in JSON: typed, versioned records."""
+"""Typed records: settings and goals of a run, and its results (profile, plan, comparison), kept as JSON."""

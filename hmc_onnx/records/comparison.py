@@ -61,6 +61,7 @@ class Verification(Frozen):
         agreement: share of images on which both choose the same class.
         difference: largest absolute difference of an output.
         images: how many, and `source` which.
+        threads: intra-op threads of onnxruntime with which both were run; None in reports of earlier versions.
         curve: what was visited, where the network was searched for.
     """
 
@@ -73,4 +74,5 @@ class Verification(Frozen):
     images: int
     source: str
     timings: list[Timing]
+    threads: int | None = None
     curve: list[Visited] = Field(default_factory=list)

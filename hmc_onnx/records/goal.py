@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from hmc_onnx.records.options import Option, Options
 from passes.core.errors import SettingsError
 from passes.core.records import Frozen
 
@@ -25,33 +26,42 @@ class Target(Frozen):
         return ",".join(f"{k}={v:g}" for k, v in self if v is not None)
 
 
-class Goal(Frozen):
+class Goal(Options):
     """What to compress for: either a target, or a bound on the loss of accuracy.
 
     Raises:
-        SettingsError: both are given, or neither.
+        SettingsError: both are given, or neither; or a value is out of range.
     """
 
-    target: Target | None = Field(
-        default=None, description="share to keep: latency=0.6, macs=0.5, params=0.5, or several with commas between"
+    panel: ClassVar[str] = "Goal"
+
+    target: Annotated[Target | None, Option(given=str, metavar="SHARES", example="macs=0.5")] = Field(
+        default=None,
+        description="Share of the original to keep: latency=0.6, macs=0.5, params=0.5, or several with commas between.",
     )
     max_drop: float | None = Field(
         default=None,
         ge=0,
         lt=1,
-        description="in place of a target: the fastest network that loses no more top-1 (without labels: that chooses "
-        "another class on no larger share of the images), such as 0.01",
+        description="In place of a target: make the fastest network that loses no more top-1 accuracy than this share, "
+        "such as 0.01. Without labels, the loss is the share of images for which another class is chosen.",
     )
     strategy: Strategy = Field(
-        default="hmc", description="hmc chooses a method for each layer; the others allow fewer choices, to compare"
+        default="hmc",
+        description="hmc chooses a method for each layer; the others allow fewer choices, for comparison.",
     )
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _parsed(cls, target: Any) -> Any:
+        return parse_target(target) if isinstance(target, str) else target
 
     def model_post_init(self, _: object) -> None:
         """Check that there is one aim."""
-        if (self.target is None) == (self.max_drop is None):
-            raise SettingsError(
-                "give either a target, such as latency=0.6, or a bound on the loss (max_drop), not both"
-            )
+        if self.target is None and self.max_drop is None:
+            raise SettingsError("there is no goal: give `target`, such as latency=0.6, or `max_drop`, such as 0.01")
+        if self.target is not None and self.max_drop is not None:
+            raise SettingsError("`target` and `max_drop` were both given: give one")
 
     @classmethod
     def of(cls, goal: Goal | Target | str) -> Goal:
@@ -64,9 +74,12 @@ class Goal(Frozen):
             return goal
         if isinstance(goal, str) and goal.replace(" ", "").startswith("max_drop="):
             try:
-                return cls(max_drop=float(goal.partition("=")[2]))
-            except ValueError as e:  # pydantic's error is one
-                raise SettingsError(f"'{goal}' is out of range: max_drop is a share of the images, such as 0.01") from e
+                share = float(goal.partition("=")[2])
+            except ValueError as e:
+                raise SettingsError(
+                    f"'{goal}' is not understood: max_drop is a share of the images, such as 0.01"
+                ) from e
+            return cls(max_drop=share)
         return cls(target=parse_target(goal) if isinstance(goal, str) else goal)
 
     @property

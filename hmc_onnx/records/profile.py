@@ -11,6 +11,8 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
+from pydantic import Field
+
 from calib.measure.latency_table import Machine
 from hmc_onnx.records.settings import Settings
 from passes.core.errors import PlanError
@@ -86,6 +88,7 @@ class LatencyProfile(Frozen):
         batch: images a run.
         seconds: a run of the whole original model, and
         uncertainty: the half-width of its 95 % interval.
+        unchanged: seconds of a run of the original in the precision that will be served; None where it is the same.
         table: digest of the latency table.
         by_macs: layers that could not be timed alone: their share of the time is taken by their MACs.
     """
@@ -94,6 +97,7 @@ class LatencyProfile(Frozen):
     batch: int
     seconds: float
     uncertainty: float
+    unchanged: float | None = Field(default=None, exclude_if=lambda value: value is None)
     table: str
     by_macs: list[str]
 

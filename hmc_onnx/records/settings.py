@@ -3,53 +3,83 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from calib.measure.latency_table import LatencyTable
+from calib.runtime.quantisation import Calibration
 from calib.runtime.sessions import Runtime
-from passes.core.records import Frozen
+from hmc_onnx.records.options import Option, Options
 
-__all__ = ["QUICK", "Settings"]
+__all__ = ["QUICK", "Precision", "Settings"]
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+PYTHON = Option(command_line=False, file=False)
 
 
-class Settings(Frozen):
-    """What a profile depends on, besides the model and the data."""
+class Settings(Options):
+    """What a profile depends on, besides the model and the data.
 
-    samples: int = Field(default=1024, ge=1, description="calibration images for the second moments")
-    kl_samples: int | None = Field(
+    Raises:
+        SettingsError: a value is of a wrong type or out of range.
+    """
+
+    panel: ClassVar[str] = "Measuring and serving"
+
+    samples: int = Field(default=1024, ge=1, description="Number of calibration images, drawn from the data.")
+    kl_samples: Annotated[int | None, PYTHON] = Field(
         default=None,
         ge=1,
-        description="of these, images for measuring sensitivity; None: 256, and fewer of a network of more than half a "
-        "billion MACs, in proportion, down to 32",
+        description="How many of these images sensitivity is measured on. None: 256, and fewer for a network of more "
+        "than half a billion MACs, in proportion, down to 32.",
     )
-    positions: int = Field(default=64, ge=1, description="output positions looked at in each image")
-    align: int | None = Field(
-        default=None,
-        ge=1,
-        description="ranks and channel counts are multiples of this; None: as many as pay where latency is measured, "
-        "8 for TensorRT, else 4",
+    positions: Annotated[int, PYTHON] = Field(
+        default=64, ge=1, description="Output positions of each image that the second moments are taken over."
     )
-    seed: int = Field(default=0, ge=0)
-    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
-    threads: int = Field(default=0, ge=0, description="threads of onnxruntime; 0: its default")
-    latency: bool = Field(default=False, description="measure the time of every candidate")
-    batch: int | None = Field(
-        default=None,
-        ge=1,
-        description="images a run when serving, which latency is measured at; None: what the model declares, else 1",
+    align: Annotated[int | None, Option(default="8 for TensorRT; what pays where latency is measured; else 4")] = Field(
+        default=None, ge=1, description="Ranks and numbers of channels are multiples of this."
     )
-    fine: bool = Field(default=True, description="offer all ranks and channel counts, and not every second")
-    branches: bool | None = Field(
-        default=None, description="offer to remove whole residual branches; None: where latency is measured"
+    seed: int = Field(default=0, ge=0, description="Seed of the draw of images and positions.")
+    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
+        default="auto", description="Execution provider of onnxruntime that will serve the model."
     )
-    exhaustive: bool = Field(default=False, description="measure every candidate's sensitivity on all images")
-    chunk: int = Field(default=128, ge=1, description="images run at once while measuring sensitivity")
-    latency_table: LatencyTable | Path | None = Field(
+    threads: int = Field(default=0, ge=0, description="Threads of onnxruntime; 0: one for each core that it may use.")
+    latency: bool = Field(
+        default=False, description="Measure the time of every candidate too, so that a plan can be made for latency."
+    )
+    batch: Annotated[int | None, Option(default="what the model declares, else 1")] = Field(
+        default=None, ge=1, description="Images in a run when serving; latency is measured at this batch size."
+    )
+    fine: Annotated[bool, PYTHON] = Field(
+        default=True, description="Offer all ranks and numbers of channels, and not only every second."
+    )
+    branches: Annotated[bool | None, PYTHON] = Field(
+        default=None, description="Offer to remove whole residual branches. None: where latency is measured."
+    )
+    exhaustive: bool = Field(
+        default=False, description="Measure every candidate's sensitivity on all images, which takes longer."
+    )
+    chunk: Annotated[int, PYTHON] = Field(
+        default=128, ge=1, description="Images run at once while sensitivity is measured."
+    )
+    precision: Precision = Field(
+        default="fp32",
+        exclude_if=lambda value: value == "fp32",
+        description="Precision that will be served: everything is planned, measured, verified and written in it.",
+    )
+    calibration: Calibration = Field(
+        default="minmax",
+        exclude_if=lambda value: value == "minmax",
+        description="How the ranges of INT8 activations are found on the calibration images.",
+    )
+    latency_table: Annotated[
+        LatencyTable | Path | None, Option(given=Path, metavar="FILE", default="times are measured here")
+    ] = Field(
         default=None,
         exclude=True,  # a profile holds the table's digest
-        description="times of another machine, to plan for it: see `hmc-onnx latency measure`",
+        description="Times of another machine, as `hmc-onnx latency measure` wrote them, to plan for that machine.",
     )
 
     @property
@@ -58,5 +88,5 @@ class Settings(Frozen):
         return Runtime(self.provider, self.threads)
 
 
-# What `--quick` sets where nothing else is said.
+# What a quick profile sets where nothing else is said.
 QUICK = {"samples": 256, "kl_samples": 16, "positions": 32, "fine": False}

@@ -2,50 +2,55 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from hmc_onnx.records.options import Option, Options
 from passes.core.errors import SettingsError
 from passes.core.progress import Progress, silent
-from passes.core.records import Frozen
 
 __all__ = ["HERE", "Backend", "Work"]
 
 Backend = Literal["processes", "dask", "ray"]
 
 
-class Work(Frozen):
+class Work(Options):
     """Where long work is done; nothing here changes its results.
 
     Raises:
-        SettingsError: an address without a cluster.
+        SettingsError: a value is out of range, or an address is given without a cluster.
     """
 
-    work_dir: Path | None = Field(
-        default=None, description="folder in which every measurement is kept: a run that was cut off goes on from it"
+    panel: ClassVar[str] = "Work"
+
+    work_dir: Annotated[Path | None, Option(metavar="DIR", default="nothing is kept")] = Field(
+        default=None, description="Folder that keeps every measurement: a run that was cut off goes on from it."
     )
     backend: Backend = Field(
-        default="processes", description="where to profile: processes of this machine, or a Dask or Ray cluster"
+        default="processes", description="Where to profile: processes of this machine, or a Dask or Ray cluster."
     )
-    address: str | None = Field(default=None, description="address of the Dask or Ray cluster")
-    jobs: int | None = Field(
-        default=None, ge=1, description="processes of this machine to profile in; None: one a core"
+    address: Annotated[str | None, Option(metavar="ADDRESS")] = Field(
+        default=None, description="Address of the Dask or Ray cluster."
+    )
+    jobs: Annotated[int | None, Option(default="one a core")] = Field(
+        default=None, ge=1, description="Processes of this machine to profile in."
     )
     memory: float = Field(
         default=2.0,
         gt=0,
-        lt=math.inf,
-        description="gigabytes of activations to hold in memory, of all processes together; more is held on disk",
+        allow_inf_nan=False,
+        description="Gigabytes of activations to hold in memory, of all processes together; more is held on disk.",
     )
-    progress: Progress = Field(default=silent, exclude=True, repr=False)
+    progress: Annotated[Progress, Option(command_line=False, file=False, default="tells nobody")] = Field(
+        default=silent, exclude=True, repr=False, description="A function that is told what is done, and how far it is."
+    )
 
     def model_post_init(self, _: object) -> None:
         """Check that an address has its cluster."""
         if self.address is not None and self.backend == "processes":
-            raise SettingsError("an address is that of a cluster: choose the backend dask or ray, too")
+            raise SettingsError("`address` goes with a cluster: give `backend='dask'` or `backend='ray'`, too")
 
 
 HERE = Work()

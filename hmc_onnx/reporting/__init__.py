@@ -1,1 +1,1 @@
-"""Results for people."""
+"""Reports for people: tables of plans, comparisons, latency tables and training."""

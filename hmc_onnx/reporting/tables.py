@@ -9,11 +9,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from calib.measure.latency_table import LatencyTable
+from hmc_onnx.analysis.narrow_table import NarrowTable
 from hmc_onnx.finetune.options import Epoch, best_epoch
 from hmc_onnx.records.comparison import Verification, Visited
 from hmc_onnx.records.plan import Plan
 
 __all__ = ["comparison", "epochs_table", "latency_table", "plan_tables"]
+
+LEGEND = (
+    "loses least by: the kind of compression by which the network loses least where it is done to this layer alone. "
+    "preference: by how much; -1 is all for pruning, +1 all for low rank (decomposition), and near 0 it may get both."
+)
 
 
 def _count(value: int) -> str:
@@ -37,6 +43,8 @@ def comparison(v: Verification) -> Group:
     for t in v.timings:
         ratio = f"{t.ratio:.2f} ± {t.uncertainty:.2f}"
         table.add_row(f"latency, batch {t.batch}", f"{t.a:.2f} ms", f"{t.b:.2f} ms", ratio)
+    if v.timings and v.threads is not None:
+        table.caption = f"latency with {v.threads} {'thread' if v.threads == 1 else 'threads'} of onnxruntime"
     if v.curve:
         return Group(_rows(table, v), _curve(v.curve))
     return Group(_rows(table, v))
@@ -71,43 +79,55 @@ def latency_table(table: LatencyTable) -> Table:
 
 
 def plan_tables(plan: Plan) -> Group:
-    """What is done to each channel group and layer, and HMC's grouping."""
-    parts: list[Table | str] = []
+    """What is done to each channel group and layer, why, and whether another plan may be better."""
+    parts: list[Table | NarrowTable | str] = []
     pruned = {name: g for name, g in plan.groups.items() if g.removed}
     if pruned:
-        groups = Table(title="Channel groups pruned", title_justify="left")
-        groups.add_column("group (first layer that writes it)")
-        groups.add_column("channels", justify="right")
-        groups.add_column("sensitivity", justify="right")
+        groups = NarrowTable(
+            "Channel groups pruned",
+            ("group (first layer that writes it)", "channels kept", "sensitivity"),
+            right=("channels kept", "sensitivity"),
+            dropped=("sensitivity",),
+        )
         for name, g in pruned.items():
             kept = f"{g.size - len(g.removed)} of {g.size}" if len(g.removed) < g.size else "branch removed"
             groups.add_row(escape(name), kept, f"{g.sensitivity:.2e}")
         parts.append(groups)
-    layers = Table(title=f"Layers (strategy {plan.strategy}, target {plan.target})", title_justify="left")
-    layers.add_column("layer", overflow="fold")
-    layers.add_column("bears best")
-    layers.add_column("D", justify="right")
-    layers.add_column("method")
-    layers.add_column("rank", justify="right")
-    layers.add_column("MACs", justify="right")
-    if plan.latency is not None:
-        layers.add_column("ms", justify="right")
-    layers.add_column("why", overflow="fold")
-    for name, layer in plan.layers.items():
-        difference = "" if layer.difference is None else f"{layer.difference:+.2f}"
-        rank = str(layer.rank or "")
-        time = [] if plan.latency is None else [f"{1e3 * (layer.seconds or 0):.3f}"]
-        macs = _count(layer.macs)
-        layers.add_row(escape(name), layer.bears, difference, layer.method, rank, macs, *time, layer.reason)
-    parts.append(layers)
+    parts.append(_layers(plan))
+    if any(layer.difference is not None for layer in plan.layers.values()):
+        parts.append(LEGEND)
+    if not plan.proven:
+        parts.append(f"This is not proven to be the best plan: another may lose {plan.gap:.1%} less.")
     if plan.declined:
-        left = Table(title="Left as they are", title_justify="left")
-        left.add_column("what", overflow="fold")
-        left.add_column("why", overflow="fold")
+        left = NarrowTable("Left as they are", ("what", "why"), sentences=("why",))
         for name, reason in plan.declined.items():
             left.add_row(escape(name), escape(reason))
         parts.append(left)
     return Group(*parts)
+
+
+def _layers(plan: Plan) -> NarrowTable:
+    """What is done to each layer, and why."""
+    time = [] if plan.latency is None else ["ms"]
+    shown = NarrowTable(
+        f"Layers (strategy {plan.strategy}, target {plan.target})",
+        ("layer", "loses least by", "preference", "method", "rank", "MACs", *time, "why"),
+        right=("preference", "rank", "MACs", "ms"),
+        sentences=("why",),
+        dropped=("preference", "loses least by", "why"),
+    )
+    for name, layer in plan.layers.items():
+        shown.add_row(
+            escape(name),
+            layer.bears,
+            "" if layer.difference is None else f"{layer.difference:+.2f}",
+            layer.method,
+            str(layer.rank or ""),
+            _count(layer.macs),
+            *([f"{1e3 * (layer.seconds or 0):.3f}"] if time else []),
+            escape(layer.reason),
+        )
+    return shown
 
 
 def epochs_table(history: Sequence[Epoch]) -> Table:

@@ -1,1 +1,1 @@
-"""Carrying a plan out."""
+"""The rewriting stage: carrying a plan out, and repairing every layer behind the first change."""

@@ -1,4 +1,8 @@
-"""Candidates, in closed form: decompositions of a layer, whole or with some of its channels gone."""
+"""Candidates in closed form: decompositions of a layer, whole or with some of its channels removed.
+
+A decomposition at a rank is an `Offer` as long as only its cost is known, a `Candidate` once its weights are, and a
+`LayerChoice` of the profile once its sensitivity is.
+"""
 
 from __future__ import annotations
 
@@ -34,17 +38,17 @@ __all__ = [
     "whole_offers",
 ]
 
-# Seconds of a layer's chains, by their links; None where latency does not matter.
+# Seconds of a layer's chains, by their links; None where latency is not measured.
 Times = Mapping[tuple[Geometry, ...], float] | None
 
-# Shares of a layer's MACs at which each decomposition is tried: alone, and on top of pruning.
+# Shares of a layer's MACs at which each decomposition is tried: on the whole layer, and on the pruned one.
 RATIOS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15)
 RATIOS_WHEN_PRUNED = (0.7, 0.5, 0.35, 0.22)
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A decomposition at a rank, before its weights are known; `seconds` where latency is measured."""
+    """A decomposition at a rank, before its weights are known; `seconds` is None where latency is not measured."""
 
     method: str
     rank: int
@@ -55,16 +59,19 @@ class Offer:
 
     @property
     def cost(self) -> float:
-        """What candidates for one layer are compared by: seconds where they are measured, else MACs."""
+        """The cost by which the candidates of one layer are compared: seconds where they are measured, else MACs."""
         return self.macs if self.seconds is None else self.seconds
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An offer with its weights, float32. `error` is the share of the layer's response that it loses.
+    """An offer with its weights.
 
-    Of a layer some of whose channels are gone, it is the share of the response that is left: the channels
-    that stay are those that matter more.
+    Attributes:
+        offer: the decomposition and its cost.
+        error: the share of the layer's response (squared) that it loses; of a pruned layer, the share of the response
+            that pruning has left, as the channels that stay matter more.
+        factors: the weights of the chain's links, float32.
     """
 
     offer: Offer
@@ -73,14 +80,22 @@ class Candidate:
 
     @property
     def kernel(self) -> np.ndarray:
-        """The dense kernel that the chain amounts to, made anew at each call: of all candidates they are large."""
+        """The dense kernel (O, I, *kernel) equivalent to the chain. It is computed at each call, to save memory."""
         return compose(self.offer.links, [f.array for f in self.factors])
 
 
 def offers(
     geometry: Geometry, size: Sequence[int], align: int, methods: Sequence[str], ratios: Sequence[float]
 ) -> list[Offer]:
-    """Every decomposition of a layer at the largest aligned rank within each share of its MACs."""
+    """Every decomposition that applies to a layer, at the largest aligned rank within each share of the layer's MACs.
+
+    Args:
+        geometry: the layer's.
+        size: spatial size of its input.
+        align: ranks are multiples of this.
+        methods: names of decompositions.
+        ratios: shares of the layer's MACs.
+    """
     found = []
     for name in methods:
         method = DECOMPOSITIONS[name]
@@ -103,12 +118,19 @@ def timed(offered: Sequence[Offer], whole: Geometry, times: Times) -> list[Offer
 def front(
     geometry: Geometry, weight: np.ndarray, moment: np.ndarray, offered: Sequence[Offer], shelf: Shelf = MEMORY
 ) -> list[Candidate]:
-    """The offers that no cheaper one beats in error, cheapest last.
+    """The Pareto front of local error against cost: the offers that no cheaper one beats in error, cheapest last.
 
     Only these are worth measuring: at equal cost a larger local error does not make a better network.
 
-    Every decomposition ends in a least-squares solution, to which what is left is orthogonal: tr((W - Ŵ) M (W - Ŵ)ᵀ) is
-    tr(W M Wᵀ) - tr(Ŵ M Wᵀ), of which the product with M is the same for all.
+    Every decomposition ends in a least-squares solution, whose residual is orthogonal to it. So the error
+    tr((W - Ŵ) M (W - Ŵ)ᵀ) is tr(W M Wᵀ) - tr(Ŵ M Wᵀ), and the product W M is computed once for all offers.
+
+    Args:
+        geometry: the layer's.
+        weight: (O, I, *kernel).
+        moment: (n, n) centred second moment of the layer's patches, float64.
+        offered: the offers, those of one method next to each other.
+        shelf: where the factors are kept.
     """
     flat = weight.reshape(len(weight), -1)
     answers = flat @ moment
@@ -130,7 +152,7 @@ def front(
 
 
 def whole_offers(subject: Subject, align: int, fine: bool = True) -> list[Offer]:
-    """What is on offer for a whole layer; nothing for a grouped Conv. Not `fine`: every second share of its MACs."""
+    """The offers for a whole layer; none for a grouped Conv. Without `fine`, only every second of `RATIOS`."""
     if subject.grouped:
         return []
     ratios = RATIOS if fine else RATIOS[1::2]
@@ -140,7 +162,7 @@ def whole_offers(subject: Subject, align: int, fine: bool = True) -> list[Offer]
 def decompositions(
     subject: Subject, offered: Sequence[Offer], times: Times = None, shelf: Shelf = MEMORY
 ) -> list[Candidate]:
-    """The front of a whole layer over what is on offer for it."""
+    """The front of a whole layer: over its offers, or with times, over those that are faster than the layer."""
     geometry = subject.layer.geometry
     offered = timed(offered, geometry, times)
     if not offered:
@@ -151,7 +173,7 @@ def decompositions(
 def removal(
     group: ChannelGroup, layers: dict[str, Subject], align: int, fine: bool = True, shelf: Shelf = MEMORY
 ) -> tuple[Any, ...]:
-    """`eliminate`, and its arguments for a group's channels down to each count on offer."""
+    """A task for a worker: `eliminate` and its arguments, for a group's channels down to each number on offer."""
     consumers = [
         Consumer(shelf.keep(layers[s.node.name].layer.values), layers[s.node.name].moments.second, c)
         for s, c in group.members("consumes")
@@ -163,10 +185,13 @@ def removal(
 
 
 class Curve:
-    """A layer's sensitivity as a function of its local error: log-log between measured points.
+    """A layer's sensitivity as a function of its local error: log-log interpolation between measured points.
 
-    Below the smallest and above the largest it is proportional, as the KL divergence is quadratic in small
-    changes and the error is a squared one.
+    Below the smallest and above the largest point it is proportional to the error, because the KL divergence is
+    quadratic in small changes and the error is squared already.
+
+    Args:
+        points: measured pairs of local error and sensitivity in nats.
     """
 
     def __init__(self, points: Sequence[tuple[float, float]]) -> None:
@@ -175,7 +200,7 @@ class Curve:
         self._sensitivities = np.maximum.accumulate(np.log([s for _, s in usable])) if usable else self._errors
 
     def __call__(self, error: float) -> float:
-        """Nats at a local error; with nothing measured, the error itself."""
+        """Nats at a local error; the error itself where no point is usable."""
         if error <= 0 or not len(self._errors):
             return max(error, 0.0)
         at = math.log(error)
@@ -185,9 +210,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Variant:
-    """A layer as its input and output group's choices leave it, with what is on offer for it then.
+    """A layer as a pair of choices of its input and output group leaves it, and the offers for it then.
 
-    Of a layer that is removed nothing is kept.
+    Attributes:
+        inputs, outputs: index of the choice of the input and output group.
+        kept_in, kept_out: masks over the layer's input and output channels; all False at one end where the layer is
+            removed with its residual branch.
+        geometry: of what is left of the layer.
+        offers: its decompositions.
     """
 
     inputs: int
@@ -199,12 +229,12 @@ class Variant:
 
     @property
     def removed(self) -> bool:
-        """Whether it goes with its residual branch."""
+        """Whether the layer is removed with its residual branch."""
         return not (self.kept_in.any() and self.kept_out.any())
 
     @property
     def chains(self) -> list[tuple[Geometry, ...]]:
-        """Of the layer undecomposed, and of the offers."""
+        """The chains whose times are needed: the layer itself as a chain of one, and those of the offers."""
         return [] if self.removed else [(self.geometry,), *(o.links for o in self.offers)]
 
 
@@ -216,15 +246,22 @@ def variants(
     methods: Sequence[str],
     fine: bool = True,
 ) -> Iterator[Variant]:
-    """The layer with each choice of its groups.
+    """Yield the layer with each pair of choices of its groups.
 
-    It is decomposed whole, or pruned at one end: at both it stays dense, or the combinations would be too many.
+    Decompositions are on offer for a layer that is pruned at one end. (Those of the whole layer are `whole_offers`.) A
+    layer that is pruned at both ends is not decomposed, because the combinations would be too many.
+
+    Args:
+        subject: the layer.
+        input_group, output_group: profiles of its groups; None where it has none that can be pruned.
+        align, methods: as for `offers`.
+        fine: whether to use all of `RATIOS_WHEN_PRUNED`, or every second.
     """
     geometry, ratios = subject.layer.geometry, RATIOS_WHEN_PRUNED if fine else RATIOS_WHEN_PRUNED[1::2]
     for a, gone_in in enumerate(_removed(input_group)):
         kept_in = _kept(subject.input_classes, gone_in, geometry.inputs)
         for b, gone_out in enumerate(_removed(output_group)):
-            if subject.grouped and a != b:  # the same group at both ends
+            if subject.grouped and a != b:  # a grouped Conv has the same group at both ends
                 continue
             kept_out = _kept(subject.output_classes, gone_out, geometry.outputs)
             if not kept_in.any() and kept_out.any() and not subject.ends_branch:  # the branch would go on
@@ -247,15 +284,15 @@ def layer_choices(
     repaired: Mapping[int, Kept],
     times: Times = None,
 ) -> list[LayerChoice]:
-    """Every choice of a layer, for each choice of its input and output group.
+    """All choices of a layer, for each choice of its input and output group.
 
     Args:
         subject: the layer.
-        plain: its decompositions when whole, and
-        measured: their sensitivities.
-        own: its `variants`.
-        repaired: its weight, solved again, for each choice of its input group but the first.
-        times: of all its chains.
+        plain: the decompositions of the whole layer.
+        measured: their sensitivities in nats, in the same order.
+        own: the layer's `variants`.
+        repaired: the layer's weight after least squares, for each choice of its input group but the first.
+        times: of all chains of the layer.
     """
     curve = Curve([(c.error, s) for c, s in zip(plain, measured, strict=True)])
     moment = subject.moments.second.array

@@ -1,13 +1,14 @@
 """Which channels to remove: backward elimination by the least-squares error of the layers that read them.
 
-For consumers y = B x with second moments M, P = M⁻¹, the error that removing the features F of a channel adds,
-after B has been solved again for the features that stay, is tr(B_F (P_FF)⁻¹ B_Fᵀ); then
-P ← P - P_:F (P_FF)⁻¹ P_F: and B ← B - B_F (P_FF)⁻¹ P_F:. (Hassibi & Stork's optimal brain surgeon, NIPS 1992,
-for a block of inputs of a linear layer.) A channel that several layers read is charged to all of them, each
-error taken as a share of its layer's own response.
+Let a consumer be y = B x with second moment M of x, and P = M⁻¹. Removing the features F of a channel, and solving B
+again for the features that stay, adds the error tr(B_F (P_FF)⁻¹ B_Fᵀ). The updates are P ← P - P_:F (P_FF)⁻¹ P_F: and
+B ← B - B_F (P_FF)⁻¹ P_F:. (This is Hassibi & Stork's optimal brain surgeon, NIPS 1992, for a block of inputs of a
+linear layer.) The score of a channel that several layers read is the sum of their errors, each as a share of its
+layer's own response.
 
-Of many channels a few go at a time, all scored before the first of them goes: the update of P is bound by memory,
-and costs the same for one as for several. With fewer than 2 `LOTS` channels it is one at a time.
+In a large group a few channels are removed at a time, all of them scored before the first is removed: the update of P
+is bound by memory, and costs the same for one channel as for several. With fewer than 2 `LOTS` channels it is one at a
+time.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from passes.core.shelf import MEMORY, Kept, Shelf
 
 __all__ = ["Consumer", "Elimination", "Floors", "eliminate"]
 
-# Into how many lots the channels of a group are cut.
+# A group is eliminated in about this many steps; 1 / LOTS of its channels are removed in each.
 LOTS = 128
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """A layer that reads the channels.
+    """A layer that reads the channels of the group.
 
     Attributes:
         weight: (O, I, *kernel).
         moment: (n, n) second moment of its patches, float64.
-        classes: (I,) the class of each input channel, -1 for channels that are not up for removal.
+        classes: (I,) the class of each input channel; -1 for a channel that cannot be removed.
     """
 
     weight: Kept
@@ -45,9 +46,12 @@ class Consumer:
 
 @dataclass(frozen=True)
 class Elimination:
-    """Classes in the order of removal, and each consumer's repaired weight at the counts asked for.
+    """The result of an elimination.
 
-    `weights[m]` are the consumers' weights after the first m removals, float32: full shape, zero where removed.
+    Attributes:
+        order: the classes in the order of removal, int.
+        weights: for each requested number m of removals, every consumer's repaired weight after the first m, float32,
+            of full shape and zero where removed.
     """
 
     order: np.ndarray
@@ -56,10 +60,10 @@ class Elimination:
 
 @dataclass(frozen=True)
 class Floors:
-    """What must be left of the classes.
+    """Lower bounds on the classes that stay.
 
     Attributes:
-        carried: class arrays, one for each parameter axis that carries the classes, and
+        carried: class arrays, one for each parameter axis and tensor that carries the classes.
         least: how many entries of each of these must stay.
     """
 
@@ -75,15 +79,15 @@ def eliminate(
     kept: Steps | None = None,
     shelf: Shelf = MEMORY,
 ) -> Elimination:
-    """Remove classes one by one, always the one that costs least.
+    """Remove classes step by step, always those that add the least error.
 
     Args:
         consumers: at least one.
         size: number of classes.
-        counts: removal counts to record weights at, rising.
-        floors: what must be left; default: one class.
-        kept: how many of each cell are to stay at each of the counts; whatever costs least if not given.
-        shelf: for all that is as large as the weights.
+        counts: numbers of removals at which the weights are recorded, in rising order.
+        floors: lower bounds on what stays; default: one class.
+        kept: how many classes of each cell stay at each of the counts; default: any classes may be removed.
+        shelf: where arrays as large as the weights are kept.
 
     Returns:
         As many removals as the largest count, or as the floors allow.
@@ -128,7 +132,7 @@ def eliminate(
 
 
 class _State:
-    """One consumer's P and B while classes go; both are asked for anew at each step, as of many they are large."""
+    """P and B of one consumer during the elimination. Both are on the shelf, as they may be too large for memory."""
 
     def __init__(self, consumer: Consumer, size: int, shelf: Shelf) -> None:
         weight, moment = consumer.weight.array, consumer.moment.array
@@ -141,7 +145,7 @@ class _State:
         self.features = [(ch[:, None] * k + np.arange(k)).ravel() for ch in channels]
 
     def scores(self, allowed: np.ndarray) -> np.ndarray:
-        """Relative error that each allowed class would add; 0 for classes that this layer does not read."""
+        """Relative error (size,) that removing each allowed class adds; 0 for classes that this layer does not read."""
         scores, b, p = np.zeros(len(allowed)), self._b.array, self._p.array
         by_width: dict[int, list[int]] = {}
         for c in np.flatnonzero(allowed):
@@ -157,7 +161,7 @@ class _State:
         return scores * self.scale
 
     def remove(self, classes: Sequence[int]) -> None:
-        """Take classes out and solve for the rest."""
+        """Remove classes, and solve again for the features that stay."""
         f = np.concatenate([self.features[c] for c in classes])
         if len(f) == 0:
             return
@@ -167,13 +171,13 @@ class _State:
         p -= p[:, f] @ update
         b[:, f] = 0
         p[f] = p[:, f] = 0
-        p[f, f] = 1  # keeps the blocks that are never looked at again invertible
+        p[f, f] = 1  # keeps the blocks of removed features invertible; they are never read again
 
     def weight(self) -> Kept:
-        """The repaired weight so far, in float32: of all groups and counts they are many times the model."""
+        """The repaired weight so far, float32, on the shelf, as those of all groups and counts exceed the model."""
         return self._shelf.keep(self._b.array.reshape(self.shape).astype(np.float32))
 
     def drop(self) -> None:
-        """Let go of both."""
+        """Remove P and B from the shelf."""
         self._b.drop()
         self._p.drop()

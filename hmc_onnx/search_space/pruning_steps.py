@@ -1,7 +1,7 @@
-"""How far a channel group may be pruned, so that each of its layers keeps a number of channels that pays.
+"""Pruning steps: the numbers of channels that a group may keep, such that each layer keeps a multiple of `align`.
 
-Where stages are joined by shortcuts that pad with zeros, a layer carries only some of the group's classes. Classes that
-the same layers carry are a cell; of each cell a multiple of the alignment is kept, and so of each layer.
+Where stages are joined by shortcuts that pad with zeros, a layer carries only some of the group's classes. The classes
+that the same layers carry form a cell. Of each cell a multiple of the alignment is kept, and thus of each layer too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from passes.channels import ChannelGroup
 
 __all__ = ["Steps", "steps"]
 
-# Shares of a group's channels that are kept.
+# Shares of a group's channels that are on offer to be kept.
 SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 
 
@@ -23,8 +23,8 @@ class Steps:
     """The numbers of classes on offer.
 
     Attributes:
-        cells: the classes of each.
-        keeps: for each step, how many of each cell stay; from the most to the fewest.
+        cells: the classes of each cell.
+        keeps: for each step, how many classes of each cell stay; the steps go from the most to the fewest.
     """
 
     cells: list[np.ndarray]
@@ -32,17 +32,17 @@ class Steps:
 
     @property
     def counts(self) -> list[int]:
-        """How many classes go at each step."""
+        """How many classes are removed at each step."""
         return [sum(map(len, self.cells)) - sum(keep) for keep in self.keeps]
 
     def any(self, step: int) -> list[int]:
-        """Classes that could go at a step: it is not said which, but how many of each cell."""
+        """Classes that could be removed at a step, the right number of each cell: for use where only sizes matter."""
         gone = [cell[: len(cell) - keep] for cell, keep in zip(self.cells, self.keeps[step], strict=True)]
         return [int(c) for part in gone for c in part]
 
 
 def steps(group: ChannelGroup, align: int, fine: bool = True) -> Steps:
-    """The steps of a group. Not `fine`: every second share of its channels."""
+    """The steps of a group; without `fine`, only every second of `SHARES`."""
     cells = _cells(group)
     if min(map(len, cells)) < align:
         cells = [np.arange(group.size)]

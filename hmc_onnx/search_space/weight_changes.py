@@ -1,4 +1,4 @@
-"""Candidates as other values of a graph's initializers, which is how their sensitivity is measured."""
+"""Candidates as changes of a graph's initializers: in this form their sensitivity is measured."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["group_changes", "layer_changes"]
 def group_changes(
     subjects: Subjects, eliminations: dict[str, Elimination], nodes: dict[str, gs.Node]
 ) -> Iterable[Change]:
-    """Channel groups with some of their channels, or a whole residual branch, gone.
+    """Yield a change for each channel group: its options remove some of the channels, or the whole residual branch.
 
     Args:
         subjects: the layers and groups.
-        eliminations: of the groups.
+        eliminations: of each group, by name.
         nodes: of the graph, by name.
     """
     for name, group in subjects.groups.items():
@@ -44,7 +44,7 @@ def group_changes(
 def layer_changes(
     layers: dict[str, Subject], plain: dict[str, list[Candidate]], nodes: dict[str, gs.Node]
 ) -> Iterable[Change]:
-    """Layers decomposed, each candidate as the dense kernel that it amounts to."""
+    """Yield a change for each layer: its options are its decompositions, each as the dense kernel equivalent to it."""
     for name, subject in layers.items():
         options = {
             ("layer", name, c.offer.method, c.offer.rank): partial(_candidate_feeds, nodes, subject, c)
@@ -71,12 +71,12 @@ def _candidate_feeds(nodes: dict[str, gs.Node], subject: Subject, candidate: Can
 
 
 def _branch_feeds(nodes: dict[str, gs.Node], end: Subject) -> dict[str, np.ndarray]:
-    """A residual branch that gives its mean only: the layers behind it are solved again, and bring that."""
+    """A residual branch replaced by its mean, because the layers behind it, once repaired, contribute that mean."""
     return _feeds(nodes, [end], [Kept(np.zeros(end.layer.geometry.weight_shape))])
 
 
 def _feeds(nodes: dict[str, gs.Node], changed: Sequence[Subject], kernels: Sequence[Kept]) -> dict[str, np.ndarray]:
-    """Kernels, and the biases that keep the mean responses, as values of the layers' initializers."""
+    """Values of the layers' initializers, by name: the kernels, and biases that keep the layers' mean responses."""
     feeds = {}
     for subject, kept in zip(changed, kernels, strict=True):
         layer, node, kernel = subject.layer, nodes[subject.layer.name], kept.array

@@ -1,4 +1,4 @@
-"""Channel groups: which channels of which parameters must be removed together."""
+"""Channel groups: which channels of which parameters depend on each other and must be removed together."""
 
 from passes.channels.groups import ChannelGroup, Channels, Slot
 from passes.channels.tracing import trace

@@ -1,1 +1,1 @@
-"""What every floor uses and is no graph: errors, progress, records on disk, arrays on a shelf, least squares."""
+"""Helpers without a graph: errors, progress, JSON records, atomic files, arrays on disk, least squares."""

@@ -1,8 +1,12 @@
-"""The errors a user can mend: each message is one sentence that says what, where and what to do."""
+"""The errors that a user can mend: each message is one sentence that says what, where and what to do.
+
+A message names a setting by its field, in backquotes: `work_dir`, or with a value `size=(224, 224)`. That is right for
+users of Python; the command line puts its options in their place (--work-dir, --size 224 224).
+"""
 
 from __future__ import annotations
 
-__all__ = ["DataError", "HmcError", "ModelError", "OutputError", "PlanError", "SettingsError"]
+__all__ = ["DataError", "HmcError", "HmcWarning", "ModelError", "OutputError", "PlanError", "SettingsError"]
 
 
 class HmcError(Exception):
@@ -27,3 +31,7 @@ class PlanError(HmcError):
 
 class OutputError(HmcError):
     """The output cannot be written."""
+
+
+class HmcWarning(UserWarning):
+    """What a user should know and mend, though the work goes on: one sentence, too."""

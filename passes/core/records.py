@@ -49,6 +49,8 @@ def read_record(path: str | os.PathLike[str], kind: type[_T], what: str, valid: 
         problem = e.errors()[0]
         where = ".".join(str(p) for p in problem["loc"]) or "the file"
         raise refusal(f"'{path}' is not {valid}: at {where}, {problem['msg'].lower()}") from e
+    except HmcError as e:  # of the settings or the goal within, which check themselves
+        raise refusal(f"'{path}' is not {valid}: {e}") from e
 
 
 def write_json(value: BaseModel, path: str | os.PathLike[str]) -> None:

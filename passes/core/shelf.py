@@ -50,7 +50,7 @@ class Kept:
         try:
             return np.asarray(np.load(self.held, mmap_mode=mode))
         except (OSError, ValueError) as e:
-            raise SettingsError(f"cannot read '{self.held}' ({e}): give another --work-dir") from e
+            raise SettingsError(f"cannot read '{self.held}' ({e}): give another `work_dir`") from e
 
 
 def _unpickled(held: np.ndarray | Path) -> Kept:
@@ -87,7 +87,7 @@ class Shelf:
             np.save(path, array, allow_pickle=False)
         except OSError as e:
             raise OutputError(
-                f"cannot write to '{self.folder}' ({e.strerror or e}): make room, or give another --work-dir or TMPDIR"
+                f"cannot write to '{self.folder}' ({e.strerror or e}): make room, or give another `work_dir` or TMPDIR"
             ) from e
         return Kept(path)
 

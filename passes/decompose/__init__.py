@@ -1,4 +1,8 @@
-"""Decompositions of a Conv or Gemm into a chain. A new one is a file with a `Decomposition` and a line here."""
+"""Decompositions: a Conv or Gemm becomes a chain of smaller ones.
+
+To add one, write a `Decomposition` in a file of its own and add it to `DECOMPOSITIONS` below. Then name the geometries
+that it is for in `APPLIES` of tests/passes/test_decompose.py.
+"""
 
 from passes.decompose.base import Decomposition, chain_macs, chain_parameters, compose, error
 from passes.decompose.cp import CP

@@ -7,19 +7,16 @@ the last factor is then re-solved in the norm of the responses.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from tensorly import tenalg
 from tensorly.decomposition import parafac
-from tensorly.tenalg.core_tenalg import mttkrp
 
 from passes.core.linear_algebra import least_squares, root
 from passes.decompose.base import Decomposition, Factors, Solver, mode_moment
 from passes.decompose.output_svd import pointwise
+from passes.decompose.tensorly_apart import apart
 from passes.graph.layers import Geometry
 
 __all__ = ["CP"]
@@ -66,11 +63,8 @@ class CP(Decomposition):
             if rank >= self.max_rank(geometry):
                 inputs, places = _pairs(weight.reshape(o, i, k))
             else:
-                with warnings.catch_warnings(), _quick_products():
-                    warnings.simplefilter("ignore")  # tensorly warns where it fills ranks above a mode's size
-                    _, (_, inputs, places) = parafac(
-                        whitened, rank, n_iter_max=30, init="svd", tol=1e-5, random_state=0, normalize_factors=True
-                    )
+                options = {"n_iter_max": 30, "init": "svd", "tol": 1e-5, "random_state": 0, "normalize_factors": True}
+                _, (_, inputs, places) = apart(parafac, whitened, rank, **options)
                 inputs = inverse_half @ inputs
             join = np.einsum("ir,kr->rik", inputs, places).reshape(rank, -1)  # z = join x
             half_way = join @ moment
@@ -80,32 +74,6 @@ class CP(Decomposition):
             return first, places.T.reshape(rank, 1, *geometry.kernel), last
 
         return factors
-
-
-@contextmanager
-def _quick_products() -> Iterator[None]:
-    """tensorly with another product of an unfolded tensor and a Khatri-Rao product, while the context lasts.
-
-    Its own writes the Khatri-Rao product of the two long axes down, which is larger than the tensor by rank / k k and
-    takes four times as long; the sums are the same.
-    """
-    kept = mttkrp.unfolding_dot_khatri_rao
-    tenalg.register_backend_method("unfolding_dot_khatri_rao", _product)
-    tenalg.use_dynamic_dispatch()
-    try:
-        yield
-    finally:
-        tenalg.register_backend_method("unfolding_dot_khatri_rao", kept)
-
-
-def _product(tensor: np.ndarray, cp_tensor: tuple[np.ndarray | None, Sequence[np.ndarray]], mode: int) -> np.ndarray:
-    """Σ over all axes but `mode` of a tensor of three axes times the factors of these: the longer one first."""
-    weights, factors = cp_tensor
-    longer = max((m for m in range(3) if m != mode), key=lambda m: tensor.shape[m])
-    other = 3 - mode - longer
-    half = np.tensordot(tensor, factors[longer], (longer, 0))
-    summed = np.einsum("mor,or->mr" if mode < other else "omr,or->mr", half, factors[other])
-    return np.asarray(summed if weights is None else summed * weights)
 
 
 def _pairs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from tensorly.decomposition import partial_tucker
 from passes.core.linear_algebra import least_squares, root
 from passes.decompose.base import Decomposition, Factors, Solver, mode_moment
 from passes.decompose.output_svd import OutputSVD, pointwise
+from passes.decompose.tensorly_apart import apart
 from passes.graph.layers import Geometry
 
 __all__ = ["Tucker2"]
@@ -63,7 +64,7 @@ class Tucker2(Decomposition):
 
         def factors(rank: int) -> Factors:
             s = self.input_rank(geometry, rank)
-            (_, found), _ = partial_tucker(whitened, rank=[rank, s], modes=[0, 1], n_iter_max=ITERATIONS)
+            (_, found), _ = apart(partial_tucker, whitened, rank=[rank, s], modes=[0, 1], n_iter_max=ITERATIONS)
             project = np.asarray(found[1]).T @ inverse_half  # (s, I)
             half_way = np.einsum("si,ikn->skn", project, by_place, optimize=True)  # E[z xᵀ]
             features = np.einsum("skiq,ti->sktq", half_way.reshape(s, k, i, k), project, optimize=True)

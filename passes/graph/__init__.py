@@ -1,1 +1,1 @@
-"""The graph itself: loading and saving, shapes, cost, layers, parts of it."""
+"""The graph: loading and saving, shapes, costs, layers, subgraphs, and weights that stay in a file."""

@@ -34,7 +34,7 @@ def batch_one(model: Model) -> dict[str, tuple[int, ...]]:
         if not all(map(_is_size, dims)):
             raise ModelError(
                 f"input '{tensor.name}' has unknown dimensions {list(tensor.shape)}: "
-                "state the input size (--size HEIGHT WIDTH), or export with a fixed one"
+                "state the input size (`size=(HEIGHT, WIDTH)`), or export with a fixed one"
             )
         shapes[tensor.name] = tuple(dims)
     return shapes

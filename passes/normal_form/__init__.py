@@ -1,1 +1,1 @@
-"""One form for what exporters write in many."""
+"""The normal form: rewrites that bring the graphs of different exporters into one form, exact up to rounding."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import platform
+import pwd
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import cpuinfo
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from filelock import FileLock
 
 from calib.measure import latency_table, probing
 from calib.measure.latency import Estimate
@@ -217,8 +224,89 @@ def test_a_table_of_another_machine_in_the_cache_is_an_empty_one(cache: Path) ->
     assert cached_table(MACHINE) == (LatencyTable(machine=MACHINE), path)
 
 
+WRITER = """
+import sys
+from calib.measure.latency_table import Entry, Machine, cached_table
+machine, number = Machine.model_validate_json(sys.argv[1]), sys.argv[2]
+table, path = cached_table(machine)
+print("read", flush=True)
+sys.stdin.readline()
+for i in range(20):
+    table.put(f"{number}/{i}", Entry(seconds=1.0))
+    table.add_to(path)
+"""
+
+
+def test_runs_that_write_at_once_lose_nothing_of_each_other(cache: Path) -> None:
+    command = [sys.executable, "-c", WRITER, OWN]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen([*command, str(n)], **pipes) for n in range(4)]
+    for writer in writers:  # all have read the table before the first of them writes
+        assert writer.stdout.readline() == "read\n"
+    for writer in writers:
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate()
+        assert writer.returncode == 0
+    assert cached_table(MACHINE)[0].entries.keys() == {f"{n}/{i}" for n in range(4) for i in range(20)}
+
+
+def test_what_another_run_has_mended_or_cleared_is_not_written_back(cache: Path) -> None:
+    old, path = cached_table(MACHINE)
+    for key in ("busy", "cleared"):
+        old.put(key, Entry(seconds=9.0))
+    old.add_to(path)
+    late = cached_table(MACHINE)[0]
+    LatencyTable(machine=MACHINE, entries={"busy": Entry(seconds=1.0)}).write(path)
+    late.put("new", Entry(seconds=2.0))
+    late.add_to(path)
+    assert cached_table(MACHINE)[0].entries == {"busy": Entry(seconds=1.0), "new": Entry(seconds=2.0)}
+    assert late.entries.keys() == {"busy", "cleared", "new"}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", LatencyTable(machine=MACHINE).model_dump_json().encode()[:-5]])
+def test_a_damaged_file_that_is_added_to_is_written_anew(cache: Path, content: bytes) -> None:
+    table, path = cached_table(MACHINE)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    table.put("a", Entry(seconds=1.0))
+    table.add_to(path)
+    assert cached_table(MACHINE)[0].entries == {"a": Entry(seconds=1.0)}
+
+
+def test_a_file_that_cannot_be_added_to_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = LatencyTable(machine=MACHINE)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=rf"\Acannot make the folder of '{tmp_path}/file/table' \([^\n]+\Z"):
+        table.add_to(tmp_path / "file" / "table")
+    monkeypatch.setattr(latency_table, "LOCK_TIMEOUT", 0.0)
+    path = tmp_path / "table.json"
+    with FileLock(f"{path}.lock", is_singleton=False), pytest.raises(OutputError, match=r"\Acannot lock '[^\n]+\Z"):
+        table.add_to(path)
+
+
+def test_a_user_without_a_home_has_a_temporary_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])  # an id that has no entry
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    table, path = cached_table(MACHINE)
+    assert path.is_relative_to(tmp_path)
+    table.put("a", Entry(seconds=1.0))
+    table.add_to(path)
+    assert cached_tables() == [path]
+
+
+def test_a_processor_that_cannot_be_asked_for_has_its_architecture_as_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert latency_table._processor()
+    monkeypatch.setattr(cpuinfo, "get_cpu_info", dict)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    assert latency_table._processor.__wrapped__() == platform.machine()
+
+
 def test_this_machine_is_the_processor_onnxruntime_and_the_threads_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency_table, "_cores", lambda: 7)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     found = this_machine(CPU)
     assert (found.onnxruntime, found.provider, found.threads) == (ort.__version__, "cpu", 7)
     assert found.processor and found.processor == this_machine(ONE).processor

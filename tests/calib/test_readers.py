@@ -310,10 +310,10 @@ def test_samples_and_seed_out_of_range(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "advice"),
     [
-        ((1, 3, 224, 224), r"\(3, 32, 32\).*'x' takes \(3, 224, 224\): set --size or --preset"),
-        ((None, 32, 32, 3), r"takes \(32, 32, 3\): set --layout NHWC"),
-        ((None, 64, None, 3), r"takes \(64, \?, 3\): set --layout NHWC and --size or --preset"),
-        ((None, 1, 32, 32), r"takes \(1, 32, 32\): set --mean and --std \(each 1 long\)"),
+        ((1, 3, 224, 224), r"\(3, 32, 32\).*'x' takes \(3, 224, 224\): set `size` or `preset`"),
+        ((None, 32, 32, 3), r"takes \(32, 32, 3\): set `layout='NHWC'`"),
+        ((None, 64, None, 3), r"takes \(64, \?, 3\): set `layout='NHWC'` and `size` or `preset`"),
+        ((None, 1, 32, 32), r"takes \(1, 32, 32\): set `mean` and `std` \(each 1 long\)"),
         ((None, 4, 32, 32), r"takes \(4, 32, 32\).*ready float tensors as 'x'"),
         ((None, 3072), r"takes \(3072\).*ready float tensors as 'x'"),
     ],
@@ -326,7 +326,7 @@ def test_images_that_do_not_fit_the_model(tmp_path: Path, shape: tuple[int | Non
 def test_advice_where_channels_come_last(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", images=pixels(h=48))
     nhwc = CIFAR.with_overrides(layout="NHWC", size=(48, 32))
-    for shape, advice in [((None, 3, 48, 32), "--layout NCHW"), ((None, 32, 48, 3), "--size or --preset")]:
+    for shape, advice in [((None, 3, 48, 32), "`layout='NCHW'`"), ((None, 32, 48, 3), "`size` or `preset`")]:
         action = partial(load, tmp_path / "d.npz", nhwc, input_shape=shape)
         fails(rf"come out as \(48, 32, 3\).*: set {advice}$", tmp_path / "d.npz", action)
 
@@ -405,7 +405,7 @@ def test_folder_image_with_16_bits(tmp_path: Path) -> None:
 def test_folder_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
     flat_image(tmp_path / "a.png", 1)
     odd = flat_image(tmp_path / "b.png", 2, (32, 40))
-    fails("set --size", odd, lambda: load(tmp_path, PLAIN))
+    fails("set `size`", odd, lambda: load(tmp_path, PLAIN))
     assert load(tmp_path, CIFAR).feeds["x"].shape == (2, 3, 32, 32)
 
 

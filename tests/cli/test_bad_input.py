@@ -30,8 +30,9 @@ from zoo import images, parsed, resnet
 
 from hmc_onnx.api import profile as profile_model
 from hmc_onnx.planning.program import solve
-from hmc_onnx.records.plan import read_plan, write_json
-from hmc_onnx.records.settings import Settings, parse_target
+from hmc_onnx.records.goal import parse_target
+from hmc_onnx.records.plan import Plan
+from hmc_onnx.records.settings import Settings
 from passes.graph.files import save
 
 pytestmark = pytest.mark.usefixtures("few_iterations")
@@ -99,8 +100,8 @@ def steps(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = np.load(given / "splits.npz")["train_images"]
     data = {"input": (np.arange(256) / 255).astype(np.float32)[pixels]}
     profile = profile_model(given / "model.onnx", [data], Settings())
-    write_json(profile, at / "profile.json")
-    write_json(solve(profile, parse_target("macs=0.6")), at / "plan.json")
+    profile.save(at / "profile.json")
+    solve(profile, parse_target("macs=0.6")).save(at / "plan.json")
     return at
 
 
@@ -345,7 +346,7 @@ def test_a_target_that_makes_no_sense(compress: Refuses, target: str) -> None:
 
 def test_no_target(compress: Refuses, refuses: Refuses, steps: Path) -> None:
     says = ("--target is missing", "give it on the command line or in the --config file")
-    compress(target=None, says=says)
+    compress(target=None, says=("there is no goal", "give --target, such as latency=0.6, or --max-drop"))
     refuses("plan", steps / "profile.json", "-o", "plan.json", says=says)
 
 
@@ -364,10 +365,11 @@ USAGE = {
     ("--strategy", "all"): ("'--strategy'", "'all' is not one of 'hmc', 'nahc', 'ahc', 'prune', 'lowrank'"),
     ("--layout", "nchw"): ("'--layout'", "'NCHW', 'NHWC'"),
     ("--provider", "gpu"): ("'--provider'", "'auto', 'cpu', 'cuda', 'tensorrt'"),
+    ("--preset", "mnist"): ("'--preset'", "'mnist' is not one of 'cifar10', 'imagenet'"),
     ("--samples", "many"): ("'--samples'", "integer"),
     ("--align", "2.5"): ("'--align'", "integer"),
     ("--size", "8", "eight"): ("'--size'", "integer"),
-    ("--mean", "0.5", "0.5"): ("'--mean'", "requires 3 arguments"),
+    ("--mean", "0.5", "0.5"): ("'--mean'", "requires 3 arguments", "see 'hmc-onnx compress --help'"),
     ("--fast",): ("--fast",),
     ("another.onnx",): ("another.onnx",),
 }
@@ -392,12 +394,14 @@ def test_commands_that_cannot_be_parsed(refuses: Refuses) -> None:
         (("--samples", "0"), "--samples 0: input should be greater than or equal to 1"),
         (("--samples", "-5"), "--samples -5"),
         (("--align", "0"), "--align 0"),
-        (("--memory", "nan"), "--memory nan: give gigabytes, above 0"),
-        (("--memory", "-1"), "--memory -1: give gigabytes, above 0"),
+        (("--memory", "nan"), "--memory nan: input should be a finite number"),
+        (("--memory", "-1"), "--memory -1.0: input should be greater than 0"),
         (("--address", "tcp://127.0.0.1:1"), "--address goes with a cluster: give --backend dask or --backend ray"),
-        (("--epochs", "1"), "--epochs and --minutes are of fine-tuning: give --finetune, too"),
+        (("--epochs", "1"), "--epochs only applies with --finetune"),
+        (("--device", "cuda"), "--device only applies with --finetune"),
+        (("--finetune", "--epochs", "1", "--minutes", "1"), "--epochs and --minutes were both given: give one"),
+        (("--max-drop", "0.01"), "--target and --max-drop were both given: give one"),
         (("--seed", "-1"), "--seed -1"),
-        (("--preset", "mnist"), "unknown preset 'mnist': use cifar10 or imagenet"),
         (("--size", "0", "8"), "size (0, 8) is not an image's: give height and width"),
         (("--std", "0", "1", "1"), "std (0.0, 1.0, 1.0) is out of range: give each channel's"),
         (("--mean", "nan", "1", "1"), "mean (nan, 1.0, 1.0) is not finite: give each channel's"),
@@ -440,33 +444,35 @@ def test_a_provider_that_the_machine_has_not(compress: Refuses, refuses: Refuses
         ("\ttarget: macs=0.5", ("is not valid YAML", "line 1")),
         ("seed: !!python/object/apply:os.getpid []", ("is not valid YAML", "python/object")),
         ("\x00", ("is not valid YAML",)),
-        ("targte: macs=0.5", ("unknown option 'targte'", "known are address, align, augmentation, backend")),
+        ("targte: macs=0.5", ("unknown option 'targte'", "did you mean 'target'?")),
+        ("xyz: 1", ("unknown option 'xyz'", "known are address, align, augmentation, backend")),
         ("output: other.onnx", ("unknown option 'output'", "known are address, align, augmentation, backend")),
         ("target: 0.5", ("0.5 for the option 'target'", "write text such as macs=0.5")),
         ("target: {macs: 0.5}", ("'target'", "write text such as macs=0.5")),
         ("data: 5", ("5 for the option 'data'", "write text")),
         ("test_data: [a]", ("'test_data'", "write text")),
-        ("preset: [cifar10]", ("'preset'", "write text")),
-        ("preset: mnist", ("unknown preset 'mnist'", "use cifar10 or imagenet")),
-        ("strategy: [hmc]", ("'strategy'", "write text")),
-        ("strategy: all", ("unknown strategy 'all'", "use hmc, nahc")),
-        ("layout: 3", ("'layout'", "write text")),
-        ("layout: nchw", ("unknown layout 'nchw'", "use NCHW or NHWC")),
-        ("provider: gpu", ("gpu", "'auto', 'cpu', 'cuda' or 'tensorrt'")),
+        ("data: 2020-01-01", ("datetime.date(2020, 1, 1) for the option 'data'", "write text")),
+        ("preset: [cifar10]", ("'preset'", "write cifar10 or imagenet")),
+        ("preset: mnist", ("'mnist' for the option 'preset'", "write cifar10 or imagenet")),
+        ("strategy: [hmc]", ("'strategy'", "write hmc, nahc, ahc, prune or lowrank")),
+        ("strategy: all", ("'all' for the option 'strategy'", "write hmc, nahc, ahc, prune or lowrank")),
+        ("layout: 3", ("'layout'", "write NCHW or NHWC")),
+        ("layout: nchw", ("'nchw' for the option 'layout'", "write NCHW or NHWC")),
+        ("provider: gpu", ("'gpu' for the option 'provider'", "write auto, cpu, cuda or tensorrt")),
         ("samples: many", ("'samples'", "write a whole number")),
         ("samples: 4.5", ("'samples'", "write a whole number")),
         ("samples: yes", ("True for the option 'samples'", "write a whole number")),
         ("samples: 0", ("samples 0", "greater than or equal to 1")),
         ("align: [4]", ("'align'", "write a whole number")),
         ("seed: -1", ("seed -1", "greater than or equal to 0")),
-        ("size: 8", ("'size'", "write height and width, as in [32, 32]")),
-        ("size: [8]", ("'size'", "write height and width, as in [32, 32]")),
-        ("size: ['8', '8']", ("'size'", "write height and width, as in [32, 32]")),
+        ("size: 8", ("'size'", "write 2 whole numbers in brackets, as in [32, 32]")),
+        ("size: [8]", ("'size'", "write 2 whole numbers in brackets, as in [32, 32]")),
+        ("size: ['8', '8']", ("'size'", "write 2 whole numbers in brackets, as in [32, 32]")),
         ("size: [0, 8]", ("size (0, 8)", "give height and width")),
-        ("mean: 0.5", ("'mean'", "write a list of numbers")),
-        ("mean: [a, b, c]", ("'mean'", "write a list of numbers")),
-        ("mean: [1, 2]", ("mean (1, 2)", "give both three values")),
-        ("std: [0, 0, 0]", ("std (0, 0, 0) is out of range", "above 0")),
+        ("mean: 0.5", ("'mean'", "write 3 numbers in brackets, as in [0.5, 0.5, 0.5]")),
+        ("mean: [a, b, c]", ("'mean'", "write 3 numbers in brackets")),
+        ("mean: [1, 2]", ("'mean'", "write 3 numbers in brackets")),
+        ("std: [0, 0, 0]", ("std (0.0, 0.0, 0.0) is out of range", "above 0")),
         ("labels: maybe", ("'maybe' for the option 'labels'", "write true or false")),
     ],
     ids=lambda v: repr(v) if isinstance(v, str) else "",
@@ -699,7 +705,7 @@ def test_a_plan_edited_wrongly(apply: Refuses, steps: Path, here: Path, change: 
 
 
 def test_a_plan_of_what_the_model_has_not(apply: Refuses, steps: Path, here: Path) -> None:
-    plan = read_plan(steps / "plan.json").model_dump()
+    plan = Plan.load(steps / "plan.json").model_dump()
     (name, group), *_ = plan["groups"].items()
     edits = {
         "the plan names a layer that the model does not have: '/none/Conv'": {

@@ -19,7 +19,8 @@ from zoo import Builder, images, parsed, run
 import passes.core.shelf
 import passes.graph.external
 from hmc_onnx.comparison.verification import Verification
-from hmc_onnx.records.plan import read_plan, read_profile
+from hmc_onnx.records.plan import Plan
+from hmc_onnx.records.profile import Profile
 from passes.graph.files import save
 
 pytestmark = pytest.mark.usefixtures("few_iterations")
@@ -80,13 +81,13 @@ def test_in_steps_is_as_in_one_go(cli: Cli, given: Path, tmp_path: Path, compres
     assert done.code == 0
     assert "6 layers" in done.out
     assert f"Written: {profile}" in done.out
-    assert len(read_profile(profile).layers) == 6
+    assert len(Profile.load(profile).layers) == 6
 
     done = cli("plan", profile, "-o", plan, *TARGET)
     assert done.code == 0
     assert "Layers (strategy hmc, target macs=0.6)" in done.words
-    decided = read_plan(plan)
-    assert decided.macs <= 0.6 * read_profile(profile).macs
+    decided = Plan.load(plan)
+    assert decided.macs <= 0.6 * Profile.load(profile).macs
     assert {layer.bears for layer in decided.layers.values()} <= {"lowrank", "prune", "both", "keep"}
 
     done = cli("apply", model, "--plan", plan, "-o", out, *data)
@@ -114,7 +115,7 @@ def test_a_plan_may_be_edited(cli: Cli, given: Path, tmp_path: Path) -> None:
 def test_every_strategy_keeps_to_the_target(cli: Cli, given: Path, tmp_path: Path) -> None:
     profile = tmp_path / "profile.json"
     assert cli("profile", given / "model.onnx", "-o", profile, "--data", given / "plain.npz", "--align", 1).code == 0
-    whole, sensitivity = read_profile(profile), {}
+    whole, sensitivity = Profile.load(profile), {}
     for strategy in STRATEGIES:
         for target, macs, parameters in (
             ("macs=0.9", 0.9, 1),
@@ -125,7 +126,7 @@ def test_every_strategy_keeps_to_the_target(cli: Cli, given: Path, tmp_path: Pat
             done = cli("plan", profile, "-o", out, "--target", target, "--strategy", strategy)
             assert done.code == 0
             assert f"strategy {strategy}, target {target}" in done.words
-            plan = read_plan(out)
+            plan = Plan.load(out)
             assert plan.macs <= macs * whole.macs
             assert plan.parameters <= parameters * whole.parameters
             sensitivity[strategy, target] = plan.sensitivity

@@ -11,7 +11,7 @@ from conftest import Cli
 
 from hmc_onnx.comparison.verification import Verification
 
-SHORT = ("--epochs", "1", "--device", "cpu", "--precision", "fp32")
+SHORT = ("--epochs", "1", "--device", "cpu", "--train-in", "fp32")
 
 
 def test_finetune_writes_a_model_and_says_how_it_went(cli: Cli, given: Path, tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_compress_and_finetune_in_one(cli: Cli, given: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--epochs", "1", "--minutes", "1"), "epochs and minutes were both given"),
+        (("--epochs", "1", "--minutes", "1"), "--epochs and --minutes were both given"),
         (("--epochs", "0"), "--epochs 0"),
         (("--epochs", "inf"), "--epochs inf"),
         (("--batch-size", "1"), "--batch-size 1"),

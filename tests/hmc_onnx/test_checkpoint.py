@@ -83,7 +83,7 @@ def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_run_of_something_else_is_refused_and_left_as_it_is(folder: Path, name: str, said: str) -> None:
     Journal(folder, IDENTITY).save("groups/conv1", 1)
     before = everything(folder)
-    with pytest.raises(SettingsError, match=rf"\A[^\n]*'{folder}' is of a run with {said}: give another --work-dir"):
+    with pytest.raises(SettingsError, match=rf"\A[^\n]*'{folder}' is of a run with {said}: give another `work_dir`"):
         Journal(folder, IDENTITY | {name: "other"})
     assert everything(folder) == before
     assert Journal(folder, IDENTITY).load("groups/conv1") == 1
@@ -104,7 +104,7 @@ def test_an_empty_folder_is_taken_and_one_of_other_files_refused(folder: Path) -
 def test_a_damaged_folder_is_refused(folder: Path, content: bytes) -> None:
     Journal(folder, IDENTITY)
     (folder / "run.json").write_bytes(content)
-    with pytest.raises(SettingsError, match=r"\A'[^\n]*run.json' is damaged: give another --work-dir\Z"):
+    with pytest.raises(SettingsError, match=r"\A'[^\n]*run.json' is damaged: give another `work_dir`\Z"):
         Journal(folder, IDENTITY)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -62,7 +61,7 @@ def test_a_killed_worker_costs_time_and_no_results(workers: Pool, tmp_path: Path
 
 def grown(megabytes: int) -> int:
     kept.append(b"x" * megabytes * 10**6)
-    time.sleep(1.2)  # loky looks at a worker once a second
+    time.sleep(1.2)  # loky's own executor would look at a worker once a second
     return os.getpid()
 
 
@@ -70,7 +69,6 @@ kept: list[bytes] = []
 
 
 def test_a_worker_that_holds_much_stays_until_it_is_renewed(workers: Pool) -> None:
-    assert importlib.util.find_spec("psutil")  # else loky does not look
     tasks = {str(i): (lambda m=m: (grown, m)) for i, m in enumerate((1, 1, 400, 400, 1, 1))}
     before = set(workers.run("grown", tasks).values())
     assert len(before) == 2
@@ -169,7 +167,7 @@ def test_workers_end_when_their_parent_is_killed() -> None:
 
 
 def test_clusters_that_are_not_there_are_said() -> None:
-    with pytest.raises(SettingsError, match="needs the scheduler's --address"), pool(Work(backend="dask"), NOWHERE):
+    with pytest.raises(SettingsError, match="needs the scheduler's `address`"), pool(Work(backend="dask"), NOWHERE):
         pass
     work = Work(backend="dask", address="tcp://127.0.0.1:1")
     with pytest.raises(SettingsError, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:1'"), pool(work, NOWHERE):

@@ -102,7 +102,7 @@ def test_a_correction_makes_the_bound_tighter(profile: hmc_onnx.Profile) -> None
 def test_without_latencies_no_plan_for_the_time_is_made(small: onnx.ModelProto) -> None:
     profile = hmc_onnx.profile(small, calibration(), SETTINGS.model_copy(update={"latency": False}))
     assert profile.latency is None
-    with pytest.raises(SettingsError, match="profile again with --latency"):
+    with pytest.raises(SettingsError, match="profile again with `latency=True`"):
         hmc_onnx.solve(profile, Target(latency=0.8))
 
 
@@ -214,7 +214,7 @@ def test_batches_are_what_the_model_declares_or_what_is_asked_for() -> None:
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
     assert [serving_batch(open_, ["input"], n) for n in (None, 5)] == [1, 5]
     assert [serving_batch(fixed, ["input"], n) for n in (None, 3)] == [3, 3]
-    with pytest.raises(SettingsError, match="--batch 5: the model takes batches of 3"):
+    with pytest.raises(SettingsError, match="`batch` 5: the model takes batches of 3"):
         serving_batch(fixed, ["input"], 5)
     assert serving_feeds(calibration(3), 7)["input"].shape[0] == 7
 

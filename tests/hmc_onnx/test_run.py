@@ -20,7 +20,7 @@ from calib.data.calibration import CalibrationData
 from calib.measure.divergence import kl_divergence, top1
 from calib.runtime.sessions import Session
 from hmc_onnx.execution.context import Context
-from hmc_onnx.records.plan import GroupPlan, LayerPlan, Plan, write_json
+from hmc_onnx.records.plan import GroupPlan, LayerPlan, Plan
 from hmc_onnx.records.profile import KEEP
 from hmc_onnx.records.work import Work
 from hmc_onnx.rewriting.applying import apply as apply_plan
@@ -137,10 +137,10 @@ def test_an_output_that_no_image_changes_is_left_out_of_the_judgement(original: 
 def test_the_steps_through_json_give_what_compress_gives(
     original: onnx.ModelProto, result: hmc_onnx.Result, tmp_path: Path
 ) -> None:
-    write_json(result.profile, tmp_path / "profile.json")
-    plan = hmc_onnx.solve(hmc_onnx.read_profile(tmp_path / "profile.json"), hmc_onnx.parse_target("macs=0.5"))
-    write_json(plan, tmp_path / "plan.json")
-    stepwise = hmc_onnx.apply(original, hmc_onnx.read_plan(tmp_path / "plan.json"), calibration())
+    result.profile.save(tmp_path / "profile.json")
+    plan = hmc_onnx.solve(hmc_onnx.Profile.load(tmp_path / "profile.json"), hmc_onnx.parse_target("macs=0.5"))
+    plan.save(tmp_path / "plan.json")
+    stepwise = hmc_onnx.apply(original, hmc_onnx.Plan.load(tmp_path / "plan.json"), calibration())
     assert stepwise.SerializeToString(deterministic=True) == result.model.SerializeToString(deterministic=True)
     with pytest.raises(PlanError, match="other calibration data"):
         hmc_onnx.apply(original, plan, calibration(40))

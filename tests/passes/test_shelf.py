@@ -43,5 +43,5 @@ def test_no_room_and_a_file_that_is_gone_are_said_in_one_sentence(tmp_path: Path
         Shelf(tmp_path / "missing").keep(np.ones(shelf.SMALL))
     kept = Shelf(tmp_path).keep(np.ones(shelf.SMALL))
     kept.drop()
-    with pytest.raises(SettingsError, match=r"cannot read .*: give another --work-dir"):
+    with pytest.raises(SettingsError, match=r"cannot read .*: give another `work_dir`"):
         _ = kept.array

@@ -1,4 +1,4 @@
-"""A rule an operator: how torch computes it. See `registry`."""
+"""How torch computes each ONNX operator: one rule per operator, registered by its name (see `registry`)."""
 
 from hmc_onnx.finetune.operators import elementwise, layers, movement, normalisation
 from hmc_onnx.finetune.operators.elementwise import torch_type

@@ -28,7 +28,7 @@ from hmc_onnx.finetune.trainer import Trainer
 from passes.core.errors import DataError, HmcError, ModelError, SettingsError
 
 SIZE, COUNT = 16, 580
-OPTIONS = FineTuning(epochs=2, batch_size=40, device="cpu", precision="fp32", labels=0, rate=0.02)
+OPTIONS = FineTuning(epochs=2, batch_size=40, device="cpu", train_in="fp32", labels=0, rate=0.02)
 
 
 def worn(proto: onnx.ModelProto, share: float = 0.5) -> onnx.ModelProto:
@@ -107,7 +107,7 @@ def test_a_graph_that_has_batch_normalisation_trains_its_own(data: Path) -> None
 
 def test_a_network_near_the_original_follows_what_that_does_within(teacher: onnx.ModelProto, data: Path) -> None:
     near = worn(teacher, 0.1)
-    options = FineTuning(epochs=20, batch_size=40, device="cpu", precision="fp32")
+    options = FineTuning(epochs=20, batch_size=40, device="cpu", train_in="fp32")
     tuned = hmc_onnx.finetune(near, teacher, data, options=options)
     assert same_but_for_values(near, tuned.model)
     sums = [n.output[0] for n in teacher.graph.node if n.op_type == "Add"]
@@ -276,7 +276,7 @@ def test_two_processes_do_what_one_does(
     for name, proto in (("student", student), ("teacher", teacher)):
         onnx.save(proto, tmp_path / f"{name}.onnx")
     options = ["--teacher", "teacher.onnx", "--data", str(data), "--epochs", "2", "--batch-size", "40"]
-    options += ["--device", "cpu", "--precision", "fp32"]
+    options += ["--device", "cpu", "--train-in", "fp32"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     for launcher, out in (([sys.executable], "one.onnx"), ([*torchrun, "--standalone"], "two.onnx")):
         command = [*launcher, "-m", "hmc_onnx", "finetune", "student.onnx", "-o", out, *options]
@@ -293,7 +293,7 @@ def test_killed_it_goes_on(student: onnx.ModelProto, teacher: onnx.ModelProto, d
         onnx.save(proto, tmp_path / f"{name}.onnx")
     command = [sys.executable, "-m", "hmc_onnx", "finetune", "student.onnx", "-o", "out.onnx"]
     command += ["--teacher", "teacher.onnx", "--data", str(data), "--epochs", "8", "--batch-size", "40"]
-    command += ["--device", "cpu", "--precision", "fp32"]
+    command += ["--device", "cpu", "--train-in", "fp32"]
     command += ["--work-dir", "work"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
@@ -306,7 +306,7 @@ def test_killed_it_goes_on(student: onnx.ModelProto, teacher: onnx.ModelProto, d
     assert done.returncode == 0, done.stderr
     tuned = hmc_onnx.finetune(
         student, teacher, data,
-        options=FineTuning(epochs=8, batch_size=40, device="cpu", precision="fp32"),
+        options=FineTuning(epochs=8, batch_size=40, device="cpu", train_in="fp32"),
         preprocess=hmc_onnx.preprocessing(None),
     )  # fmt: skip
     for a, b in zip(tuned.model.graph.initializer, onnx.load(tmp_path / "out.onnx").graph.initializer, strict=True):

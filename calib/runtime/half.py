@@ -1,0 +1,67 @@
+"""Models in float16 inside, converted with onnxruntime's own converter; inputs and outputs keep their types.
+
+A layer whose activations leave the range of float16 on the calibration images stays in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationMethod, create_calibrator
+
+from calib.runtime.quantisation import FeedReader
+from passes.core.errors import ModelError
+from passes.graph.protos import first_line
+
+__all__ = ["in_half", "overflowing"]
+
+# Activations above this, half of what float16 holds, count as too large: images to come may have larger ones.
+LARGEST = float(np.finfo(np.float16).max) / 2
+
+
+def in_half(proto: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]] = ()) -> onnx.ModelProto:
+    """A model in float16 inside.
+
+    Args:
+        proto: the model, in float32; not changed.
+        batches: feeds on which overflow is looked for; none where the model is only timed.
+
+    Raises:
+        ModelError: the converter fails.
+    """
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16  # noqa: PLC0415 heavy
+
+    own = onnx.ModelProto()
+    own.CopyFrom(proto)
+    kept = overflowing(proto, batches) if batches else []
+    try:
+        return convert_float_to_float16(
+            own, keep_io_types=True, op_block_list=list(DEFAULT_OP_BLOCK_LIST), node_block_list=kept
+        )
+    except Exception as e:  # the converter's errors share no base
+        raise ModelError(f"onnxruntime's converter cannot bring the model to float16: {first_line(e)}") from e
+
+
+def overflowing(proto: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
+    """Names of the nodes that write values on these feeds which are too large for float16, in graph order."""
+    operators = sorted({node.op_type for node in proto.graph.node})
+    with TemporaryDirectory(prefix="hmc_onnx-") as name:
+        path, augmented = Path(name) / "model.onnx", Path(name) / "augmented.onnx"
+        own = onnx.ModelProto()
+        own.CopyFrom(proto)  # saving with external data changes what is saved
+        onnx.save_model(own, path, save_as_external_data=True)
+        calibrator = create_calibrator(
+            path,
+            operators,
+            augmented_model_path=augmented.as_posix(),
+            calibrate_method=CalibrationMethod.MinMax,
+            providers=["CPUExecutionProvider"],
+        )
+        calibrator.collect_data(FeedReader(batches))
+        ranges = calibrator.compute_data()
+    large = {name for name, data in ranges.items() if max(np.abs(np.stack(data.range_value)).ravel()) > LARGEST}
+    return [node.name for node in proto.graph.node if large.intersection(node.output)]

@@ -1,0 +1,85 @@
+"""Tables that leave columns out where there is no room for all, before they break a word or a number in two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["NarrowTable"]
+
+# Characters that a column of sentences is given at least, so that it is not one word a line.
+SENTENCE = 20
+# Characters that each column takes besides its width: a space on both sides, and a line.
+BORDER = 3
+
+
+class NarrowTable:
+    """A table whose less important columns are left out where the console is too narrow; its caption names them.
+
+    Args:
+        title: above the table.
+        columns: their headings.
+        right: of these, the ones with numbers, which are set on the right.
+        sentences: the ones with text, which may take several lines.
+        dropped: the ones that may be left out, the first to go first.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        columns: Sequence[str],
+        *,
+        right: Sequence[str] = (),
+        sentences: Sequence[str] = (),
+        dropped: Sequence[str] = (),
+    ) -> None:
+        self._title, self._columns = title, list(columns)
+        self._right, self._sentences, self._dropped = set(right), set(sentences), list(dropped)
+        self._rows: list[tuple[str, ...]] = []
+
+    def add_row(self, *cells: str) -> None:
+        """Add a row: a cell for each column, in rich's markup."""
+        self._rows.append(cells)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for count in range(len(self._dropped) + 1):
+            shown = [i for i, name in enumerate(self._columns) if name not in self._dropped[:count]]
+            widths = self._widths(shown, options.max_width)
+            if widths is not None:
+                break
+        yield self._table(shown, widths, self._dropped[:count])
+
+    def _widths(self, shown: Sequence[int], width: int) -> list[int] | None:
+        """Widths of columns within that of the table; None where a word would break."""
+        texts = [[self._columns[i], *(Text.from_markup(row[i]).plain for row in self._rows)] for i in shown]
+        whole = [max(map(cell_len, cells)) for cells in texts]
+        least = list(whole)
+        for k, i in enumerate(shown):
+            if self._columns[i] in self._sentences:
+                longest = max(cell_len(word) for text in texts[k] for word in (text.split() or [""]))
+                least[k] = min(whole[k], max(SENTENCE, longest))
+        spare = width - sum(least) - (BORDER * len(shown) + 1)
+        if spare < 0:
+            return None
+        # what is left goes to the columns of text, first to those that need little of it
+        widening = sorted(range(len(shown)), key=lambda k: whole[k] - least[k])
+        for done, k in enumerate(widening):
+            more = min(whole[k] - least[k], spare // (len(widening) - done))
+            least[k], spare = least[k] + more, spare - more
+        return least
+
+    def _table(self, shown: Sequence[int], widths: list[int] | None, left_out: Sequence[str]) -> Table:
+        table = Table(title=self._title, title_justify="left", caption_justify="left")
+        if left_out:
+            table.caption = f"No room for: {', '.join(left_out)}; a wider terminal shows them."
+        for k, i in enumerate(shown):
+            side: Literal["left", "right"] = "right" if self._columns[i] in self._right else "left"
+            table.add_column(self._columns[i], justify=side, overflow="fold", width=widths[k] if widths else None)
+        for row in self._rows:
+            table.add_row(*(row[i] for i in shown))
+        return table

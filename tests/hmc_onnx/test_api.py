@@ -1,0 +1,96 @@
+"""The Python interface: what is public, how results show themselves, and what images may come as."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+import pytest
+from zoo import images, resnet
+
+import hmc_onnx
+from calib.data.calibration import CalibrationData
+from passes.core.records import Frozen
+
+SMALL = hmc_onnx.Settings(samples=16, kl_samples=8, chunk=8, positions=8, provider="cpu", threads=1)
+WORK = hmc_onnx.Work(jobs=1)
+
+
+@pytest.fixture(scope="module")
+def original() -> onnx.ModelProto:
+    return resnet((1,), (8,), size=8)
+
+
+@pytest.fixture(scope="module")
+def result(original: onnx.ModelProto) -> hmc_onnx.Result:
+    return hmc_onnx.compress(original, {"input": images(16, 8)}, "macs=0.6", settings=SMALL, work=WORK)
+
+
+def test_every_public_name_is_there_once() -> None:
+    assert len(set(hmc_onnx.__all__)) == len(hmc_onnx.__all__)
+    assert all(hasattr(hmc_onnx, name) for name in hmc_onnx.__all__)
+    assert set(hmc_onnx.__all__) <= set(dir(hmc_onnx))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        hmc_onnx.nothing  # noqa: B018
+
+
+def mentioned(annotation: object) -> Iterator[type]:
+    """The classes within a type, ours only."""
+    if isinstance(annotation, type) and annotation.__module__.split(".")[0] in ("hmc_onnx", "calib", "passes"):
+        yield annotation
+    for inner in typing.get_args(annotation):
+        yield from mentioned(inner)
+
+
+def test_all_that_public_signatures_need_is_public() -> None:
+    public = {id(getattr(hmc_onnx, name)) for name in hmc_onnx.__all__}
+    for name in ("compress", "profile", "apply", "verify", "solve", "load_data", "preprocessing"):
+        for annotation in typing.get_type_hints(getattr(hmc_onnx, name)).values():
+            missing = [kind.__name__ for kind in mentioned(annotation) if id(kind) not in public]
+            assert not missing, (name, missing)
+
+
+def test_no_public_function_takes_more_than_six_arguments() -> None:
+    functions = [getattr(hmc_onnx, n) for n in hmc_onnx.__all__]
+    counts = {f.__name__: len(inspect.signature(f).parameters) for f in functions if inspect.isfunction(f)}
+    assert counts and max(counts.values()) <= 6
+
+
+def test_a_result_shows_a_summary_and_no_weights(result: hmc_onnx.Result) -> None:
+    assert str(result) == repr(result)
+    assert "MACs" in str(result) and len(str(result)) < 4000
+    assert "<pre" in result._repr_html_() and "MACs" in result._repr_html_()
+
+
+@pytest.mark.parametrize("what", ["plan", "profile"])
+def test_records_are_saved_loaded_and_explained(result: hmc_onnx.Result, what: str, tmp_path: typing.Any) -> None:
+    record: Frozen = getattr(result, what)
+    record.save(tmp_path / "record.json")
+    assert type(record).load(tmp_path / "record.json") == record  # type: ignore[attr-defined]
+    explained = record.explain()  # type: ignore[attr-defined]
+    assert all(layer in explained for layer in result.plan.layers)
+
+
+class Reader:
+    """As onnxruntime.quantization asks for them."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        self._batches = iter(np.split(x, 4))
+
+    def get_next(self) -> Mapping[str, np.ndarray] | None:
+        x = next(self._batches, None)
+        return None if x is None else {"input": x}
+
+
+def test_images_come_as_arrays_batches_readers_and_torch_loaders(original: onnx.ModelProto) -> None:
+    import torch
+
+    x = images(16, 8)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.from_numpy(x), torch.arange(16)), 4)
+    given = [CalibrationData({"input": x}, None, "noise"), np.split(x, 4), Reader(x), loader]
+    profiles = [hmc_onnx.profile(original, data, SMALL, WORK) for data in given]
+    layers = [profile.layers for profile in profiles]
+    assert all(own == layers[0] for own in layers)
