@@ -18,7 +18,7 @@ from calib.runtime.sessions import providers
 from hmc_onnx.analysis.model_inputs import check_supported, fit, load_supported
 from hmc_onnx.comparison.judging import check_decides, check_labels
 from hmc_onnx.comparison.verification import BATCHES, Network, verify
-from hmc_onnx.execution.context import Context
+from hmc_onnx.execution.context import Context, check_convertible
 from hmc_onnx.planning.accuracy_search import Found, Search, Split, split
 from hmc_onnx.planning.planner import Planner, timed_here
 from hmc_onnx.profiling.profiler import profile
@@ -83,6 +83,7 @@ class Run(Context):
             check_labels(served, self._parts.search, settings.runtime, settings.judge)
         fitted = self._parts.calibration if self._parts else fit(served, data, settings.samples)
         super().__init__(served, fitted, settings, work)
+        check_convertible(served, settings.precision)
         self._profile: Profile | None = None
         self._planners: dict[Strategy, Planner] = {}
         providers(settings.provider)
@@ -163,7 +164,9 @@ class Run(Context):
         timed = timed_here(self._profile) if self._profile else None
         batches = tuple(sorted({*BATCHES, *([timed.batch] if timed else [])}))
         known = {timed.batch: timed.seconds} if timed else {}
-        pair = Network(self.served, self.normal, self.settings.judge), Network(compressed)
+        precision = self.settings.precision
+        alone = None if precision == "fp32" else (precision, self.serve(self.normal.finished()))
+        pair = Network(self.served, self.normal, self.settings.judge, alone), Network(compressed)
         return verify(*pair, compared, self.runtime, batches, known)
 
     def _planner(self, strategy: Strategy) -> Planner:
