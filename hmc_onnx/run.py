@@ -21,6 +21,7 @@ from hmc_onnx.comparison.verification import BATCHES, Network, verify
 from hmc_onnx.execution.context import Context, check_convertible
 from hmc_onnx.planning.accuracy_search import Found, Search, Split, split
 from hmc_onnx.planning.planner import Planner, timed_here
+from hmc_onnx.planning.program import unchanged
 from hmc_onnx.profiling.profiler import profile
 from hmc_onnx.records.comparison import Verification
 from hmc_onnx.records.goal import Goal, Strategy, Target
@@ -98,6 +99,11 @@ class Run(Context):
             self._profile = profile(self)
         return self._profile
 
+    @property
+    def profiled(self) -> Profile | None:
+        """The profile, where it has been asked for."""
+        return self._profile
+
     def plan(self, target: Target | str, strategy: Strategy = "hmc") -> Plan:
         """The plan that loses least within a target.
 
@@ -107,7 +113,7 @@ class Run(Context):
         wanted = Goal.of(target).target
         if wanted is None:
             raise SettingsError("a plan is for a target, such as macs=0.5: a bound on the loss has to be searched for")
-        return self._planner(strategy).plan(wanted)
+        return unchanged(self) if wanted == Target() else self._planner(strategy).plan(wanted)
 
     def search(self, max_drop: float, strategy: Strategy = "hmc") -> Found:
         """The fastest network that loses no more than `max_drop` (0 to 1) on images that nothing was fitted to.

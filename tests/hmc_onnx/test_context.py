@@ -102,3 +102,13 @@ def test_a_precision_that_cannot_be_made_is_refused_before_any_work() -> None:
 def test_without_another_precision_plans_say_nothing_of_it() -> None:
     assert "precision" not in SETTINGS.model_dump_json()
     assert "int8" in SETTINGS.model_copy(update={"precision": "int8"}).model_dump_json()
+
+
+def test_the_target_none_changes_the_precision_alone(calls: Counter[str]) -> None:
+    original = resnet((1,), (8,), size=16, classes=5)
+    x = CalibrationData({"input": images(16, 16)}, None, "noise")
+    result = hmc_onnx.compress(original, x, "none", settings=SETTINGS.model_copy(update={"precision": "int8"}))
+    assert result.profile is None and calls["program"] == 0
+    assert result.plan.macs == result.report.a.macs == result.report.b.macs
+    assert result.report.unchanged is not None
+    assert result.report.b.bytes == result.report.unchanged.bytes  # what the quantiser alone gives
