@@ -360,7 +360,7 @@ def _reason(layer: LayerProfile, choice: LayerChoice, as_it_is: bool) -> str:
         return "the residual branch that it is in is removed"
     pruned = choice.inputs > 0 or choice.outputs > 0
     if choice.method == KEEP and not pruned:
-        return "every candidate costs more accuracy for its saving than others elsewhere"
+        return "kept: changing it would cost more accuracy for what it saves than the changes that were made"
     what = {(True, True): "pruned and decomposed", (True, False): "pruned", (False, True): "decomposed"}
     share = choice.macs / max(layer.macs, 1)
     return f"{what[pruned, choice.method != KEEP]} to {share:.0%} of its MACs"
