@@ -71,7 +71,8 @@ def _words(field: OptionField) -> str:
     if get_origin(kind) is tuple:
         return f"{len(get_args(kind))} {WORDS[get_args(kind)[0]].removeprefix('a ')}s in brackets, as in {example}"
     if get_origin(kind) is list:
-        return f"a list{f', as in {example}' if example else ''}"
+        of = " of numbers" if get_args(kind)[0] in (int, float) else ""
+        return f"a list{of}{f', as in {example}' if example else ''}"
     return f"{WORDS[kind]}{f' such as {example}' if example else ''}"
 
 

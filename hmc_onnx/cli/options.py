@@ -56,7 +56,8 @@ class OptionField:
     def flags(self) -> list[str]:
         """Its names on the command line."""
         name = self.name.replace("_", "-")
-        long = f"--{name}/--no-{name}" if self.type is bool and self.option.command_line else f"--{name}"
+        two = self.type is bool and self.option.command_line and self.option.negative
+        long = f"--{name}/--no-{name}" if two else f"--{name}"
         return [long, *([self.option.short] if self.option.short else [])]
 
     @property
@@ -77,7 +78,8 @@ class OptionField:
         if self.option.default or value in (None, ()):
             return self.option.default or ""
         if isinstance(value, bool):
-            return self.flags[0].split("/")[0 if value else 1] if self.option.command_line else str(value)
+            flags = self.flags[0].split("/")
+            return flags[0 if value else 1] if len(flags) == 2 else str(value)
         return f"{value:g}" if isinstance(value, float) else str(value)
 
     @property

@@ -75,7 +75,7 @@ class Images(Options):
         description="Text or JSON file of the class number of each class folder. Without it, folders are numbered in "
         "the order of their names, or by their names where all are integers.",
     )
-    skip_unreadable: bool = Field(
+    skip_unreadable: Annotated[bool, Option(negative=False)] = Field(
         default=False, description="Leave out image files that cannot be decoded, and say how many these were."
     )
 

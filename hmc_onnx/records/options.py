@@ -32,6 +32,7 @@ class Option:
         short: a short form, such as "-o".
         default: what happens where the option is left out, in words, for a field whose default is None.
         example: a value as it is written in a YAML file.
+        negative: whether a flag can be taken back, as --no-NAME.
         command_line: whether the command line has the option; if not, the field is for Python only.
         file: whether a YAML file may hold it.
     """
@@ -41,6 +42,7 @@ class Option:
     short: str | None = None
     default: str | None = None
     example: str | None = None
+    negative: bool = True
     command_line: bool = True
     file: bool = True
 

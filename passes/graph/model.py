@@ -140,7 +140,9 @@ class Model:
     def forget_shapes(self) -> None:
         """Drop the recorded shapes of intermediate tensors, which a rewrite may have made stale."""
         kept = {t.name for t in [*self.graph.inputs, *self.graph.outputs]}
-        for tensor in self.graph.tensors().values():
+        with quiet():
+            tensors = self.graph.tensors()
+        for tensor in tensors.values():
             if isinstance(tensor, gs.Variable) and tensor.name not in kept:
                 tensor.shape = tensor.dtype = None
 
@@ -226,8 +228,8 @@ class Model:
 
 def exported(graph: gs.Graph) -> onnx.ModelProto:
     """The graph as graphsurgeon exports it; weights that are in a file stay there, though they were read."""
-    let_go(t for t in graph.tensors().values() if isinstance(t, gs.Constant))
     with quiet():
+        let_go(t for t in graph.tensors().values() if isinstance(t, gs.Constant))
         return gs.export_onnx(graph, do_type_check=False)
 
 

@@ -184,7 +184,7 @@ def test_a_model_of_several_inputs_and_image_files(compress: Refuses, here: Path
     text = """<ir_version: 8, opset_import: ["" : 17]>
         g (float[N,3,8,8] left, float[N,3,8,8] right) => (float[N,3,8,8] y) { y = Add(left, right) }"""
     save(parsed(text), here / "two.onnx")
-    compress(model="two.onnx", says=("2 inputs (left, right)", "use the Python API with a CalibrationDataReader"))
+    compress(model="two.onnx", says=("'left'", "store one array for each of left, right"))
 
 
 # Data
@@ -273,12 +273,12 @@ def test_files_that_are_no_data(compress: Refuses, given: Path, here: Path) -> N
     ):
         (here / "data.npz").write_bytes(content)
         compress(data="data.npz", says=("cannot read 'data.npz' as an .npz file", "write it with numpy.savez"))
-    for other in ("array.npy", given / "model.onnx", given / "flat" / "0.png"):
-        compress(data=other, says=(f"'{other}' is of an unknown kind", "give an .npz file, a folder"))
+    for other in (given / "model.onnx", given / "flat" / "0.png"):
+        compress(data=other, says=(f"'{other}' is of an unknown kind", "give an .npz"))
 
 
 def test_no_data_and_missing_data(compress: Refuses, refuses: Refuses, given: Path) -> None:
-    missing = ("'nothing' does not exist", "give an .npz file, a folder of images or a CIFAR folder")
+    missing = ("'nothing' does not exist", "give an .npz or .npy file, a folder of images or a CIFAR folder")
     compress(data="nothing", says=missing)
     compress("--test-data", "nothing", says=missing)
     model = given / "model.onnx"
@@ -295,11 +295,17 @@ def test_folders_without_usable_images(compress: Refuses, here: Path) -> None:
     (here / "data" / "notes.txt").write_text("no image")
     compress(data="data", says=("'data' holds no images", "give a folder of images"))
     (here / "data" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
-    compress(data="data", says=("cannot decode image 'data/a.png'", "replace it or take it out"))
+    compress(
+        data="data",
+        says=("cannot decode image 'data/a.png'", "replace it, take it out of the folder, or set --skip-unreadable"),
+    )
     Image.fromarray(pixels(8, 8, 3)).save(here / "data" / "a.png")
     whole = (here / "data" / "a.png").read_bytes()
     (here / "data" / "b.png").write_bytes(whole[: len(whole) // 2])
-    compress(data="data", says=("cannot decode image 'data/b.png'", "replace it or take it out"))
+    compress(
+        data="data",
+        says=("cannot decode image 'data/b.png'", "replace it, take it out of the folder, or set --skip-unreadable"),
+    )
     Image.fromarray(pixels(9, 9, 3)).save(here / "data" / "b.png")
     compress(data="data", says=("'data/b.png' comes out as (3, 9, 9)", "set --size or --preset"))
     Image.fromarray(pixels(8, 8).astype(np.uint16) * 256).save(here / "data" / "b.png")
@@ -369,7 +375,6 @@ USAGE = {
     ("--samples", "many"): ("'--samples'", "integer"),
     ("--align", "2.5"): ("'--align'", "integer"),
     ("--size", "8", "eight"): ("'--size'", "integer"),
-    ("--mean", "0.5", "0.5"): ("'--mean'", "requires 3 arguments", "see 'hmc-onnx compress --help'"),
     ("--fast",): ("--fast",),
     ("another.onnx",): ("another.onnx",),
 }
@@ -405,6 +410,7 @@ def test_commands_that_cannot_be_parsed(refuses: Refuses) -> None:
         (("--size", "0", "8"), "size (0, 8) is not an image's: give height and width"),
         (("--std", "0", "1", "1"), "std (0.0, 1.0, 1.0) is out of range: give each channel's"),
         (("--mean", "nan", "1", "1"), "mean (nan, 1.0, 1.0) is not finite: give each channel's"),
+        (("--mean", "0.5", "0.5"), "do not fit: give both three values (colour) or one (gray)"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, tuple) else "",
 )
@@ -469,9 +475,9 @@ def test_a_provider_that_the_machine_has_not(compress: Refuses, refuses: Refuses
         ("size: [8]", ("'size'", "write 2 whole numbers in brackets, as in [32, 32]")),
         ("size: ['8', '8']", ("'size'", "write 2 whole numbers in brackets, as in [32, 32]")),
         ("size: [0, 8]", ("size (0, 8)", "give height and width")),
-        ("mean: 0.5", ("'mean'", "write 3 numbers in brackets, as in [0.5, 0.5, 0.5]")),
-        ("mean: [a, b, c]", ("'mean'", "write 3 numbers in brackets")),
-        ("mean: [1, 2]", ("'mean'", "write 3 numbers in brackets")),
+        ("mean: 0.5", ("'mean'", "write a list of numbers, as in [0.5, 0.5, 0.5]")),
+        ("mean: [a, b, c]", ("'mean'", "write a list of numbers")),
+        ("mean: [1, 2]", ("--mean (1.0, 2.0)", "give both three values (colour) or one (gray)")),
         ("std: [0, 0, 0]", ("std (0.0, 0.0, 0.0) is out of range", "above 0")),
         ("labels: maybe", ("'maybe' for the option 'labels'", "write true or false")),
     ],
@@ -684,7 +690,7 @@ def test_files_that_are_no_plans(apply: Refuses, given: Path, steps: Path, here:
 def test_a_plan_for_another_model_or_other_data(apply: Refuses, given: Path, steps: Path) -> None:
     apply(steps / "plan.json", model="other.onnx", says=("plan was made for another model", "plan again"))
     apply(steps / "plan.json", data="floats.npz", says=("made with other calibration data", "give the same data"))
-    apply(steps / "plan.json", data="nothing.npz", says=("does not exist", "give an .npz file"))
+    apply(steps / "plan.json", data="nothing.npz", says=("does not exist", "give an .npz or .npy file"))
 
 
 @pytest.mark.parametrize(

@@ -61,14 +61,14 @@ states = [state()]
 import hmc_onnx
 from calib.data.calibration import CalibrationData
 from calib.measure import latency
-from hmc_onnx.execution.executor import Work
+from hmc_onnx.records.work import Work
 from zoo import images, resnet
 states.append(state())
 latency.SECONDS, latency.REPEATS, latency.WARM_UP = 0.0, 6, 1  # what the times are is not asked
 data = CalibrationData({"input": images(16, 8)}, None, "noise")
 settings = hmc_onnx.Settings(samples=16, kl_samples=16, positions=4, align=4, chunk=16)
 result = hmc_onnx.compress(
-    resnet((1,), (8,), size=8), data, target="macs=0.5", settings=settings, work=Work(jobs=2)
+    resnet((1,), (8,), size=8), data, "macs=0.5", settings=settings, work=Work(jobs=2)
 )
 states.append(state())
 print(json.dumps([states, [worker, executor.submit(os.getpid).result()]]))

@@ -119,10 +119,10 @@ def test_an_input_that_is_no_image_is_not_asked_for_height_and_width() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"preset": "mnist"}, "unknown preset 'mnist': use cifar10 or imagenet"),
-        ({"channels": "gbr"}, "`channels` 'gbr'"),
+        ({"preset": "mnist"}, "`preset` mnist: input should be 'cifar10' or 'imagenet'"),
+        ({"channels": "gbr"}, "`channels` gbr"),
         ({"scale": 0}, "`scale` 0"),
-        ({"scales": 1}, "no option 'scales' of images"),
+        ({"scales": 1}, "Images has no option 'scales': did you mean 'scale'"),
         ({"mean": (123.7, 116.3, 103.5)}, "above 1, the largest value.*set `scale` to 1"),
         ({"mean": (0.5, 0.5)}, "`mean` .*three values"),
         ({"preset": "imagenet", "mean": (0.5,)}, "`mean` .*three values"),

@@ -657,6 +657,6 @@ def test_a_quantised_model_is_declined(form: str, tmp_path: Path) -> None:
         quantize_dynamic(*paths)
     else:
         quantize_static(*paths, Reader(), quant_format=QuantFormat[form])
-    with pytest.raises(ModelError, match=r"compress .* first, and quantise") as error:
+    with pytest.raises(ModelError, match=r"give the float model that it was made from, with `precision` int8") as error:
         hmc_onnx.compress(paths[1], feeds_of(net()), "macs=0.6", settings=SETTINGS)
     assert len(str(error.value).splitlines()) == 1

@@ -124,11 +124,11 @@ def test_bytes_are_those_of_the_element_type(kind: str, width: int) -> None:
     assert total(Model(proto)) == Cost(5 * 64 * 3, 15, 15 * width)
 
 
-def test_quantised_weights_are_no_parameters() -> None:
+def test_quantised_weights_are_parameters_and_their_scales_are_not() -> None:
     b = Builder()
     q = b.const(np.ones((5, 3, 1, 1), np.int8))
     y = b.node("Conv", "input", b.node("DequantizeLinear", q, b.const(np.float32(0.1))))
-    assert total(Model(b.model(y, IMAGE))) == Cost(5 * 64 * 3, 1, 4)
+    assert total(Model(b.model(y, IMAGE))) == Cost(5 * 64 * 3, 15, 15)
 
 
 def test_what_a_custom_operator_hides_costs_nothing() -> None:
