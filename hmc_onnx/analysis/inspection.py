@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from calib.runtime.observing import observe
-from hmc_onnx.analysis.model_inputs import signature
+from hmc_onnx.analysis.model_inputs import check_evaluation_mode, signature
 from hmc_onnx.analysis.subjects import Subject, find_subjects
 from passes.channels import ChannelGroup, trace
 from passes.core.errors import ModelError
@@ -29,10 +29,11 @@ def inspect(proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout:
         layout: where they are in the input.
 
     Raises:
-        ModelError: sizes are open and not given.
+        ModelError: sizes are open and not given, or the model is in training mode.
     """
     inputs = closed_shapes(proto, size, layout)
     model = observe(normalise(proto), inputs)
+    check_evaluation_mode(model)
     cost, shapes = costs(model, inputs), infer_shapes(model, inputs)
     subjects = find_subjects(model, inputs)
     layers = Table(title="Layers that compute", title_justify="left")

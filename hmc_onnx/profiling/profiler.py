@@ -25,6 +25,7 @@ from calib.measure.sensitivity import Bench, Change, cut, forget, measure, windo
 from calib.measure.walk import Walk
 from calib.runtime.batching import calibration_chunks, input_shapes
 from calib.runtime.sessions import Runtime, providers
+from hmc_onnx.analysis.model_inputs import check_evaluation_mode
 from hmc_onnx.analysis.subjects import Subject, Subjects, find_subjects
 from hmc_onnx.execution.checkpoint import Journal
 from hmc_onnx.execution.executor import HERE, Pool, Task, Work, pool
@@ -99,6 +100,7 @@ class _Profiler:
     """One run: what all its steps share."""
 
     def __init__(self, model: Model, data: CalibrationData, settings: Settings) -> None:
+        check_evaluation_mode(model)
         self.data, self.settings = data, settings
         self.inputs = input_shapes(model.header, data)
         proto = model.to_proto()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import onnx
@@ -15,6 +16,9 @@ from passes.graph.model import Model
 from passes.graph.protos import SMALL, first_line, substitute
 
 __all__ = ["Shapes", "batch_one", "infer_shapes"]
+
+# onnxscript's folder warns of each node that it leaves as it is, which is no news to a user.
+logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
 
 Shape = tuple[int | None, ...]
 Shapes = dict[str, Shape]

@@ -1,11 +1,12 @@
 """Normalisation: one form for what exporters write in many, exact to float rounding.
 
-1. Weights in Constant nodes become initializers (onnx-ir), sparse ones dense.
-2. What can be computed from constants is (onnxscript).
-3. Nodes that nothing reads go (onnx-ir), and so do Identity nodes.
-4. An initializer that is an output, or is read inside an If or a Loop, is left to them; others get a copy.
-5. BatchNormalization, and constants that multiply or are added to each channel, fold into the Conv before them.
-6. MatMul by a constant becomes Gemm where the input is one vector an image, with the Add of a constant behind it.
+1. Calls of model-local functions are inlined (onnx), and Ifs that static shapes decide become the branch taken.
+2. Weights in Constant nodes become initializers (onnx-ir), sparse ones dense.
+3. What can be computed from constants is (onnxscript, and `fold_constants` for what it leaves).
+4. Nodes that nothing reads go (onnx-ir), and so do Identity nodes.
+5. An initializer that is an output, or is read inside an If or a Loop, is left to them; others get a copy.
+6. BatchNormalization, and constants that multiply or are added to each channel, fold into the Conv before them.
+7. MatMul by a constant becomes Gemm where the input is one vector an image, with the Add of a constant behind it.
 
 These folds are here and not onnxscript's rules because those rename the nodes, by which the report
 and the plan speak of them, and compute in the model's own precision; these keep the name and use float64.
@@ -30,13 +31,16 @@ from passes.graph.protos import without_weights
 from passes.graph.shapes import infer_shapes
 from passes.graph.sparse import densify
 from passes.graph.subgraph import outer_tensors, redirect
+from passes.normal_form.decide_ifs import decide_ifs
+from passes.normal_form.fold_constants import fold_constants
+from passes.normal_form.inline_functions import inline_functions
 
 __all__ = ["normalise"]
 
 
 def normalise(proto: onnx.ModelProto) -> Model:
     """The model in normal form, as a graph to rewrite; the proto given is not changed."""
-    proto = densify(proto)
+    proto = inline_functions(densify(proto))
     weights = {t.name: t for t in plain_weights(proto)}
     light = without_weights(proto, weights)
     if proto.ir_version < 4:
@@ -46,6 +50,7 @@ def normalise(proto: onnx.ModelProto) -> Model:
         module.opset_imports.setdefault("", module.opset_imports.pop("ai.onnx"))
     _own_constants(module)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(module)
+    decide_ifs(module)
     optimizer.fold_constants(module, input_size_limit=2**31, should_fold=_always_fold)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(module)
     common.RemoveUnusedNodesPass()(module)
@@ -53,6 +58,7 @@ def normalise(proto: onnx.ModelProto) -> Model:
     _put_back(model.graph, weights)
     remove_identities(model)
     name_nodes(model.graph)
+    fold_constants(model)
     separate_constants(model)
     fold_affine(model)
     matmul_to_gemm(model)
@@ -86,8 +92,11 @@ def _own_constants(module: ir.Model) -> None:
 
 
 def _always_fold(node: ir.Node) -> bool | None:
-    """ConstantOfShape, which onnxscript leaves by default, makes the pads of option-A shortcuts."""
-    return True if node.op_type == "ConstantOfShape" else None
+    """ConstantOfShape, which onnxscript leaves by default, makes the pads of option-A shortcuts.
+
+    BatchNormalization is left to `fold_constants`: its reference implementation errs below opset 14.
+    """
+    return {"ConstantOfShape": True, "BatchNormalization": False}.get(node.op_type)
 
 
 def remove_identities(model: Model) -> int:
@@ -216,16 +225,19 @@ def _absorb(graph: gs.Graph, conv: gs.Node, s: np.ndarray, t: np.ndarray) -> Non
 def matmul_to_gemm(model: Model) -> int:
     """x @ W, and x @ W + b, with x (N, I) or (N, 1, …, I), constant W (I, O) and b (O) become Gemms; returns how many.
 
-    Around one of more than two axes, as Keras writes a gate, x is flattened and the response reshaped.
+    Around one of more than two axes, as Keras writes a gate, x is flattened and the response reshaped. The axes in
+    between must have length 1 for one image and for two: in (T, N, I), where the batch is the second axis, it has for
+    one image only.
     """
     outputs = {t.name for t in model.graph.outputs}
     matmuls = [n for n in model.graph.nodes if n.op == "MatMul" and isinstance(n.inputs[1], gs.Constant)]
-    shapes = infer_shapes(model, _one_image(model)) if matmuls else {}
+    shapes, of_two = ({}, {}) if not matmuls else (infer_shapes(model, _with_images(model, n)) for n in (1, 2))
     fused = 0
     for matmul in matmuls:
         product, weight = matmul.outputs[0], matmul.inputs[1]
-        shape = shapes.get(matmul.inputs[0].name, ())
-        if len(shape) < 2 or any(d != 1 for d in shape[1:-1]) or weight.values.ndim != 2 or not _is_float(weight):
+        shape, other = (known.get(matmul.inputs[0].name, ()) for known in (shapes, of_two))
+        between = (*shape[1:-1], *other[1:-1])
+        if len(shape) < 2 or any(d != 1 for d in between) or weight.values.ndim != 2 or not _is_float(weight):
             continue
         matmul.op = "Gemm"
         fused += 1
@@ -256,9 +268,9 @@ def _between_reshapes(graph: gs.Graph, gemm: gs.Node, rank: int, outputs: int) -
     graph.nodes[at : at + 1] = [before, gemm, after]
 
 
-def _one_image(model: Model) -> dict[str, tuple[int, ...]]:
-    """Input shapes with one image where the batch is open: below opset 14 a Reshape to it has no rank otherwise."""
-    return {t.name: (1, *t.shape[1:]) for t in model.graph.inputs if t.shape and not isinstance(t.shape[0], int)}
+def _with_images(model: Model, count: int) -> dict[str, tuple[int, ...]]:
+    """Input shapes with the given batch where it is open: below opset 14 a Reshape to it has no rank otherwise."""
+    return {t.name: (count, *t.shape[1:]) for t in model.graph.inputs if t.shape and not isinstance(t.shape[0], int)}
 
 
 def _added(product: gs.Tensor, outputs: int, rank: int) -> tuple[np.ndarray | None, gs.Node | None]:

@@ -8,9 +8,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.channels.registry import Closed, register
-from passes.channels.rules.sizes import Movement, evaluate
+from passes.channels.rules.sizes import Movement
 from passes.channels.rules.targets import entries
 from passes.channels.tracing import Stream, Tracer
+from passes.graph.evaluation import evaluate
 
 __all__: list[str] = []
 

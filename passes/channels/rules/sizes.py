@@ -7,37 +7,16 @@ traced by running the operator on numbered entries.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
-from onnx.reference import ReferenceEvaluator
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from passes.channels.registry import Closed, Rule, register
 from passes.channels.tracing import Stream, Tracer
+from passes.graph.evaluation import evaluate
 from passes.graph.model import constant_value
 
-__all__ = ["Movement", "evaluate"]
-
-
-def evaluate(node: gs.Node, inputs: Sequence[np.ndarray | None], opset: int) -> list[np.ndarray]:
-    """The outputs of one node, by ONNX's reference implementation; None is an input left out."""
-    proto = OnnxExporter.export_node(node)
-    names = ["" if x is None else f"x{i}" for i, x in enumerate(inputs)]
-    results = [f"y{i}" for i in range(len(node.outputs))]
-    del proto.input[:], proto.output[:]
-    proto.input.extend(names)
-    proto.output.extend(results)
-    graph = onnx.helper.make_graph(
-        [proto],
-        "node",
-        [onnx.ValueInfoProto(name=n) for n in names if n],
-        [onnx.ValueInfoProto(name=n) for n in results],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    return list(ReferenceEvaluator(model).run(None, {n: x for n, x in zip(names, inputs, strict=True) if n}))
+__all__ = ["Movement"]
 
 
 class Movement(Rule):
