@@ -29,7 +29,8 @@ class Rule(ABC):
 
     Attributes:
         outputs: how many outputs the rule deals with (None: all); where another one is read, the channels are closed.
-        follows_sizes: whether `trace` deals with inputs that are computed from the number of channels.
+        follows_sizes: whether `trace` deals with inputs that are computed from the number of channels; if not, they
+            keep their value when channels go.
     """
 
     outputs: ClassVar[int | None] = 1

@@ -6,8 +6,8 @@ that adds two tensors ties their ids; one that moves data moves the ids. What is
 are the connected components of all ties, found once at the end. Removing channels is then a `take` on every
 parameter axis that carries ids, whatever the graph between them looks like.
 
-A number of channels that the graph computes, by Shape, is followed too: `Tracer.sizes`. An operator without a rule
-closes the ids that it touches: they are reported and never removed.
+A number of channels that the graph computes, by Shape, is followed too, and so is arithmetic on it: `Tracer.sizes`.
+An operator without a rule closes the ids that it touches: they are reported and never removed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ import onnx_graphsurgeon as gs
 
 from passes.channels.groups import Adjustment, Channels, Slot, find_groups
 from passes.channels.registry import Closed, rule_for
-from passes.graph.model import Model
+from passes.graph.model import Model, constant_value
+from passes.graph.naming import unused_name
 from passes.graph.shapes import Shapes, batch_one, infer_shapes
 from passes.graph.subgraph import node_inputs
 
-__all__ = ["Stream", "Tracer", "trace"]
-
-Sizes = tuple[np.ndarray | None, ...]
+__all__ = ["Size", "Stream", "Tracer", "trace"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,25 @@ class Stream:
 
     axis: int
     ids: np.ndarray
+
+
+@dataclass(frozen=True)
+class Size:
+    """One entry of a tensor that the graph computes from numbers of channels.
+
+    Attributes:
+        ids: the channels that it depends on; empty for a constant.
+        value: a numpy scalar, what the entry is before any channel goes.
+        counts: whether it is the number of `ids`, and so follows them by itself. If not, it is computed from such
+            numbers (`c // 2`), and whoever reads it must be given a constant in its place before they change.
+    """
+
+    ids: np.ndarray
+    value: np.generic
+    counts: bool
+
+
+Sizes = tuple[Size | None, ...]
 
 
 @dataclass
@@ -46,8 +64,8 @@ class Tracer:
         shapes: of every tensor, at batch 1.
         opset: version of the default operator set.
         streams: by tensor name; a tensor without one carries no channels that could be removed.
-        sizes: for each integer tensor that is computed from the shape of one with channels, flat and entry by
-            entry: the ids whose number it is, or None.
+        sizes: for each tensor that is computed from the shape of one with channels, flat and entry by entry: what
+            is known of it, or None for entries that depend on anything else.
         slots, adjustments: what changes when ids go.
         ties: pairs of id arrays; closed: ids with the reason.
         count: number of ids so far.
@@ -127,14 +145,49 @@ class Tracer:
         """Call `apply(keep)` when any of these ids go."""
         self.adjustments.append(Adjustment(node, ids, apply))
 
+    def counted(self, tensor: gs.Tensor) -> np.ndarray:
+        """The ids whose number a tensor is computed from; empty for most tensors."""
+        ids = [s.ids for s in self.sizes.get(tensor.name, ()) if s is not None]
+        return np.unique(np.concatenate(ids)) if ids else np.zeros(0, int)
+
+    def value(self, tensor: gs.Tensor) -> np.ndarray | None:
+        """The value of a tensor that is constant, or computed from constants and numbers of channels alone.
+
+        The latter is what it is as long as no channel goes: see `freeze`. None for all other tensors.
+        """
+        entries = self.sizes.get(tensor.name)
+        if entries is None:
+            return constant_value(tensor)
+        known = [s.value for s in entries if s is not None]
+        return np.array(known).reshape(self.shape(tensor)) if known and len(known) == len(entries) else None
+
+    def freeze(self, node: gs.Node, index: int) -> None:
+        """Let an input keep its value when the channels go that it is computed from.
+
+        Raises:
+            Closed: its value is not known.
+        """
+        tensor = node.inputs[index]
+        ids = self.counted(tensor)
+        if not len(ids):
+            return
+        value = self.value(tensor)
+        if value is None:
+            raise Closed("computes with a number of channels")
+
+        def replace(_: np.ndarray) -> None:
+            node.inputs[index] = gs.Constant(unused_name(self.graph, f"{node.name}:value:{index}"), value)
+
+        self.adjust(node, ids, replace)
+
     def close_tensors(self, tensors: Iterable[gs.Tensor], reason: str) -> None:
         """Close the channels that some tensors carry, and those that they count."""
         for name in dict.fromkeys(t.name for t in tensors):
             if name in self.streams:
                 self.close(self.streams[name].ids, reason)
-            for ids in self.sizes.get(name, ()):
-                if ids is not None:
-                    self.close(ids, reason)
+            for size in self.sizes.get(name, ()):
+                if size is not None:
+                    self.close(size.ids, reason)
 
 
 def trace(model: Model, inputs: dict[str, tuple[int, ...]] | None = None) -> Channels:
@@ -164,8 +217,9 @@ def _trace_node(node: gs.Node, tracer: Tracer, outputs: set[str]) -> None:
         for output in node.outputs[rule.outputs :] if rule.outputs is not None else []:
             if output.outputs or output.name in outputs:
                 raise Closed(f"has an output more that is read, '{output.name}'")
-        if not rule.follows_sizes and any(s is not None for t in node.inputs for s in tracer.sizes.get(t.name, ())):
-            raise Closed("computes with a number of channels")
+        if not rule.follows_sizes:
+            for index in range(len(node.inputs)):
+                tracer.freeze(node, index)
         rule.trace(node, tracer)
     except Closed as e:
         tracer.close_tensors(node_inputs(node), f"{node.op} node '{node.name}' {e}")

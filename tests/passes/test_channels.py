@@ -433,6 +433,101 @@ def test_channels_that_nothing_consumes_are_closed() -> None:
     assert closed_by(b, z)["/a/Conv"] == "Mul node '/Mul' computes with a number of channels"
 
 
+def sliced_in_halves(b: Builder, x: str) -> str:
+    """`x.chunk(2, 1)`, the halves in the other order."""
+    c = b.node("Gather", b.node("Shape", x), b.const([1]))
+    half = b.node("Mul", b.node("Div", b.node("Add", c, b.const([1])), b.const([2])), b.const([1]))
+    axis = b.const([1])
+    first = b.node("Slice", x, b.const([0]), half, axis)
+    return b.node("Concat", b.node("Slice", x, half, b.node("Mul", half, b.const([2])), axis), first, axis=1)
+
+
+def split_by_a_difference(b: Builder, x: str) -> str:
+    c = b.node("Gather", b.node("Shape", x), b.const([1]))
+    sizes = b.node("Concat", b.const([1]), b.node("Sub", c, b.const([1])), axis=0)
+    y = b.node("Split", x, sizes, axis=1, outputs=2)
+    return b.node("Concat", y[:-1] + "1", y, axis=1)
+
+
+def shuffled_by_a_quotient(b: Builder, x: str) -> str:
+    """A channel shuffle of two groups with `c // 2` in the target shape, on the axis that the tracing does not pick."""
+    n, c, h, w = (b.node("Gather", b.node("Shape", x), b.const([i])) for i in range(4))
+    half = b.node("Div", c, b.const([2]))
+    y = b.node("Reshape", x, b.node("Concat", n, b.const([2]), half, h, w, axis=0))
+    y = b.node("Transpose", y, perm=[0, 2, 1, 3, 4])
+    return b.node("Reshape", y, b.node("Concat", n, c, h, w, axis=0))
+
+
+def in_groups_of_a_quotient(b: Builder, x: str) -> str:
+    """The same with more groups than channels in each, so that the quotient is the size of the axis left alone."""
+    n, c, h, w = (b.node("Gather", b.node("Shape", x), b.const([i])) for i in range(4))
+    width = b.node("Div", c, b.const([4]))
+    y = b.node("Reshape", x, b.node("Concat", n, b.const([4]), width, h, w, axis=0))
+    return b.node("Reshape", b.node("Relu", y), b.node("Concat", n, b.node("Mul", width, b.const([4])), h, w, axis=0))
+
+
+def divided_by_their_number(b: Builder, x: str) -> str:
+    return b.node("Div", x, b.node("Cast", b.node("Gather", b.node("Shape", x), b.const([1])), to=TensorProto.FLOAT))
+
+
+def divided_by_the_root_of_their_number(b: Builder, x: str) -> str:
+    c = b.node("Cast", b.node("Gather", b.node("Shape", x), b.const([1])), to=TensorProto.FLOAT)
+    return b.node("Mul", x, b.node("Div", b.const(np.float32(1)), b.node("Sqrt", c)))
+
+
+def resized_by_computed_sizes(b: Builder, x: str) -> str:
+    n, c, h, w = (b.node("Gather", b.node("Shape", x), b.const([i])) for i in range(4))
+    rows = b.node("Mul", h, b.const([2]))
+    sizes = b.node("Concat", n, b.node("Div", b.node("Mul", c, b.const([2])), b.const([2])), rows, w, axis=0)
+    return b.node("Resize", x, "", "", sizes)
+
+
+ARITHMETIC = [
+    sliced_in_halves,
+    split_by_a_difference,
+    shuffled_by_a_quotient,
+    in_groups_of_a_quotient,
+    divided_by_their_number,
+    divided_by_the_root_of_their_number,
+    resized_by_computed_sizes,
+]
+
+
+@pytest.mark.parametrize("constants", [False, True])
+@pytest.mark.parametrize("build", ARITHMETIC, ids=lambda f: f.__name__)
+def test_arithmetic_on_numbers_of_channels_is_evaluated(build: Callable[[Builder, str], str], constants: bool) -> None:
+    b = Builder(opset=17, constants=constants)
+    x = b.conv("input", 3, 8, at="/a")
+    model = normalise(b.model({b.conv(build(b, x), 8, 2, at="/b"): ["N", 2, "H", "W"]}))
+    channels = trace(model)
+    group = channels.groups[0]
+    assert (group.closed, group.size) == (None, {shuffled_by_a_quotient: 4, in_groups_of_a_quotient: 4}.get(build, 8))
+    removed = np.array([1, 3])
+    mask(group, removed)
+    expected = run(model.finished(), images(3, 8))
+    channels.remove({group.name: removed})
+    done = model.finished()
+    check(done)
+    assert_same(run(done, images(3, 8)), expected)
+    assert sizes(model)["/a/Conv", 1][0] == 8 - 2 * (8 // group.size)
+
+
+def test_a_number_of_channels_that_is_read_elsewhere_keeps_its_value() -> None:
+    """Half of one tensor's channels are cut out of another tensor, which loses none."""
+    b = Builder()
+    x = b.conv("input", 3, 8, at="/a")
+    half = b.node("Div", b.node("Gather", b.node("Shape", x), b.const([1])), b.const([2]))
+    y = b.node("Slice", b.conv("input", 3, 6, at="/b"), half, b.const([6]), b.const([1]))
+    z = b.node("Add", b.conv(x, 8, 2, at="/c"), b.conv(y, 2, 2, at="/d"))
+    model = normalise(b.model(z))
+    channels = trace(model)
+    groups = {g.name: g for g in channels.groups}
+    mask(groups["/a/Conv"], np.array([0, 5]))
+    expected = run(model.finished(), images(2, 8))
+    channels.remove({"/a/Conv": np.array([0, 5])})
+    assert_same(run(model.finished(), images(2, 8)), expected)
+
+
 def test_channels_that_no_layer_reads_are_closed() -> None:
     b = Builder()
     x = b.node("Relu", b.conv("input", 3, 4, at="/a"))
@@ -513,11 +608,6 @@ def layer_normalisation(b: Builder, x: str) -> str:
 
 def the_best_channel(b: Builder, x: str) -> str:
     return b.node("Cast", b.node("ArgMax", x, axis=1), to=TensorProto.FLOAT)
-
-
-def divided_by_their_number(b: Builder, x: str) -> str:
-    size = b.node("Cast", b.node("Gather", b.node("Shape", x), b.const([1])), to=TensorProto.FLOAT)
-    return b.node("Div", "input", size)
 
 
 def divided_by_the_number_of_values(b: Builder, x: str) -> str:
@@ -614,12 +704,11 @@ CLOSING = {
     local_response_normalisation: "LRN node '/LRN' mixes channels",
     layer_normalisation: "mixes channels",
     the_best_channel: "ArgMax node '/ArgMax' reduces over channels",
-    divided_by_their_number: "Cast|Div node '/Div' computes with a number of channels",
     divided_by_the_number_of_values: "Size node '/Size' counts channels",
     pads_of_one: "Pad node '/Pad' makes them, of 1",
     a_quantisation_by_blocks: "works on blocks of channels",
     reflected_channels: "pads channels by mode 'reflect'",
-    computed_pads: "Mul node '/Mul' computes with a number of channels",
+    computed_pads: "Pad node '/Pad' has computed pads",
     channels_as_a_batch: "mixes channels with the batch",
     channels_first_then_reshaped: "moves the batch to another axis",
     channels_first_then_flattened: "moves the batch to another axis",

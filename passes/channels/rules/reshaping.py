@@ -65,8 +65,10 @@ class Reshape(Movement):
                     raise Closed("takes the size of its channel axis from another one")
                 if entry.value != -1 and not copied:
                     entry.follow(node, moved.ids, tracer)
-            elif entry.size is not None or (copied and axis == stream.axis):
+            elif copied and axis == stream.axis:
                 raise Closed("gives another axis the number of channels")
+            else:
+                entry.stay(node, tracer)
 
 
 @register("Expand")
@@ -83,8 +85,8 @@ class Expand(Movement):
         for i, entry in enumerate(target, start=len(after) - len(target)):
             if i == axis and entry.value != 1:
                 entry.follow(node, stream.ids, tracer)
-            elif entry.size is not None:
-                raise Closed("gives another axis the number of channels")
+            else:
+                entry.stay(node, tracer)
         tracer.emit(node.outputs[0], axis, stream.ids)
 
 
