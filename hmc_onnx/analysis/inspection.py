@@ -10,7 +10,7 @@ from rich.table import Table
 from calib.runtime.observing import observe
 from hmc_onnx.analysis.model_inputs import check_evaluation_mode, signature
 from hmc_onnx.analysis.subjects import Subject, find_subjects
-from passes.channels import ChannelGroup, trace
+from passes.channels import ChannelGroup
 from passes.core.errors import ModelError
 from passes.decompose import DECOMPOSITIONS
 from passes.graph.cost import costs
@@ -40,7 +40,7 @@ def inspect(proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout:
     for column in ("layer", "operator", "output", "kernel", "MACs", "parameters"):
         layers.add_column(column, overflow="fold")
     layers.add_column("can be done", overflow="fold")
-    groups = trace(model, inputs).groups
+    groups = subjects.channels.groups
     for node in model.graph.nodes:
         if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue

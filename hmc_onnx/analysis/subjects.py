@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from calib.measure.moments import Centred
 from passes.branches import branch_sum
-from passes.channels import ChannelGroup, trace
+from passes.channels import ChannelGroup, Channels, trace
 from passes.graph.layers import Layer, layer_of, why_not_a_layer
 from passes.graph.model import Model
 from passes.graph.shapes import Shapes, infer_shapes
@@ -60,8 +60,9 @@ class Subject:
 class Subjects:
     """All layers by name in graph order, all groups by name, and the reasons against the others.
 
-    `removable` are the groups whose channels may all go, since a residual branch goes with them. `inside` are those of
-    `declined` that are within other nodes: in the branches of an If, say.
+    `channels` are all channels of the model, with the groups joined that a layer reads together. `removable` are the
+    groups whose channels may all go, since a residual branch goes with them. `inside` are those of `declined` that are
+    within other nodes: in the branches of an If, say.
     """
 
     layers: dict[str, Subject]
@@ -69,6 +70,7 @@ class Subjects:
     removable: set[str]
     declined: dict[str, str]
     inside: dict[str, str]
+    channels: Channels = field(repr=False)
 
 
 def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjects:
@@ -96,13 +98,10 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
             continue
         size = tuple(d for d in shapes[node.inputs[0].name][2:] if d is not None)
         layers[node.name] = Subject(layer, size, position)
-    groups: dict[str, ChannelGroup] = {}
-    for group in trace(model, dict(inputs)).groups:
-        reason = group.closed or _unfit(group, layers)
-        if reason is not None:
-            declined[f"channels of {group.name}"] = reason
-            continue
-        groups[group.name] = group
+    channels, reasons = _joined(trace(model, dict(inputs)), layers)
+    declined |= {f"channels of {name}": reason for name, reason in reasons.items()}
+    groups = {group.name: group for group in channels.groups if group.name not in reasons}
+    for group in groups.values():
         for slot, classes in group.members("produces"):
             layers[slot.node.name].output_group, layers[slot.node.name].output_classes = group.name, classes
         for slot, classes in group.members("consumes"):
@@ -118,7 +117,28 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
         del layers[name]
         declined[name] = "it is a grouped Conv, which is only pruned, and its channels cannot be"
     removable = _removable(model.graph, layers, groups, shapes)
-    return Subjects(layers, groups, removable, declined | inside, inside)
+    return Subjects(layers, groups, removable, declined | inside, inside, channels)
+
+
+def _joined(channels: Channels, layers: Mapping[str, Subject]) -> tuple[Channels, dict[str, str]]:
+    """The channels, with the groups joined that are read together, and why each of the others cannot be pruned."""
+    reasons = {g.name: reason for g in channels.groups if (reason := g.closed or _unfit(g, layers)) is not None}
+    while True:
+        fit = [g for g in channels.groups if g.name not in reasons]
+        prunable = np.zeros(channels.count, bool)
+        for group in fit:
+            prunable[np.concatenate(group.ids)] = True
+        mixed = {g.name: name for g in fit if (name := _mixed_by(g, layers, prunable)) is not None}
+        if not mixed:
+            return channels.joined({g.name for g in fit}), reasons
+        for group_name, layer in mixed.items():
+            reasons[group_name] = f"the grouped Conv '{layer}' passes it on with channels that cannot be pruned"
+
+
+def _mixed_by(group: ChannelGroup, layers: Mapping[str, Subject], prunable: np.ndarray) -> str | None:
+    """A grouped Conv that passes a group's channels on together with some that cannot be pruned."""
+    passed = [s for s, _ in group.members("follows") if s.node.name in layers and layers[s.node.name].grouped]
+    return next((str(s.node.name) for s in passed if not prunable[s.ids].all()), None)
 
 
 def _removable(
@@ -167,17 +187,11 @@ def _size_unknown(shapes: Shapes, name: str) -> str | None:
     )
 
 
-def _unfit(group: ChannelGroup, layers: dict[str, Subject]) -> str | None:
+def _unfit(group: ChannelGroup, layers: Mapping[str, Subject]) -> str | None:
     """Why a group that could be pruned is not: its least-squares repair needs plain layers at both ends."""
-    ends = [*group.members("produces"), *group.members("consumes")]
-    for slot, classes in ends:
+    for slot, _ in [*group.members("produces"), *group.members("consumes")]:
         if slot.node.name not in layers:
             return f"'{slot.node.name}' takes part and is left as it is"
         if layers[slot.node.name].grouped:  # over what cannot be pruned, so that only its outputs could
             return f"the grouped Conv '{slot.node.name}' takes part and is left as it is"
-        if (classes < 0).any():
-            return f"'{slot.node.name}' reads it together with channels of other groups, or with zeros"
-    for slot, classes in group.members("follows"):
-        if slot.node.name in layers and layers[slot.node.name].grouped and (classes < 0).any():
-            return f"the grouped Conv '{slot.node.name}' passes it on together with channels of other groups"
     return None

@@ -19,10 +19,11 @@ from calib.measure.moments import Moments, sample_positions, sampled_outputs, sa
 from calib.measure.walk import Walk
 from calib.runtime.batching import calibration_chunks, input_shapes
 from calib.runtime.observing import observe
+from hmc_onnx.analysis.subjects import find_subjects
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
 from passes.branches import branch_sum, remove_branch
-from passes.channels import ChannelGroup, Channels, trace
+from passes.channels import ChannelGroup
 from passes.core.errors import PlanError
 from passes.core.linear_algebra import damped, ridge
 from passes.core.progress import Progress, silent
@@ -141,7 +142,7 @@ class _Kept:
 
 
 def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kept:
-    channels: Channels = trace(model, inputs)
+    channels = find_subjects(model, inputs).channels
     known = {g.name: g for g in channels.groups}
     removed: dict[str, np.ndarray] = {}
     gone: list[ChannelGroup] = []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -78,6 +78,46 @@ class Channels:
     adjustments: tuple[Adjustment, ...]
     carriers: dict[str, np.ndarray]
     count: int
+
+    def joined(self, names: Collection[str]) -> Channels:
+        """The same channels, with groups that a parameter reads side by side made one group.
+
+        Behind a Concat a layer reads channels of several groups. Whoever chooses the channels of one group for all
+        layers that read them, and reads each layer's inputs in one group, wants these as one: its classes are those
+        of all of them, each still removed on its own.
+
+        Args:
+            names: of the groups that may be joined; the others stay as they are.
+
+        Returns:
+            Channels of the same graph. A joined group has the name of its first part; `remove` takes its classes.
+        """
+        own = [g for g in self.groups if g.name in names]
+        first: dict[int, int] = {}  # for each slot, the first group that has it
+        pairs = [(first.setdefault(id(s), i), i) for i, g in enumerate(own) for s in g.slots]
+        a, b = np.array(pairs, int).reshape(-1, 2).T
+        label = _components(len(own), [(a, b)])
+        parts = [[g for g, of in zip(own, label, strict=True) if of == n] for n in dict.fromkeys(label.tolist())]
+        whole = {p[0].name: p[0] if len(p) == 1 else self._join(p) for p in parts}
+        groups = [whole.get(g.name, g) for g in self.groups if g.name in whole or g.name not in names]
+        return replace(self, groups=tuple(groups))
+
+    def _join(self, parts: Sequence[ChannelGroup]) -> ChannelGroup:
+        ids = tuple(of for part in parts for of in part.ids)
+        index = np.full(self.count, -1)
+        for c, of in enumerate(ids):
+            index[of] = c
+        slots = tuple({id(s): s for part in parts for s in part.slots}.values())
+        carried = [index[of] for of in self.carriers.values()]
+        return ChannelGroup(
+            name=parts[0].name,
+            slots=slots,
+            classes=tuple(index[s.ids] for s in slots),
+            size=len(ids),
+            closed=None,
+            parts=tuple(classes for classes in carried if (classes >= 0).any()),
+            ids=ids,
+        )
 
     def remove(self, removed: dict[str, np.ndarray]) -> None:
         """Remove classes of groups from the traced graph, in place.

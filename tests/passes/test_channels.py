@@ -433,6 +433,32 @@ def test_channels_that_nothing_consumes_are_closed() -> None:
     assert closed_by(b, z)["/a/Conv"] == "Mul node '/Mul' computes with a number of channels"
 
 
+def test_groups_that_a_layer_reads_together_can_be_joined() -> None:
+    """The classes of a joined group are those of its parts, and are removed one by one as before."""
+    b = Builder()
+    parts = [b.node("Relu", b.conv("input", 3, width, at=f"/{width}")) for width in (4, 6, 5)]
+    x = b.conv(b.node("Concat", *parts[:2], "input", axis=1), 13, 4, at="/a")
+    y = b.conv(b.node("Concat", parts[1], parts[2], axis=1), 11, 4, at="/b")
+    model = Model(b.model(b.conv(b.node("Mul", x, y), 4, 2, at="/c")))
+    channels = trace(model)
+    opened = {g.name for g in channels.groups if g.closed is None}
+    joined = channels.joined(opened)
+    assert [(g.name, g.size) for g in joined.groups if g.name in opened] == [("/4/Conv", 15), ("/a/Conv", 4)]
+    assert [(g.name, g.size) for g in channels.joined(opened - {"/6/Conv"}).groups] == [
+        (g.name, g.size) for g in channels.groups
+    ]
+    group = joined.groups[0]
+    assert {tuple(ids) for ids in group.ids} == {tuple(ids) for g in channels.groups[:3] for ids in g.ids}
+    removed = np.array([1, 5, 14])
+    mask(group, removed)
+    expected = run(model.finished(), images(2, 8))
+    joined.remove({group.name: removed})
+    assert_same(run(model.finished(), images(2, 8)), expected)
+    assert [sizes(model)[f"/{w}/Conv", 1][0] for w in (4, 6, 5)] == [3, 5, 4]
+    with pytest.raises(ModelError, match="node '/4/Conv' without channels"):
+        joined.remove({group.name: np.arange(4)})
+
+
 def sliced_in_halves(b: Builder, x: str) -> str:
     """`x.chunk(2, 1)`, the halves in the other order."""
     c = b.node("Gather", b.node("Shape", x), b.const([1]))

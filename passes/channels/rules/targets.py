@@ -42,15 +42,22 @@ class Entry:
         Raises:
             Closed: it is computed from something else than numbers of channels.
         """
-        if self.size is not None and self.size.counts and len(self.size.ids) == len(ids):
-            # the same channels in another order, as behind a shuffle, would all be tied to each other
-            if self.around is None or not np.isin(ids, self.size.ids).any() or np.array_equal(ids, self.size.ids):
-                tracer.tie(self.size.ids, ids)
-                return
+        if self.size is not None and self._is_number_of(ids, self.size):
+            tracer.tie(self.size.ids, ids)
+            return
         if self.around is None:
             raise Closed("has a computed number of channels")
         counted = ids if self.size is None else np.concatenate([ids, self.size.ids])
         tracer.adjust(reader, counted, lambda keep: self._set(reader, keep[ids].sum(), tracer))
+
+    def _is_number_of(self, ids: np.ndarray, size: Size) -> bool:
+        """Whether the entry is to follow by itself, since what it counts is tied to these ids.
+
+        The same channels in another order, as behind a shuffle, would all be tied to each other: there it is set.
+        """
+        if not size.counts or len(size.ids) != len(ids):
+            return False
+        return self.around is None or np.array_equal(ids, size.ids) or not np.isin(ids, size.ids).any()
 
     def stay(self, reader: gs.Node, tracer: Tracer) -> None:
         """Keep the entry at its value, on an axis that is not the channels'.
