@@ -103,7 +103,7 @@ def _closed(name: str, shape: tuple[int | None, ...], size: tuple[int, int] | No
 def _possible(subject: Subject) -> str:
     geometry = subject.layer.geometry
     if subject.grouped:
-        return "prune whole groups"
+        return "prune whole groups" if subject.input_group is not None else "prune outputs, as many of each group"
     methods = [name for name, d in DECOMPOSITIONS.items() if d.why_not(geometry) is None]
     ends = [e for e, g in (("inputs", subject.input_group), ("outputs", subject.output_group)) if g is not None]
     prune = f"; prune {' and '.join(ends)}" if ends else "; its channels cannot be pruned"

@@ -1,7 +1,7 @@
 """What is compressed: the layers and channel groups of a model that can be, and for the rest why not.
 
 A grouped Conv (a depthwise one, too) is a layer only as a member of a channel group: its groups of channels go with
-those of the layers around it; it is not decomposed.
+those of the layers around it, or it loses as many outputs of each of its groups; it is not decomposed.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
                 subject.input_group = subject.output_group = group.name
                 subject.input_classes = np.repeat(one_each, subject.layer.geometry.inputs_a_group)
                 subject.output_classes = classes
-    for name in [n for n, s in layers.items() if s.grouped and s.input_group is None]:
+    for name in [n for n, s in layers.items() if s.grouped and s.input_group is None and s.output_group is None]:
         del layers[name]
         declined[name] = "it is a grouped Conv, which is only pruned, and its channels cannot be"
     removable = _removable(model.graph, layers, groups, shapes)
@@ -192,6 +192,6 @@ def _unfit(group: ChannelGroup, layers: Mapping[str, Subject]) -> str | None:
     for slot, _ in [*group.members("produces"), *group.members("consumes")]:
         if slot.node.name not in layers:
             return f"'{slot.node.name}' takes part and is left as it is"
-        if layers[slot.node.name].grouped:  # over what cannot be pruned, so that only its outputs could
-            return f"the grouped Conv '{slot.node.name}' takes part and is left as it is"
+        if slot.role == "consumes" and layers[slot.node.name].grouped:  # there is no repair for a part of each group
+            return f"the grouped Conv '{slot.node.name}' would lose inputs of each of its groups, and is left as it is"
     return None

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from passes.core.errors import ModelError
 from passes.graph.naming import unused_name
 
-__all__ = ["Adjustment", "ChannelGroup", "Channels", "Slot", "find_groups"]
+__all__ = ["Adjustment", "ChannelGroup", "Channels", "Slot", "components", "find_groups"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Channels:
         first: dict[int, int] = {}  # for each slot, the first group that has it
         pairs = [(first.setdefault(id(s), i), i) for i, g in enumerate(own) for s in g.slots]
         a, b = np.array(pairs, int).reshape(-1, 2).T
-        label = _components(len(own), [(a, b)])
+        label = components(len(own), [(a, b)])
         parts = [[g for g, of in zip(own, label, strict=True) if of == n] for n in dict.fromkeys(label.tolist())]
         whole = {p[0].name: p[0] if len(p) == 1 else self._join(p) for p in parts}
         groups = [whole.get(g.name, g) for g in self.groups if g.name in whole or g.name not in names]
@@ -178,8 +178,8 @@ def find_groups(
     produced = [s for s in slots if s.role == "produces"]
     if not produced:
         return ()
-    class_of = _components(count, ties)
-    group_of = _components(count, [*ties, *((s.ids, np.full_like(s.ids, s.ids[0])) for s in produced)])
+    class_of = components(count, ties)
+    group_of = components(count, [*ties, *((s.ids, np.full_like(s.ids, s.ids[0])) for s in produced)])
     why_closed: dict[int, str] = {}
     for ids, reason in closed:
         for g in np.unique(group_of[ids]):
@@ -221,7 +221,7 @@ def _by_group(arrays: Sequence[np.ndarray], group_of: np.ndarray) -> dict[int, l
     return found
 
 
-def _components(count: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def components(count: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Component label of each of `count` ids under the union of all pairs."""
     a = np.concatenate([p[0] for p in pairs] or [np.zeros(0, int)])
     b = np.concatenate([p[1] for p in pairs] or [np.zeros(0, int)])

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.channels.groups import Adjustment, Channels, Slot, find_groups
+from passes.channels.groups import Adjustment, Channels, Slot, components, find_groups
 from passes.channels.registry import Closed, rule_for
 from passes.graph.model import Model, constant_value
 from passes.graph.naming import unused_name
@@ -55,6 +56,23 @@ class Size:
 Sizes = tuple[Size | None, ...]
 
 
+class TwoWays(Protocol):
+    """What may lose channels in one of two ways, to be decided by what ties them elsewhere: a grouped Conv."""
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether there is nothing to decide: whole groups go."""
+
+    def is_torn(self, label: np.ndarray) -> bool:
+        """Whether ties (equal labels by id) reach across groups."""
+
+    def by_group(self, tracer: Tracer) -> None:
+        """Record that whole groups go."""
+
+    def by_place(self, tracer: Tracer) -> None:
+        """Record that as many channels of each group go."""
+
+
 @dataclass
 class Tracer:
     """What the rules read and write while the graph is walked in topological order.
@@ -68,6 +86,7 @@ class Tracer:
             is known of it, or None for entries that depend on anything else.
         slots, adjustments: what changes when ids go.
         ties: pairs of id arrays; closed: ids with the reason.
+        postponed: grouped Convs, which are decided once all other ties are known.
         count: number of ids so far.
     """
 
@@ -80,6 +99,7 @@ class Tracer:
     adjustments: list[Adjustment] = field(default_factory=list)
     ties: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     closed: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    postponed: list[TwoWays] = field(default_factory=list)
     count: int = 0
 
     def shape(self, tensor: gs.Tensor) -> tuple[int, ...]:
@@ -132,6 +152,28 @@ class Tracer:
         if a is not b:
             a, b = np.broadcast_arrays(a, b)
             self.ties.append((a.ravel(), b.ravel()))
+
+    def postpone(self, grouped: TwoWays) -> None:
+        """Decide at the end in which way a grouped Conv may lose channels."""
+        self.postponed.append(grouped)
+
+    def decide(self) -> None:
+        """Tie the channels of grouped Convs: by place where other ties reach across groups, else whole groups."""
+        for grouped in self.postponed:
+            if grouped.depthwise:
+                grouped.by_group(self)
+        left = [grouped for grouped in self.postponed if not grouped.depthwise]
+        torn: list[TwoWays] = left
+        while left and torn:
+            label = components(self.count, self.ties)
+            torn = [grouped for grouped in left if grouped.is_torn(label)]
+            left = [grouped for grouped in left if grouped not in torn]
+            for grouped in torn:
+                grouped.by_place(self)
+        for grouped in left:
+            grouped.by_group(self)
+        place = {id(node): i for i, node in enumerate(self.graph.nodes)}
+        self.slots.sort(key=lambda slot: place[id(slot.node)])
 
     def close(self, ids: np.ndarray, reason: str) -> None:
         """These channels cannot be removed, and why."""
@@ -203,6 +245,7 @@ def trace(model: Model, inputs: dict[str, tuple[int, ...]] | None = None) -> Cha
         _trace_node(node, tracer, outputs)
     for output in model.graph.outputs:
         tracer.close_tensors([output], f"it is the model's output '{output.name}'")
+    tracer.decide()
     carriers = {id(s.ids): (name, s.ids) for name, s in tracer.streams.items()}
     groups = find_groups(tracer.count, tracer.slots, tracer.ties, tracer.closed, [ids for _, ids in carriers.values()])
     return Channels(model.graph, groups, tuple(tracer.adjustments), dict(carriers.values()), tracer.count)

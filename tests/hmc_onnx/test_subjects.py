@@ -31,7 +31,7 @@ def test_groups_that_a_layer_reads_side_by_side_are_one() -> None:
     x = b.node("Concat", left, right, "input", axis=1)
     y = b.node("Add", b.conv(x, 15, 4, at="reader"), b.conv(alone, 4, 4, at="other"))
     found = find_subjects(normalise(b.model(b.conv(y, 4, 2, at="head"))), {"input": (1, 3, 8, 8)})
-    assert {name: g.size for name, g in found.groups.items()} == {"left/Conv": 12, "alone/Conv": 4, "reader/Conv": 4}
+    assert {name: g.size for name, g in found.groups.items()} == {"left/Conv": 12, "alone/Conv": 4, "other/Conv": 4}
     assert found.layers["reader/Conv"].input_group == "left/Conv"
     assert found.layers["right/Conv"].output_group == "left/Conv"
     np.testing.assert_array_equal(found.layers["right/Conv"].output_classes, range(8, 12))
