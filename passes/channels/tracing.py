@@ -63,8 +63,15 @@ class TwoWays(Protocol):
     def depthwise(self) -> bool:
         """Whether there is nothing to decide: whole groups go."""
 
+    @property
+    def whole(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What is tied where whole groups go: pairs of id arrays."""
+
     def is_torn(self, label: np.ndarray) -> bool:
         """Whether ties (equal labels by id) reach across groups."""
+
+    def is_one(self, label: np.ndarray) -> bool:
+        """Whether all its channels have one label."""
 
     def by_group(self, tracer: Tracer) -> None:
         """Record that whole groups go."""
@@ -158,7 +165,7 @@ class Tracer:
         self.postponed.append(grouped)
 
     def decide(self) -> None:
-        """Tie the channels of grouped Convs: by place where other ties reach across groups, else whole groups."""
+        """Tie the channels of grouped Convs: whole groups, or by place where other ties make all groups one."""
         for grouped in self.postponed:
             if grouped.depthwise:
                 grouped.by_group(self)
@@ -166,7 +173,7 @@ class Tracer:
         torn: list[TwoWays] = left
         while left and torn:
             label = components(self.count, self.ties)
-            torn = [grouped for grouped in left if grouped.is_torn(label)]
+            torn = [g for g in left if g.is_torn(label) and g.is_one(components(self.count, [*self.ties, *g.whole]))]
             left = [grouped for grouped in left if grouped not in torn]
             for grouped in torn:
                 grouped.by_place(self)

@@ -44,7 +44,7 @@ class GroupedConvolution:
 
     Whole groups may go, with their inputs and outputs, as in a ResNeXt or a depthwise Conv. Or as many channels of
     each group may go: the first of each together, the second of each, and so on; inputs and outputs are independent
-    then. That is what is left where other operators tie channels of different groups, as in the split attention of a
+    then. That is what is left where other operators tie all groups to each other, as in the split attention of a
     ResNeSt or behind a channel shuffle.
 
     Attributes:
@@ -60,6 +60,16 @@ class GroupedConvolution:
         """Whether each group has one input."""
         return self.inputs.shape[1] == 1
 
+    @property
+    def whole(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What is tied where whole groups go: pairs of id arrays."""
+        first = self.inputs[:, :1]
+        return [(ids.ravel(), np.broadcast_to(first, ids.shape).ravel()) for ids in (self.inputs, self.outputs)]
+
+    def is_one(self, label: np.ndarray) -> bool:
+        """Whether all its channels have one label."""
+        return len(np.unique(label[self.inputs])) == len(np.unique(label[self.outputs])) == 1
+
     def is_torn(self, label: np.ndarray) -> bool:
         """Whether what ties channels (those of one label) reaches from one group into another, at either end."""
         return any(_in_several_rows(label[ids]) for ids in (self.inputs, self.outputs))
@@ -67,8 +77,8 @@ class GroupedConvolution:
     def by_group(self, tracer: Tracer) -> None:
         """Whole groups go."""
         node, inputs = self.node, self.inputs
-        tracer.tie(inputs, inputs[:, :1])
-        tracer.tie(self.outputs, inputs[:, :1])
+        for a, b in self.whole:
+            tracer.tie(a, b)
         tracer.slot(node, 1, 0, "follows", (self.outputs if node.op == "Conv" else inputs).ravel())
         self._bias(tracer)
         tracer.adjust(node, inputs.ravel(), lambda keep: node.attrs.update(group=int(keep[inputs[:, 0]].sum())))
