@@ -16,6 +16,10 @@ from passes.graph.naming import unused_name
 __all__ = ["Adjustment", "ChannelGroup", "Channels", "Slot", "components", "find_groups"]
 
 
+# By the identity of a constant, an axis and what is kept of it: that constant (held, as its identity counts), the new one
+Taken = dict[tuple[int, int, bytes], tuple[gs.Constant, gs.Constant]]
+
+
 @dataclass(frozen=True)
 class Slot:
     """An axis of a node's constant input (`index`) whose entries are channels.
@@ -145,20 +149,28 @@ class Channels:
         for tensor, ids in self.carriers.items():
             if len(ids) and not keep[ids].any():
                 raise ModelError(f"pruning would leave tensor '{tensor}' without channels: remove fewer")
+        taken: Taken = {}
         for slot in slots:
             if not keep[slot.ids].all():
-                _take(self.graph, slot, keep[slot.ids])
+                _take(self.graph, slot, keep[slot.ids], taken)
         for adjustment in self.adjustments:
             if not keep[adjustment.ids].all():
                 adjustment.apply(keep)
 
 
-def _take(graph: gs.Graph, slot: Slot, keep: np.ndarray) -> None:
+def _take(graph: gs.Graph, slot: Slot, keep: np.ndarray, taken: Taken) -> None:
+    """Keep some entries of a slot's axis. Nodes that share a constant and keep the same of it go on sharing it."""
     old = slot.node.inputs[slot.index]
+    key = (id(old), slot.axis, keep.tobytes())
+    if key in taken:
+        slot.node.inputs[slot.index] = taken[key][1]
+        return
     values = np.compress(keep, np.asarray(old.values), slot.axis)
     shared = len({id(n) for n in old.outputs}) > 1 or sum(t is old for t in slot.node.inputs) > 1
     name = unused_name(graph, f"{old.name}:{slot.node.name}:{slot.index}") if shared else old.name
-    slot.node.inputs[slot.index] = gs.Constant(name, values)
+    new = gs.Constant(name, values)
+    slot.node.inputs[slot.index] = new
+    taken[key] = (old, new)
 
 
 def find_groups(

@@ -462,6 +462,24 @@ def test_groups_that_a_layer_reads_together_can_be_joined() -> None:
         joined.remove({group.name: np.arange(4)})
 
 
+def test_a_weight_that_two_convs_share_stays_shared_where_both_keep_the_same_channels() -> None:
+    """One backbone called on both halves of the input, whose difference ties the two."""
+    b = Builder()
+    first, second, third = (b.normal(*shape, scale=0.3) for shape in ((6, 3, 3, 3), (4, 6, 1, 1), (4, 6, 1, 1)))
+    second[:, [2, 4]] = third[:, [2, 4]] = 0
+    shared = [b.const(values, "shared") for values in (first, second)]
+    tops = [b.node("Relu", b.node("Conv", x, shared[0], pads=[1] * 4)) for x in ("input", b.node("Neg", "input"))]
+    ends = [b.node("Conv", x, shared[1]) for x in tops]
+    proto = b.model(b.node("Sum", *ends, b.node("Conv", b.node("Sub", *tops), b.const(third))))
+    model = Model(proto)
+    channels = trace(model)
+    channels.remove({channels.groups[0].name: np.array([2, 4])})
+    done = model.finished()
+    assert_same(run(done, images(2, 8)), run(proto, images(2, 8)))
+    assert sorted(list(t.dims) for t in done.graph.initializer) == [[4, 3, 3, 3], [4, 4, 1, 1], [4, 4, 1, 1]]
+    assert total(model).parameters == 4 * 27 + 2 * 16
+
+
 def sliced_in_halves(b: Builder, x: str) -> str:
     """`x.chunk(2, 1)`, the halves in the other order."""
     c = b.node("Gather", b.node("Shape", x), b.const([1]))
