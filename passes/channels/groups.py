@@ -16,7 +16,7 @@ from passes.graph.naming import unused_name
 __all__ = ["Adjustment", "ChannelGroup", "Channels", "Slot", "components", "find_groups"]
 
 
-# By the identity of a constant, an axis and what is kept of it: that constant (held, as its identity counts), the new one
+# By identity of a constant, axis and what is kept: that constant, held for its identity, and the new one.
 Taken = dict[tuple[int, int, bytes], tuple[gs.Constant, gs.Constant]]
 
 
