@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check all clean
+.PHONY: demo test test-all check all clean
 
 all: check test
 
@@ -18,6 +18,9 @@ demo: .venv/installed  ## compress the embedded ResNet-20 to 0.6 of its time
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+test-all: .venv/installed  ## with the long tests, too: a quarter of an hour
+	$(BIN)/python -m pytest -m "long or not long" --hypothesis-profile thorough
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -83,11 +83,14 @@ __all__ = [
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """A compressed model, what was done to it, what that was decided on, and how it compares."""
+    """A compressed model, what was done to it, what that was decided on, and how it compares.
+
+    `profile` is None where nothing had to be measured, as for the target "none".
+    """
 
     model: onnx.ModelProto
     plan: Plan
-    profile: Profile
+    profile: Profile | None
     report: Verification
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -118,8 +121,9 @@ def compress(
         model: an onnx.ModelProto or a path.
         calibration: images: anything that follows onnxruntime's CalibrationDataReader protocol, an iterable of batches
             such as torch's DataLoader, or `CalibrationData`; for a bound on the loss, more than `settings.samples`.
-        goal: "latency=0.6", "macs=0.5", "params=0.5" or several of them with commas between; "max_drop=0.01" for the
-            fastest network that loses no more; or a `Goal`, which also names a strategy.
+        goal: "latency=0.6", "macs=0.5", "params=0.5" or several of them with commas between; "none" to change the
+            precision alone; "max_drop=0.01" for the fastest network that loses no more; or a `Goal`, which also names
+            a strategy.
         settings: see `Settings`.
         test: images to compare the models on; default: the calibration images.
         work: where the work is done; with a folder, a run that was cut off goes on.
@@ -137,7 +141,7 @@ def compress(
         found = run.reach(goal)
         served = run.serve(found.model)
         report = run.verify(served, images).model_copy(update={"curve": found.curve})
-        return Result(brought_in(served), found.plan, run.profile(), report)
+        return Result(brought_in(served), found.plan, run.profiled, report)
 
 
 def profile(model: ModelLike, calibration: DataLike, settings: Settings | None = None, work: Work = HERE) -> Profile:

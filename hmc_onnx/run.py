@@ -18,9 +18,10 @@ from calib.runtime.sessions import providers
 from hmc_onnx.analysis.model_inputs import check_supported, fit, load_supported
 from hmc_onnx.comparison.judging import check_decides, check_labels
 from hmc_onnx.comparison.verification import BATCHES, Network, verify
-from hmc_onnx.execution.context import Context
+from hmc_onnx.execution.context import Context, check_convertible
 from hmc_onnx.planning.accuracy_search import Found, Search, Split, split
 from hmc_onnx.planning.planner import Planner, timed_here
+from hmc_onnx.planning.program import unchanged
 from hmc_onnx.profiling.profiler import profile
 from hmc_onnx.records.comparison import Verification
 from hmc_onnx.records.goal import Goal, Strategy, Target
@@ -83,6 +84,7 @@ class Run(Context):
             check_labels(served, self._parts.search, settings.runtime, settings.judge)
         fitted = self._parts.calibration if self._parts else fit(served, data, settings.samples)
         super().__init__(served, fitted, settings, work)
+        check_convertible(served, settings.precision)
         self._profile: Profile | None = None
         self._planners: dict[Strategy, Planner] = {}
         providers(settings.provider)
@@ -97,6 +99,11 @@ class Run(Context):
             self._profile = profile(self)
         return self._profile
 
+    @property
+    def profiled(self) -> Profile | None:
+        """The profile, where it has been asked for."""
+        return self._profile
+
     def plan(self, target: Target | str, strategy: Strategy = "hmc") -> Plan:
         """The plan that loses least within a target.
 
@@ -106,7 +113,7 @@ class Run(Context):
         wanted = Goal.of(target).target
         if wanted is None:
             raise SettingsError("a plan is for a target, such as macs=0.5: a bound on the loss has to be searched for")
-        return self._planner(strategy).plan(wanted)
+        return unchanged(self) if wanted == Target() else self._planner(strategy).plan(wanted)
 
     def search(self, max_drop: float, strategy: Strategy = "hmc") -> Found:
         """The fastest network that loses no more than `max_drop` (0 to 1) on images that nothing was fitted to.
@@ -163,7 +170,9 @@ class Run(Context):
         timed = timed_here(self._profile) if self._profile else None
         batches = tuple(sorted({*BATCHES, *([timed.batch] if timed else [])}))
         known = {timed.batch: timed.seconds} if timed else {}
-        pair = Network(self.served, self.normal, self.settings.judge), Network(compressed)
+        precision = self.settings.precision
+        alone = None if precision == "fp32" else (precision, self.serve(self.normal.finished()))
+        pair = Network(self.served, self.normal, self.settings.judge, alone), Network(compressed)
         return verify(*pair, compared, self.runtime, batches, known)
 
     def _planner(self, strategy: Strategy) -> Planner:

@@ -1,18 +1,25 @@
-"""Where tests run side by side, in processes of pytest-xdist, each has one thread: more would only wait for another.
+"""What all tests share: no more processes, threads and time than a test needs.
 
-Times are measured for no longer than they have to be, as no test looks at what they are; the user's cache of them is
-left alone.
+Where tests run side by side, in processes of pytest-xdist, each has one thread, as more would only wait for another.
+Tasks run in the process of the test unless it asks for workers (`Work(jobs=2)`, or `workers_by_default`), which take
+seconds to start. Times are measured for no longer than they have to be, as no test looks at what they are; the user's
+cache of them is left alone.
 """
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
-
+os.environ["LOKY_MAX_CPU_COUNT"] = "1"  # the cores that joblib counts
+settings.register_profile("quick", max_examples=6)
+settings.register_profile("thorough", max_examples=40)
+settings.load_profile("quick")  # but where --hypothesis-profile, which is read later, says otherwise
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it leaves in the background so, and what is interrupted in tests would inherit it.
@@ -29,3 +36,31 @@ def _quick_clock(tmp_path_factory: pytest.TempPathFactory) -> None:
     planner.PATIENCE = verification.PATIENCE = 0.0
     probing.SECONDS, probing.TRIES, probing.LEAST_RUNS, probing.WARM_UP = 0.0, 1, 4, 1
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def few_iterations() -> Iterator[None]:
+    """CP decompositions that are hardly iterated, in this process: they would take most of the time of a small run."""
+    from passes.decompose import cp
+
+    parafac = cp.parafac
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cp, "parafac", lambda *args, **options: parafac(*args, **(options | {"n_iter_max": 2})))
+        yield
+
+
+@pytest.fixture
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the channels, or an SVD of half the MACs: for tests of many graphs, not of the choice among many."""
+    from passes.decompose import DECOMPOSITIONS
+
+    for constant in ("pruning_steps.SHARES", "candidates.RATIOS", "candidates.RATIOS_WHEN_PRUNED"):
+        monkeypatch.setattr(f"hmc_onnx.search_space.{constant}", (0.5,))
+    for name in set(DECOMPOSITIONS) - {"svd"}:
+        monkeypatch.delitem(DECOMPOSITIONS, name)
+
+
+@pytest.fixture
+def workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers where nobody says how many, in this process and in those that it starts."""
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")

@@ -71,7 +71,7 @@ def check_kind(proto: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type in QUANTISED or node.op_type.startswith("QLinear"):
             raise ModelError(
                 f"the model is quantised ({node.op_type} node '{node.name}'): "
-                "compress the model that it was made from first, and quantise the result after"
+                "give the float model that it was made from, with `precision` int8 for a result in INT8"
             )
     opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
     if opset is not None and opset < OLDEST_OPSET:

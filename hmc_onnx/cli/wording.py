@@ -14,7 +14,9 @@ _FIELD = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
 
 def in_options(message: str) -> str:
     """A message in which the fields that are options are called by their options' names."""
-    from hmc_onnx.cli.groups import GROUPS
+    if not _FIELD.search(message):
+        return message
+    from hmc_onnx.cli.groups import GROUPS  # which needs onnxruntime, as a message that it is missing does not
 
     known = {field.name for group in GROUPS for field in group}
 

@@ -17,7 +17,7 @@ from calib.runtime.observing import observe
 from calib.runtime.sessions import CPU, Runtime, Session
 from hmc_onnx.analysis.model_inputs import fit
 from hmc_onnx.comparison.judging import Judged, check_labels, labelled, predictions
-from hmc_onnx.records.comparison import BatchComparison, OutputComparison, Side, Timing, Verification
+from hmc_onnx.records.comparison import BatchComparison, OutputComparison, Side, Timing, Unchanged, Verification
 from passes.core.errors import ModelError
 from passes.graph.cost import total
 from passes.graph.model import Model
@@ -46,10 +46,17 @@ class Network:
         proto: the model.
         normal: its normal form, where that is known.
         outputs: what its outputs are, where they would be taken for something else: "NAME=kind" each.
+        unchanged: the name of another precision and the model in it, to compare with it as well.
     """
 
-    def __init__(self, proto: onnx.ModelProto, normal: Model | None = None, outputs: Sequence[str] = ()) -> None:
-        self.proto, self.outputs = proto, outputs
+    def __init__(
+        self,
+        proto: onnx.ModelProto,
+        normal: Model | None = None,
+        outputs: Sequence[str] = (),
+        unchanged: tuple[str, onnx.ModelProto] | None = None,
+    ) -> None:
+        self.proto, self.outputs, self.unchanged = proto, outputs, unchanged
         if normal is not None:
             self.normal = normal
 
@@ -121,12 +128,25 @@ def verify(
         for side in (reference, answers)
     ]
     sizes = (size,) if size < wanted else tuple(n for n in batches if n <= len(data))
-    sessions = [first.session, second.session]
+    third = None if a.unchanged is None else Judged(a.unchanged[1], runtime, a.outputs, first)
+    sessions = [first.session, second.session, *([] if third is None else [third.session])]
     timings = _timed(sessions, {n: {k: v[:n] for k, v in data.feeds.items()} for n in sizes}, known or {})
     shapes = input_shapes(a.proto, data)
     sides = [network.side(shapes, top1, runtime) for network, top1 in zip((a, b), accuracies, strict=True)]
     main = compared[at] if at is not None else next(o for o in compared if o.kind != "other")
     own = next(report for report in against if report.name == main.name)
+    unchanged = None
+    if third is not None and a.unchanged is not None:
+        precision, proto = a.unchanged
+        original = reference[compared.index(main)]
+        theirs = next(x for o, x in zip(third.outputs, third.batches(chunks), strict=True) if o.name == main.name)
+        unchanged = Unchanged(
+            precision=precision,
+            bytes=byte_size(proto),
+            top1=None if labels is None or at is None else _right(main, theirs, images, labels),
+            agreement=measured(main, original, theirs, images).agreement,
+            timings=[_timing(n, found, 2) for n, found in timings.items()],
+        )
     return Verification(
         a=sides[0],
         b=sides[1],
@@ -145,6 +165,7 @@ def verify(
         threads=runtime.threads_used,
         outputs=[*against, *(_left_out(o) for o in _not_compared(a, against, compared))],
         batches=[] if fixed else _other_sizes(first, second, compared, reference, data, size),
+        unchanged=unchanged,
     )
 
 
@@ -259,8 +280,8 @@ def _timed(
     return measured
 
 
-def _timing(batch: int, timings: Timings) -> Timing:
-    a, b, share = timings.latency(0), timings.latency(1), timings.ratio(1)
+def _timing(batch: int, timings: Timings, model: int = 1) -> Timing:
+    a, b, share = timings.latency(0), timings.latency(model), timings.ratio(model)
     return Timing(batch=batch, a=a.value * 1e3, b=b.value * 1e3, ratio=share.value, uncertainty=share.uncertainty)
 
 

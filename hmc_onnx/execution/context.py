@@ -23,17 +23,18 @@ from calib.runtime.quantisation import quantise, quantise_for_timing, raise_opse
 from calib.runtime.sessions import Runtime, providers
 from hmc_onnx.analysis.subjects import Subjects, find_subjects
 from hmc_onnx.execution.checkpoint import Journal
-from hmc_onnx.records.settings import Settings
+from hmc_onnx.records.settings import Precision, Settings
 from hmc_onnx.records.work import HERE, Work
+from passes.core.errors import ModelError
 from passes.core.progress import Progress
 from passes.graph.cost import Cost, costs
 from passes.graph.external import LARGE
 from passes.graph.model import Model, digest
 from passes.graph.outputs import parse_kinds
-from passes.graph.protos import byte_size
+from passes.graph.protos import EXTERNAL_DATA_THRESHOLD, byte_size
 from passes.normal_form.normalise import normalise
 
-__all__ = ["Context"]
+__all__ = ["Context", "check_convertible"]
 
 # Images on which the ranges of activations are found.
 RANGE_IMAGES = 512
@@ -88,11 +89,13 @@ class Context:
         Raises:
             ModelError: the model cannot be quantised.
         """
-        if self.settings.precision == "fp32":
+        precision = self.settings.precision
+        if precision == "fp32":
             return proto
+        check_convertible(proto, precision)
         size = len(next(iter(self.chunks[0].values())))
         batches = [] if timed_only else self.chunks[: math.ceil(RANGE_IMAGES / size)]
-        if self.settings.precision == "fp16":
+        if precision == "fp16":
             return in_half(proto, batches)
         provider = providers(self.runtime.provider)[0]
         if timed_only:
@@ -172,3 +175,24 @@ class Context:
     def serving_feeds(self) -> dict[str, np.ndarray]:
         """Feeds of one run when serving, with images repeated where the data have fewer."""
         return serving_feeds(self.data, self.serving_batch)
+
+
+def check_convertible(proto: onnx.ModelProto, precision: Precision) -> None:
+    """Check that a model can be brought to another precision.
+
+    Raises:
+        ModelError: it is in half precision already, or too large for the converters.
+    """
+    if precision == "fp32":
+        return
+    others = {t.data_type for t in proto.graph.initializer} & {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    if others:
+        raise ModelError(
+            f"the model's weights are {onnx.TensorProto.DataType.Name(others.pop()).lower()} already, and "
+            f"`precision` {precision} is made from float32: give the model that it was made from"
+        )
+    if byte_size(proto) >= EXTERNAL_DATA_THRESHOLD:
+        raise ModelError(
+            f"the model is of 2 GiB or more, which onnxruntime's converters to {precision} do not take: "
+            "leave out `precision`"
+        )

@@ -25,13 +25,14 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
+from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.hmc_groups import bearing, differences
 from hmc_onnx.records.goal import Strategy, Target
 from hmc_onnx.records.plan import OPTIMAL_GAP, GroupPlan, LayerPlan, Plan, PlannedLatency
 from hmc_onnx.records.profile import KEEP, REMOVED, GroupProfile, LatencyProfile, LayerChoice, LayerProfile, Profile
 from passes.core.errors import HmcError, SettingsError
 
-__all__ = ["Program", "solve"]
+__all__ = ["Program", "solve", "unchanged"]
 
 # What may be bounded, and how a target names it.
 NAMES = {"seconds": "latency", "macs": "macs", "parameters": "params"}
@@ -43,6 +44,32 @@ LEAST = 1e-12
 ROUNDING = 1e-9
 
 Allowed = Callable[[LayerProfile, LayerChoice], bool]
+
+
+def unchanged(context: Context) -> Plan:
+    """The plan that leaves everything as it is; nothing has to be measured for it."""
+    layers = {
+        name: LayerPlan(
+            method=KEEP,
+            macs=subject.macs(),
+            parameters=context.costs[name].parameters,
+            reason="the target asks for no change",
+        )
+        for name, subject in context.subjects.layers.items()
+    }
+    return Plan(
+        model=context.digest,
+        data=context.data.digest(),
+        settings=context.settings,
+        strategy="hmc",
+        target=Target(),
+        groups={name: GroupPlan(size=group.size, removed=[]) for name, group in context.subjects.groups.items()},
+        layers=layers,
+        declined=context.subjects.declined,
+        macs=context.cost.macs,
+        parameters=context.cost.parameters,
+        sensitivity=0.0,
+    )
 
 
 def solve(profile: Profile, target: Target, strategy: Strategy = "hmc") -> Plan:

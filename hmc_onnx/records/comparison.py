@@ -8,7 +8,7 @@ from pydantic import Field
 
 from passes.core.records import Frozen
 
-__all__ = ["BatchComparison", "OutputComparison", "Side", "Timing", "Verification", "Visited"]
+__all__ = ["BatchComparison", "OutputComparison", "Side", "Timing", "Unchanged", "Verification", "Visited"]
 
 
 class Side(Frozen):
@@ -31,6 +31,24 @@ class Timing(Frozen):
     b: float
     ratio: float
     uncertainty: float
+
+
+class Unchanged(Frozen):
+    """The original in the precision that is served, with nothing else done to it: what a quantiser alone gives.
+
+    Attributes:
+        precision: see `Settings.precision`.
+        bytes: of the file.
+        top1: where there are labels.
+        agreement: share of images for which it chooses the original's class; None where none is chosen.
+        timings: of the original in float against it, as `b`.
+    """
+
+    precision: str
+    bytes: int
+    top1: float | None
+    agreement: float | None
+    timings: list[Timing]
 
 
 class Visited(Frozen):
@@ -99,6 +117,7 @@ class Verification(Frozen):
         curve: what was visited, where the network was searched for.
         outputs: what each output is, and how far the two are apart in it.
         batches: the divergence at other batch sizes; empty where the model declares one.
+        unchanged: the original in another precision, where that is served.
     """
 
     version: Literal[1] = 1
@@ -116,3 +135,4 @@ class Verification(Frozen):
     curve: list[Visited] = Field(default_factory=list)
     outputs: list[OutputComparison] = Field(default_factory=list)
     batches: list[BatchComparison] = Field(default_factory=list)
+    unchanged: Unchanged | None = None

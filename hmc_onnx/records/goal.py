@@ -23,7 +23,7 @@ class Target(Frozen):
     params: float | None = Field(default=None, gt=0, le=1)
 
     def __str__(self) -> str:
-        return ",".join(f"{k}={v:g}" for k, v in self if v is not None)
+        return ",".join(f"{k}={v:g}" for k, v in self if v is not None) or "none"
 
 
 class Goal(Options):
@@ -37,7 +37,8 @@ class Goal(Options):
 
     target: Annotated[Target | None, Option(given=str, metavar="SHARES", example="macs=0.5")] = Field(
         default=None,
-        description="Share of the original to keep: latency=0.6, macs=0.5, params=0.5, or several with commas between.",
+        description="Share of the original to keep: latency=0.6, macs=0.5, params=0.5, or several with commas between. "
+        "none changes the precision alone.",
     )
     max_drop: float | None = Field(
         default=None,
@@ -89,11 +90,13 @@ class Goal(Options):
 
 
 def parse_target(text: str) -> Target:
-    """Read "latency=0.6", "macs=0.5", "params=0.4" or several with commas between.
+    """Read "latency=0.6", "macs=0.5", "params=0.4" or several with commas between; "none" bounds nothing.
 
     Raises:
         SettingsError: the text is not of that form, or a share is outside (0, 1].
     """
+    if text.strip() == "none":
+        return Target()
     values: dict[str, float] = {}
     for part in text.split(","):
         name, _, number = (word.strip() for word in part.partition("="))

@@ -32,19 +32,23 @@ def _count(value: int) -> str:
 
 
 def comparison(v: Verification) -> Group:
-    """Before and after, with the shares that are left."""
+    """Before and after, with the shares that are left; beside them the original in the precision that is served."""
     table = Table(title=f"Before and after, on {v.images} images ({escape(v.source)})", title_justify="left")
-    for column in ("", "before", "after", "after / before"):
+    other = [] if v.unchanged is None else [f"{v.unchanged.precision} alone"]
+    for column in ("", "before", *other, "after", "after / before"):
         table.add_column(column, justify="left" if not column else "right")
     if v.a.top1 is not None and v.b.top1 is not None:
         change = f"{100 * (v.b.top1 - v.a.top1):+.2f} points"
-        table.add_row("top-1", f"{v.a.top1:.2%}", f"{v.b.top1:.2%}", change)
+        alone = [] if v.unchanged is None else ["" if v.unchanged.top1 is None else f"{v.unchanged.top1:.2%}"]
+        table.add_row("top-1", f"{v.a.top1:.2%}", *alone, f"{v.b.top1:.2%}", change)
     for name in ("macs", "parameters", "bytes"):
         a, b = getattr(v.a, name), getattr(v.b, name)
-        table.add_row({"macs": "MACs"}.get(name, name), _count(a), _count(b), f"{b / max(a, 1):.3f}")
-    for t in v.timings:
+        alone = [] if v.unchanged is None else [_count(v.unchanged.bytes if name == "bytes" else a)]
+        table.add_row({"macs": "MACs"}.get(name, name), _count(a), *alone, _count(b), f"{b / max(a, 1):.3f}")
+    for i, t in enumerate(v.timings):
         ratio = f"{t.ratio:.2f} ± {t.uncertainty:.2f}"
-        table.add_row(f"latency, batch {t.batch}", f"{t.a:.2f} ms", f"{t.b:.2f} ms", ratio)
+        alone = [] if v.unchanged is None else [f"{v.unchanged.timings[i].b:.2f} ms"]
+        table.add_row(f"latency, batch {t.batch}", f"{t.a:.2f} ms", *alone, f"{t.b:.2f} ms", ratio)
     if v.timings and v.threads is not None:
         table.caption = f"latency with {v.threads} {'thread' if v.threads == 1 else 'threads'} of onnxruntime"
     parts = [
@@ -57,17 +61,19 @@ def comparison(v: Verification) -> Group:
 
 def _rows(table: Table, v: Verification) -> Table:
     """What applies to the outputs that there are."""
+    blank = [] if v.unchanged is None else [""]
     if v.agreement is not None:
-        table.add_row("same class chosen", "", f"{v.agreement:.2%}", "")
+        alone = [] if v.unchanged is None else [f"{v.unchanged.agreement or 0:.2%}"]
+        table.add_row("same class chosen", "", *alone, f"{v.agreement:.2%}", "")
     if v.cosine is not None:
-        table.add_row("cosine of embeddings", "", f"{v.cosine:.4f}", "")
+        table.add_row("cosine of embeddings", "", *blank, f"{v.cosine:.4f}", "")
     if v.error is not None:
-        table.add_row("error, in standard deviations", "", f"{v.error:.4f}", "")
+        table.add_row("error, in standard deviations", "", *blank, f"{v.error:.4f}", "")
     classes = all(o.agreement is not None for o in v.outputs if o.kl is not None)
-    table.add_row("KL divergence" if classes else "divergence", "", f"{v.kl:.4f} nats", "")
+    table.add_row("KL divergence" if classes else "divergence", "", *blank, f"{v.kl:.4f} nats", "")
     for other in v.batches:
         if abs(other.kl - v.kl) > NOTABLE[0] + NOTABLE[1] * v.kl:
-            table.add_row(f"divergence, {other.batch} images at once", "", f"{other.kl:.4f} nats", "")
+            table.add_row(f"divergence, {other.batch} images at once", "", *blank, f"{other.kl:.4f} nats", "")
     return table
 
 

@@ -1,7 +1,8 @@
 """Multiply-accumulates, parameters and bytes of each node, for one image.
 
 MACs are counted for Conv, ConvTranspose, Gemm and MatMul, as the literature does; the other operators'
-element-wise work is left out. Parameters are the floating-point constants that a node reads.
+element-wise work is left out. Parameters are the floating-point constants that a node reads; of a quantised model, the
+integer ones that DequantizeLinear makes floats of, without scales and zero points.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def costs(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> 
     table: dict[str, Cost] = {}
     for node in model.graph.nodes:
         parameters = size = 0
-        for tensor in node.inputs:
-            if isinstance(tensor, gs.Constant) and tensor.name not in seen and _is_float(tensor):
+        for tensor in _weights(node):
+            if isinstance(tensor, gs.Constant) and tensor.name not in seen:
                 seen.add(tensor.name)
                 count = math.prod(tensor.shape)
                 parameters += count
@@ -73,6 +74,13 @@ def maps_an_image(shape: Shape, spatial: int, images: int) -> int:
 def total(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Cost:
     """Cost of the whole model."""
     return sum(costs(model, inputs).values(), Cost())
+
+
+def _weights(node: gs.Node) -> list[gs.Tensor]:
+    """What a node reads that may be a parameter."""
+    if node.op in ("QuantizeLinear", "DequantizeLinear"):
+        return list(node.inputs[:1])
+    return [t for t in node.inputs if isinstance(t, gs.Constant) and _is_float(t)]
 
 
 def _is_float(tensor: gs.Constant) -> bool:

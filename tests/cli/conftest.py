@@ -6,7 +6,6 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,24 +43,17 @@ Cli = Callable[..., Outcome]
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    """Calls `hmc-onnx` in this process.
-
-    Tasks are run one after another in this process too, which for small models is faster than starting workers;
-    `processes=True` starts these.
-    """
+    """Calls `hmc-onnx` in this process."""
     from hmc_onnx.cli import main
-    from hmc_onnx.execution.executor import _BACKENDS
 
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     handler = signal.getsignal(signal.SIGTERM)
 
-    def call(*arguments: object, processes: bool = False) -> Outcome:
+    def call(*arguments: object) -> Outcome:
         capsys.readouterr()
         with monkeypatch.context() as patched:
             patched.setattr(sys, "argv", ["hmc-onnx", *map(str, arguments)])
-            if not processes:
-                patched.setitem(_BACKENDS, "processes", nullcontext)
             with pytest.raises(SystemExit) as exit_:
                 main()
         return Outcome(int(exit_.value.code or 0), *capsys.readouterr())

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +29,13 @@ from PIL import Image
 from zoo import images, parsed, resnet
 
 from hmc_onnx.api import profile as profile_model
-from hmc_onnx.execution.executor import _BACKENDS
 from hmc_onnx.planning.program import solve
 from hmc_onnx.records.goal import parse_target
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.settings import Settings
 from passes.graph.files import save
+
+pytestmark = pytest.mark.usefixtures("few_iterations")
 
 Refuses = Callable[..., str]
 
@@ -96,11 +97,9 @@ def compress(refuses: Refuses, given: Path) -> Refuses:
 def steps(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with profile.json of model.onnx with splits.npz, and plan.json of it."""
     at = tmp_path_factory.mktemp("steps")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_BACKENDS, "processes", nullcontext)
-        pixels = np.load(given / "splits.npz")["train_images"]
-        data = {"input": (np.arange(256) / 255).astype(np.float32)[pixels]}
-        profile = profile_model(given / "model.onnx", [data], Settings())
+    pixels = np.load(given / "splits.npz")["train_images"]
+    data = {"input": (np.arange(256) / 255).astype(np.float32)[pixels]}
+    profile = profile_model(given / "model.onnx", [data], Settings())
     profile.save(at / "profile.json")
     solve(profile, parse_target("macs=0.6")).save(at / "plan.json")
     return at

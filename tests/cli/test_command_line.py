@@ -76,7 +76,7 @@ def argv(monkeypatch: pytest.MonkeyPatch) -> None:
     signal.signal(signal.SIGTERM, handler)
 
 
-pytestmark = pytest.mark.usefixtures("argv")
+pytestmark = pytest.mark.usefixtures("argv", "few_iterations")
 
 
 def compress(folder: Path, out: Path, *extra: object, model: str = "model.onnx", data: str = "data.npz") -> int:
@@ -258,6 +258,7 @@ def test_a_full_disk_leaves_no_half_file(folder: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("workers_by_default")
 def test_an_interrupt_is_one_sentence_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     given = [
         folder / "model.onnx",

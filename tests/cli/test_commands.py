@@ -23,6 +23,8 @@ from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import Profile
 from passes.graph.files import save
 
+pytestmark = pytest.mark.usefixtures("few_iterations")
+
 COMMANDS = ("compress", "inspect", "profile", "plan", "apply", "verify", "finetune")
 STRATEGIES = ("hmc", "nahc", "ahc", "prune", "lowrank")
 
@@ -143,12 +145,13 @@ def test_the_least_that_is_said_to_be_possible_is_possible(cli: Cli, given: Path
             assert cli("plan", profile, "-o", plan, "--target", least, "--strategy", strategy).code == 0
 
 
+@pytest.mark.usefixtures("workers_by_default")
 def test_twice_is_the_same_in_processes_of_their_own(cli: Cli, given: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
     second.write_bytes(b"what was here before")
     for out in (first, second):
         arguments = ["compress", given / "model.onnx", "-o", out, "--data", given / "plain.npz", *TARGET]
-        assert cli(*arguments, processes=True).code == 0
+        assert cli(*arguments).code == 0
     assert first.read_bytes() == second.read_bytes()
 
 

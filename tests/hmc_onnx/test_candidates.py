@@ -29,6 +29,8 @@ from passes.graph.model import Model
 from passes.graph.shapes import batch_one, infer_shapes
 from passes.normal_form.normalise import normalise
 
+pytestmark = pytest.mark.usefixtures("few_iterations")
+
 CONV = Geometry(8, 12, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
 SIZE = (6, 5)
 

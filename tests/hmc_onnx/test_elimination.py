@@ -176,3 +176,11 @@ def test_on_a_shelf_of_files_it_is_the_same_and_leaves_the_repaired_weights_only
     for count in (2, 5):
         np.testing.assert_array_equal(there.weights[count][0].array, here.weights[count][0].array)
     assert len(list(tmp_path.iterdir())) == 2 + 2  # what was given, and two weights
+
+
+def test_no_axis_loses_more_than_it_may() -> None:
+    consumer = Consumer(Kept(np.ones((2, 6, 1))), Kept(np.eye(6)), np.arange(6))
+    floors = [np.arange(6), np.array([0, 1, 2])]
+    found = eliminate([consumer], 6, [6], Floors(floors, 2))
+    assert len(found.order) == 4
+    assert sum(c < 3 for c in found.order) == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import helper
 from zoo import Builder, images
 
@@ -37,6 +38,7 @@ def three_wide_layers() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+@pytest.mark.long
 def test_a_model_over_two_gigabytes(tmp_path: Path) -> None:
     path = tmp_path / "large.onnx"
     save(three_wide_layers(), path)

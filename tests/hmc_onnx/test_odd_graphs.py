@@ -21,13 +21,13 @@ import hmc_onnx
 from calib.runtime.observing import observe
 from calib.runtime.sessions import Session
 from hmc_onnx.analysis.model_inputs import signature
-from hmc_onnx.execution.executor import _BACKENDS
 from passes.core.errors import HmcError, ModelError
-from passes.decompose import DECOMPOSITIONS
 from passes.graph.cost import total
 from passes.graph.files import save
 from passes.graph.sparse import densify
 from passes.normal_form.normalise import normalise
+
+pytestmark = pytest.mark.usefixtures("few_iterations")
 
 SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=16, positions=8, align=2, chunk=16, provider="cpu", threads=1)
 Feeds = dict[str, np.ndarray]
@@ -44,7 +44,7 @@ class Row:
     check: Check | None = None  # what is particular to it, given the original, the result and calibration feeds
     refused: str = ""  # what the message says where the model is declined
     strategy: str = "hmc"
-    every: bool = False  # try all decompositions, and not the quick ones alone
+    every: bool = False  # offer all candidates, and not a few
     beside: bool = False  # put the weights into a file beside the model, and give its path
 
 
@@ -562,12 +562,6 @@ add("no Conv", lambda: (b := Builder()).model(b.gemm(b.node("Flatten", "input"),
 # The job
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process: others take seconds to start."""
-    monkeypatch.setitem(_BACKENDS, "processes", contextlib.nullcontext)
-
-
 def feeds_of(proto: ModelProto) -> Feeds:
     """Noise for every input; 8 for a size that is open."""
     rng = np.random.default_rng(0)
@@ -617,15 +611,15 @@ def test_the_original_is_sound(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_an_odd_graph_is_compressed_or_declined(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_odd_graph_is_compressed_or_declined(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     row = ROWS[name]
     original = row.build()
     model, before, feeds = original, original.SerializeToString(deterministic=True), feeds_of(original)
     if row.beside:
         model = tmp_path / "model.onnx"
         onnx.save(row.build(), model, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    for slow in () if row.every else ("cp", "tucker"):
-        monkeypatch.delitem(DECOMPOSITIONS, slow)
+    if not row.every:
+        request.getfixturevalue("few_candidates")
     goal = hmc_onnx.Goal(target=hmc_onnx.Target(macs=0.6), strategy=row.strategy)
     compress = partial(hmc_onnx.compress, model, feeds, goal, settings=SETTINGS)
     if row.refused:

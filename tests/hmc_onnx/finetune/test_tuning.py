@@ -176,11 +176,9 @@ def test_python_readers_do(student: onnx.ModelProto, teacher: onnx.ModelProto, d
 
 
 def test_minutes_end_it(student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path) -> None:
-    start = time.perf_counter()
-    options = OPTIONS.model_copy(update={"epochs": None, "minutes": 0.05})
+    options = OPTIONS.model_copy(update={"epochs": None, "minutes": 0.02})
     tuned = hmc_onnx.finetune(student, teacher, data, options=options)
-    assert time.perf_counter() - start < 60
-    assert tuned.history[-1].epoch >= 1 and tuned.history[-1].seconds >= 3
+    assert tuned.history[-1].epoch >= 1 and tuned.history[-1].seconds >= 1.2
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_file(
@@ -294,7 +292,7 @@ def test_killed_it_goes_on(student: onnx.ModelProto, teacher: onnx.ModelProto, d
     for name, proto in (("student", student), ("teacher", teacher)):
         onnx.save(proto, tmp_path / f"{name}.onnx")
     command = [sys.executable, "-m", "hmc_onnx", "finetune", "student.onnx", "-o", "out.onnx"]
-    command += ["--teacher", "teacher.onnx", "--data", str(data), "--epochs", "20", "--batch-size", "40"]
+    command += ["--teacher", "teacher.onnx", "--data", str(data), "--epochs", "8", "--batch-size", "40"]
     command += ["--device", "cpu", "--train-in", "fp32"]
     command += ["--work-dir", "work"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -308,7 +306,7 @@ def test_killed_it_goes_on(student: onnx.ModelProto, teacher: onnx.ModelProto, d
     assert done.returncode == 0, done.stderr
     tuned = hmc_onnx.finetune(
         student, teacher, data,
-        options=FineTuning(epochs=20, batch_size=40, device="cpu", train_in="fp32"),
+        options=FineTuning(epochs=8, batch_size=40, device="cpu", train_in="fp32"),
         preprocess=hmc_onnx.preprocessing(None),
     )  # fmt: skip
     for a, b in zip(tuned.model.graph.initializer, onnx.load(tmp_path / "out.onnx").graph.initializer, strict=True):

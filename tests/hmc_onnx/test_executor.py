@@ -21,9 +21,8 @@ from calib.measure import sensitivity
 from hmc_onnx.execution import context
 from hmc_onnx.execution.checkpoint import Journal
 from hmc_onnx.execution.executor import Pool, pool
-from hmc_onnx.records.work import HERE, Work
+from hmc_onnx.records.work import Work
 from passes.core.errors import SettingsError
-from passes.core.progress import silent
 
 SETTINGS = hmc_onnx.Settings(samples=32, kl_samples=32, positions=8, align=4, chunk=16, provider="cpu")
 NOWHERE = Journal(None, {})
@@ -170,10 +169,6 @@ def test_workers_end_when_their_parent_is_killed() -> None:
 def test_clusters_that_are_not_there_are_said() -> None:
     with pytest.raises(SettingsError, match="needs the scheduler's `address`"), pool(Work(backend="dask"), NOWHERE):
         pass
-    start = time.monotonic()
     work = Work(backend="dask", address="tcp://127.0.0.1:1")
     with pytest.raises(SettingsError, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:1'"), pool(work, NOWHERE):
         pass
-    assert time.monotonic() - start < 60
-    assert HERE.backend == "processes"
-    silent("nothing", 0, 0)

@@ -33,6 +33,8 @@ from passes.graph.model import Model
 from passes.graph.shapes import batch_one, infer_shapes
 from passes.normal_form.normalise import normalise
 
+pytestmark = pytest.mark.usefixtures("few_iterations")
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = hmc_onnx.Settings(samples=48, kl_samples=16, chunk=16, align=2)
 

@@ -1,0 +1,114 @@
+"""What several stages need of a model is worked out once, and a run goes to another precision as a whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from zoo import images, resnet
+
+import hmc_onnx
+from calib.data.calibration import CalibrationData
+from hmc_onnx.planning.program import Program
+from passes.core.errors import ModelError
+from passes.graph.signature import same_signature
+
+SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=8, chunk=8, positions=8, provider="cpu", threads=1)
+WORK = hmc_onnx.Work(jobs=1)
+
+
+def data(count: int = 16) -> CalibrationData:
+    return CalibrationData({"input": images(count, 8)}, None, "noise")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often some work was done."""
+    found: Counter[str] = Counter()
+
+    def counted(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            found[name] += 1
+            return work(*arguments, **named)
+
+        return call
+
+    from calib.data import calibration
+    from hmc_onnx.comparison import verification
+    from hmc_onnx.execution import context
+
+    for module in (context, verification):
+        monkeypatch.setattr(module, "normalise", counted("normalise", module.normalise))
+    monkeypatch.setattr(context, "find_subjects", counted("layers found", context.find_subjects))
+    monkeypatch.setattr(calibration, "hash_contents", counted("hash", calibration.hash_contents))
+    monkeypatch.setattr(calibration, "check_finite", counted("looked for NaN", calibration.check_finite))
+    monkeypatch.setattr(
+        onnx.shape_inference, "infer_shapes", counted("infer_shapes", onnx.shape_inference.infer_shapes)
+    )
+    monkeypatch.setattr(Program, "__init__", counted("program", Program.__init__))
+    return found
+
+
+def test_each_thing_is_worked_out_once(calls: Counter[str]) -> None:
+    hmc_onnx.compress(resnet((1,), (8,), size=8), data(), "macs=0.6", settings=SETTINGS, work=WORK)
+    assert calls["normalise"] == 2  # the original, and the file that came out
+    assert calls["layers found"] == 1
+    assert calls["hash"] == 1
+    assert calls["looked for NaN"] == 1
+    assert calls["program"] == 1
+    assert calls["infer_shapes"] <= MOST_INFERENCES
+
+
+# Of the original (in its normal form and in the file's own), of the pruned network, of the one that came out.
+MOST_INFERENCES = 8
+
+
+def test_plans_for_several_targets_share_a_profile_and_a_program(calls: Counter[str]) -> None:
+    run = hmc_onnx.Run(resnet((1,), (8,), size=8), data(), SETTINGS, WORK)
+    plans = [run.plan(f"macs={share}") for share in (0.9, 0.7, 0.5)]
+    assert plans[0].macs > plans[1].macs > plans[2].macs
+    assert calls["program"] == calls["normalise"] == calls["hash"] == 1
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_a_run_for_another_precision_gives_a_file_in_it(precision: str) -> None:
+    original = resnet((1, 1), (8, 16), size=16, classes=5)
+    settings = SETTINGS.model_copy(update={"precision": precision})
+    x = CalibrationData({"input": images(32, 16)}, None, "noise")
+    result = hmc_onnx.compress(original, x, "macs=0.8", settings=settings, work=WORK)
+    same_signature(original, result.model)
+    kinds = {t.data_type for t in result.model.graph.initializer if len(t.dims) == 4}
+    assert kinds == {{"int8": onnx.TensorProto.INT8, "fp16": onnx.TensorProto.FLOAT16}[precision]}
+    assert result.report.unchanged is not None and result.report.unchanged.precision == precision
+    assert len(result.report.unchanged.timings) == len(result.report.timings)
+    assert result.report.b.macs == result.plan.macs
+    assert f"{precision} alone" in str(result)
+
+
+def test_a_precision_that_cannot_be_made_is_refused_before_any_work() -> None:
+    half = resnet((1,), (8,), size=8)
+    for tensor in half.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype == np.float32:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), tensor.name))
+    with pytest.raises(ModelError, match="weights are float16 already"):
+        hmc_onnx.Run(half, data(), SETTINGS.model_copy(update={"precision": "int8"}), WORK)
+
+
+def test_without_another_precision_plans_say_nothing_of_it() -> None:
+    assert "precision" not in SETTINGS.model_dump_json()
+    assert "int8" in SETTINGS.model_copy(update={"precision": "int8"}).model_dump_json()
+
+
+def test_the_target_none_changes_the_precision_alone(calls: Counter[str]) -> None:
+    original = resnet((1,), (8,), size=16, classes=5)
+    x = CalibrationData({"input": images(16, 16)}, None, "noise")
+    result = hmc_onnx.compress(original, x, "none", settings=SETTINGS.model_copy(update={"precision": "int8"}))
+    assert result.profile is None and calls["program"] == 0
+    assert result.plan.macs == result.report.a.macs == result.report.b.macs
+    assert result.report.unchanged is not None
+    assert result.report.b.bytes == result.report.unchanged.bytes  # what the quantiser alone gives
