@@ -476,6 +476,71 @@ def channel_shuffle(d: Drawing) -> None:
 
 
 @step
+def split_attention(d: Drawing) -> None:
+    """Two halves of a grouped Conv, weighted by a softmax over them and added, as in a ResNeSt.
+
+    The halves are written by Split, or by a Reshape to (2, channels).
+    """
+    b, half = d.b, d.pick(2, 4)
+    if d.channels % 2 or d.opset < 13:
+        return
+    x = d.unary(d.conv(d.x, d.channels, 2 * half, group=2))
+    form = d.pick("split", "reshape")
+    if form == "split":
+        x = b.node("Split", x, axis=1, outputs=2, **({"num_outputs": 2} if d.opset >= 18 else {}))
+        halves = [x, x[:-1] + "1"]
+        total = b.node("Add", *halves)
+    else:
+        x = b.node("Reshape", x, b.const([0, 2, half, d.height, d.width]))
+        total = b.node("ReduceSum", x, b.const([1]), keepdims=0, at="radix")
+    y = d.conv(d.unary(d.conv(b.node("GlobalAveragePool", total), half, 3, 1)), 3, 2 * half, 1)
+    if d.pick(True, False):  # with an axis of length 1 for the cardinality, as timm writes it
+        y = b.node("Transpose", b.node("Reshape", y, b.const([0, 1, 2, half])), perm=[0, 2, 1, 3])
+    else:
+        y = b.node("Reshape", y, b.const([0, 2, half, 1]))
+    y = b.node("Softmax", y, axis=1, at="radix")
+    if form == "split":
+        y = b.node("Reshape", y, b.const([0, 2 * half, 1, 1]))
+        y = b.node("Split", y, axis=1, outputs=2, **({"num_outputs": 2} if d.opset >= 18 else {}))
+        d.x = b.node("Add", b.node("Mul", halves[0], y), b.node("Mul", halves[1], y[:-1] + "1"))
+    else:
+        y = b.node("Reshape", y, b.const([0, 2, half, 1, 1]))
+        d.x = b.node("ReduceSum", b.node("Mul", x, y), b.const([1]), keepdims=0, at="radix")
+    d.channels = half
+
+
+@step
+def shuffled_groups(d: Drawing) -> None:
+    """Grouped Convs around a channel shuffle, as in a ShuffleNet: as many channels of each group can go."""
+    if d.channels % 2:
+        return
+    b, outputs = d.b, d.pick(4, 8)
+    x = d.conv(d.x, d.channels, outputs, d.pick(1, 3), group=2)
+    x = b.node("Reshape", x, b.const([0, 2, outputs // 2, d.height, d.width]))
+    x = b.node("Transpose", x, perm=[0, 2, 1, 3, 4])
+    x = b.node("Reshape", x, b.const([0, outputs, d.height, d.width]))
+    d.x = d.conv(x, outputs, outputs, group=2)
+    d.channels = outputs
+
+
+@step
+def chunks(d: Drawing) -> None:
+    """`x.chunk(2, 1)` as TorchScript's exporter computes its bounds, the halves in the other order or added."""
+    if d.channels % 2 or d.opset < 10:
+        return
+    b = d.b
+    c = b.node("Gather", b.node("Shape", d.x), b.const([1]))
+    half = b.node("Mul", b.node("Div", b.node("Add", c, b.const([1])), b.const([2])), b.const([1]))
+    first = b.node("Slice", d.x, b.const([0]), half, b.const([1]))
+    last = b.node("Slice", d.x, half, b.node("Mul", half, b.const([2])), b.const([1]))
+    if d.pick(True, False):
+        d.x = b.node("Concat", last, d.conv(first, d.channels // 2, 3, 1), axis=1)
+        d.channels = d.channels // 2 + 3
+    else:
+        d.x, d.channels = b.node("Add", last, first), d.channels // 2
+
+
+@step
 def resize(d: Drawing) -> None:
     b, size = d.b, [d.height * 2, d.width * 2]
     if d.height > 8:

@@ -9,10 +9,10 @@ from rich.console import Group
 from rich.markup import escape
 
 from calib.runtime.observing import observe
-from hmc_onnx.analysis.model_inputs import signature
+from hmc_onnx.analysis.model_inputs import check_evaluation_mode, signature
 from hmc_onnx.analysis.narrow_table import NarrowTable
 from hmc_onnx.analysis.subjects import Subject, find_subjects
-from passes.channels import ChannelGroup, trace
+from passes.channels import ChannelGroup
 from passes.core.errors import ModelError
 from passes.decompose import DECOMPOSITIONS
 from passes.graph.cost import costs
@@ -38,11 +38,12 @@ def inspect(
         outputs: what outputs are, where they would be taken for something else: "NAME=kind" each.
 
     Raises:
-        ModelError: sizes are open and not given.
+        ModelError: sizes are open and not given, or the model is in training mode.
         SettingsError: `outputs` is not understood.
     """
     inputs = closed_shapes(proto, size, layout)
     model = observe(normalise(proto), inputs)
+    check_evaluation_mode(model)
     cost, shapes = costs(model, inputs), model.shapes_at(inputs)
     subjects = find_subjects(model, inputs)
     layers = NarrowTable(
@@ -53,7 +54,7 @@ def inspect(
         dropped=("output", "kernel", "operator", "parameters", "MACs"),
     )
     model.kinds = parse_kinds(outputs)
-    groups = trace(model, inputs).groups
+    groups = subjects.channels.groups
     for node in model.graph.nodes:
         if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue
@@ -133,7 +134,7 @@ def _closed(name: str, shape: tuple[int | None, ...], size: tuple[int, int] | No
 def _possible(subject: Subject) -> str:
     geometry = subject.layer.geometry
     if subject.grouped:
-        return "prune whole groups"
+        return "prune whole groups" if subject.input_group is not None else "prune outputs, as many of each group"
     methods = [name for name, d in DECOMPOSITIONS.items() if d.why_not(geometry) is None]
     ends = [e for e, g in (("inputs", subject.input_group), ("outputs", subject.output_group)) if g is not None]
     prune = f"; prune {' and '.join(ends)}" if ends else "; its channels cannot be pruned"

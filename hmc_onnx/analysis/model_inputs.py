@@ -17,9 +17,12 @@ from hmc_onnx.records.images import Images
 from passes.core.errors import DataError, ModelError
 from passes.graph.external import is_external
 from passes.graph.files import load
+from passes.graph.model import Model, constant_value
 from passes.graph.protos import check, first_line
+from passes.graph.sorting import in_topological_order
 
 __all__ = [
+    "check_evaluation_mode",
     "check_kind",
     "check_supported",
     "check_varied",
@@ -43,7 +46,7 @@ OLDEST_OPSET = 7
 
 
 def check_supported(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model itself, if it is valid and of a kind that can be compressed.
+    """The model, with its nodes in order, if it is valid and of a kind that can be compressed.
 
     Raises:
         ModelError: it is not valid ONNX, is quantised, older than opset 7, or its external data were not loaded.
@@ -55,6 +58,7 @@ def check_supported(proto: onnx.ModelProto) -> onnx.ModelProto:
                 "with onnx.load and its external data"
             )
     try:
+        proto = in_topological_order(proto)
         check(proto)
     except ValueError as e:
         raise ModelError(f"the model is damaged ({first_line(e)}): export it again") from e
@@ -76,6 +80,26 @@ def check_kind(proto: onnx.ModelProto) -> onnx.ModelProto:
             "export it again, or convert it with onnx.version_converter"
         )
     return proto
+
+
+def check_evaluation_mode(model: Model) -> None:
+    """Refuse a normalised model that was exported in training mode.
+
+    Its outputs for an image depend on the other images of the batch, or on chance, so that no measurement holds.
+
+    Raises:
+        ModelError: a BatchNormalization or a Dropout is in training mode.
+    """
+    for node in model.graph.nodes:
+        training = node.op == "BatchNormalization" and node.attrs.get("training_mode", 0)
+        if node.op == "Dropout" and len(node.inputs) > 2 and not node.inputs[2].is_empty():
+            value = constant_value(node.inputs[2])
+            training = value is None or bool(value)
+        if training and node.domain in (None, "", "ai.onnx"):
+            raise ModelError(
+                f"the model was exported in training mode ({node.op} node '{node.name}'), where the result for an "
+                "image depends on the others of its batch, or on chance: export it in evaluation mode (model.eval())"
+            )
 
 
 def load_supported(path: str | os.PathLike[str]) -> onnx.ModelProto:

@@ -1,7 +1,7 @@
 """What is compressed: the layers and channel groups of a model that can be, and for the rest why not.
 
 A grouped Conv (a depthwise one, too) is a layer only as a member of a channel group: its groups of channels go with
-those of the layers around it; it is not decomposed.
+those of the layers around it, or it loses as many outputs of each of its groups; it is not decomposed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from calib.measure.moments import Centred
-from passes.channels import ChannelGroup, trace
+from passes.channels import ChannelGroup, Channels, trace
 from passes.core.declined import Declined, Why
 from passes.decompose import chain_macs
 from passes.graph.cost import images_of, maps_an_image
@@ -72,10 +72,11 @@ class Subjects:
 
     Attributes:
         layers: by name, in graph order.
-        groups: by name.
+        groups: by name; groups that a layer reads side by side are one.
         removable: the groups whose channels may all go, since a residual branch goes with them.
         refused: what is left as it is, by the name under which reports speak of it.
         refused_inside: those of `refused` that are within other nodes: in the branches of an If, say.
+        channels: all channels of the model, with `groups` and those that are refused.
     """
 
     layers: dict[str, Subject]
@@ -83,6 +84,7 @@ class Subjects:
     removable: set[str]
     refused: dict[str, Declined]
     refused_inside: dict[str, Declined]
+    channels: Channels = field(repr=False)
 
     @property
     def declined(self) -> dict[str, str]:
@@ -127,13 +129,10 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
         size = tuple(d for d in shapes[node.inputs[0].name][2:] if d is not None)
         maps = maps_an_image(shapes[node.inputs[0].name], len(size), batch)
         layers[node.name] = Subject(layer, size, position, maps=maps)
-    groups: dict[str, ChannelGroup] = {}
-    for group in trace(model, dict(inputs)).groups:
-        reason = group.declined or _unfit(group, layers)
-        if reason is not None:
-            declined[f"channels of {group.name}"] = reason
-            continue
-        groups[group.name] = group
+    channels, refused = _prunable(model, dict(inputs), layers)
+    declined |= {f"channels of {name}": reason for name, reason in refused.items()}
+    groups = {group.name: group for group in channels.groups if group.name not in refused}
+    for group in groups.values():
         for slot, classes in group.members("produces"):
             layers[slot.node.name].output_group, layers[slot.node.name].output_classes = group.name, classes
         for slot, classes in group.members("consumes"):
@@ -145,12 +144,67 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
                 subject.input_group = subject.output_group = group.name
                 subject.input_classes = np.repeat(one_each, subject.layer.geometry.inputs_a_group)
                 subject.output_classes = classes
-    for name in [n for n, s in layers.items() if s.grouped and s.input_group is None]:
+    for name in [n for n, s in layers.items() if s.grouped and s.input_group is None and s.output_group is None]:
         del layers[name]
         said = "it is a grouped Conv, which is only pruned, and its channels cannot be"
         declined[name] = Declined(name, Why.GROUPED, said)
     removable = _removable(model.graph, layers, groups, shapes)
-    return Subjects(layers, groups, removable, declined | inside, inside)
+    return Subjects(layers, groups, removable, declined | inside, inside, channels)
+
+
+def _prunable(
+    model: Model, inputs: dict[str, tuple[int, ...]], layers: Mapping[str, Subject]
+) -> tuple[Channels, dict[str, Declined]]:
+    """The channels, with the groups joined that are read side by side, and why each of the others cannot be pruned.
+
+    Whole groups of a grouped Conv go if that can be carried out and leaves a choice. Only otherwise it loses as many
+    outputs of each of its groups; its inputs stay then, as there is no repair for a part of each group.
+    """
+    channels = trace(model, inputs)
+    split = _split(channels, layers)
+    if split:
+        by_group = trace(model, inputs, whole_groups=split)
+        refused = _refused(by_group, layers)
+        fit = [g for g in by_group.groups if g.name not in refused and g.size > 1]
+        whole = {str(s.node.name) for g in fit for s, _ in g.members("follows")} & split
+        while True:
+            channels = trace(model, inputs, whole_groups=whole)
+            refused = _refused(channels, layers)
+            fit = [g for g in channels.groups if g.name not in refused and g.size > 1]
+            in_vain = _split(channels, layers) - {str(s.node.name) for g in fit for s, _ in g.members("produces")}
+            if not in_vain:
+                break
+            whole |= in_vain
+    refused = _refused(channels, layers)
+    return channels.joined({g.name for g in channels.groups if g.name not in refused}), refused
+
+
+def _split(channels: Channels, layers: Mapping[str, Subject]) -> set[str]:
+    """The grouped Convs that lose as many channels of each of their groups."""
+    nodes = [slot.node for group in channels.groups for slot, _ in group.members("produces")]
+    return {str(n.name) for n in nodes if n.name in layers and layers[n.name].grouped}
+
+
+def _refused(channels: Channels, layers: Mapping[str, Subject]) -> dict[str, Declined]:
+    """Why groups cannot be pruned, by name."""
+    refused = {g.name: reason for g in channels.groups if (reason := g.declined or _unfit(g, layers)) is not None}
+    while True:
+        fit = [g for g in channels.groups if g.name not in refused]
+        prunable = np.zeros(channels.count, bool)
+        for group in fit:
+            prunable[np.concatenate(group.ids)] = True
+        mixed = {g.name: name for g in fit if (name := _mixed_by(g, layers, prunable)) is not None}
+        if not mixed:
+            return refused
+        for name, layer in mixed.items():
+            said = f"the grouped Conv '{layer}' passes it on with channels that cannot be pruned"
+            refused[name] = Declined(name, Why.CHANNELS, said)
+
+
+def _mixed_by(group: ChannelGroup, layers: Mapping[str, Subject], prunable: np.ndarray) -> str | None:
+    """A grouped Conv that passes a group's channels on together with some that cannot be pruned."""
+    passed = [s for s, _ in group.members("follows") if s.node.name in layers and layers[s.node.name].grouped]
+    return next((str(s.node.name) for s in passed if not prunable[s.ids].all()), None)
 
 
 def _removable(
@@ -200,22 +254,13 @@ def _size_unknown(shapes: Shapes, node: gs.Node) -> Declined | None:
     return Declined(node.name, Why.UNKNOWN_SIZE, "the size of its input is not known, and so its MACs are not counted")
 
 
-def _unfit(group: ChannelGroup, layers: dict[str, Subject]) -> Declined | None:
+def _unfit(group: ChannelGroup, layers: Mapping[str, Subject]) -> Declined | None:
     """Why a group that could be pruned is not: its least-squares repair needs plain layers at both ends."""
-    reason = _unfit_ends(group, layers)
-    return None if reason is None else Declined(group.name, Why.CHANNELS, reason)
-
-
-def _unfit_ends(group: ChannelGroup, layers: dict[str, Subject]) -> str | None:
-    ends = [*group.members("produces"), *group.members("consumes")]
-    for slot, classes in ends:
-        if slot.node.name not in layers:
-            return f"'{slot.node.name}' takes part and is left as it is"
-        if layers[slot.node.name].grouped:  # over what cannot be pruned, so that only its outputs could
-            return f"the grouped Conv '{slot.node.name}' takes part and is left as it is"
-        if (classes < 0).any():
-            return f"'{slot.node.name}' reads it together with channels of other groups, or with zeros"
-    for slot, classes in group.members("follows"):
-        if slot.node.name in layers and layers[slot.node.name].grouped and (classes < 0).any():
-            return f"the grouped Conv '{slot.node.name}' passes it on together with channels of other groups"
+    for slot, _ in [*group.members("produces"), *group.members("consumes")]:
+        name = str(slot.node.name)
+        if name not in layers:
+            return Declined(group.name, Why.CHANNELS, f"'{name}' takes part and is left as it is")
+        if slot.role == "consumes" and layers[name].grouped:  # there is no repair for a part of each group
+            said = f"the grouped Conv '{name}' would lose inputs of each of its groups, and is left as it is"
+            return Declined(group.name, Why.CHANNELS, said)
     return None

@@ -21,6 +21,7 @@ from calib.measure.sensitivity import Bench, Change, cut, forget, measure, windo
 from calib.measure.walk import Walk
 from calib.runtime.batching import calibration_chunks
 from calib.runtime.sessions import Runtime, providers
+from hmc_onnx.analysis.model_inputs import check_evaluation_mode
 from hmc_onnx.analysis.subjects import Subject, Subjects
 from hmc_onnx.execution.context import Context
 from hmc_onnx.execution.executor import Pool, Task, pool
@@ -72,6 +73,7 @@ class _Profiler:
     """One run of the profiling stage, and what its steps share."""
 
     def __init__(self, context: Context) -> None:
+        check_evaluation_mode(context.normal)
         self.context, self.settings = context, context.settings
         self.model = context.normal.copy()
         own = {name: replace(subject, moments=Centred()) for name, subject in context.subjects.layers.items()}

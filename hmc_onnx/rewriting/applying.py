@@ -18,11 +18,12 @@ import onnx_graphsurgeon as gs
 from calib.measure.moments import Moments, sample_positions, sampled_outputs, sampled_patches
 from calib.measure.walk import Walk
 from calib.runtime.observing import observe
+from hmc_onnx.analysis.subjects import find_subjects
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
 from passes.branches import remove_branch
-from passes.channels import ChannelGroup, Channels, trace
+from passes.channels import ChannelGroup
 from passes.core.errors import PlanError
 from passes.core.linear_algebra import damped, ridge
 from passes.decompose import DECOMPOSITIONS, compose
@@ -136,7 +137,7 @@ class _Kept:
 
 
 def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kept:
-    channels: Channels = trace(model, inputs)
+    channels = find_subjects(model, inputs).channels
     known = {g.name: g for g in channels.groups}
     removed: dict[str, np.ndarray] = {}
     gone: list[ChannelGroup] = []

@@ -17,7 +17,7 @@ import numpy as np
 from hmc_onnx.analysis.subjects import Subject
 from hmc_onnx.records.profile import KEEP, REMOVED, GroupProfile, LayerChoice
 from hmc_onnx.search_space.elimination import Consumer, Floors, eliminate
-from hmc_onnx.search_space.pruning_steps import steps
+from hmc_onnx.search_space.pruning_steps import carried, steps
 from passes.channels import ChannelGroup
 from passes.core.shelf import MEMORY, Kept, Shelf
 from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose
@@ -185,8 +185,7 @@ def removal(
         for s, c in group.members("consumes")
     ]
     on_offer = steps(group, align, fine)
-    ends = [*group.members("produces"), *group.members("consumes")]
-    floors = Floors([*(classes for _, classes in ends), *group.parts], align)
+    floors = Floors(carried(group), align)
     return eliminate, consumers, group.size, on_offer.counts, floors, on_offer, shelf
 
 
@@ -267,7 +266,8 @@ def variants(
     for a, gone_in in enumerate(_removed(input_group)):
         kept_in = _kept(subject.input_classes, gone_in, geometry.inputs)
         for b, gone_out in enumerate(_removed(output_group)):
-            if subject.grouped and a != b:  # a grouped Conv has the same group at both ends
+            # a grouped Conv that loses whole groups has the same channel group at both ends
+            if subject.grouped and subject.input_group is not None and a != b:
                 continue
             kept_out = _kept(subject.output_classes, gone_out, geometry.outputs)
             if not kept_in.any() and kept_out.any() and not subject.ends_branch:  # the branch would go on

@@ -2,17 +2,23 @@
 
 Where stages are joined by shortcuts that pad with zeros, a layer carries only some of the group's classes. The classes
 that the same layers carry form a cell. Of each cell a multiple of the alignment is kept, and thus of each layer too.
+
+The alignment counts channels: where a GroupNormalization ties four channels to a class, two classes make a multiple of
+8. Where a grouped Conv loses whole groups, it counts these.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from passes.channels import ChannelGroup
 
-__all__ = ["Steps", "steps"]
+__all__ = ["Steps", "carried", "steps"]
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 # Shares of a group's channels that are on offer to be kept.
 SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
@@ -42,14 +48,63 @@ class Steps:
 
 
 def steps(group: ChannelGroup, align: int, fine: bool = True) -> Steps:
-    """The steps of a group; without `fine`, only every second of `SHARES`."""
+    """The steps of a group.
+
+    Args:
+        group: the channel group.
+        align: of each cell as many classes are kept as make a multiple of this number of channels in every layer.
+        fine: whether all of `SHARES` are on offer, or every second.
+    """
+    widths = _widths(group)
     cells = _cells(group)
-    if min(map(len, cells)) < align:
+    units = [_unit(widths, cell, align) for cell in cells]
+    if any(len(cell) < unit for cell, unit in zip(cells, units, strict=True)):
         cells = [np.arange(group.size)]
+        units = [_unit(widths, cells[0], align)]
     shares = SHARES if fine else SHARES[1::2]
-    keeps = {tuple(max(align, int(len(cell) * share) // align * align) for cell in cells) for share in shares}
+    keeps = {
+        tuple(max(unit, int(len(cell) * share) // unit * unit) for cell, unit in zip(cells, units, strict=True))
+        for share in shares
+    }
     fewer = {keep for keep in keeps if sum(keep) < group.size}
     return Steps(cells, sorted(fewer, key=sum, reverse=True))
+
+
+def carried(group: ChannelGroup) -> list[np.ndarray]:
+    """The class of each channel, in each layer and each tensor of activations that carries the group.
+
+    An axis of activations may have one entry for several channels, as within a GroupNormalization that is written with
+    a Reshape; the entry is repeated then.
+    """
+    ends = [classes for _, classes in [*group.members("produces"), *group.members("consumes")]]
+    width = np.gcd.reduce(_widths(group), axis=0)
+    parts = []
+    for part in group.parts:
+        own = part[part >= 0]
+        entries = np.bincount(own, minlength=group.size)
+        parts.append(np.repeat(own, np.maximum(width[own] // entries[own], 1)))
+    return [*ends, *parts]
+
+
+def _widths(group: ChannelGroup) -> np.ndarray:
+    """How many channels each class has in each layer, or how many groups in a grouped Conv: (slots, classes)."""
+    found = []
+    for slot, classes in zip(group.slots, group.classes, strict=True):
+        if slot.node.op in LAYERS:
+            own = classes
+            if slot.role == "follows" and slot.index == 1:  # the weight of a grouped Conv that loses whole groups
+                own = classes[:: len(classes) // slot.node.attrs["group"]]
+            found.append(np.bincount(own[own >= 0], minlength=group.size))
+    return np.array(found)
+
+
+def _unit(widths: np.ndarray, cell: np.ndarray, align: int) -> int:
+    """How many classes of a cell make a multiple of `align` channels in every layer that carries them.
+
+    Where a class is one channel, that is `align`. A class that a GroupNormalization ties is several channels.
+    """
+    of_cell = widths[:, cell]
+    return align // math.gcd(align, int(np.gcd.reduce(of_cell[of_cell > 0])))
 
 
 def _cells(group: ChannelGroup) -> list[np.ndarray]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -14,7 +14,11 @@ from passes.core.declined import Declined, Why
 from passes.core.errors import ModelError
 from passes.graph.naming import unused_name
 
-__all__ = ["Adjustment", "ChannelGroup", "Channels", "Slot", "find_groups"]
+__all__ = ["Adjustment", "ChannelGroup", "Channels", "Slot", "components", "find_groups"]
+
+
+# By identity of a constant, axis and what is kept: that constant, held for its identity, and the new one.
+Taken = dict[tuple[int, int, bytes], tuple[gs.Constant, gs.Constant]]
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,46 @@ class Channels:
     carriers: dict[str, np.ndarray]
     count: int
 
+    def joined(self, names: Collection[str]) -> Channels:
+        """The same channels, with groups that a parameter reads side by side made one group.
+
+        Behind a Concat a layer reads channels of several groups. Whoever chooses the channels of one group for all
+        layers that read them, and reads each layer's inputs in one group, wants these as one: its classes are those
+        of all of them, each still removed on its own.
+
+        Args:
+            names: of the groups that may be joined; the others stay as they are.
+
+        Returns:
+            Channels of the same graph. A joined group has the name of its first part; `remove` takes its classes.
+        """
+        own = [g for g in self.groups if g.name in names]
+        first: dict[int, int] = {}  # for each slot, the first group that has it
+        pairs = [(first.setdefault(id(s), i), i) for i, g in enumerate(own) for s in g.slots]
+        a, b = np.array(pairs, int).reshape(-1, 2).T
+        label = components(len(own), [(a, b)])
+        parts = [[g for g, of in zip(own, label, strict=True) if of == n] for n in dict.fromkeys(label.tolist())]
+        whole = {p[0].name: p[0] if len(p) == 1 else self._join(p) for p in parts}
+        groups = [whole.get(g.name, g) for g in self.groups if g.name in whole or g.name not in names]
+        return replace(self, groups=tuple(groups))
+
+    def _join(self, parts: Sequence[ChannelGroup]) -> ChannelGroup:
+        ids = tuple(of for part in parts for of in part.ids)
+        index = np.full(self.count, -1)
+        for c, of in enumerate(ids):
+            index[of] = c
+        slots = tuple({id(s): s for part in parts for s in part.slots}.values())
+        carried = [index[of] for of in self.carriers.values()]
+        return ChannelGroup(
+            name=parts[0].name,
+            slots=slots,
+            classes=tuple(index[s.ids] for s in slots),
+            size=len(ids),
+            declined=None,
+            parts=tuple(classes for classes in carried if (classes >= 0).any()),
+            ids=ids,
+        )
+
     def remove(self, removed: dict[str, np.ndarray]) -> None:
         """Remove classes of groups from the traced graph, in place.
 
@@ -111,20 +155,28 @@ class Channels:
         for tensor, ids in self.carriers.items():
             if len(ids) and not keep[ids].any():
                 raise ModelError(f"pruning would leave tensor '{tensor}' without channels: remove fewer")
+        taken: Taken = {}
         for slot in slots:
             if not keep[slot.ids].all():
-                _take(self.graph, slot, keep[slot.ids])
+                _take(self.graph, slot, keep[slot.ids], taken)
         for adjustment in self.adjustments:
             if not keep[adjustment.ids].all():
                 adjustment.apply(keep)
 
 
-def _take(graph: gs.Graph, slot: Slot, keep: np.ndarray) -> None:
+def _take(graph: gs.Graph, slot: Slot, keep: np.ndarray, taken: Taken) -> None:
+    """Keep some entries of a slot's axis. Nodes that share a constant and keep the same of it go on sharing it."""
     old = slot.node.inputs[slot.index]
+    key = (id(old), slot.axis, keep.tobytes())
+    if key in taken:
+        slot.node.inputs[slot.index] = taken[key][1]
+        return
     values = np.compress(keep, np.asarray(old.values), slot.axis)
     shared = len({id(n) for n in old.outputs}) > 1 or sum(t is old for t in slot.node.inputs) > 1
     name = unused_name(graph, f"{old.name}:{slot.node.name}:{slot.index}") if shared else old.name
-    slot.node.inputs[slot.index] = gs.Constant(name, values)
+    new = gs.Constant(name, values)
+    slot.node.inputs[slot.index] = new
+    taken[key] = (old, new)
 
 
 def find_groups(
@@ -144,8 +196,8 @@ def find_groups(
     produced = [s for s in slots if s.role == "produces"]
     if not produced:
         return ()
-    class_of = _components(count, ties)
-    group_of = _components(count, [*ties, *((s.ids, np.full_like(s.ids, s.ids[0])) for s in produced)])
+    class_of = components(count, ties)
+    group_of = components(count, [*ties, *((s.ids, np.full_like(s.ids, s.ids[0])) for s in produced)])
     why_closed: dict[int, Declined] = {}
     for ids, reason in closed:
         for g in np.unique(group_of[ids]):
@@ -187,7 +239,7 @@ def _by_group(arrays: Sequence[np.ndarray], group_of: np.ndarray) -> dict[int, l
     return found
 
 
-def _components(count: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def components(count: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Component label of each of `count` ids under the union of all pairs."""
     a = np.concatenate([p[0] for p in pairs] or [np.zeros(0, int)])
     b = np.concatenate([p[1] for p in pairs] or [np.zeros(0, int)])

@@ -29,7 +29,8 @@ class Rule(ABC):
 
     Attributes:
         outputs: how many outputs the rule deals with (None: all); where another one is read, the channels are closed.
-        follows_sizes: whether `trace` deals with inputs that are computed from the number of channels.
+        follows_sizes: whether `trace` deals with inputs that are computed from the number of channels; if not, they
+            keep their value when channels go.
     """
 
     outputs: ClassVar[int | None] = 1
@@ -111,7 +112,8 @@ def table() -> str:
         "An operator that is not here, or of another domain, closes the channels that it touches: they are not pruned,",
         "and the report says why. The same holds where a rule cannot follow the use that a graph makes of it.",
         "Of the groups that are found, those are pruned that Convs and Gemms (or a MatMul of matrices) write and read,",
-        "each reading one group alone: their least-squares repair needs that. `hmc-onnx inspect` says which these are.",
+        "since their least-squares repair needs that; groups that a layer reads side by side, behind a Concat, are",
+        "chosen from together. `hmc-onnx inspect` says which these are.",
         "",
         "| operators | channels |",
         "|---|---|",

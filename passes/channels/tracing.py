@@ -6,28 +6,28 @@ that adds two tensors ties their ids; one that moves data moves the ids. What is
 are the connected components of all ties, found once at the end. Removing channels is then a `take` on every
 parameter axis that carries ids, whatever the graph between them looks like.
 
-A number of channels that the graph computes, by Shape, is followed too: `Tracer.sizes`. An operator without a rule
-closes the ids that it touches: they are reported and never removed.
+A number of channels that the graph computes, by Shape, is followed too, and so is arithmetic on it: `Tracer.sizes`.
+An operator without a rule closes the ids that it touches: they are reported and never removed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.channels.groups import Adjustment, Channels, Slot, find_groups
+from passes.channels.groups import Adjustment, Channels, Slot, components, find_groups
 from passes.channels.registry import DEFAULT, Closed, Rules
 from passes.core.declined import Declined, Why
-from passes.graph.model import Model
+from passes.graph.model import Model, constant_value
+from passes.graph.naming import unused_name
 from passes.graph.shapes import Shapes
 from passes.graph.subgraph import node_inputs
 
-__all__ = ["Stream", "Tracer", "trace"]
-
-Sizes = tuple[np.ndarray | None, ...]
+__all__ = ["Size", "Stream", "Tracer", "trace"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,51 @@ class Stream:
     ids: np.ndarray
 
 
+@dataclass(frozen=True)
+class Size:
+    """One entry of a tensor that the graph computes from numbers of channels.
+
+    Attributes:
+        ids: the channels that it depends on; empty for a constant.
+        value: a numpy scalar, what the entry is before any channel goes.
+        counts: whether it is the number of `ids`, and so follows them by itself. If not, it is computed from such
+            numbers (`c // 2`), and whoever reads it must be given a constant in its place before they change.
+    """
+
+    ids: np.ndarray
+    value: np.generic
+    counts: bool
+
+
+Sizes = tuple[Size | None, ...]
+
+
+class TwoWays(Protocol):
+    """What may lose channels in one of two ways, to be decided by what ties them elsewhere: a grouped Conv."""
+
+    node: gs.Node
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether there is nothing to decide: whole groups go."""
+
+    @property
+    def whole(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What is tied where whole groups go: pairs of id arrays."""
+
+    def is_torn(self, label: np.ndarray) -> bool:
+        """Whether ties (equal labels by id) reach across groups."""
+
+    def is_one(self, label: np.ndarray) -> bool:
+        """Whether all its channels have one label."""
+
+    def by_group(self, tracer: Tracer) -> None:
+        """Record that whole groups go."""
+
+    def by_place(self, tracer: Tracer) -> None:
+        """Record that as many channels of each group go."""
+
+
 @dataclass
 class Tracer:
     """What the rules read and write while the graph is walked in topological order.
@@ -46,11 +91,14 @@ class Tracer:
         graph: that is traced.
         shapes: of every tensor, at batch 1.
         opset: version of the default operator set.
+        rules: how operators pass channels on.
+        whole_groups: names of grouped Convs that may lose whole groups only.
         streams: by tensor name; a tensor without one carries no channels that could be removed.
-        sizes: for each integer tensor that is computed from the shape of one with channels, flat and entry by
-            entry: the ids whose number it is, or None.
+        sizes: for each tensor that is computed from the shape of one with channels, flat and entry by entry: what
+            is known of it, or None for entries that depend on anything else.
         slots, adjustments: what changes when ids go.
         ties: pairs of id arrays; closed: ids with the reason.
+        postponed: grouped Convs, which are decided once all other ties are known.
         count: number of ids so far.
         at: name of the node, or of the output, that is being traced.
     """
@@ -58,12 +106,15 @@ class Tracer:
     graph: gs.Graph
     shapes: Shapes
     opset: int
+    rules: Rules = DEFAULT
+    whole_groups: Collection[str] = ()
     streams: dict[str, Stream] = field(default_factory=dict)
     sizes: dict[str, Sizes] = field(default_factory=dict)
     slots: list[Slot] = field(default_factory=list)
     adjustments: list[Adjustment] = field(default_factory=list)
     ties: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     closed: list[tuple[np.ndarray, Declined]] = field(default_factory=list)
+    postponed: list[TwoWays] = field(default_factory=list)
     count: int = 0
     at: str = ""
 
@@ -118,6 +169,28 @@ class Tracer:
             a, b = np.broadcast_arrays(a, b)
             self.ties.append((a.ravel(), b.ravel()))
 
+    def postpone(self, grouped: TwoWays) -> None:
+        """Decide at the end in which way a grouped Conv may lose channels."""
+        self.postponed.append(grouped)
+
+    def decide(self) -> None:
+        """Tie the channels of grouped Convs: whole groups, or by place where other ties make all groups one."""
+        given = [grouped for grouped in self.postponed if grouped.depthwise or grouped.node.name in self.whole_groups]
+        for grouped in given:
+            grouped.by_group(self)
+        left = [grouped for grouped in self.postponed if grouped not in given]
+        torn: list[TwoWays] = left
+        while left and torn:
+            label = components(self.count, self.ties)
+            torn = [g for g in left if g.is_torn(label) and g.is_one(components(self.count, [*self.ties, *g.whole]))]
+            left = [grouped for grouped in left if grouped not in torn]
+            for grouped in torn:
+                grouped.by_place(self)
+        for grouped in left:
+            grouped.by_group(self)
+        place = {id(node): i for i, node in enumerate(self.graph.nodes)}
+        self.slots.sort(key=lambda slot: place[id(slot.node)])
+
     def close(self, ids: np.ndarray, reason: str) -> None:
         """These channels cannot be removed, for a reason at the node that is being traced."""
         self.closed.append((ids.ravel(), Declined(self.at, Why.CHANNELS, reason)))
@@ -130,39 +203,82 @@ class Tracer:
         """Call `apply(keep)` when any of these ids go."""
         self.adjustments.append(Adjustment(node, ids, apply))
 
+    def counted(self, tensor: gs.Tensor) -> np.ndarray:
+        """The ids whose number a tensor is computed from; empty for most tensors."""
+        ids = [s.ids for s in self.sizes.get(tensor.name, ()) if s is not None]
+        return np.unique(np.concatenate(ids)) if ids else np.zeros(0, int)
+
+    def value(self, tensor: gs.Tensor) -> np.ndarray | None:
+        """The value of a tensor that is constant, or computed from constants and numbers of channels alone.
+
+        The latter is what it is as long as no channel goes: see `freeze`. None for all other tensors.
+        """
+        entries = self.sizes.get(tensor.name)
+        if entries is None:
+            return constant_value(tensor)
+        known = [s.value for s in entries if s is not None]
+        return np.array(known).reshape(self.shape(tensor)) if known and len(known) == len(entries) else None
+
+    def freeze(self, node: gs.Node, index: int) -> None:
+        """Let an input keep its value when the channels go that it is computed from.
+
+        Raises:
+            Closed: its value is not known.
+        """
+        tensor = node.inputs[index]
+        ids = self.counted(tensor)
+        if not len(ids):
+            return
+        value = self.value(tensor)
+        if value is None:
+            raise Closed("computes with a number of channels")
+
+        def replace(_: np.ndarray) -> None:
+            node.inputs[index] = gs.Constant(unused_name(self.graph, f"{node.name}:value:{index}"), value)
+
+        self.adjust(node, ids, replace)
+
     def close_tensors(self, tensors: Iterable[gs.Tensor], reason: str) -> None:
         """Close the channels that some tensors carry, and those that they count."""
         for name in dict.fromkeys(t.name for t in tensors):
             if name in self.streams:
                 self.close(self.streams[name].ids, reason)
-            for ids in self.sizes.get(name, ()):
-                if ids is not None:
-                    self.close(ids, reason)
+            for size in self.sizes.get(name, ()):
+                if size is not None:
+                    self.close(size.ids, reason)
 
 
-def trace(model: Model, inputs: dict[str, tuple[int, ...]] | None = None, rules: Rules = DEFAULT) -> Channels:
+def trace(
+    model: Model,
+    inputs: dict[str, tuple[int, ...]] | None = None,
+    rules: Rules = DEFAULT,
+    whole_groups: Collection[str] = (),
+) -> Channels:
     """Trace the channels of a normalised model and find its groups. Near-linear in channels and nodes.
 
     Args:
         model: the graph; later changes to it make the result stale.
         inputs: input shapes, by name; default: `model.sizes`.
         rules: how operators pass channels on.
+        whole_groups: names of grouped Convs that may lose whole groups only. The others lose as many channels of each
+            group where nothing would be left to choose of whole groups.
     """
-    tracer = Tracer(model.graph, model.shapes_at(inputs or model.sizes), model.graph.opset)
+    tracer = Tracer(model.graph, model.shapes_at(inputs or model.sizes), model.graph.opset, rules, whole_groups)
     outputs = {t.name for t in model.graph.outputs}
     for node in model.graph.nodes:
-        _trace_node(node, tracer, outputs, rules)
+        _trace_node(node, tracer, outputs)
     for output in model.graph.outputs:
         tracer.at = output.name
         tracer.close_tensors([output], f"it is the model's output '{output.name}'")
+    tracer.decide()
     carriers = {id(s.ids): (name, s.ids) for name, s in tracer.streams.items()}
     groups = find_groups(tracer.count, tracer.slots, tracer.ties, tracer.closed, [ids for _, ids in carriers.values()])
     return Channels(model.graph, groups, tuple(tracer.adjustments), dict(carriers.values()), tracer.count)
 
 
-def _trace_node(node: gs.Node, tracer: Tracer, outputs: set[str], rules: Rules) -> None:
+def _trace_node(node: gs.Node, tracer: Tracer, outputs: set[str]) -> None:
     tracer.at = node.name
-    rule = rules.rule_for(node)
+    rule = tracer.rules.rule_for(node)
     if rule is None:
         tracer.close_tensors(node_inputs(node), f"operator {node.op} (node '{node.name}') has no rule")
         return
@@ -170,8 +286,9 @@ def _trace_node(node: gs.Node, tracer: Tracer, outputs: set[str], rules: Rules) 
         for output in node.outputs[rule.outputs :] if rule.outputs is not None else []:
             if output.outputs or output.name in outputs:
                 raise Closed(f"has an output more that is read, '{output.name}'")
-        if not rule.follows_sizes and any(s is not None for t in node.inputs for s in tracer.sizes.get(t.name, ())):
-            raise Closed("computes with a number of channels")
+        if not rule.follows_sizes:
+            for index in range(len(node.inputs)):
+                tracer.freeze(node, index)
         rule.trace(node, tracer)
     except Closed as e:
         tracer.close_tensors(node_inputs(node), f"{node.op} node '{node.name}' {e}")

@@ -37,13 +37,15 @@ def returned(proto: onnx.ModelProto, given: onnx.ModelProto, model: ir.Model) ->
     """A rewritten proto as an onnx-ir model, with what `model` says of all that is still there.
 
     Args:
-        proto: what a rewrite has made of `given`, or `given`; its functions are replaced by those of `given`.
+        proto: what a rewrite has made of `given`, or `given`; those of its functions that `given` has are
+            replaced by the originals.
         given: `model`, as `serialised`.
         model: not changed. Constants that stayed as they were are shared with it.
     """
     if proto is not given:
+        left = {(f.domain, f.name, f.overload) for f in proto.functions}
         del proto.functions[:]
-        proto.functions.extend(given.functions)
+        proto.functions.extend(f for f in given.functions if (f.domain, f.name, f.overload) in left)
     result = ir.from_proto(proto)
     result.meta.update(model.meta)
     result.graph.meta.update(model.graph.meta)

@@ -14,12 +14,13 @@ from passes.core.atomic import write_atomically
 from passes.core.errors import ModelError, OutputError
 from passes.graph.external import brought_in, location, moved_out, relative
 from passes.graph.protos import EXTERNAL_DATA_THRESHOLD, byte_size, check, first_line, large, tensor_bytes
+from passes.graph.sorting import in_topological_order
 
 __all__ = ["load", "save", "weights_beside", "weights_of"]
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read an ONNX file, with its external data, and check it.
+    """Read an ONNX file, with its external data, and check it. Nodes that are out of order are sorted.
 
     Raises:
         ModelError: the file is missing, unreadable, not ONNX, or not valid ONNX.
@@ -36,6 +37,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     if not proto.graph.node or not proto.opset_import:
         raise ModelError(f"'{path}' is not an ONNX file, or holds an empty graph: export the model again")
     try:
+        proto = in_topological_order(proto)
         check(proto)
         _check_sizes(proto)
     except ModelError as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from passes.graph.model import Model
 
 __all__ = ["Shape", "ShapeCache", "Shapes", "batch_one", "infer_shapes"]
+
+# onnxscript's folder warns of each node that it leaves as it is, which is no news to a user.
+logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
 
 Shape = tuple[int | None, ...]
 Shapes = dict[str, Shape]

@@ -15,6 +15,8 @@ __all__ = ["FoldConstants"]
 class FoldConstants(ir.passes.InPlacePass):
     """onnxscript's constant folding, for ConstantOfShape too, which makes the pads of option-A shortcuts.
 
+    BatchNormalization is left to `FoldRemainingConstants`: its reference implementation errs below opset 14.
+
     Attributes:
         input_size_limit: elements of the largest constant that is folded.
     """
@@ -28,5 +30,5 @@ class FoldConstants(ir.passes.InPlacePass):
 
 
 def _also(node: ir.Node) -> bool | None:
-    """True for what onnxscript leaves by default, None to leave the decision to it."""
-    return True if node.op_type == "ConstantOfShape" else None
+    """Whether to fold a node; None leaves the decision to onnxscript."""
+    return {"ConstantOfShape": True, "BatchNormalization": False}.get(node.op_type)

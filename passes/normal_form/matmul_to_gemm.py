@@ -19,7 +19,9 @@ __all__ = ["MatMulToGemm"]
 class MatMulToGemm(GraphPass):
     """Make x @ W, and x @ W + b, a Gemm, with x (N, I) or (N, 1, …, I), constant W (I, O) and b (O).
 
-    An x of more than two axes, as Keras writes it before a gate, is flattened and the response reshaped.
+    The axes of x in between must have length 1 for one image and for two: in (T, N, I), where the batch is the second
+    axis, they have for one image only. An x of more than two axes, as Keras writes it before a gate, is flattened and
+    the response reshaped.
 
     It finds the MatMuls and Adds whose constants are initializers; others are left as they are.
     """
@@ -28,12 +30,14 @@ class MatMulToGemm(GraphPass):
         """Rewrite in place; returns how many MatMuls became Gemms."""
         outputs = {t.name for t in model.graph.outputs}
         matmuls = [n for n in model.graph.nodes if n.op == "MatMul" and isinstance(n.inputs[1], gs.Constant)]
-        shapes = model.shapes_at(_one_image(model)) if matmuls else {}
+        shapes, of_two = ({}, {}) if not matmuls else (model.shapes_at(_with_images(model, n)) for n in (1, 2))
         fused = 0
         for matmul in matmuls:
             product, weight = matmul.outputs[0], matmul.inputs[1]
             shape = shapes.get(matmul.inputs[0].name, ())
-            if len(shape) < 2 or any(d != 1 for d in shape[1:-1]) or weight.values.ndim != 2 or not is_float(weight):
+            other = of_two.get(matmul.inputs[0].name, ())
+            between = (*shape[1:-1], *other[1:-1])
+            if len(shape) < 2 or any(d != 1 for d in between) or weight.values.ndim != 2 or not is_float(weight):
                 continue
             matmul.op = "Gemm"
             fused += 1
@@ -64,9 +68,9 @@ def _between_reshapes(graph: gs.Graph, gemm: gs.Node, rank: int, outputs: int) -
     graph.nodes[at : at + 1] = [before, gemm, after]
 
 
-def _one_image(model: Model) -> dict[str, tuple[int, ...]]:
-    """Input shapes with one image where the batch is open: below opset 14 a Reshape to it has no rank otherwise."""
-    return {t.name: (1, *t.shape[1:]) for t in model.graph.inputs if t.shape and not isinstance(t.shape[0], int)}
+def _with_images(model: Model, count: int) -> dict[str, tuple[int, ...]]:
+    """Input shapes with this batch where it is open: below opset 14 a Reshape to it has no rank otherwise."""
+    return {t.name: (count, *t.shape[1:]) for t in model.graph.inputs if t.shape and not isinstance(t.shape[0], int)}
 
 
 def _added(product: gs.Tensor, outputs: int, rank: int) -> tuple[np.ndarray | None, gs.Node | None]:

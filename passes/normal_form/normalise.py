@@ -1,12 +1,14 @@
 """The normal form: one form for what exporters write in many, exact to float rounding.
 
-1. Weights in Constant nodes become initializers (onnx-ir), sparse ones dense.
-2. What can be computed from constants is (onnxscript).
-3. Nodes that nothing reads go (onnx-ir), and so do Identity nodes.
-4. Every node has a unique name.
-5. An initializer that is an output, or is read inside an If or a Loop, is left to them; others get a copy.
-6. BatchNormalization, and constants that multiply or are added to each channel, fold into the Conv before them.
-7. MatMul by a constant becomes Gemm where the input is one vector an image, with the Add of a constant behind it.
+1. Calls of model-local functions are inlined (onnx).
+2. Weights in Constant nodes become initializers (onnx-ir), sparse ones dense.
+3. Ifs that static shapes decide become the branch that is taken.
+4. What can be computed from constants is (onnxscript, and `FoldRemainingConstants` for what it leaves).
+5. Nodes that nothing reads go (onnx-ir), and so do Identity nodes.
+6. Every node has a unique name.
+7. An initializer that is an output, or is read inside an If or a Loop, is left to them; others get a copy.
+8. BatchNormalization, and constants that multiply or are added to each channel, fold into the Conv before them.
+9. MatMul by a constant becomes Gemm where the input is one vector an image, with the Add of a constant behind it.
 
 Each step is a pass in a file of its own; the rules are in their docstrings.
 """
@@ -27,8 +29,11 @@ from passes.graph.graph_pass import GraphSequence
 from passes.graph.model import Model
 from passes.graph.protos import without_weights
 from passes.graph.sparse import densify
+from passes.normal_form.decide_ifs import DecideIfs
 from passes.normal_form.fold_affine import FoldAffine
 from passes.normal_form.fold_constants import FoldConstants
+from passes.normal_form.fold_remaining_constants import FoldRemainingConstants
+from passes.normal_form.inline_functions import inline_functions
 from passes.normal_form.matmul_to_gemm import MatMulToGemm
 from passes.normal_form.name_nodes import NameNodes
 from passes.normal_form.own_constants import OwnConstants
@@ -41,11 +46,21 @@ __all__ = ["REWRITES", "Normalise", "normalise"]
 CONSTANTS = (
     OwnConstants(),
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    DecideIfs(),
     FoldConstants(),
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     common.RemoveUnusedNodesPass(),
 )
-REWRITES = GraphSequence((RemoveIdentities(), NameNodes(), SeparateConstants(), FoldAffine(), MatMulToGemm()))
+REWRITES = GraphSequence(
+    (
+        RemoveIdentities(),
+        NameNodes(),
+        FoldRemainingConstants(),
+        SeparateConstants(),
+        FoldAffine(),
+        MatMulToGemm(),
+    )
+)
 
 
 def normalise(proto: onnx.ModelProto) -> Model:
@@ -83,14 +98,15 @@ class Normalise(ir.passes.FunctionalPass):
 
 def _normalised(proto: onnx.ModelProto) -> tuple[Model, bool]:
     """The normal form, and whether any step has changed anything."""
-    proto = densify(proto)
+    dense = densify(proto)
+    proto = inline_functions(dense)
     weights = {t.name: t for t in plain_weights(proto)}
     light = without_weights(proto, weights)
     forgotten = _forget_defaults(light.graph) if proto.ir_version < 4 else 0
     module = ir.from_proto(light)
     if "ai.onnx" in module.opset_imports:  # the same domain as "", spelt out
         module.opset_imports.setdefault("", module.opset_imports.pop("ai.onnx"))
-    modified = False
+    modified = proto is not dense
     for step in CONSTANTS:
         modified |= step(module).modified
     model = Model(ir.to_proto(module), proto)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from zoo import resnet
+from zoo import Builder, resnet
 
 from calib.measure.moments import Moments
 from hmc_onnx.analysis.subjects import find_subjects
@@ -72,3 +72,30 @@ def test_any_classes_stand_for_those_that_go() -> None:
         assert len(gone) == len(set(gone)) == count
         for cell, keep in zip(found.cells, found.keeps[step], strict=True):
             assert len(set(cell.tolist()) - set(gone)) == keep
+
+
+@pytest.mark.parametrize("written", ["operator", "reshape"])
+def test_the_alignment_counts_channels_and_not_groups_of_a_group_norm(written: str) -> None:
+    """Four groups of eight channels: three, two or one of them make a multiple of 8, and so does each on offer."""
+    b = Builder(opset=21 if written == "operator" else 17)
+    x = b.conv("input", 3, 32, at="a")
+    if written == "operator":
+        scale, shift = (b.const(b.normal(32)) for _ in range(2))
+        x = b.node("GroupNormalization", x, scale, shift, num_groups=4)
+    else:
+        flat = b.node("Reshape", x, b.const([0, 4, -1]))
+        ones, zeros = (b.const(np.full(4, v, np.float32)) for v in (1, 0))
+        flat = b.node("InstanceNormalization", flat, ones, zeros)
+        x = b.node("Mul", b.node("Reshape", flat, b.const([0, 32, 8, 8])), b.const(b.normal(32, 1, 1)))
+    model = normalise(b.model({b.conv(x, 32, 4, at="b"): ["N", 4, 8, 8]}))
+    subjects = find_subjects(model, batch_one(model))
+    group = subjects.groups["a/Conv"]
+    assert group.size == 4
+    assert steps(group, 8).keeps == [(3,), (2,), (1,)]
+    assert steps(group, 16).keeps == [(2,)]
+    for subject in subjects.layers.values():
+        moments = Moments()
+        moments.update(np.random.default_rng(0).normal(size=(2000, subject.layer.geometry.features)))
+        subject.moments = moments.centred(Shelf())
+    function, *arguments = removal(group, subjects.layers, 8)
+    assert len(function(*arguments).order) == 3

@@ -14,6 +14,7 @@ from hmc_onnx.execution.executor import _BACKENDS
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.run import Run
 from hmc_onnx.search_space.candidates import whole_offers
+from passes.channels import trace
 from passes.decompose import DECOMPOSITIONS, chain_macs
 from passes.graph.cost import costs, total
 from passes.normal_form.normalise import normalise
@@ -70,3 +71,53 @@ def test_shares_are_right_of_crops_that_are_folded_into_the_batch(monkeypatch: p
         plan = run.plan(f"macs={share}")
         assert plan.macs == total(normalise(run.apply(plan)), run.inputs).macs
         assert share - 0.1 < plan.macs / before <= share
+
+
+def test_groups_that_a_layer_reads_side_by_side_are_one() -> None:
+    """Two branches and the image meet in a Concat: the layer behind it reads two groups, and what cannot be pruned."""
+    b = Builder()
+    left = b.node("Relu", b.conv("input", 3, 8, at="left"))
+    right = b.node("Relu", b.conv("input", 3, 4, at="right"))
+    alone = b.node("Relu", b.conv("input", 3, 4, at="alone"))
+    x = b.node("Concat", left, right, "input", axis=1)
+    y = b.node("Add", b.conv(x, 15, 4, at="reader"), b.conv(alone, 4, 4, at="other"))
+    found = find_subjects(normalise(b.model(b.conv(y, 4, 2, at="head"))), {"input": (1, 3, 8, 8)})
+    assert {name: g.size for name, g in found.groups.items()} == {"left/Conv": 12, "alone/Conv": 4, "other/Conv": 4}
+    assert found.layers["reader/Conv"].input_group == "left/Conv"
+    assert found.layers["right/Conv"].output_group == "left/Conv"
+    np.testing.assert_array_equal(found.layers["right/Conv"].output_classes, range(8, 12))
+    np.testing.assert_array_equal(found.layers["reader/Conv"].input_classes, [*range(12), -1, -1, -1])
+
+
+def test_a_grouped_conv_loses_whole_groups_where_these_leave_a_choice() -> None:
+    """Its four channels are tied to each other, but the Conv before it has four more, of which any can go."""
+    b = Builder()
+    x = b.conv("input", 3, 8, at="a")
+    first, last = (b.node("Slice", x, *map(b.const, ([at], [at + 4], [1]))) for at in (0, 4))
+    y = b.conv(first, 4, 4, group=2, at="grouped")
+    y = b.node("Add", y, b.node("Gather", y, b.const([2, 3, 0, 1]), axis=1))
+    model = normalise(b.model(b.conv(b.node("Concat", y, last, axis=1), 8, 2, at="head")))
+    by_place = {g.name: g.size for g in trace(model).groups}
+    assert by_place["grouped/Conv"] == 2
+    found = find_subjects(model, {"input": (1, 3, 8, 8)})
+    assert {name: g.size for name, g in found.groups.items()} == {"a/Conv": 5}
+    assert found.layers["grouped/Conv"].input_group == found.layers["grouped/Conv"].output_group == "a/Conv"
+
+
+def test_a_grouped_conv_of_which_no_whole_group_can_go_loses_as_many_outputs_of_each() -> None:
+    b = Builder()
+    y = b.conv(b.conv("input", 3, 4, at="a"), 4, 8, group=2, at="grouped")
+    y = b.node("Add", y, b.node("Gather", y, b.const([4, 5, 6, 7, 0, 1, 2, 3]), axis=1))
+    found = find_subjects(normalise(b.model(b.conv(y, 8, 2, at="head"))), {"input": (1, 3, 8, 8)})
+    assert {name: g.size for name, g in found.groups.items()} == {"grouped/Conv": 4}
+    assert found.refused["channels of a/Conv"].reason.startswith("the grouped Conv 'grouped/Conv' would lose inputs")
+    assert found.layers["grouped/Conv"].input_group is None
+
+
+def test_a_depthwise_conv_over_several_groups_joins_them_unless_one_cannot_be_pruned() -> None:
+    for parts, groups in ((["left", "right"], {"left/Conv": 6}), (["left", "input"], {})):
+        b = Builder()
+        read = [b.conv("input", 3, 3, at=p) if p != "input" else p for p in parts]
+        x = b.conv(b.node("Concat", *read, axis=1), 6, 6, group=6, at="depthwise")
+        found = find_subjects(normalise(b.model(b.conv(x, 6, 2, at="head"))), {"input": (1, 3, 8, 8)})
+        assert {name: g.size for name, g in found.groups.items()} == groups

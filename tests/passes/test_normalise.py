@@ -474,6 +474,15 @@ def test_a_matmul_of_an_open_batch_behind_a_computed_flatten_becomes_a_gemm(
     assert operators(normalised(b.model({y: ("N", 5)}), images(5, 8)))[-1] == "Gemm"
 
 
+def test_a_linear_layer_over_a_sequence_with_the_batch_on_its_second_axis_stays_a_matmul() -> None:
+    """(T, N, C) @ W, as recurrent and attention layers are exported: for one image alone N is 1."""
+    b = Builder()
+    x = b.node("ReduceMean", b.conv("input", 3, 4), axes=[2], keepdims=0)
+    x = b.node("Transpose", x, perm=[2, 0, 1])
+    done = normalised(b.model(b.matmul(x, 4, 5)))
+    assert operators(done) == ["Conv", "ReduceMean", "Transpose", "MatMul", "Add"]
+
+
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (4, 1, 1), (1,), ()])
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("swap", [True, False])

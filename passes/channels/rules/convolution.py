@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.channels.registry import Rule, register
@@ -13,7 +14,7 @@ __all__: list[str] = []
 
 @register("Conv", "ConvTranspose")
 class Convolution(Rule):
-    """Ends its input's channels and begins new ones; grouped or depthwise, all channels of a group go together."""
+    """Ends its input's channels and begins new ones; grouped, whole groups go, or as many channels of each group."""
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
         """A Conv's weight is (O, I / groups, *kernel), a ConvTranspose's (I, O / groups, *kernel)."""
@@ -32,11 +33,72 @@ class Convolution(Rule):
             return
         else:
             ids = tracer.fresh(shape[0] if node.op == "Conv" else shape[1] * groups)
-            by_group = x.reshape(groups, -1)
-            tracer.tie(by_group, by_group[:, :1])
-            tracer.tie(ids.reshape(groups, -1), by_group[:, :1])
-            tracer.slot(node, 1, 0, "follows", ids if node.op == "Conv" else x)
-            tracer.adjust(node, x, lambda keep: node.attrs.update(group=int(keep[by_group[:, 0]].sum())))
-        if is_given(node, 2):
+            tracer.postpone(GroupedConvolution(node, x.reshape(groups, -1), ids.reshape(groups, -1)))
+        if groups == 1 and is_given(node, 2):
             tracer.slot(node, 2, 0, "follows", ids)
         tracer.emit(node.outputs[0], 1, ids)
+
+
+class GroupedConvolution:
+    """A Conv of several groups, whose groups stay of equal size in one of two ways.
+
+    Whole groups may go, with their inputs and outputs, as in a ResNeXt or a depthwise Conv. Or as many channels of
+    each group may go: the first of each together, the second of each, and so on; inputs and outputs are independent
+    then. That is what is left where other operators tie all groups to each other, as in the split attention of a
+    ResNeSt or behind a channel shuffle.
+
+    Attributes:
+        node: the Conv or ConvTranspose.
+        inputs, outputs: ids, (groups, channels of each).
+    """
+
+    def __init__(self, node: gs.Node, inputs: np.ndarray, outputs: np.ndarray) -> None:
+        self.node, self.inputs, self.outputs = node, inputs, outputs
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each group has one input."""
+        return self.inputs.shape[1] == 1
+
+    @property
+    def whole(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What is tied where whole groups go: pairs of id arrays."""
+        first = self.inputs[:, :1]
+        return [(ids.ravel(), np.broadcast_to(first, ids.shape).ravel()) for ids in (self.inputs, self.outputs)]
+
+    def is_one(self, label: np.ndarray) -> bool:
+        """Whether all its channels have one label."""
+        return len(np.unique(label[self.inputs])) == len(np.unique(label[self.outputs])) == 1
+
+    def is_torn(self, label: np.ndarray) -> bool:
+        """Whether what ties channels (those of one label) reaches from one group into another, at either end."""
+        return any(_in_several_rows(label[ids]) for ids in (self.inputs, self.outputs))
+
+    def by_group(self, tracer: Tracer) -> None:
+        """Whole groups go."""
+        node, inputs = self.node, self.inputs
+        for a, b in self.whole:
+            tracer.tie(a, b)
+        tracer.slot(node, 1, 0, "follows", (self.outputs if node.op == "Conv" else inputs).ravel())
+        self._bias(tracer)
+        tracer.adjust(node, inputs.ravel(), lambda keep: node.attrs.update(group=int(keep[inputs[:, 0]].sum())))
+
+    def by_place(self, tracer: Tracer) -> None:
+        """As many channels of each group go."""
+        tracer.tie(self.inputs, self.inputs[:1])
+        tracer.tie(self.outputs, self.outputs[:1])
+        transposed = self.node.op != "Conv"
+        read, made = (self.inputs.ravel(), self.outputs[0]) if transposed else (self.inputs[0], self.outputs.ravel())
+        tracer.slot(self.node, 1, 0 if transposed else 1, "consumes", read)
+        tracer.slot(self.node, 1, 1 if transposed else 0, "produces", made)
+        self._bias(tracer)
+
+    def _bias(self, tracer: Tracer) -> None:
+        if is_given(self.node, 2):
+            tracer.slot(self.node, 2, 0, "follows", self.outputs.ravel())
+
+
+def _in_several_rows(label: np.ndarray) -> bool:
+    """Whether any label occurs in more than one row."""
+    rows = np.concatenate([np.unique(row) for row in label])
+    return len(np.unique(rows)) < len(rows)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.channels.registry import Closed, Rule, register
+from passes.channels.rules.arithmetic import compute_sizes
 from passes.channels.rules.parameters import is_given
 from passes.channels.tracing import Tracer
 from passes.graph.model import constant_value
@@ -20,8 +21,12 @@ __all__: list[str] = []
 class Unary(Rule):
     """Passes the channels of its first input on."""
 
+    follows_sizes = True
+
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
         """Other inputs are bounds, ratios and types, which are the same for all channels."""
+        if compute_sizes(node, tracer):
+            return
         if any(tracer.stream(t) for t in node.inputs[1:]):
             raise Closed("reads a parameter from an activation")
         tracer.pass_on(node)
@@ -34,8 +39,12 @@ class Unary(Rule):
 class Broadcasting(Rule):
     """Ties the channels of the activations it combines, such as a gate's; a constant with a value a channel follows."""
 
+    follows_sizes = True
+
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
         """Shapes are aligned at the last axis; `axis` counts from there."""
+        if compute_sizes(node, tracer):
+            return
         streams = {i: s for i, t in enumerate(node.inputs) if (s := tracer.stream(t)) is not None}
         if not streams:
             return

@@ -40,7 +40,7 @@ class Squeeze(Movement):
 
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
         """Axes are an attribute or an input; Unsqueeze counts them in its output."""
-        given = parameter(node, "axes", 1)
+        given = parameter(node, "axes", 1, tracer)
         if given is None:
             raise Closed("has no axes, and so may drop the batch")
         dropped = node.op == "Squeeze"
@@ -93,7 +93,7 @@ class Split(Movement):
             for output in node.outputs:
                 tracer.emit(output, stream.axis, stream.ids)
             return
-        split = parameter(node, "split", 1)
+        split = parameter(node, "split", 1, tracer)
         sizes = [tracer.shape(t)[axis] for t in node.outputs] if split is None else [int(n) for n in split]
         parts = np.split(stream.ids, np.cumsum(sizes)[:-1])
         for output, ids in zip(node.outputs, parts, strict=True):
@@ -114,17 +114,18 @@ class Slice(Movement):
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
         """Bounds are attributes before opset 10, inputs since; where one is computed it must be of another axis."""
         rank = tracer.rank(node.inputs[0])
-        axes = parameter(node, "axes", 3)
+        axes = parameter(node, "axes", 3, tracer)
         if axes is None:
-            starts = parameter(node, "starts", 1)
+            starts = parameter(node, "starts", 1, tracer)
             axes = np.arange(len(starts) if starts is not None else 0)
         places = [i for i, a in enumerate(axes) if int(a) % rank == stream.axis]
         if not places:
             tracer.pass_on(node)
             return
         place, count = places[0], len(stream.ids)
-        bounds = [parameter(node, name, index) for name, index in (("starts", 1), ("ends", 2), ("steps", 4))]
-        start, end, step = (1 if b is None else int(b[place]) for b in bounds)
+        places_of = {"starts": 1, "ends": 2, "steps": 4}
+        bounds = {name: parameter(node, name, index, tracer) for name, index in places_of.items()}
+        start, end, step = (1 if b is None else int(b[place]) for b in bounds.values())
         first, last, _ = slice(start, end, step).indices(count)
         if step != 1 or last <= first:
             raise Closed("cuts channels out with a step, or none")
@@ -132,10 +133,10 @@ class Slice(Movement):
 
         def resize(keep: np.ndarray) -> None:
             before, inside = keep[stream.ids[:first]].sum(), keep[stream.ids[first:last]].sum()
-            for name, index, value in (("starts", 1, before), ("ends", 2, before + inside)):
-                bound = np.array(parameter(node, name, index))
+            for name, value in (("starts", before), ("ends", before + inside)):
+                bound = np.array(bounds[name])
                 bound[place] = value
-                set_parameter(tracer.graph, node, name, index, bound)
+                set_parameter(tracer.graph, node, name, places_of[name], bound)
 
         tracer.adjust(node, stream.ids, resize)
 
@@ -154,7 +155,7 @@ class Gather(Movement):
             shift = 0 if stream.axis < axis else rank - 1
             tracer.emit(node.outputs[0], stream.axis + shift, stream.ids)
             return
-        indices = parameter(node, "indices", 1)
+        indices = parameter(node, "indices", 1, tracer)
         if rank != 1 or indices is None:
             raise Closed("picks channels by other than a list")
         ids = stream.ids[indices]
@@ -174,8 +175,8 @@ class Pad(Movement):
 
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
         """Pads are an attribute or an input, since opset 18 of some axes only; negative ones cut off."""
-        pads, rank = parameter(node, "pads", 1), tracer.rank(node.inputs[0])
-        given = parameter(node, "axes", 3)
+        pads, rank = parameter(node, "pads", 1, tracer), tracer.rank(node.inputs[0])
+        given = parameter(node, "axes", 3, tracer)
         axes = [int(a) % rank for a in (range(rank) if given is None else given)]
         if pads is None or len(pads) != 2 * len(axes):
             raise Closed("has no pads")
@@ -188,7 +189,7 @@ class Pad(Movement):
             raise Closed(f"pads channels by mode '{node.attrs['mode']}'")
         value = node.attrs.get("value", 0.0)
         if is_given(node, 2):
-            constant = parameter(node, "constant_value", 2)
+            constant = parameter(node, "constant_value", 2, tracer)
             value = 0.0 if constant is None else constant.ravel()[0]
         first = stream.ids[: max(-before, 0)] if before < 0 else tracer.fresh(before)
         last = stream.ids[len(stream.ids) + min(after, 0) :] if after < 0 else tracer.fresh(after)
@@ -203,7 +204,7 @@ class Pad(Movement):
         tracer.emit(node.outputs[0], stream.axis, ids)
 
         def resize(keep: np.ndarray) -> None:
-            now = np.array(parameter(node, "pads", 1))
+            now = np.array(pads)
             for at, end in ((place, first), (place + len(axes), last)):
                 now[at] = np.sign(now[at]) * keep[end].sum()
             set_parameter(tracer.graph, node, "pads", 1, now)
@@ -217,7 +218,7 @@ class Tile(Movement):
 
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
         """Repeats are an input, one an axis."""
-        repeats = parameter(node, "repeats", 1)
+        repeats = parameter(node, "repeats", 1, tracer)
         if repeats is None or repeats[0] != 1:
             raise Closed("repeats the batch")
         tracer.emit(node.outputs[0], stream.axis, np.tile(stream.ids, int(repeats[stream.axis])))

@@ -64,7 +64,7 @@ class Across(Rule):
         elif node.op in ("LayerNormalization", "RMSNormalization"):
             mixed = list(range(node.attrs.get("axis", -1) % rank, rank))
         elif node.op == "CumSum":
-            axis = parameter(node, "axis", 1)
+            axis = parameter(node, "axis", 1, tracer)
             mixed = [] if axis is None else [int(axis[0]) % rank]
         elif node.op in ("Softmax", "LogSoftmax", "Hardmax") and tracer.opset < 13:
             mixed = list(range(node.attrs.get("axis", 1) % rank, rank))

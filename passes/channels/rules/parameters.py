@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.channels.registry import Closed
+from passes.channels.tracing import Tracer
 from passes.graph.model import constant_value
 from passes.graph.naming import unused_name
 
@@ -17,19 +18,22 @@ def is_given(node: gs.Node, index: int) -> bool:
     return len(node.inputs) > index and not node.inputs[index].is_empty()
 
 
-def parameter(node: gs.Node, name: str, index: int | None) -> np.ndarray | None:
+def parameter(node: gs.Node, name: str, index: int | None, tracer: Tracer) -> np.ndarray | None:
     """A parameter that is an attribute in some opsets and a constant input in others; None if it is left out.
 
+    One that is computed from numbers of channels keeps its value when they go.
+
     Raises:
-        Closed: it is computed.
+        Closed: it is computed from anything else.
     """
     if name in node.attrs:
         return np.atleast_1d(node.attrs[name])
     if index is None or not is_given(node, index):
         return None
-    value = constant_value(node.inputs[index])
+    value = tracer.value(node.inputs[index])
     if value is None:
         raise Closed(f"has computed {name}")
+    tracer.freeze(node, index)
     return np.atleast_1d(value)
 
 

@@ -36,7 +36,7 @@ class Reduce(Rule):
         if node.op.startswith("Arg"):
             axes = [node.attrs.get("axis", 0) % rank]
         else:
-            given = parameter(node, "axes", 1)
+            given = parameter(node, "axes", 1, tracer)
             if given is not None and len(given):
                 axes = [int(a) % rank for a in given]
             else:
@@ -60,15 +60,15 @@ class Resize(Rule):
         """Upsample has scales, as attribute or input; Resize has scales before opset 11, then roi, scales and sizes."""
         stream = tracer.stream(node.inputs[0])
         if stream is None:
-            if any(s is not None for t in node.inputs for s in tracer.sizes.get(t.name, ())):
-                raise Closed("computes with a number of channels")
+            for index in range(len(node.inputs)):
+                tracer.freeze(node, index)
             return
         given = node.attrs.get("axes")
         rank = tracer.rank(node.inputs[0])
         axes = [a % rank for a in (range(rank) if given is None else given)]
         place = axes.index(stream.axis) if stream.axis in axes else None
         early = node.op == "Upsample" or tracer.opset < 11
-        scales = parameter(node, "scales", 1 if early else 2)
+        scales = parameter(node, "scales", 1 if early else 2, tracer)
         if place is not None and scales is not None and len(scales) and scales[place] != 1:
             raise Closed("resizes the channel axis")
         if place is not None and not early and is_given(node, 3):
@@ -77,7 +77,8 @@ class Resize(Rule):
                 raise Closed("resizes the channel axis")
             if node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
                 raise Closed("resizes the channel axis with the others")
-            if any(e.size is not None for i, e in enumerate(target) if i != place):
-                raise Closed("gives another axis the number of channels")
+            for i, entry in enumerate(target):
+                if i != place:
+                    entry.stay(node, tracer)
             target[place].follow(node, stream.ids, tracer)
         tracer.pass_on(node)

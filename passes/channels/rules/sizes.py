@@ -1,43 +1,22 @@
-"""Numbers of channels that the graph computes: Shape, and the operators that take its result apart.
+"""Numbers of channels that the graph computes: Shape, and the operators that take its result apart or compute with it.
 
 `Movement` is the base of all rules that move data, which do the same with such numbers as with activations:
-traced by running the operator on numbered entries.
+traced by running the operator on numbered entries. Arithmetic on them is in `arithmetic`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
-from onnx.reference import ReferenceEvaluator
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from passes.channels.registry import Closed, Rule, register
-from passes.channels.tracing import Stream, Tracer
-from passes.graph.model import constant_value
+from passes.channels.rules.arithmetic import cast_size, size_entries
+from passes.channels.tracing import Size, Stream, Tracer
+from passes.graph.evaluation import evaluate
 
-__all__ = ["Movement", "evaluate"]
-
-
-def evaluate(node: gs.Node, inputs: Sequence[np.ndarray | None], opset: int) -> list[np.ndarray]:
-    """The outputs of one node, by ONNX's reference implementation; None is an input left out."""
-    proto = OnnxExporter.export_node(node)
-    names = ["" if x is None else f"x{i}" for i, x in enumerate(inputs)]
-    results = [f"y{i}" for i in range(len(node.outputs))]
-    del proto.input[:], proto.output[:]
-    proto.input.extend(names)
-    proto.output.extend(results)
-    graph = onnx.helper.make_graph(
-        [proto],
-        "node",
-        [onnx.ValueInfoProto(name=n) for n in names if n],
-        [onnx.ValueInfoProto(name=n) for n in results],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    return list(ReferenceEvaluator(model).run(None, {n: x for n, x in zip(names, inputs, strict=True) if n}))
+__all__ = ["Movement"]
 
 
 class Movement(Rule):
@@ -48,21 +27,21 @@ class Movement(Rule):
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
         """Numbers of channels move as they are; channels as `move` says."""
         data = [t for t in (node.inputs if node.op == "Concat" else node.inputs[:1]) if not t.is_empty()]
-        if any(t.name in tracer.sizes for t in data):
-            self._move_sizes(node, data, tracer)
-            return
         stream = next((s for t in data if (s := tracer.stream(t)) is not None), None)
         if stream is not None:
             self.move(node, stream, tracer)
-        elif any(s is not None for t in node.inputs for s in tracer.sizes.get(t.name, ())):
-            raise Closed("gives a tensor without channels the size of one that has some")
+        elif any(t.name in tracer.sizes for t in data):
+            self._move_sizes(node, data, tracer)
+        else:
+            for index in range(len(node.inputs)):
+                tracer.freeze(node, index)
 
     @abstractmethod
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
         """Set the channels of the outputs; `stream` is the first of the node's inputs."""
 
     def _move_sizes(self, node: gs.Node, data: list[gs.Tensor], tracer: Tracer) -> None:
-        counted: list[np.ndarray | None] = []
+        counted: list[Size | None] = []
         feeds: list[np.ndarray | None] = []
         for tensor in node.inputs:
             if tensor.is_empty():
@@ -70,15 +49,17 @@ class Movement(Rule):
             elif any(tensor is t for t in data):
                 shape = tracer.shape(tensor)
                 numbers = np.arange(len(counted), len(counted) + int(np.prod(shape))).reshape(shape)
-                counted += tracer.sizes.get(tensor.name, (None,) * numbers.size)
+                counted += size_entries(tensor, tracer).ravel().tolist()
                 feeds.append(numbers)
             else:
-                value = constant_value(tensor)
+                value = tracer.value(tensor)
                 if value is None:
                     raise Closed("takes a number of channels from a computed place")
+                tracer.freeze(node, len(feeds))
                 feeds.append(value)
         for output, numbers in zip(node.outputs, evaluate(node, feeds, tracer.opset), strict=True):
-            tracer.sizes[output.name] = tuple(counted[int(i)] for i in np.ravel(numbers))
+            moved = tuple(counted[int(i)] for i in np.ravel(numbers))
+            tracer.sizes[output.name] = tuple(cast_size(s, node) for s in moved) if node.op == "Cast" else moved
 
 
 @register("Shape")
@@ -89,12 +70,13 @@ class Shape(Rule):
         """The axes from `start` to `end`, since opset 15."""
         stream = tracer.stream(node.inputs[0])
         if stream is not None:
-            sizes = tuple(stream.ids if a == stream.axis else None for a in range(tracer.rank(node.inputs[0])))
+            channels = Size(stream.ids, np.int64(len(stream.ids)), True)
+            sizes = tuple(channels if a == stream.axis else None for a in range(tracer.rank(node.inputs[0])))
             tracer.sizes[node.outputs[0].name] = sizes[node.attrs.get("start", 0) : node.attrs.get("end")]
 
 
 @register("Size")
-class Size(Rule):
+class CountAll(Rule):
     """Closes the channels that it counts."""
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
@@ -108,4 +90,4 @@ class Source(Rule):
     """Begins no channels."""
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
-        """Nothing to do: a computed number of channels among its inputs has been refused already."""
+        """Nothing to do: a computed number of channels among its inputs keeps its value."""

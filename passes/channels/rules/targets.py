@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.channels.registry import Closed
-from passes.channels.tracing import Tracer
+from passes.channels.tracing import Size, Tracer
 from passes.graph.model import constant_value
 from passes.graph.naming import unused_name
 
@@ -19,37 +19,69 @@ __all__ = ["Entry", "entries"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a target shape: its value if constant, or the ids that it counts.
+    """One entry of a target shape.
 
-    `path` leads to a constant's place: the index of the reader's input, then of the input of the Concat that makes
-    it, and so on; `offset` is the entry's place in the tensor at its end.
+    Attributes:
+        value: if it is constant; None if it is computed.
+        path: leads to its place: the index of the reader's input, then of the input of the Concat that makes it, and
+            so on.
+        offset: its place in the tensor at the end of the path.
+        size: what it is computed from, if that are numbers of channels.
+        around: the value of the whole tensor at the end of the path, if all of it is known.
     """
 
     value: int | None
     path: tuple[int, ...]
     offset: int
-    size: np.ndarray | None
+    size: Size | None
+    around: np.ndarray | None
 
     def follow(self, reader: gs.Node, ids: np.ndarray, tracer: Tracer) -> None:
-        """Keep the entry at the number of ids that are left."""
-        if self.value is None:
-            if self.size is None or len(self.size) != len(ids):
-                raise Closed("has a computed number of channels")
-            tracer.tie(self.size, ids)
+        """Keep the entry at the number of ids that are left.
+
+        Raises:
+            Closed: it is computed from something else than numbers of channels.
+        """
+        if self.size is not None and self._is_number_of(ids, self.size):
+            tracer.tie(self.size.ids, ids)
             return
+        if self.around is None:
+            raise Closed("has a computed number of channels")
+        counted = ids if self.size is None else np.concatenate([ids, self.size.ids])
+        tracer.adjust(reader, counted, lambda keep: self._set(reader, keep[ids].sum(), tracer))
 
-        def resize(keep: np.ndarray) -> None:
-            node = reader
-            for index in self.path[:-1]:
-                node = _own_maker(tracer.graph, node, index)
-            old = constant_value(node.inputs[self.path[-1]])
-            assert old is not None
-            now = np.array(old)
-            now.ravel()[self.offset] = keep[ids].sum()
-            name = unused_name(tracer.graph, f"{reader.name}:shape:{self.path[-1]}")
-            node.inputs[self.path[-1]] = gs.Constant(name, now)
+    def _is_number_of(self, ids: np.ndarray, size: Size) -> bool:
+        """Whether the entry is to follow by itself, since what it counts is tied to these ids.
 
-        tracer.adjust(reader, ids, resize)
+        The same channels in another order, as behind a shuffle, would all be tied to each other: there it is set.
+        """
+        if not size.counts or len(size.ids) != len(ids):
+            return False
+        return self.around is None or np.array_equal(ids, size.ids) or not np.isin(ids, size.ids).any()
+
+    def stay(self, reader: gs.Node, tracer: Tracer) -> None:
+        """Keep the entry at its value, on an axis that is not the channels'.
+
+        Raises:
+            Closed: it is computed from numbers of channels together with something else.
+        """
+        if self.size is None:
+            return
+        if self.around is None:
+            raise Closed("gives another axis the number of channels")
+        value = self.size.value
+        tracer.adjust(reader, self.size.ids, lambda _: self._set(reader, value, tracer))
+
+    def _set(self, reader: gs.Node, value: np.generic, tracer: Tracer) -> None:
+        """Put a constant, with this value in the entry's place, where the entry is read from."""
+        node = reader
+        for index in self.path[:-1]:
+            node = _own_maker(tracer.graph, node, index)
+        old = constant_value(node.inputs[self.path[-1]])
+        now = np.array(self.around if old is None else old)
+        now.ravel()[self.offset] = value
+        name = unused_name(tracer.graph, f"{reader.name}:shape:{self.path[-1]}")
+        node.inputs[self.path[-1]] = gs.Constant(name, now)
 
 
 def entries(node: gs.Node, index: int, tracer: Tracer) -> list[Entry]:
@@ -61,13 +93,14 @@ def _entries(tensor: gs.Tensor, path: tuple[int, ...], tracer: Tracer) -> Iterat
     value = constant_value(tensor)
     maker = tensor.inputs[0] if tensor.inputs else None
     if value is not None:
-        yield from (Entry(int(v), path, k, None) for k, v in enumerate(value.ravel()))
+        yield from (Entry(int(v), path, k, None, value) for k, v in enumerate(value.ravel()))
     elif maker is not None and maker.op == "Concat":
         for i, part in enumerate(maker.inputs):
             yield from _entries(part, (*path, i), tracer)
     else:
         sizes = tracer.sizes.get(tensor.name) or (None,) * math.prod(tracer.shape(tensor))
-        yield from (Entry(None, path, k, size) for k, size in enumerate(sizes))
+        sizes = tuple(None if s is None or not len(s.ids) else s for s in sizes)
+        yield from (Entry(None, path, k, size, tracer.value(tensor)) for k, size in enumerate(sizes))
 
 
 def _own_maker(graph: gs.Graph, node: gs.Node, index: int) -> gs.Node:
