@@ -14,6 +14,7 @@ from calib.data.preprocess import Preprocess
 from calib.measure.latency_table import LatencyTable, read_table
 from calib.runtime.sessions import CPU, Runtime
 from hmc_onnx.analysis.model_inputs import fit, load_data, preprocessing
+from hmc_onnx.analysis.sanity import Finding
 from hmc_onnx.comparison.judging import check_labels
 from hmc_onnx.comparison.verification import Network
 from hmc_onnx.comparison.verification import verify as compare
@@ -42,6 +43,7 @@ __all__ = [
     "CalibrationData",
     "CalibrationDataReader",
     "DataError",
+    "Finding",
     "FineTuning",
     "Found",
     "Goal",

@@ -11,12 +11,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import onnx
 
 from calib.data.calibration import CalibrationData, CalibrationDataReader
+from calib.runtime.batching import at_once, declared_batch
 from calib.runtime.sessions import providers
 from hmc_onnx.analysis.model_inputs import check_supported, fit, load_supported
-from hmc_onnx.comparison.judging import check_decides, check_labels
+from hmc_onnx.analysis.sanity import Finding, findings
+from hmc_onnx.comparison.judging import Judged, check_decides, check_labels
 from hmc_onnx.comparison.verification import BATCHES, Network, verify
 from hmc_onnx.execution.context import Context, check_convertible
 from hmc_onnx.planning.accuracy_search import Found, Search, Split, split
@@ -34,6 +37,9 @@ from passes.core.errors import PlanError, SettingsError
 from passes.graph.external import on_disk
 
 __all__ = ["DataLike", "ModelLike", "Run", "opened"]
+
+# Images whose answers are looked at before the work.
+LOOKED_AT = 128
 
 ModelLike = onnx.ModelProto | str | os.PathLike[str]
 DataLike = CalibrationData | CalibrationDataReader | Iterable[Any]
@@ -98,6 +104,22 @@ class Run(Context):
         if self._profile is None:
             self._profile = profile(self)
         return self._profile
+
+    def findings(self) -> list[Finding]:
+        """What is likely wrong with the images, their preprocessing or their labels; to be asked before the work.
+
+        The model answers a few of the images for it.
+        """
+        judged = Judged(self.served, self.runtime, self.settings.judge)
+        scores = None
+        if judged.outputs[0].kind in ("scores", "probabilities"):
+            size = declared_batch(self.served, self.data.feeds) or at_once(self.data.feeds, LOOKED_AT)
+            images = self.data.head(max(LOOKED_AT // size, 1) * size)
+            whole = [feeds for feeds, _ in images.chunks(size) if len(next(iter(feeds.values()))) == size]
+            answers = [judged.run(feeds)[0] for feeds in whole or [images.feeds]]
+            if answers[0].ndim == 2 and len(answers[0]) == len(next(iter((whole or [images.feeds])[0].values()))):
+                scores = np.concatenate(answers)
+        return findings(self.served, self.data, scores)
 
     @property
     def profiled(self) -> Profile | None:

@@ -45,10 +45,8 @@ app = typer.Typer()
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)]
 INPUT = Group(Images, only=("size", "layout"))
-MEASURING = Group(
-    Settings,
-    only=("samples", "seed", "align", "provider", "threads", "batch", "latency_table", "exhaustive"),
-)
+# Whether times are measured follows from the goal.
+MEASURING = Group(Settings, without=("latency",))
 
 
 @cache
@@ -195,7 +193,7 @@ def apply(model: Model, given: Given) -> None:
     Data,
     Images,
     Labels,
-    Group(Settings, only=("samples", "seed", "provider", "threads")),
+    Group(Settings, only=("samples", "seed", "provider", "threads", "judge")),
     Report,
 )
 def verify(

@@ -57,7 +57,7 @@ def clear_tables() -> None:
     LATENCY["measure"],
     Output,
     INPUT,
-    Group(Settings, only=("align", "provider", "threads", "batch")),
+    Group(Settings, only=("align", "provider", "threads", "batch", "precision")),
     Quick,
 )
 def measure(model: Model, given: Given) -> None:

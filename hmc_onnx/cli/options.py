@@ -116,18 +116,21 @@ class Group:
 
     Attributes:
         record: whose fields they are.
-        only: the names of those that are offered; None: all that the command line has.
+        only: the names of those that are offered; None: all that the command line has,
+        without: but for these.
         needs: a flag of another group, without which none of these may be given.
     """
 
     record: type[Options]
     only: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
     needs: str | None = None
 
     def __iter__(self) -> Iterator[OptionField]:
         for name, field in self.record.model_fields.items():
             found = OptionField(name, field, self.record)
-            if found.option.command_line and (self.only is None or name in self.only):
+            offered = name not in self.without if self.only is None else name in self.only
+            if found.option.command_line and offered:
                 yield found
 
 

@@ -62,7 +62,7 @@ class Settings(Options):
     exhaustive: bool = Field(
         default=False, description="Measure every candidate's sensitivity on all images, which takes longer."
     )
-    judge: Annotated[tuple[str, ...], Option(metavar="NAME=KIND")] = Field(
+    judge: Annotated[tuple[str, ...], Option(metavar="KIND")] = Field(
         default=(),
         exclude_if=lambda given: not given,  # plans and profiles that do not say it stay as they were
         description="What an output is, where it is taken for something else: NAME=kind, the kind one of "

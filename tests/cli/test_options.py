@@ -212,3 +212,9 @@ def test_a_sample_that_is_no_number_is_counted_in_the_file(cli: Cli, given: Path
     done = cli("profile", given / "model.onnx", "-o", tmp_path / "profile.json", *arguments)
     assert done.code == 1
     assert "holds NaN or infinity in sample 33 of" in done.errors[0]
+
+
+def test_commands_that_measure_offer_the_precision_that_is_served(cli: Cli) -> None:
+    for command in ("compress", "profile"):
+        said = cli(command, "--help").out
+        assert all(option in said for option in ("--precision", "--calibration", "--judge"))

@@ -112,3 +112,11 @@ def test_the_target_none_changes_the_precision_alone(calls: Counter[str]) -> Non
     assert result.plan.macs == result.report.a.macs == result.report.b.macs
     assert result.report.unchanged is not None
     assert result.report.b.bytes == result.report.unchanged.bytes  # what the quantiser alone gives
+
+
+def test_a_run_tells_what_looks_wrong_before_the_work() -> None:
+    original = resnet((1,), (8,), size=8, classes=5)
+    labelled = CalibrationData({"input": images(128, 8)}, np.zeros(128, int), "noise")
+    assert "one_label" in {finding.code for finding in hmc_onnx.Run(original, labelled, SETTINGS, WORK).findings()}
+    fine = hmc_onnx.Run(original, CalibrationData({"input": images(128, 8)}, None, "noise"), SETTINGS, WORK)
+    assert not [finding for finding in fine.findings() if finding.fatal]
