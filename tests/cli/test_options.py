@@ -215,6 +215,6 @@ def test_a_sample_that_is_no_number_is_counted_in_the_file(cli: Cli, given: Path
 
 
 def test_commands_that_measure_offer_the_precision_that_is_served(cli: Cli) -> None:
-    for command in ("compress", "profile"):
-        said = cli(command, "--help").out
+    for name in ("compress", "profile"):
+        said = cli(name, "--help").out
         assert all(option in said for option in ("--precision", "--calibration", "--judge"))
