@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import cpuinfo
 import numpy as np
 import onnx
 from onnxruntime.quantization import (
@@ -28,7 +30,7 @@ from onnxruntime.quantization import (
 from passes.core.errors import ModelError
 from passes.graph.protos import first_line
 
-__all__ = ["OLDEST_OPSET", "Calibration", "FeedReader", "quantise", "quantise_for_timing", "raise_opset"]
+__all__ = ["OLDEST_OPSET", "Calibration", "FeedReader", "quantise", "quantise_for_timing", "raise_opset", "saturates"]
 
 Calibration = Literal["minmax", "entropy", "percentile"]
 
@@ -150,6 +152,7 @@ def _quantised(
                 folder / "quantised.onnx",
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
+                reduce_range=provider == "CPUExecutionProvider" and saturates(),
                 activation_type=activations,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=list(in_float),
@@ -159,6 +162,16 @@ def _quantised(
         return onnx.load(folder / "quantised.onnx")
     except Exception as e:  # the quantiser's errors share no base
         raise ModelError(f"onnxruntime's quantiser cannot quantise the model: {first_line(e)}") from e
+
+
+@cache
+def saturates() -> bool:
+    """Whether this processor adds pairs of products of 8 bits in 16, which overflow with weights of full range.
+
+    x86 processors without VNNI or AMX do; weights of 7 bits keep them right (onnxruntime's `reduce_range`).
+    """
+    flags = set(cpuinfo.get_cpu_info().get("flags", []))
+    return "avx2" in flags and not flags & {"avx512_vnni", "avx512vnni", "avx_vnni", "amx_int8"}
 
 
 @contextmanager

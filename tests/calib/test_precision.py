@@ -109,3 +109,17 @@ def test_a_layer_that_overflows_float16_stays_in_float32(feeds: list[dict[str, n
     weights = {t.name: t.data_type for t in in_half(proto, feeds).graph.initializer}
     assert weights[convs[1].inputs[1].name] == onnx.TensorProto.FLOAT
     assert weights[convs[0].inputs[1].name] == onnx.TensorProto.FLOAT16
+
+
+@pytest.mark.parametrize(("saturating", "largest"), [(True, 64), (False, 127)])
+def test_weights_have_seven_bits_where_sums_of_products_would_saturate(
+    original: onnx.ModelProto,
+    feeds: list[dict[str, np.ndarray]],
+    monkeypatch: pytest.MonkeyPatch,
+    saturating: bool,
+    largest: int,
+) -> None:
+    monkeypatch.setattr("calib.runtime.quantisation.saturates", lambda: saturating)
+    values = [onnx.numpy_helper.to_array(t) for t in quantise(original, feeds).graph.initializer]
+    weights = [v for v in values if v.dtype == np.int8 and v.ndim == 4]
+    assert weights and max(int(np.abs(w.astype(int)).max()) for w in weights) == largest
