@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from calib.data.calibration import CalibrationData, CalibrationDataReader
-from calib.runtime.batching import at_once, declared_batch
+from calib.runtime.batching import at_once, declared_batch, whole_batches
 from calib.runtime.sessions import providers
 from hmc_onnx.analysis.model_inputs import check_supported, fit, load_supported
 from hmc_onnx.analysis.sanity import Finding, findings
@@ -113,11 +113,11 @@ class Run(Context):
         judged = Judged(self.served, self.runtime, self.settings.judge)
         scores = None
         if judged.outputs[0].kind in ("scores", "probabilities"):
-            size = declared_batch(self.served, self.data.feeds) or at_once(self.data.feeds, LOOKED_AT)
-            images = self.data.head(max(LOOKED_AT // size, 1) * size)
-            whole = [feeds for feeds, _ in images.chunks(size) if len(next(iter(feeds.values()))) == size]
-            answers = [judged.run(feeds)[0] for feeds in whole or [images.feeds]]
-            if answers[0].ndim == 2 and len(answers[0]) == len(next(iter((whole or [images.feeds])[0].values()))):
+            fixed = declared_batch(self.served, self.data.feeds)
+            size = fixed or at_once(self.data.feeds, LOOKED_AT)
+            chunks = whole_batches(self.data.head(max(LOOKED_AT, size)), size, fixed)
+            answers = [judged.run(feeds)[0] for feeds in chunks]
+            if answers[0].ndim == 2 and len(answers[0]) == len(next(iter(chunks[0].values()))):
                 scores = np.concatenate(answers)
         return findings(self.served, self.data, scores)
 

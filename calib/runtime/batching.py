@@ -21,6 +21,7 @@ __all__ = [
     "input_shapes",
     "serving_batch",
     "serving_feeds",
+    "whole_batches",
 ]
 
 # Largest difference, as a share of the largest output, that counts as rounding. The error is far larger when the batch
@@ -64,6 +65,12 @@ def at_once(feeds: Mapping[str, np.ndarray], wanted: int) -> int:
     """The wanted number of images to run at once, or fewer where they are large."""
     image = max(array[:1].nbytes for array in feeds.values())
     return min(wanted, max(int(MOST_BYTES / image), LEAST_IMAGES))
+
+
+def whole_batches(data: CalibrationData, size: int, fixed: int | None) -> list[dict[str, np.ndarray]]:
+    """Feeds of `size` images each; what is left over is a smaller batch, or left out where the model fixes its size."""
+    chunks = [feeds for feeds, _ in data.chunks(size)]
+    return chunks[:-1] if fixed and len(next(iter(chunks[-1].values()))) < fixed else chunks
 
 
 def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, runtime: Runtime = CPU) -> int:

@@ -12,7 +12,7 @@ import onnx
 from calib.data.calibration import CalibrationData
 from calib.measure.divergence import choices, divergence, divergences, images_first, settled
 from calib.measure.latency import DISTURBED, PATIENCE, Timings, calm, interleaved
-from calib.runtime.batching import at_once, batch_size, declared_batch, input_shapes, serving_feeds
+from calib.runtime.batching import at_once, batch_size, declared_batch, input_shapes, serving_feeds, whole_batches
 from calib.runtime.observing import observe
 from calib.runtime.sessions import CPU, Runtime, Session
 from hmc_onnx.analysis.model_inputs import fit
@@ -99,9 +99,7 @@ def verify(
     fixed = declared_batch(a.proto, data.feeds)
     wanted = at_once(data.feeds, AT_ONCE)
     size = fixed or batch_size(a.normal, data.feeds, wanted, runtime)
-    chunks = [feeds for feeds, _ in data.chunks(size)]
-    if fixed and len(next(iter(chunks[-1].values()))) < fixed:
-        chunks = chunks[:-1]
+    chunks = whole_batches(data, size, fixed)
     images = [len(next(iter(chunk.values()))) for chunk in chunks]
     first = Judged(a.proto, runtime, a.outputs)
     second = Judged(b.proto, runtime, a.outputs, first)
