@@ -17,7 +17,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
 os.environ["LOKY_MAX_CPU_COUNT"] = "1"  # the cores that joblib counts
-settings.register_profile("quick", max_examples=6)
+settings.register_profile("quick", max_examples=4)
 settings.register_profile("thorough", max_examples=40)
 settings.load_profile("quick")  # but where --hypothesis-profile, which is read later, says otherwise
 

@@ -150,7 +150,7 @@ def test_twice_is_the_same_in_processes_of_their_own(cli: Cli, given: Path, tmp_
     first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
     second.write_bytes(b"what was here before")
     for out in (first, second):
-        arguments = ["compress", given / "model.onnx", "-o", out, "--data", given / "plain.npz", *TARGET]
+        arguments = ["compress", given / "model.onnx", "-o", out, "--data", given / "plain.npz", "--quick", *TARGET]
         assert cli(*arguments).code == 0
     assert first.read_bytes() == second.read_bytes()
 
@@ -207,14 +207,15 @@ def test_what_a_large_model_leaves_on_disk_goes_with_the_command(
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     small = ("--data", given / "labelled.npz", "--samples", 32)
-    assert cli("compress", given / "model.onnx", "-o", tmp_path / "m.onnx", *TARGET, *small).code == 0
+    quick = ("--quick", *small)
+    assert cli("compress", given / "model.onnx", "-o", tmp_path / "m.onnx", *TARGET, *quick).code == 0
     onnx.checker.check_model(onnx.load(tmp_path / "m.onnx", load_external_data=False), full_check=True)
     assert cli("verify", given / "model.onnx", tmp_path / "m.onnx", *small).code == 0
-    assert cli("profile", given / "model.onnx", "-o", tmp_path / "p.json", *small).code == 0
-    assert cli("compress", given / "model.onnx", "-o", tmp_path / "m.onnx", "--target", "macs=0.001", *small).code == 1
+    assert cli("profile", given / "model.onnx", "-o", tmp_path / "p.json", *quick).code == 0
+    assert cli("compress", given / "model.onnx", "-o", tmp_path / "m.onnx", "--target", "macs=0.001", *quick).code == 1
     assert list((tmp_path / "temporary").iterdir()) == []
     training = ("--finetune", "--epochs", 0.1)
-    arguments = ("compress", given / "model.onnx", "-o", tmp_path / "t.onnx", *TARGET, *small, *training)
+    arguments = ("compress", given / "model.onnx", "-o", tmp_path / "t.onnx", *TARGET, *quick, *training)
     assert cli(*arguments).code == 0
     assert list((tmp_path / "temporary").glob("hmc_onnx-*")) == []  # torch leaves folders of its own
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Cli
 
-COMMAND = ["--target", "macs=0.6", "--samples", "32", "--align", "2", "--provider", "cpu", "--threads", "1"]
+COMMAND = ["--target", "macs=0.6", "--quick", "--samples", "32", "--align", "2", "--provider", "cpu", "--threads", "1"]
 
 
 def start(model: Path, data: Path, output: Path, folder: Path) -> subprocess.Popen[bytes]:
@@ -60,7 +60,7 @@ def test_the_folder_of_another_run_is_refused(cli: Cli, given: Path, tmp_path: P
     for change, says in (
         ({1: given / "other.onnx"}, "another model"),
         ({5: given / "floats.npz"}, "other calibration data"),
-        ({9: "24"}, "other settings"),
+        ({10: "24"}, "other settings"),
     ):
         other = [change.get(i, argument) for i, argument in enumerate(call)]
         done = cli(*other, "--work-dir", folder)

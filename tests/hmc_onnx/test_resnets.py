@@ -3,8 +3,9 @@
 The exports are torch's own (tests/data/exports); tests/forms.py writes them as tf2onnx and Paddle would. Of each the
 graph is rewritten as far as it can be: its normal form is the same function, all channel groups lose channels that no
 layer looks at, and layers become chains of full rank, neither of which changes what it computes. The whole
-pipeline halves each topology once, each exporter and form several times, and in the long run all of them. Few
-candidates are offered there, as the table is of graphs: the choice among many is tested elsewhere.
+pipeline halves each topology once, each exporter and form several times, and in the long run all of them. The deepest
+networks are halved in the long run only, as their blocks are those of shallower ones. Few candidates are offered, as
+the table is of graphs: the choice among many is tested elsewhere.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from zoo import run
 import hmc_onnx
 from hmc_onnx.analysis.model_inputs import signature
 
-SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=16, positions=8, align=2, chunk=16, provider="cpu", threads=1)
+SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=4, positions=8, align=2, chunk=16, provider="cpu", threads=1)
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ TABLE = {
     "resnet110c": Row(164, 109, 2),
 }
 EXPORTERS = ("torchscript-9", "torchscript-13", "torchscript-20", "dynamo-18", "dynamo-23")
+# The blocks of these are those of a shallower network in the table.
+DEEPEST = {"resnet101", "resnet152", "resnet110a", "resnet110b", "resnet110c"}
 # BatchNormalization is folded by the exporters, but for these
 UNFOLDED = {f"{topology}-torchscript-17-bn" for topology in ("resnet20a", "resnet50", "preresnet18", "seresnet50")}
 SKIPPED = {
@@ -96,9 +99,9 @@ def built(name: str) -> onnx.ModelProto:
 
 
 def covering() -> list[str]:
-    """Each topology once, by the exporters and forms in turn."""
+    """Each topology once, but for the deepest, by the exporters and forms in turn."""
     kinds, found = itertools.cycle((*EXPORTERS, *FORMS)), []
-    for topology in TABLE:
+    for topology in (name for name in TABLE if name not in DEEPEST):
         kind = next(kinds)
         found.append(f"{topology}-{kind if f'{topology}-{kind}' not in SKIPPED else next(kinds)}")
     return found
@@ -120,7 +123,7 @@ def test_a_graph_is_rewritten_without_a_change_to_what_it_computes(name: str) ->
 
 def test_the_whole_pipeline_meets_each_topology_exporter_and_form() -> None:
     covered = [name.split("-", 1) for name in covering()]
-    assert [topology for topology, _ in covered] == list(TABLE)
+    assert {topology for topology, _ in covered} == set(TABLE) - DEEPEST
     assert {kind for _, kind in covered} == {*EXPORTERS, *FORMS}
     assert set(covering()) <= set(sources())
 

@@ -36,7 +36,7 @@ from passes.normal_form.normalise import normalise
 pytestmark = pytest.mark.usefixtures("few_iterations")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SMALL = hmc_onnx.Settings(samples=48, kl_samples=16, chunk=16, align=2)
+SMALL = hmc_onnx.Settings(samples=48, kl_samples=16, chunk=16, align=2, fine=False)
 
 
 def calibration(count: int = 48) -> CalibrationData:
@@ -267,7 +267,7 @@ def test_accuracy_is_held_on_real_images() -> None:
     data = hmc_onnx.load_data(proto, sample, samples=256, **read)
     test = hmc_onnx.load_data(proto, sample, samples=None, split="test", **read)
     assert test.labels is not None
-    settings = hmc_onnx.Settings(samples=256, kl_samples=128)
+    settings = hmc_onnx.Settings(samples=256, kl_samples=32, fine=False)
     result = hmc_onnx.compress(proto, data, "macs=0.6", settings=settings, test=test)
     assert result.report.a.top1 is not None
     assert result.report.b.top1 is not None
