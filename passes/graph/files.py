@@ -55,7 +55,7 @@ def _check_sizes(proto: onnx.ModelProto) -> None:
         held, due = len(tensor.raw_data), tensor_bytes(tensor)
         if held > due:
             raise ModelError(
-                f"the initializer '{tensor.name}' has {held} bytes for a shape of {due}: export the model again"
+                f"the initializer '{tensor.name}' has {held} bytes, but its shape needs {due}: export the model again"
             )
 
 

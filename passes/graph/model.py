@@ -124,7 +124,7 @@ class Model:
                 found.setdefault(output.tensor, output)
         if not found:
             what = ", ".join(f"'{o.name}': {o.what}" for o in outputs) or "it has none"
-            raise ModelError(f"the model has no output that can be compared ({what}): export one of floats, too")
+            raise ModelError(f"the model has no output that can be compared ({what}): export a float output, too")
         return list(found.values())
 
     @property

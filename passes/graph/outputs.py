@@ -174,16 +174,16 @@ def _output(tensor: gs.Tensor, value: onnx.ValueInfoProto, batch: str | None, op
         return Output(name, "other", name, why=why)
 
     if not value.type.HasField("tensor_type"):
-        return other("no tensor but a sequence or a map")
+        return other("a sequence or a map, not a tensor")
     if maker is None or maker.op == "Constant":
-        return other("no result but a constant or an input")
+        return other("a constant or an input, not a result")
     if maker.op in ("ArgMax", "TopK") and maker.inputs[0].inputs:
         chosen = maker.inputs[0]
         before, _ = _maker(chosen)
         kind: Kind = "probabilities" if before is not None and before.op == "Softmax" else "scores"
         return Output(name, kind, str(chosen.name), maker.attrs.get("axis", 0 if maker.op == "ArgMax" else -1))
     if not _is_float(value):
-        return other("integers or other values that are no floats")
+        return other("integers or other values that are not floats")
     images = _images(dims, batch)
     if images is None and any(isinstance(d, str) or d is None for d in dims or ()) and _varies(tensor):
         return other(_ROWS_VARY)
@@ -233,7 +233,7 @@ def _beside(found: list[Output], tensors: Mapping[str, gs.Tensor]) -> list[Outpu
 def _as_said(found: Output, kind: Kind, value: onnx.ValueInfoProto, batch: str | None) -> Output:
     """The output with the kind that the user has set; raises SettingsError where it cannot have that kind."""
     if kind == "other":
-        return replace(found, kind=kind, tensor=found.name, why="other, as was said")
+        return replace(found, kind=kind, tensor=found.name, why="other, as set by the user")
     if found.kind == "other" and not _is_float(value):
         raise SettingsError(
             f"`judge` {found.name}={kind}: the output is {found.what}, which cannot be compared as that"

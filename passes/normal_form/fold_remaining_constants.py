@@ -52,7 +52,7 @@ class FoldRemainingConstants(GraphPass):
             try:
                 results = evaluate(node, values, _version(node, model.graph.opset))
             except Exception as e:  # the reference implementation raises whatever numpy does
-                _log.debug("constants of node '%s' stay computed: %s", node.name, e)
+                _log.debug("node '%s' is not folded: %s", node.name, e)
                 continue
             read = sum(v.size for v in values if v is not None)
             if sum(np.size(r) for r in results) > max(self.largest, read):
