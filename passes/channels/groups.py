@@ -94,7 +94,7 @@ class Channels:
         graph: the graph that was traced, from which `remove` removes channels.
         groups: the channel groups.
         adjustments: what changes besides the slots when channels are removed.
-        carriers: for each array of ids, the name of one activation tensor that carries them, and the ids.
+        carriers: ids by the name of an activation tensor that carries them, one tensor for each array of ids.
         count: number of channel ids.
     """
 

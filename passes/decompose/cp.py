@@ -23,7 +23,8 @@ from passes.graph.layers import Geometry
 __all__ = ["CP"]
 
 
-# Largest rank that `rank_for` gives: alternating least squares takes time in proportion to the rank, minutes here.
+# Largest rank that `rank_for` gives: alternating least squares takes time in proportion to the rank, and above this one
+# minutes for a layer.
 MOST_OFFERED = 256
 
 

@@ -301,14 +301,14 @@ def _maker(tensor: gs.Tensor, also: Collection[str] = ()) -> tuple[gs.Node | Non
 
 
 def _handed_on(tensor: gs.Tensor) -> Iterator[str]:
-    """Names of the tensors before this one, up to the first operator but Softmax, Sigmoid and those of HANDED_ON."""
+    """Names of the tensors before this one, through a chain of Softmax, Sigmoid and operators of HANDED_ON."""
     while tensor.inputs and tensor.inputs[0].op in ("Sigmoid", "Softmax", *HANDED_ON):
         tensor = tensor.inputs[0].inputs[0]
         yield str(tensor.name)
 
 
 def _read_by_the_last_layer(tensor: gs.Tensor) -> set[str]:
-    """Names of what the last Convs and Gemms before a tensor read, and of all tensors that this is computed from."""
+    """Names of what the last Convs and Gemms before a tensor read, and of all tensors before that."""
     last, seen, pending = [], {tensor.name}, [tensor]
     while pending:
         for node in pending.pop().inputs:

@@ -41,7 +41,7 @@ def check(proto: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(skeleton(densify(proto)), full_check=True)
         for tensor in proto.graph.initializer:
-            # an external tensor was checked before it was written to its file; of the others the check serialises each
+            # external tensors were checked before they were written, and others above 2 GiB cannot be serialised for it
             if not tensor.external_data and tensor_bytes(tensor) < EXTERNAL_DATA_THRESHOLD:
                 onnx.checker.check_tensor(tensor)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:

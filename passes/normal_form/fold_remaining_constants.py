@@ -32,7 +32,7 @@ class FoldRemainingConstants(GraphPass):
     """Replace the nodes that read nothing but initializers by their results.
 
     The results are those of ONNX's reference implementation, in the operators' own types: exact to rounding. Nodes
-    stay that have subgraphs, are of other domains, have random results, or compute an output of the model.
+    with subgraphs, of other domains, or with random results are left, and so are those that compute a model output.
 
     Attributes:
         largest: a result with more elements is folded only if it is no larger than the constants it is computed from.

@@ -1,7 +1,8 @@
 """Arithmetic on numbers of channels, such as TorchScript's exporter writes for `c // 2` or `x.chunk(2, 1)`.
 
-The results are computed while tracing, for all channels. Where a node reads one, it becomes a constant before channels
-are removed. A graph that was exported with computed bounds is thus pruned like one with constant bounds.
+The results are computed while tracing, before any channel is removed. If channels are removed later, a node that reads
+such a result is given it as a constant. A graph that was exported with computed bounds is thus pruned like one with
+constant bounds.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def compute_sizes(node: gs.Node, tracer: Tracer) -> bool:
     channels are removed.
 
     Raises:
-        Closed: it does so, and the number is not known.
+        Closed: a number of channels is read together with other values, and is itself not known.
     """
     if not any(len(tracer.counted(t)) for t in node.inputs):
         return False

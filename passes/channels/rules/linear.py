@@ -13,7 +13,7 @@ __all__: list[str] = []
 
 @register("Gemm")
 class Gemm(Rule):
-    """Ends the channels along the inner axis of A and begins new ones; B must be constant, and C is pruned with it."""
+    """Ends the channels along the inner axis of A and begins new ones; B must be constant, and C is pruned with B."""
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
         """y = alpha A B + beta C, A (N, I) or with transA (I, N), B (I, O) or with transB (O, I)."""

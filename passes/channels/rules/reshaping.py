@@ -34,7 +34,7 @@ def collapse(ids: np.ndarray, tracer: Tracer, mixed: Collection[int] = ()) -> St
         mixed: axes that a later operator mixes or takes apart, which are chosen only if there is no other.
 
     Raises:
-        Closed: `ids` are not those of one image.
+        Closed: the tensor mixes channels with the batch.
     """
     if ids.ndim < 2 or ids.shape[0] != 1:
         raise Closed("mixes channels with the batch")
