@@ -1,4 +1,4 @@
-"""The removal of a residual branch, after which the block is its shortcut."""
+"""Removes a residual branch, so that only the shortcut of its block is left."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["RemoveBranch", "remove_branch"]
 class RemoveBranch(GraphPass):
     """Remove the residual branch that ends with a layer: the sum becomes its other term.
 
-    The result is what the model gives with the layer's weights and bias at zero. A Relu of what comes from a Relu goes,
-    too.
+    The outputs are those of the model with the layer's weights and bias set to zero. A Relu that then reads another
+    Relu is removed, too.
 
     Attributes:
         node: name of the layer, the last of its branch.
@@ -38,7 +38,7 @@ class RemoveBranch(GraphPass):
     node: str
 
     def rewrite(self, model: Model) -> int:
-        """Remove the branch in place, with all that nothing reads then; returns 1.
+        """Remove the branch in place, and all nodes that nothing reads then; returns 1.
 
         Raises:
             ModelError: the layer is not in the model, or does not end a branch that can be removed.
@@ -65,7 +65,7 @@ class RemoveBranch(GraphPass):
 def remove_branch(graph: gs.Graph, node: gs.Node) -> None:
     """Take a layer whose `residual_sum` is removable out of the sum, in place.
 
-    What then has no reader is left in the graph. A Relu of what comes from a Relu goes, too.
+    Nodes that nothing reads then are left in the graph. A Relu that then reads another Relu is removed, too.
     """
     tensor = node.outputs[0]
     end = tensor.outputs[0]
@@ -78,7 +78,7 @@ def remove_branch(graph: gs.Graph, node: gs.Node) -> None:
 
 
 def _bypass(node: gs.Node, source: gs.Tensor) -> None:
-    """Let all that reads a node's output read another tensor."""
+    """Make all readers of a node's output read `source` instead, and disconnect the node."""
     output = node.outputs[0]
     node.inputs.clear()
     node.outputs.clear()

@@ -1,9 +1,10 @@
-"""A few links of a network as a model of their own, to be timed as a runtime would run them within the network.
+"""A few layers (links) as a model of their own, to be timed as a runtime would run them within the network.
 
-A runtime fuses a Conv with what follows, and may keep activations in a layout of its own, so a Conv between the
-model's inputs and outputs is timed wrongly. A probe therefore has a Conv (or Gemm) before and behind its links, and
-behind the links what follows them in the network: activations, and the sum with a shortcut. Many probes are branches
-of one model: it runs long enough for all threads to be awake, and what else the machine does falls on all alike.
+A runtime fuses a Conv with the operators that follow, and may keep activations in a layout of its own, so the time of a
+model with nothing but the Conv would be wrong. A probe therefore has a Conv (or Gemm) before and behind its links, and
+directly behind the links the operators that follow them in the network: activations, and the sum with a shortcut. Many
+probes are branches of one model: then a run is long enough for all threads to be awake, and other load on the machine
+affects all probes alike.
 """
 
 from __future__ import annotations
@@ -29,20 +30,25 @@ __all__ = ["AROUND", "Parts", "Probe", "epilogue", "probe_model"]
 
 # Channels of the input of a probe's model: enough for a runtime that handles them in blocks.
 CHANNELS = 16
-# What follows a Conv and may be fused with it.
+# Operators behind a Conv that a runtime may fuse with it.
 ACTIVATIONS = ("Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
-# Last parts of the names of a probe's nodes that are not its links nor what follows them.
+# Last parts of the names of the nodes around a probe's links and epilogue, whose time does not count.
 AROUND = ("before", "after", "other", "pool", "pool2")
 OPSET = 14  # the oldest with all ACTIVATIONS
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Links in a chain, the spatial size of their input, the batch, the element type, and what follows them.
+    """What is timed: a chain of links, and the operators behind it.
 
-    An element type of int8 says that the probe is to be quantised; its model is in float still.
+    A probe is identified by its text (`str`): probes of equal text are measured once.
 
-    Its text is its identity: probes of one text are measured once.
+    Attributes:
+        links: geometries of the chain, first to last.
+        size: spatial size of the chain's input.
+        batch: number of images.
+        dtype: element type. For int8 the model of the probe is float32, and whoever times it quantises it.
+        epilogue: operators behind the links, as `epilogue` finds them.
     """
 
     links: tuple[Geometry, ...]
@@ -59,7 +65,7 @@ class Probe:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of a run."""
+        """Multiply-accumulates of the links in one run, for the whole batch."""
         return chain_macs(self.links, self.size) * self.batch
 
 
@@ -80,9 +86,9 @@ def _link_text(link: Geometry) -> str:
 
 
 def epilogue(graph: gs.Graph, node: gs.Node, shapes: Shapes) -> tuple[str, ...]:
-    """What follows a layer and may be fused with it: the sum with a shortcut that ends here, then an activation.
+    """Operators behind a layer that a runtime may fuse with it, in order: activations, and the residual sum.
 
-    A sum of two Convs is charged to the later one, in graph order.
+    The sum of two Convs' outputs is charged to one of them, the later one in graph order.
     """
     found: list[str] = []
     tensor = node.outputs[0]
@@ -99,7 +105,7 @@ def epilogue(graph: gs.Graph, node: gs.Node, shapes: Shapes) -> tuple[str, ...]:
 
 
 def _ends_here(graph: gs.Graph, other: gs.Tensor, node: gs.Node) -> bool:
-    """Whether a sum is charged to a layer, given the other term: that is computed, and not by a Conv that is later."""
+    """Whether a sum is charged to a layer: the other term is computed, and not by a later Conv just for this sum."""
     if not other.inputs or other.inputs[0].op != "Conv" or len(other.outputs) > 1:
         return bool(other.inputs)
     return next(n for n in graph.nodes if n is node or n is other.inputs[0]) is not node
@@ -108,8 +114,8 @@ def _ends_here(graph: gs.Graph, other: gs.Tensor, node: gs.Node) -> bool:
 class Parts(str, enum.Enum):
     """What a probe's branch is made of, besides the Conv before its links and the one behind them.
 
-    `BARE` is what has to be taken off `SPARE` where a session is timed as a whole: both have a Conv of their own beside
-    the branch, that which a sum would add.
+    Where only a whole session can be timed, the time of the links is that of `SPARE` less that of `BARE`. Both have a
+    spare Conv beside the branch: the one whose output a sum would add.
     """
 
     LINKS = "links"
@@ -121,7 +127,7 @@ def probe_model(probes: Sequence[Probe], parts: Parts = Parts.LINKS) -> onnx.Mod
     """A model with a branch for each probe: its nodes are named `i/…`, i the probe's index.
 
     Args:
-        probes: of one batch and element type.
+        probes: probes of the same batch and element type.
         parts: what the branches are made of.
     """
     builder = _Builder(probes[0])
@@ -164,7 +170,7 @@ class _Builder:
             self.output(f"{i}/pool2", other, last.outputs, size)
 
     def output(self, name: str, x: str, channels: int, size: Sequence[int]) -> None:
-        """Make the means of a tensor an output, which is small."""
+        """Make the spatial means of a tensor an output of the model: they are small, so that copying them is fast."""
         if size:
             x = self.node("GlobalAveragePool", name, [x])
         shape = [self.batch, channels, *(1 for _ in size)]
@@ -178,7 +184,7 @@ class _Builder:
         return name
 
     def layer(self, name: str, x: str, geometry: Geometry) -> str:
-        """A Conv or Gemm with random weights that keep the activations' size."""
+        """A Conv or Gemm with random weights, scaled by He's rule so that activations keep their magnitude."""
         weight = self.rng.standard_normal(geometry.weight_shape) * math.sqrt(2 / geometry.features)
         inputs = [x, self.constant(f"{name}:weight", weight), self.constant(f"{name}:bias", np.zeros(geometry.outputs))]
         if not geometry.kernel:

@@ -1,4 +1,4 @@
-"""Residual sums: where a layer's output is added to the stream of the network, and what the other term is."""
+"""Residual sums: where a layer's output is added to the residual stream, and what the other term is."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ class ResidualSum:
 
     Attributes:
         add: the Add.
-        entry: the term that is the layer's output, behind the Transposes that are on the way.
+        entry: the term that comes from the layer: its output, or that behind Transposes.
         other: the other term, of the same shape.
         order: permutation that brings the axes of `other` into the order of the layer's output (for np.transpose).
         direct: whether `entry` is the layer's output itself.
-        removable: whether the layer can be taken out of the sum, which is then `other`: it enters directly, the other
-            term is computed and no input of the model, and neither the layer's output nor the sum is an output of it.
+        removable: whether the layer can be taken out, so that `other` replaces the sum. For this the layer's output
+            enters directly, `other` is not an input of the model, and neither the layer's output nor the sum is an
+            output of the model.
     """
 
     add: gs.Node
@@ -39,15 +40,15 @@ def is_sum(node: gs.Node) -> bool:
 
 
 def residual_sum(graph: gs.Graph, layer: gs.Node, shapes: Shapes) -> ResidualSum | None:
-    """The residual sum that a layer's output enters, and nothing else; None if there is none.
+    """The residual sum that is the only reader of a layer's output; None if there is none.
 
-    On the way its axes may be permuted, as where an exporter adds in NHWC. The other term must be another tensor of the
-    same shape: one that is spread over the sum is a bias, and no stream.
+    Transposes may stand in between, as where an exporter adds in NHWC. The other term must be another tensor of the
+    same shape: one that is broadcast is a bias, not a residual stream.
 
     Args:
-        graph: that the layer is in.
+        graph: the graph of the layer.
         layer: a Conv or Gemm.
-        shapes: of all tensors.
+        shapes: shapes of all tensors by name.
     """
     output = layer.outputs[0]
     shape = shapes.get(output.name)

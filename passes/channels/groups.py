@@ -17,7 +17,7 @@ from passes.graph.naming import unused_name
 __all__ = ["Adjustment", "ChannelGroup", "Channels", "Slot", "components", "find_groups"]
 
 
-# By identity of a constant, axis and what is kept: that constant, held for its identity, and the new one.
+# (id of a constant, axis, mask of kept entries) -> (that constant, held so that its id stays its own; the new one).
 Taken = dict[tuple[int, int, bytes], tuple[gs.Constant, gs.Constant]]
 
 
@@ -25,8 +25,8 @@ Taken = dict[tuple[int, int, bytes], tuple[gs.Constant, gs.Constant]]
 class Slot:
     """An axis of a node's constant input (`index`) whose entries are channels.
 
-    `role` is "produces" (the channels begin here), "consumes" (they end here) or "follows" (one value a
-    channel on the way, such as a scale). `ids` has one channel id for each entry of the axis.
+    `role` is "produces" (the channels begin here), "consumes" (they end here) or "follows" (there is one value for
+    each channel on the way, such as a scale). `ids` has one channel id for each entry of the axis.
     """
 
     node: gs.Node
@@ -41,7 +41,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class Adjustment:
-    """What else a node needs when channels go: `apply(keep)`, with keep[id] False for each id removed."""
+    """A change that a node needs, besides its slots, when channels of `ids` are removed: `apply(keep)`.
+
+    keep is a bool array (count,), with keep[id] False for each removed id.
+    """
 
     node: gs.Node
     ids: np.ndarray
@@ -50,15 +53,19 @@ class Adjustment:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that are produced, passed on and consumed together, and so can be removed one class at a time.
+    """Channels that are produced, passed on and consumed together.
+
+    They are divided into classes: the channels of a class must be removed together, and each class can be removed.
 
     Attributes:
-        name: the first producer's node name.
-        slots: every parameter axis that carries them.
+        name: name of the first node that produces the channels.
+        slots: every parameter axis that carries the channels.
         classes: for each slot, the class of each entry: an int array, -1 for entries of another group.
         size: number of classes. Removing class c removes every entry of class c from every slot.
         declined: why nothing may be removed; None if it may.
-        parts: the classes in each tensor of activations that carries them: none may lose its last.
+        parts: for each tensor of activations that carries the channels, the class of each channel (-1: of another
+            group). Each of these tensors must keep one class at least.
+        ids: for each class, the ids of its channels.
     """
 
     name: str
@@ -71,7 +78,7 @@ class ChannelGroup:
 
     @property
     def closed(self) -> str | None:
-        """The reason of `declined`, as a sentence."""
+        """The reason of `declined`, as a sentence; None if the group may be pruned."""
         return None if self.declined is None else self.declined.reason
 
     def members(self, role: str) -> list[tuple[Slot, np.ndarray]]:
@@ -81,7 +88,15 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Channels:
-    """The result of tracing a model, whose `graph` it removes channels from."""
+    """The result of tracing a model.
+
+    Attributes:
+        graph: the graph that was traced, from which `remove` removes channels.
+        groups: the channel groups.
+        adjustments: what changes besides the slots when channels are removed.
+        carriers: ids by the name of an activation tensor that carries them, one tensor for each array of ids.
+        count: number of channel ids.
+    """
 
     graph: gs.Graph = field(repr=False)
     groups: tuple[ChannelGroup, ...]
@@ -90,14 +105,14 @@ class Channels:
     count: int
 
     def joined(self, names: Collection[str]) -> Channels:
-        """The same channels, with groups that a parameter reads side by side made one group.
+        """The same channels, with groups that share a parameter joined into one group.
 
-        Behind a Concat a layer reads channels of several groups. Whoever chooses the channels of one group for all
-        layers that read them, and reads each layer's inputs in one group, wants these as one: its classes are those
-        of all of them, each still removed on its own.
+        Behind a Concat, a layer reads channels of several groups. Joined, they are chosen together, and all inputs of
+        the layer belong to one group. A joined group has the classes of all its parts, and each class is still removed
+        on its own.
 
         Args:
-            names: of the groups that may be joined; the others stay as they are.
+            names: names of the groups that may be joined; the others stay as they are.
 
         Returns:
             Channels of the same graph. A joined group has the name of its first part; `remove` takes its classes.
@@ -133,7 +148,7 @@ class Channels:
         """Remove classes of groups from the traced graph, in place.
 
         Args:
-            removed: for a group's name, the classes to remove.
+            removed: the classes to remove, by name of the group.
 
         Raises:
             ModelError: a group is closed or unknown, has no such class, or a tensor would lose its last channel.
@@ -165,7 +180,7 @@ class Channels:
 
 
 def _take(graph: gs.Graph, slot: Slot, keep: np.ndarray, taken: Taken) -> None:
-    """Keep some entries of a slot's axis. Nodes that share a constant and keep the same of it go on sharing it."""
+    """Prune a slot's axis to the entries in `keep`; nodes that prune a shared constant alike go on sharing it."""
     old = slot.node.inputs[slot.index]
     key = (id(old), slot.axis, keep.tobytes())
     if key in taken:
@@ -190,8 +205,8 @@ def find_groups(
 
     Args:
         count: number of ids.
-        slots, ties, closed: see `Tracer`.
-        carriers: ids of each tensor of activations.
+        slots, ties, closed: as `Tracer` has recorded them.
+        carriers: ids that tensors of activations carry, an array for each.
     """
     produced = [s for s in slots if s.role == "produces"]
     if not produced:
@@ -231,7 +246,7 @@ def find_groups(
 
 
 def _by_group(arrays: Sequence[np.ndarray], group_of: np.ndarray) -> dict[int, list[int]]:
-    """For each group, which arrays hold ids of it."""
+    """For each group, the indices of the arrays that hold ids of it."""
     found: dict[int, list[int]] = {}
     for i, ids in enumerate(arrays):
         for g in np.unique(group_of[ids]):
@@ -240,7 +255,7 @@ def _by_group(arrays: Sequence[np.ndarray], group_of: np.ndarray) -> dict[int, l
 
 
 def components(count: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Component label of each of `count` ids under the union of all pairs."""
+    """For each of `count` ids, the label of its connected component (count,); all pairs are edges."""
     a = np.concatenate([p[0] for p in pairs] or [np.zeros(0, int)])
     b = np.concatenate([p[1] for p in pairs] or [np.zeros(0, int)])
     graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(count, count))

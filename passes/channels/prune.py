@@ -1,4 +1,4 @@
-"""The removal of channels, from every parameter and shape that counts them."""
+"""Removes channels from every parameter and shape that depends on them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["PruneChannels"]
 
 @dataclass(frozen=True)
 class PruneChannels(GraphPass):
-    """Remove channels of channel groups: each with its slices of all parameters that produce, scale or read it.
+    """Remove channels of channel groups, with their slices of all parameters that produce, scale or read them.
 
     Attributes:
-        removed: for the name of a group (of the first node that produces its channels), the classes to remove, from 0
-            on; `passes.channels.trace` lists groups and classes. Where no group has two tensors that hold channels in
-            another order or number, a class is the channel of that index.
+        removed: the classes to remove, counted from 0, by name of the group: that of the first node that produces its
+            channels. `passes.channels.trace` lists groups and classes. Class c is the channel of index c where all
+            tensors of the group hold the channels in the same order and number.
         sizes: input shapes by name to trace with; None: those of the model at batch 1.
 
     Requires:

@@ -1,4 +1,4 @@
-"""The rules by operator: each is a small class that says how its operators pass channels on."""
+"""The channel rules by operator: each rule is a small class that says how its operators pass channels on."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ MODULES = ("convolution", "linear", "elementwise", "normalisation", "reduction",
 
 
 class Closed(Exception):
-    """Raised by a rule where this use of its operator cannot be followed: what it reads cannot be pruned.
+    """Raised by a rule that cannot follow this use of its operator: the channels that the node reads are not pruned.
 
-    The message goes on after "Reshape node 'x' "; tracing makes a `Declined` of it.
+    The message continues the sentence "Reshape node 'x' …"; tracing makes a `Declined` of it.
     """
 
 
 class Rule(ABC):
-    """How an operator passes channels on. The first line of a rule's docstring stands in docs/operators.md.
+    """How an operator passes channels on. The first line of a rule's docstring is printed in docs/operators.md.
 
     Attributes:
-        outputs: how many outputs the rule deals with (None: all); where another one is read, the channels are closed.
-        follows_sizes: whether `trace` deals with inputs that are computed from the number of channels; if not, they
-            keep their value when channels go.
+        outputs: number of outputs that the rule handles (None: all). If a further output is read, the channels are
+            closed.
+        follows_sizes: whether `trace` handles inputs that are computed from the number of channels. If not, they keep
+            their value when channels are removed.
     """
 
     outputs: ClassVar[int | None] = 1
@@ -49,13 +50,13 @@ AnyRule = TypeVar("AnyRule", bound=type[Rule])
 
 
 class Rules:
-    """Rules by operator of the default domain. A copy can be given to `trace` in place of `DEFAULT`."""
+    """Rules by operator of the default domain. Other rules than `DEFAULT` can be given to `trace`, such as a copy."""
 
     def __init__(self, rules: Mapping[str, Rule] | None = None) -> None:
         self._rules = dict(rules or {})
 
     def copy(self) -> Rules:
-        """The same rules; what is registered with the copy is its own."""
+        """A copy; rules that are registered with it are not in the original."""
         return Rules(self.by_operator())
 
     def without(self, *operators: str) -> Rules:
@@ -63,7 +64,7 @@ class Rules:
         return Rules({op: rule for op, rule in self.by_operator().items() if op not in operators})
 
     def register(self, *operators: str) -> Callable[[AnyRule], AnyRule]:
-        """Class decorator: this rule is for these operators.
+        """Class decorator that makes a class the rule of some operators.
 
         Raises:
             ValueError: an operator has a rule already.
@@ -108,12 +109,12 @@ def table() -> str:
     lines = [
         "# Operators",
         "",
-        "What becomes of the channels of a tensor at each operator (`python -m passes.channels` prints this page).",
-        "An operator that is not here, or of another domain, closes the channels that it touches: they are not pruned,",
-        "and the report says why. The same holds where a rule cannot follow the use that a graph makes of it.",
-        "Of the groups that are found, those are pruned that Convs and Gemms (or a MatMul of matrices) write and read,",
-        "since their least-squares repair needs that; groups that a layer reads side by side, behind a Concat, are",
-        "chosen from together. `hmc-onnx inspect` says which these are.",
+        "How each operator passes on the channels of a tensor (`python -m passes.channels` prints this page). Tied",
+        "channels are removed together; closed ones never are, and the report says why. An operator that is not listed",
+        "or is of another domain closes the channels that it reads; so does a rule for a use that it cannot follow.",
+        "A channel group is pruned if Convs and Gemms (or MatMuls of matrices) write and read it, since least-squares",
+        "repair needs such layers. Groups that a layer reads side by side, behind a Concat, are joined into one.",
+        "`hmc-onnx inspect` lists the groups.",
         "",
         "| operators | channels |",
         "|---|---|",

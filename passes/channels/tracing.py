@@ -1,13 +1,13 @@
 """Which channels depend on which: every channel of every tensor gets an id, and operators pass the ids on.
 
-A tensor that carries channels has them along one axis, one id an entry (`Stream`). A Conv ends the ids of its
-input (its weight's axis 1 *consumes* them) and begins new ones (its weight's axis 0 *produces* them); an operator
-that adds two tensors ties their ids; one that moves data moves the ids. What is tied must go together: these
-are the connected components of all ties, found once at the end. Removing channels is then a `take` on every
-parameter axis that carries ids, whatever the graph between them looks like.
+A tensor that carries channels has them along one axis, with one id for each entry (`Stream`). A Conv ends the ids of
+its input (its weight's axis 1 *consumes* them) and begins new ones (its weight's axis 0 *produces* them); an operator
+that adds two tensors ties their ids; one that moves data moves the ids. Tied channels must be removed together: they
+are the connected components of all ties, found once at the end. Removing channels is then a `take` on every parameter
+axis that carries ids, whatever the graph between them looks like.
 
-A number of channels that the graph computes, by Shape, is followed too, and so is arithmetic on it: `Tracer.sizes`.
-An operator without a rule closes the ids that it touches: they are reported and never removed.
+Numbers of channels that the graph computes (by Shape), and arithmetic on them, are followed too: `Tracer.sizes`.
+An operator without a rule closes the ids that it reads: they are reported and never removed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["Size", "Stream", "Tracer", "trace"]
 
 @dataclass(frozen=True)
 class Stream:
-    """The channels of a tensor: one id for each entry of one axis (counted from 0; axis 0 of a tensor is the batch)."""
+    """The channels of a tensor: `ids` has one id for each entry of `axis` (axis 0 of a tensor is the batch)."""
 
     axis: int
     ids: np.ndarray
@@ -43,10 +43,10 @@ class Size:
     """One entry of a tensor that the graph computes from numbers of channels.
 
     Attributes:
-        ids: the channels that it depends on; empty for a constant.
-        value: a numpy scalar, what the entry is before any channel goes.
-        counts: whether it is the number of `ids`, and so follows them by itself. If not, it is computed from such
-            numbers (`c // 2`), and whoever reads it must be given a constant in its place before they change.
+        ids: the channels that the entry depends on; empty for a constant.
+        value: the entry as long as no channel is removed, a numpy scalar.
+        counts: whether the entry is the number of `ids` itself, and so stays right when channels are removed. If not,
+            it is computed from such numbers (`c // 2`), and a node that reads it is given a constant instead.
     """
 
     ids: np.ndarray
@@ -58,29 +58,29 @@ Sizes = tuple[Size | None, ...]
 
 
 class TwoWays(Protocol):
-    """What may lose channels in one of two ways, to be decided by what ties them elsewhere: a grouped Conv."""
+    """A grouped Conv, which loses whole groups or equally many channels of each; ties elsewhere decide which."""
 
     node: gs.Node
 
     @property
     def depthwise(self) -> bool:
-        """Whether there is nothing to decide: whole groups go."""
+        """Whether each group has one input, so that only whole groups can be removed."""
 
     @property
     def whole(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """What is tied where whole groups go: pairs of id arrays."""
+        """The ties that hold if whole groups are removed: pairs of id arrays."""
 
     def is_torn(self, label: np.ndarray) -> bool:
-        """Whether ties (equal labels by id) reach across groups."""
+        """Whether channels of different groups are tied; `label` by id is equal for tied channels."""
 
     def is_one(self, label: np.ndarray) -> bool:
-        """Whether all its channels have one label."""
+        """Whether all its inputs are tied to each other, and all its outputs; `label` as for `is_torn`."""
 
     def by_group(self, tracer: Tracer) -> None:
-        """Record that whole groups go."""
+        """Record ties and slots for the removal of whole groups."""
 
     def by_place(self, tracer: Tracer) -> None:
-        """Record that as many channels of each group go."""
+        """Record ties and slots for the removal of equally many channels of each group."""
 
 
 @dataclass
@@ -88,15 +88,15 @@ class Tracer:
     """What the rules read and write while the graph is walked in topological order.
 
     Attributes:
-        graph: that is traced.
-        shapes: of every tensor, at batch 1.
+        graph: the graph that is traced.
+        shapes: shape of every tensor by name.
         opset: version of the default operator set.
         rules: how operators pass channels on.
         whole_groups: names of grouped Convs that may lose whole groups only.
-        streams: by tensor name; a tensor without one carries no channels that could be removed.
-        sizes: for each tensor that is computed from the shape of one with channels, flat and entry by entry: what
-            is known of it, or None for entries that depend on anything else.
-        slots, adjustments: what changes when ids go.
+        streams: the channels of tensors, by tensor name; a tensor without a stream has none that could be removed.
+        sizes: by name, the flattened entries of each tensor that is computed from the shape of one with channels; None
+            for an entry that depends on anything else.
+        slots, adjustments: what changes when ids are removed.
         ties: pairs of id arrays; closed: ids with the reason.
         postponed: grouped Convs, which are decided once all other ties are known.
         count: number of ids so far.
@@ -152,19 +152,19 @@ class Tracer:
         self.streams[tensor.name] = Stream(axis, ids)
 
     def pass_on(self, node: gs.Node) -> None:
-        """The first output has the channels of the first input."""
+        """Give the first output the channels of the first input."""
         stream = self.stream(node.inputs[0])
         if stream is not None:
             self.streams[node.outputs[0].name] = stream
 
     def fresh(self, count: int) -> np.ndarray:
-        """New ids, tied to none."""
+        """New ids (count,), tied to none."""
         ids = np.arange(self.count, self.count + count)
         self.count += count
         return ids
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Each channel of `a` stands and falls with the one of `b` at its place; shapes broadcast."""
+        """Tie each id of `a` to that of `b` at the same place, to be removed together; the arrays are broadcast."""
         if a is not b:
             a, b = np.broadcast_arrays(a, b)
             self.ties.append((a.ravel(), b.ravel()))
@@ -174,7 +174,7 @@ class Tracer:
         self.postponed.append(grouped)
 
     def decide(self) -> None:
-        """Tie the channels of grouped Convs: whole groups, or by place where other ties make all groups one."""
+        """Let grouped Convs lose whole groups, or where other ties connect all their groups, equally many of each."""
         given = [grouped for grouped in self.postponed if grouped.depthwise or grouped.node.name in self.whole_groups]
         for grouped in given:
             grouped.by_group(self)
@@ -192,26 +192,26 @@ class Tracer:
         self.slots.sort(key=lambda slot: place[id(slot.node)])
 
     def close(self, ids: np.ndarray, reason: str) -> None:
-        """These channels cannot be removed, for a reason at the node that is being traced."""
+        """Record that these channels cannot be removed, for a reason at the node that is being traced."""
         self.closed.append((ids.ravel(), Declined(self.at, Why.CHANNELS, reason)))
 
     def slot(self, node: gs.Node, index: int, axis: int, role: str, ids: np.ndarray) -> None:
-        """An axis of a constant input has these channels."""
+        """Record that an axis of a constant input has these channels; see `Slot`."""
         self.slots.append(Slot(node, index, axis, role, ids))
 
     def adjust(self, node: gs.Node, ids: np.ndarray, apply: Callable[[np.ndarray], None]) -> None:
-        """Call `apply(keep)` when any of these ids go."""
+        """Record that `apply(keep)` is to be called when any of these ids is removed; see `Adjustment`."""
         self.adjustments.append(Adjustment(node, ids, apply))
 
     def counted(self, tensor: gs.Tensor) -> np.ndarray:
-        """The ids whose number a tensor is computed from; empty for most tensors."""
+        """The ids of the channels from whose number a tensor is computed; empty for most tensors."""
         ids = [s.ids for s in self.sizes.get(tensor.name, ()) if s is not None]
         return np.unique(np.concatenate(ids)) if ids else np.zeros(0, int)
 
     def value(self, tensor: gs.Tensor) -> np.ndarray | None:
         """The value of a tensor that is constant, or computed from constants and numbers of channels alone.
 
-        The latter is what it is as long as no channel goes: see `freeze`. None for all other tensors.
+        A computed value holds as long as no channel is removed: see `freeze`. None for all other tensors.
         """
         entries = self.sizes.get(tensor.name)
         if entries is None:
@@ -220,7 +220,7 @@ class Tracer:
         return np.array(known).reshape(self.shape(tensor)) if known and len(known) == len(entries) else None
 
     def freeze(self, node: gs.Node, index: int) -> None:
-        """Let an input keep its value when the channels go that it is computed from.
+        """Keep an input at its present value, even when channels are removed from whose number it is computed.
 
         Raises:
             Closed: its value is not known.
@@ -239,7 +239,7 @@ class Tracer:
         self.adjust(node, ids, replace)
 
     def close_tensors(self, tensors: Iterable[gs.Tensor], reason: str) -> None:
-        """Close the channels that some tensors carry, and those that they count."""
+        """Close the channels that tensors carry, and those from whose number they are computed."""
         for name in dict.fromkeys(t.name for t in tensors):
             if name in self.streams:
                 self.close(self.streams[name].ids, reason)
@@ -260,8 +260,11 @@ def trace(
         model: the graph; later changes to it make the result stale.
         inputs: input shapes, by name; default: `model.sizes`.
         rules: how operators pass channels on.
-        whole_groups: names of grouped Convs that may lose whole groups only. The others lose as many channels of each
-            group where nothing would be left to choose of whole groups.
+        whole_groups: names of grouped Convs that may lose whole groups only. The others lose equally many channels of
+            each group where ties leave no choice between whole groups.
+
+    Raises:
+        ModelError: the shapes cannot be inferred.
     """
     tracer = Tracer(model.graph, model.shapes_at(inputs or model.sizes), model.graph.opset, rules, whole_groups)
     outputs = {t.name for t in model.graph.outputs}
@@ -285,7 +288,7 @@ def _trace_node(node: gs.Node, tracer: Tracer, outputs: set[str]) -> None:
     try:
         for output in node.outputs[rule.outputs :] if rule.outputs is not None else []:
             if output.outputs or output.name in outputs:
-                raise Closed(f"has an output more that is read, '{output.name}'")
+                raise Closed(f"has a further output that is read, '{output.name}'")
         if not rule.follows_sizes:
             for index in range(len(node.inputs)):
                 tracer.freeze(node, index)

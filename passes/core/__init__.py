@@ -1,1 +1,1 @@
-"""Helpers without a graph: errors, progress, JSON records, atomic files, arrays on disk, least squares."""
+"""Helpers that know nothing of graphs: errors, progress, JSON records, atomic files, arrays on disk, least squares."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files: a file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ __all__ = ["replacing", "write_atomically"]
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file whole or not at all; raises OutputError, as `replacing`."""
+    """Write `content` to `path` whole or not at all; raises OutputError where `replacing` does."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A file beside a place, that is moved there when the context ends, so that no reader ever sees half of it.
+    """Yield the path of a temporary file beside `path`, and move that file to `path` when the context ends.
+
+    A reader of `path` thus sees the old file or the whole new one. If the context raises, `path` stays as it was.
 
     Raises:
-        OutputError: the folder is missing, the place cannot be written, or the disk is full; nothing is left behind.
+        OutputError: the folder is missing, `path` cannot be written, or the disk is full; nothing is left behind.
     """
     path = Path(path)
     temporary: str | None = None

@@ -1,4 +1,4 @@
-"""Why something of a graph is left as it is: the one type in which every analysis says so."""
+"""`Declined`: the type in which every analysis says what it leaves as it is, and why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Declined", "Why"]
 
 
 class Why(str, Enum):
-    """Kinds of reasons, for programs; the sentence is in `Declined.reason`."""
+    """Kinds of reasons, for programs to tell apart; the sentence for people is `Declined.reason`."""
 
     COMPUTED_WEIGHTS = "its weights are not constant"
     CUSTOM_DOMAIN = "it is no operator of ONNX"
@@ -26,10 +26,10 @@ class Why(str, Enum):
 
 @dataclass(frozen=True)
 class Declined:
-    """What cannot be done with a node, and why.
+    """A node or channel group that cannot be changed, and why.
 
     Attributes:
-        node: name of the node; of a channel group, its name. Empty where a geometry was asked about and no node.
+        node: name of the node or channel group; empty if the question was about a geometry alone.
         code: the kind of reason.
         reason: a sentence without a full stop, for reports; also what `str` gives.
     """

@@ -1,7 +1,7 @@
-"""The errors that a user can mend: each message is one sentence that says what, where and what to do.
+"""Errors that a user can fix. Each message is one sentence: what is wrong, where, and what to do.
 
-A message names a setting by its field, in backquotes: `work_dir`, or with a value `size=(224, 224)`. That is right for
-users of Python; the command line puts its options in their place (--work-dir, --size 224 224).
+A message names a setting by its Python field, in backquotes: `work_dir`, or with a value `size=(224, 224)`. The command
+line replaces these by its own options (--work-dir, --size 224 224).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class HmcError(Exception):
 
 
 class ModelError(HmcError):
-    """The model file is missing, broken, or holds what cannot be compressed."""
+    """The model file is missing, broken, or contains something that cannot be compressed."""
 
 
 class DataError(HmcError):
@@ -22,7 +22,7 @@ class DataError(HmcError):
 
 
 class SettingsError(HmcError):
-    """A setting is out of range, unknown, or asks for what is not there."""
+    """A setting is out of range, unknown, or asks for something that does not exist."""
 
 
 class PlanError(HmcError):
@@ -34,4 +34,4 @@ class OutputError(HmcError):
 
 
 class HmcWarning(UserWarning):
-    """What a user should know and mend, though the work goes on: one sentence, too."""
+    """A problem that does not stop the work, but that the user should know of and fix; also one sentence."""

@@ -1,4 +1,4 @@
-"""Least squares in second moments, safe where inputs never change, are always zero, or are copies of each other."""
+"""Least squares from second moments, regularised for inputs that are constant, always zero, or copies of each other."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ __all__ = ["damped", "least_squares", "ridge", "root"]
 
 
 def ridge(moment: np.ndarray, share: float) -> float:
-    """A share of the mean eigenvalue of a moment (n, n)."""
+    """`share` times the mean eigenvalue (trace / n) of a second moment (n, n)."""
     return share * _positive(float(np.trace(moment)) / len(moment))
 
 
 def damped(moment: np.ndarray, share: float) -> np.ndarray:
-    """A moment (n, n) with a share of its mean eigenvalue added to the diagonal, so that it can be inverted."""
+    """A second moment (n, n) plus `ridge` on its diagonal, which makes it invertible."""
     return moment + ridge(moment, share) * np.eye(len(moment))
 
 
 def root(moment: np.ndarray, floor: float = 1e-8) -> tuple[np.ndarray, np.ndarray]:
-    """M^½ and M^-½ of a symmetric matrix, with eigenvalues below `floor` times the largest raised to it."""
+    """M^½ and M^-½, each (n, n), of a symmetric positive semidefinite matrix M (n, n).
+
+    Eigenvalues below `floor` times the largest one are raised to that value.
+    """
     values, vectors = np.linalg.eigh(moment)
     values = np.sqrt(np.maximum(values, floor * _positive(values[-1])))
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
@@ -27,12 +30,12 @@ def root(moment: np.ndarray, floor: float = 1e-8) -> tuple[np.ndarray, np.ndarra
 def least_squares(features: np.ndarray, targets: np.ndarray, floor: float = 1e-10) -> np.ndarray:
     """B (O, m) that minimises E‖t - B z‖² from E[z zᵀ] (m, m) and E[t zᵀ] (O, m).
 
-    A multiple `floor` of the mean eigenvalue is added to the diagonal, so that features which are always
-    zero, or copies of each other, get small coefficients instead of none.
+    `floor` times the mean eigenvalue is added to the diagonal, so that the system can be solved where features are
+    always zero or copies of each other.
     """
     return np.linalg.solve(damped(features, floor), targets.T).T
 
 
 def _positive(scale: float) -> float:
-    """1 in place of the scale of inputs that are always the same, for which every answer is as good."""
+    """`scale`, or 1 where it is practically zero: the inputs never vary then, and any result is as good."""
     return scale if scale > np.finfo(float).tiny ** 0.5 else 1.0

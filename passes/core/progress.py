@@ -1,4 +1,4 @@
-"""How long work says how far it is."""
+"""The callback by which long computations report their progress."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 __all__ = ["Progress", "silent"]
 
-# Called with what is being done, how many steps are done, and of how many.
+# Called with what is being done, the number of steps done, and the number of all steps.
 Progress = Callable[[str, int, int], None]
 
 
 def silent(what: str, done: int, of: int) -> None:
-    """Report nothing."""
+    """Ignore the progress."""

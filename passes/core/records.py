@@ -1,4 +1,4 @@
-"""What is kept in JSON files: typed, frozen, checked when it is read, written whole or not at all."""
+"""Records kept as JSON files: typed, immutable, validated when read, written atomically."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Frozen", "read_record", "write_json"]
 
 
 class Frozen(BaseModel):
-    """A record that is not changed, and has no fields but its own."""
+    """Base of all records: immutable, and without fields that it does not declare."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,14 +28,17 @@ _T = TypeVar("_T", bound=BaseModel)
 
 
 def read_record(path: str | os.PathLike[str], kind: type[_T], what: str, valid: str, refusal: type[HmcError]) -> _T:
-    """Read a record.
+    """Read a record from a JSON file and validate it.
 
     Args:
-        path: of its file.
-        kind: of the record.
-        what: it is, and
-        valid: the same with an article, for the sentences of a refusal.
-        refusal: is raised where the file is missing or malformed.
+        path: the file.
+        kind: class of the record.
+        what: name of the record in messages ("plan").
+        valid: the same with an article ("a valid plan").
+        refusal: class of the error to raise.
+
+    Raises:
+        HmcError: the file is missing or malformed; of the class `refusal`.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -49,7 +52,7 @@ def read_record(path: str | os.PathLike[str], kind: type[_T], what: str, valid: 
         problem = e.errors()[0]
         where = ".".join(str(p) for p in problem["loc"]) or "the file"
         raise refusal(f"'{path}' is not {valid}: at {where}, {problem['msg'].lower()}") from e
-    except HmcError as e:  # of the settings or the goal within, which check themselves
+    except HmcError as e:  # raised by nested settings or a goal, which validate themselves
         raise refusal(f"'{path}' is not {valid}: {e}") from e
 
 

@@ -1,4 +1,4 @@
-"""Arrays of which a run has many: held in memory, or of a large model in files, mapped when they are asked for."""
+"""Storage for the many arrays of a run: in memory, or for a large model in files that are mapped when read."""
 
 from __future__ import annotations
 
@@ -23,21 +23,30 @@ _place: ContextVar[Path | None] = ContextVar("_place", default=None)
 
 @dataclass(frozen=True)
 class Kept:
-    """An array, or the file that it is in. It is sent to another process of the machine as it is held."""
+    """An array in memory, or the path of the .npy file that it is in (`held`).
+
+    Pickling sends the array, or only the path of the file; see `moved_to` for a receiver with the files elsewhere.
+    """
 
     held: np.ndarray | Path
 
     @property
     def array(self) -> np.ndarray:
-        """The array, not to be changed; a file is mapped anew at each call, and let go of with the last view of it."""
+        """The array, which callers must not change.
+
+        A file is mapped anew at each call, and unmapped when the last view of it is gone.
+
+        Raises:
+            SettingsError: the file cannot be read.
+        """
         return self._mapped("r")
 
     def writable(self) -> np.ndarray:
-        """The array, of which changes stay."""
+        """The array, to which changes are kept (in the file, if it is in one); raises as `array` does."""
         return self._mapped("r+")
 
     def drop(self) -> None:
-        """Remove the file, if it is in one: nobody asks for it again."""
+        """Delete the file, if there is one, when the array is no longer needed."""
         if isinstance(self.held, Path):
             self.held.unlink(missing_ok=True)
 
@@ -60,7 +69,7 @@ def _unpickled(held: np.ndarray | Path) -> Kept:
 
 @contextmanager
 def moved_to(folder: Path) -> Iterator[None]:
-    """What is unpickled within it has its files in this folder, wherever that was when they were kept."""
+    """Context in which every `Kept` that is unpickled looks for its file in `folder`, wherever the file was before."""
     token = _place.set(folder)
     try:
         yield
@@ -70,15 +79,15 @@ def moved_to(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where arrays are kept: in a folder, or in memory."""
+    """Stores arrays as files in `folder`, or in memory if that is None or the array is small."""
 
     folder: Path | None = None
 
     def keep(self, array: np.ndarray) -> Kept:
-        """Keep an array.
+        """Store an array.
 
         Raises:
-            OutputError: there is no room for it.
+            OutputError: its file cannot be written, as the disk is full for example.
         """
         if self.folder is None or array.nbytes < SMALL:
             return Kept(array)

@@ -1,12 +1,12 @@
 """What a decomposition is: a chain of plain Convs that stands for one Conv, and how to find its weights.
 
 A layer y = W x + b with input patches x ∈ R^n (n = I k k, centred second moment M = E[x xᵀ]) loses
-E‖(W - Ŵ) x‖² = tr((W - Ŵ) M (W - Ŵ)ᵀ) when a chain that amounts to Ŵ takes its place. Every decomposition
+E‖(W - Ŵ) x‖² = tr((W - Ŵ) M (W - Ŵ)ᵀ) when a chain equivalent to Ŵ takes its place. Every decomposition
 here finds weights that make this small, for a given rank; with M = I it is the weights' own error.
 
-Links carry no non-linearity and no bias but the last's, and no axis of the kernel is longer than 1 in more
-than one of them, so a chain amounts to one dense kernel (`compose`). That makes every candidate for a layer
-just another weight for it: this is how candidates are measured without building a graph for each.
+There is no non-linearity between links, only the last has a bias, and each axis of the kernel is longer than 1 in
+at most one of them, so a chain is equivalent to one dense kernel (`compose`). Every candidate for a layer is thus
+just another weight for it, and can be measured without building a graph for it.
 """
 
 from __future__ import annotations
@@ -33,22 +33,24 @@ __all__ = [
 ]
 
 
+# The weights of a chain's links, first to last: float64, each of its link's `weight_shape`.
 Factors = tuple[np.ndarray, ...]
+# From a rank to the weights of the links at that rank.
 Solver = Callable[[int], Factors]
 
 
 class Decomposition(ABC):
-    """One way to write a Conv or Gemm as a chain of links; stateless."""
+    """One way to replace a Conv or Gemm by a chain of links; it has no state. `name` is its name in plans."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def why_not(self, geometry: Geometry, node: str = "") -> Declined | None:
-        """Why it does not apply to a layer of this geometry, named `node`; None if it does."""
+        """Why the decomposition does not apply to a layer of this geometry, named `node`; None if it does."""
 
     @abstractmethod
     def max_rank(self, geometry: Geometry) -> int:
-        """The smallest rank at which the chain can be exact for every weight (for CP: that is tried)."""
+        """The smallest rank at which the chain can be exact for every weight (for CP: an upper bound of it)."""
 
     @abstractmethod
     def links(self, geometry: Geometry, rank: int) -> tuple[Geometry, ...]:
@@ -56,16 +58,15 @@ class Decomposition(ABC):
 
     @abstractmethod
     def solver(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray) -> Solver:
-        """What finds the links' weights for a rank; what all ranks share is computed here, once.
+        """A function that finds the links' weights for a rank; what all ranks share is computed once, in this call.
 
         Args:
-            geometry: the layer's.
+            geometry: the layer's geometry.
             weight: (O, I, *kernel), float64.
-            moment: (n, n) second moment of its patches in the order (I, *kernel), float64.
+            moment: (n, n) centred second moment of the input patches, flattened in the order (I, *kernel), float64.
 
         Returns:
-            A function of the rank, from 1 to `max_rank`, to float64 arrays, one a link, each of the link's
-            `weight_shape`.
+            A function from the rank (1 to `max_rank`) to float64 arrays, one for each link, of its `weight_shape`.
         """
 
     def factors(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, rank: int) -> Factors:
@@ -73,7 +74,7 @@ class Decomposition(ABC):
         return self.solver(geometry, weight, moment)(rank)
 
     def rank_for(self, geometry: Geometry, size: Sequence[int], ratio: float, align: int) -> int | None:
-        """The largest rank, a multiple of `align`, at `ratio` of the layer's MACs or less; None if none is."""
+        """The largest rank, a multiple of `align`, with at most `ratio` of the layer's MACs; None if there is none."""
         budget = ratio * geometry.macs(size)
         unit = chain_macs(self.links(geometry, align), size)
         rank = min(max(int(budget / max(unit, 1)) * align, align), self.max_rank(geometry) // align * align)
@@ -83,7 +84,7 @@ class Decomposition(ABC):
 
 
 def chain_macs(links: Sequence[Geometry], size: Sequence[int]) -> int:
-    """Multiply-accumulates of a chain for one input of a spatial size."""
+    """Multiply-accumulates of a chain for one input of the spatial size `size`."""
     macs = 0
     for link in links:
         macs += link.macs(size)
@@ -92,12 +93,12 @@ def chain_macs(links: Sequence[Geometry], size: Sequence[int]) -> int:
 
 
 def chain_parameters(links: Sequence[Geometry]) -> int:
-    """Weights of a chain, with the last link's bias."""
+    """Number of weights in a chain, with the last link's bias."""
     return sum(link.parameters for link in links) + links[-1].outputs
 
 
 def compose(links: Sequence[Geometry], factors: Sequence[np.ndarray]) -> np.ndarray:
-    """The one dense kernel (O, I, *kernel) that a chain amounts to."""
+    """The single dense kernel (O, I, *kernel) that is equivalent to a chain."""
     whole: np.ndarray | None = None
     for link, factor in zip(links, factors, strict=True):
         dense = factor
@@ -116,6 +117,6 @@ def error(weight: np.ndarray, approximation: np.ndarray, moment: np.ndarray) -> 
 
 
 def mode_moment(moment: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """(I, I): the patches' second moment over the channels, averaged over the kernel's places."""
+    """The second moment of the input channels (I, I): that of the patches, averaged over the kernel's positions."""
     i, k = geometry.inputs, math.prod(geometry.kernel)
     return np.einsum("akbk->ab", moment.reshape(i, k, i, k)) / k

@@ -1,7 +1,7 @@
 """CP: 1×1 from I to r channels, k×k depthwise on r, 1×1 from r to O (Lebedev et al., ICLR 2015).
 
-tensorly's alternating least squares on W as an (O, I, k k) tensor, whitened by the channels' second moment;
-the last factor is then re-solved in the norm of the responses.
+The factors come from tensorly's alternating least squares on W as an (O, I, k k) tensor, whitened by the channels'
+second moment; the last one is then solved again by least squares in the norm of the responses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from passes.graph.layers import Geometry
 __all__ = ["CP"]
 
 
-# Alternating least squares takes time in proportion to the rank, and beyond this minutes a layer.
+# Largest rank that `rank_for` gives: alternating least squares takes time in proportion to the rank, and above this one
+# minutes for a layer.
 MOST_OFFERED = 256
 
 
@@ -40,7 +41,7 @@ class CP(Decomposition):
         return None
 
     def max_rank(self, geometry: Geometry) -> int:
-        """Every pair of two axes on its own is exact, so the longest of O, I, k k is left to the third factor."""
+        """The product of the two shorter of O, I and k k: with one term for each pair of their entries, CP is exact."""
         axes = geometry.outputs, geometry.inputs, math.prod(geometry.kernel)
         return math.prod(axes) // max(axes)
 
@@ -78,7 +79,7 @@ class CP(Decomposition):
 
 
 def _pairs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """B (I, r) and C (k, r) of an exact CP of W (O, I, k), one term a pair of entries of its two shorter axes."""
+    """B (I, r) and C (k, r) of an exact CP of W (O, I, k), with a term for each pair of entries of its shorter axes."""
     o, i, k = weight.shape
     if o == max(weight.shape):
         return np.repeat(np.eye(i), k, 1), np.tile(np.eye(k), i)

@@ -1,4 +1,4 @@
-"""One layer replaced by a chain of layers of low rank."""
+"""Replaces one layer by a chain of layers of low rank."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["DecomposeLayer"]
 
 @dataclass(frozen=True)
 class DecomposeLayer(GraphPass):
-    """Replace a Conv or Gemm by a chain of them, named after it with /0, /1 and so on behind.
+    """Replace a Conv or Gemm by a chain of nodes of the same operator, named `<node>/0`, `<node>/1` and so on.
 
     Attributes:
         node: name of the layer.
         method: name of a decomposition in `passes.decompose.DECOMPOSITIONS`.
-        rank: from 1 to the decomposition's `max_rank`, at which the chain is exact (for CP: that is tried).
-        factors: weights of the chain's links, float64, each of its link's `weight_shape`; None: those that are best in
-            the norm of the weights.
-        bias: of the last link, float64 (outputs,); None: the layer's own.
+        rank: from 1 to the decomposition's `max_rank`, at which the chain is exact.
+        factors: weights of the chain's links, float64, each of its link's `weight_shape`; None: those that the
+            decomposition finds without data, with the identity as second moment.
+        bias: bias of the last link, float64 (outputs,); None: the layer's own.
 
     Requires:
         Each node has a name of its own, and `node` is a Conv or Gemm with constant weights that the method is for.
@@ -73,7 +73,7 @@ class DecomposeLayer(GraphPass):
             raise ModelError(f"layer '{self.node}': {self.method} does not apply: {reason}")
         most = decomposition.max_rank(geometry)
         if not 1 <= self.rank <= most:
-            raise ModelError(f"layer '{self.node}': {self.method} has no rank {self.rank}: 1 to {most} do")
+            raise ModelError(f"layer '{self.node}': {self.method} has no rank {self.rank}: use 1 to {most} instead")
         return decomposition
 
     def _weights(

@@ -19,7 +19,7 @@ __all__ = ["OutputSVD", "pointwise"]
 
 
 class OutputSVD(Decomposition):
-    """W ≈ V (Vᵀ W)."""
+    """W ≈ V (Vᵀ W), with W as an (O, I k k) matrix and V (O, r)."""
 
     name = "svd"
 

@@ -1,4 +1,4 @@
-"""The decompositions there are, by name. A new one is a file with a `Decomposition` and an entry here."""
+"""All decompositions by name. To add one, write a file with a `Decomposition`, and an entry here."""
 
 from passes.decompose.base import Decomposition
 from passes.decompose.cp import CP

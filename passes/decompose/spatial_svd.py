@@ -1,7 +1,7 @@
 """Spatial SVD: k×1 from I to r channels, then 1×k from r to O (Jaderberg et al., BMVC 2014).
 
-W[o, i, y, x] ≈ Σ_r H[o, r, x] V[r, i, y]. V comes from the SVD of W as an (I k_y) × (k_x O) matrix, its rows
-whitened by the second moment of the columns (i, y) of the patches; H is then the least-squares solution.
+W[o, i, y, x] ≈ Σ_r H[o, r, x] V[r, i, y]. V comes from the SVD of W as an (I k_y) × (k_x O) matrix whose rows are
+whitened by the second moment of the patches' columns (i, y), averaged over x. H is the least-squares solution given V.
 """
 
 from __future__ import annotations

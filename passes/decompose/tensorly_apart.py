@@ -1,4 +1,4 @@
-"""tensorly called so that its settings, which are of the whole process, stay what the caller has made them."""
+"""Calls tensorly with settings of this package, and leaves the settings of the caller as they are."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _T = TypeVar("_T")
 
 
 class _Products(CoreTenalgBackend, backend_name="hmc_onnx"):  # type: ignore[call-arg, misc]  # it has no types
-    """tensorly's tensor algebra with another product of an unfolded tensor and a Khatri-Rao product.
+    """tensorly's tensor algebra with a faster MTTKRP, the product of an unfolded tensor and a Khatri-Rao product.
 
-    tensorly's own writes down the Khatri-Rao product of the two long axes, which is larger than the tensor by
-    rank / k k, and takes four times as long; the sums are the same.
+    tensorly's own builds the Khatri-Rao product of the two long axes, which has rank / (k k) times the size of the
+    tensor, and takes four times as long; the results are the same.
     """
 
     @staticmethod
     def unfolding_dot_khatri_rao(
         tensor: np.ndarray, cp_tensor: tuple[np.ndarray | None, Sequence[np.ndarray]], mode: int
     ) -> np.ndarray:
-        """Σ over all axes but `mode` of a tensor of three axes times the factors of these: the longer one first."""
+        """Sum a tensor of three axes times the factors of its axes over all axes but `mode`, the longer axis first."""
         weights, factors = cp_tensor
         longer = max((m for m in range(3) if m != mode), key=lambda m: tensor.shape[m])
         other = 3 - mode - longer
@@ -38,10 +38,9 @@ class _Products(CoreTenalgBackend, backend_name="hmc_onnx"):  # type: ignore[cal
 
 
 def apart(function: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
-    """The result of a function of tensorly on numpy arrays, whichever backend the caller has chosen.
+    """Call a function of tensorly with the numpy backend, whichever backend the caller has chosen; returns its result.
 
-    tensorly keeps its backends by thread, and there is no way to forget that one was chosen in a thread. So the call is
-    made in a thread of its own, which ends with it.
+    tensorly stores the chosen backend by thread and cannot unset it, so the call runs in a thread of its own.
     """
 
     def call() -> _T:

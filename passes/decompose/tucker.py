@@ -22,14 +22,15 @@ from passes.graph.layers import Geometry
 
 __all__ = ["Tucker2"]
 
-# Of orthogonal iteration, which starts at the truncated SVDs: only its input factor is used.
+# Iterations of HOOI (higher-order orthogonal iteration), which starts at the truncated SVDs.
 ITERATIONS = 2
 
 
 class Tucker2(Decomposition):
-    """Rank r on the output side; on the input side s = r I / O, so that both are cut in proportion, or r / k k if more.
+    """Tucker-2 with the rank r on the output side, and s = max(r I / O, r / (k k)) on the input side, at most I.
 
-    A k×k Conv from s channels has no more than s k k independent outputs.
+    r I / O cuts both sides in proportion. s has to be r / (k k) at least, as a k×k Conv from s channels has no more
+    than s k k independent outputs.
     """
 
     name = "tucker"
@@ -45,7 +46,7 @@ class Tucker2(Decomposition):
         return min(geometry.outputs, geometry.features)
 
     def input_rank(self, geometry: Geometry, rank: int) -> int:
-        """s, which is I at the full rank."""
+        """The rank s of the input side; at the full rank r it is I."""
         in_proportion = round(rank * geometry.inputs / geometry.outputs)
         return min(geometry.inputs, max(in_proportion, math.ceil(rank / math.prod(geometry.kernel))))
 

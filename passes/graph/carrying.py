@@ -1,8 +1,8 @@
-"""onnx-ir's models as ours, and back with all that a graph to rewrite does not hold.
+"""Conversion of onnx-ir models to protos, and back without losing what the rewrite in between cannot hold.
 
-A `Model` is made of a ModelProto, as is what comes out of it. On the way, graphsurgeon drops the documentation and
-metadata of constants and of nodes inside an If or a Loop, and rewrites local functions; a proto knows neither onnx-ir's
-`meta`, nor the folder of a weight in a file. `returned` takes these from the model that went in.
+A `Model` is made from a ModelProto, and becomes one again. On the way, graphsurgeon drops the documentation and
+metadata of constants and of nodes inside an If or a Loop, and rewrites local functions; and a proto holds neither
+onnx-ir's `meta`, nor the base folder of an external weight. `returned` takes these from the original onnx-ir model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["returned", "serialised"]
 
 
 def serialised(model: ir.Model) -> onnx.ModelProto:
-    """The model as a proto of its own, its weights that are in files named by absolute paths: they are not read."""
+    """The model as a new proto. External weights are not read: the proto refers to their files by absolute paths."""
     proto = ir.to_proto(model)
     for tensor in proto.graph.initializer:
         given = model.graph.initializers[tensor.name].const_value
@@ -26,7 +26,7 @@ def serialised(model: ir.Model) -> onnx.ModelProto:
             continue
         if given.dtype.bitwidth >= 8:
             refer(tensor, os.path.abspath(given.path), given.offset or 0, given.nbytes)
-        else:  # several values a byte, which cannot be mapped
+        else:  # several values share a byte, so it cannot be mapped
             tensor.ClearField("data_location")
             del tensor.external_data[:]
             tensor.raw_data = given.tobytes()
@@ -34,13 +34,13 @@ def serialised(model: ir.Model) -> onnx.ModelProto:
 
 
 def returned(proto: onnx.ModelProto, given: onnx.ModelProto, model: ir.Model) -> ir.Model:
-    """A rewritten proto as an onnx-ir model, with what `model` says of all that is still there.
+    """A rewritten proto as an onnx-ir model, with the texts and metadata of `model` for all that is still there.
 
     Args:
-        proto: what a rewrite has made of `given`, or `given`; those of its functions that `given` has are
-            replaced by the originals.
-        given: `model`, as `serialised`.
-        model: not changed. Constants that stayed as they were are shared with it.
+        proto: what a rewrite has made of `given`, or `given` itself. Its functions are replaced, in place, by the
+            originals of the same name in `given`.
+        given: what `serialised` made of `model`.
+        model: the original, which is not changed. Unchanged constants are shared with the result.
     """
     if proto is not given:
         left = {(f.domain, f.name, f.overload) for f in proto.functions}
@@ -63,7 +63,7 @@ def returned(proto: onnx.ModelProto, given: onnx.ModelProto, model: ir.Model) ->
 
 
 def _key(node: ir.Node) -> tuple[str, str, str | None]:
-    """What makes a node the same one as before: its operator and its first output."""
+    """The operator and first output of a node, by which it is recognised after the rewrite."""
     return node.domain, node.op_type, node.outputs[0].name
 
 
@@ -80,7 +80,7 @@ def _values(graph: ir.Graph) -> dict[str, ir.Value]:
 
 
 def _share_constants(result: ir.Model, model: ir.Model) -> None:
-    """Put the tensors of the model that went in wherever they have not changed, and weights in files back there."""
+    """Use the original's tensors where values have not changed, and its file references for external weights."""
     in_files = {
         (os.path.abspath(t.path), t.offset or 0): t
         for v in model.graph.initializers.values()

@@ -1,8 +1,8 @@
 """Multiply-accumulates, parameters and bytes of each node, for one image.
 
 MACs are counted for Conv, ConvTranspose, Gemm and MatMul, as the literature does; the other operators'
-element-wise work is left out. Parameters are the floating-point constants that a node reads; of a quantised model, the
-integer ones that DequantizeLinear makes floats of, without scales and zero points.
+element-wise work is left out. Parameters are the floating-point constants that a node reads. In a quantised model they
+are the integer constants that DequantizeLinear converts; scales and zero points are left out.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ def costs(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> 
 
 
 def images_of(inputs: Mapping[str, tuple[int, ...]]) -> int:
-    """Number of images in a batch of some input shapes."""
+    """The batch size that input shapes have: the first dimension of the first input with any."""
     return next((shape[0] for shape in inputs.values() if shape), 1)
 
 
 def maps_an_image(shape: Shape, spatial: int, images: int) -> int:
-    """How many inputs a layer sees for one image: crops, frames or steps of a sequence may be folded into its batch.
+    """How often a layer is applied for one image: crops, frames or sequence steps may be folded into its batch axis.
 
     Args:
-        shape: of what the layer reads: (maps, channels, *spatial), or (…, channels) of a Gemm.
+        shape: shape of the layer's input: (maps, channels, *spatial), or (…, channels) for a Gemm.
         spatial: number of spatial axes.
-        images: number of images that the shape is of.
+        images: number of images in the batch that has this shape.
     """
     leading = shape[: len(shape) - 1 - spatial]
     return max(math.prod(leading) // images, 1) if None not in leading else 1  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def total(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> 
 
 
 def _weights(node: gs.Node) -> list[gs.Tensor]:
-    """What a node reads that may be a parameter."""
+    """The inputs of a node that count as parameters if they are constant."""
     if node.op in ("QuantizeLinear", "DequantizeLinear"):
         return list(node.inputs[:1])
     return [t for t in node.inputs if isinstance(t, gs.Constant) and _is_float(t)]
@@ -88,7 +88,7 @@ def _is_float(tensor: gs.Constant) -> bool:
 
 
 def _macs(node: gs.Node, shapes: Shapes) -> int:
-    """Outputs × inputs of each, for all images of the batch; 0 where a shape is unknown."""
+    """Number of output values × inputs summed up in each, for the whole batch; 0 where a shape is unknown."""
     if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return 0
     x, w = (shapes.get(t.name) for t in node.inputs[:2])

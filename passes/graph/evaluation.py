@@ -14,11 +14,11 @@ __all__ = ["evaluate"]
 
 
 def evaluate(node: gs.Node, inputs: Sequence[np.ndarray | None], opset: int) -> list[np.ndarray]:
-    """The outputs of one node, by ONNX's reference implementation; None is an input left out.
+    """The outputs of one node, by ONNX's reference implementation, which raises its own errors.
 
     Args:
-        node: of the default domain; its own inputs are not read.
-        inputs: values for its inputs, in their order.
+        node: a node of the default domain; the tensors that are its inputs are not read.
+        inputs: values for its inputs, in their order; None for an omitted one.
         opset: version of the default operator set.
     """
     proto = OnnxExporter.export_node(node)

@@ -1,7 +1,7 @@
-"""Large weights that stay in a file, to which models refer: a model of gigabytes is handed on as one of kilobytes.
+"""Large weights that stay in a file, to which models refer, so that a copy of a model of gigabytes takes kilobytes.
 
-They are ONNX's external data, with the file's absolute path as their location. What reads a weight maps the file, and
-the system may drop the pages that were read; only what a pass makes anew is held in memory.
+The weights are ONNX external data with the file's absolute path as location. To read one, the file is memory-mapped,
+and the system may drop the pages again; only values that a pass has computed are held in memory.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ __all__ = [
 
 # Bytes above which a model is not held in memory, nor copied to workers.
 LARGE = 5e8
-# Bytes above which a tensor of a large model leaves it.
+# Bytes above which a tensor of a large model is moved to a file.
 LARGE_TENSOR = 2**16
-PAGE = 4096  # where weights begin in their file, so that they can be mapped
+PAGE = 4096  # weights begin at multiples of it in their file, so that they can be mapped
 LAYERS = ("Conv", "ConvTranspose", "Gemm")
 
 
 class Mapped(np.memmap):
-    """The values of an external tensor. Views and results of it have no `tensor`."""
+    """The mapped values of an external tensor, with that `tensor`; None for views, and for results of arithmetic."""
 
     tensor: TensorProto | None = None
 
 
 class Lazy(LazyValues):  # type: ignore[misc]
-    """A tensor's values, read when they are asked for; graphsurgeon's own print a warning where they are bfloat16."""
+    """A tensor's values, read when first used. graphsurgeon's own class warns about bfloat16; this does not."""
 
     def __init__(self, tensor: TensorProto) -> None:
         with quiet():
             super().__init__(tensor)
 
     def load(self) -> np.ndarray:
-        """The values, as a copy."""
+        """The values, as a new array."""
         return np.array(numpy_helper.to_array(self.tensor))
 
 
@@ -81,7 +81,7 @@ class _LazyMap(Lazy):
 
 
 def values_of(tensor: TensorProto) -> np.ndarray:
-    """A tensor's values, mapped where they are in such a file."""
+    """A tensor's values; memory-mapped if it `is_external`."""
     return _map(tensor) if is_external(tensor) else numpy_helper.to_array(tensor)
 
 
@@ -91,15 +91,15 @@ def lazy(tensor: TensorProto) -> LazyValues:
 
 
 def held(constant: gs.Constant) -> np.ndarray | LazyValues:
-    """What a Constant holds, without reading what has not been read yet.
+    """The array of a Constant, or its LazyValues if nothing has read it yet.
 
-    graphsurgeon has no public way to ask this: `Constant.values` reads.
+    graphsurgeon has no public way to ask for this: `Constant.values` reads the values.
     """
     return constant._values
 
 
 def held_tensor(constant: gs.Constant) -> TensorProto | None:
-    """The tensor that a Constant's values are, or are still to be, read from; None where a pass has made them."""
+    """The tensor from which a Constant's values are read, or will be; None for values that a pass has computed."""
     tensor = getattr(held(constant), "tensor", None)
     return tensor if isinstance(tensor, TensorProto) else None
 
@@ -110,13 +110,13 @@ def location(tensor: TensorProto) -> str | None:
 
 
 def is_external(tensor: TensorProto) -> bool:
-    """Whether a tensor's values are in a file that `moved_out` wrote, and not whoever exported the model."""
+    """Whether a tensor's values are in a file of this package, with an absolute path; exporters write relative ones."""
     place = location(tensor)
     return place is not None and Path(place).is_absolute()
 
 
 def has_external(proto: onnx.ModelProto) -> bool:
-    """Whether any of a model's weights is in such a file."""
+    """Whether any of a model's weights `is_external`."""
     return any(map(is_external, proto.graph.initializer))
 
 
@@ -139,18 +139,22 @@ def _map(tensor: TensorProto) -> np.memmap:
 
 
 def plain_weights(proto: onnx.ModelProto) -> list[TensorProto]:
-    """Large initializers that are nothing but weights of layers: there is nothing to fold, and a copy would cost."""
+    """Large initializers that only layers read, as weights: constant folding has no use for them, and copies cost."""
     others = {v.name for v in (*(proto.graph.input if proto.ir_version > 3 else ()), *proto.graph.output)}
     for node in proto.graph.node:
         others.update(node.input[:1] if node.op_type in LAYERS else node.input)
     if any(inner_graphs(a) for node in proto.graph.node for a in node.attribute):
-        return []  # graphs inside it may read what is around them
+        return []  # subgraphs may read initializers of the main graph
     names = large(proto) - others
     return [t for t in proto.graph.initializer if t.name in names]
 
 
 def moved_out(proto: onnx.ModelProto, names: Collection[str], path: Path) -> onnx.ModelProto:
-    """A copy whose named initializers are in a file, with no copy of them all in memory; raises OSError."""
+    """A copy of a model whose named initializers are written to the file `path`, one at a time.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     copy = without_initializers(proto)
     path = path.absolute()
     with path.open("wb") as file:
@@ -168,7 +172,7 @@ def moved_out(proto: onnx.ModelProto, names: Collection[str], path: Path) -> onn
 
 
 def let_go(constants: Iterable[gs.Constant]) -> None:
-    """Unmap what was read of weights that are in a file: it is mapped again where it is asked for."""
+    """Unmap external weights that have been read; they are mapped again at the next use."""
     for constant in constants:
         values = held(constant)
         if isinstance(values, Mapped) and values.tensor is not None:
@@ -176,7 +180,7 @@ def let_go(constants: Iterable[gs.Constant]) -> None:
 
 
 def folder_of(constants: Iterable[gs.Constant]) -> Path | None:
-    """Where the weights of a graph are that are in a file; None where none are."""
+    """The folder of the first external weight among the constants; None if there is none."""
     for constant in constants:
         tensor = held_tensor(constant)
         if tensor is not None and is_external(tensor):
@@ -185,10 +189,10 @@ def folder_of(constants: Iterable[gs.Constant]) -> Path | None:
 
 
 def move_out(constants: Iterable[gs.Constant], folder: Path) -> None:
-    """Put what passes have made anew, and is large, into files of a folder.
+    """Write large values that passes have computed into files of a folder, from which they are mapped when used.
 
     Raises:
-        OutputError: there is no room for them.
+        OutputError: a file cannot be written.
     """
     for constant in constants:
         values = held(constant)
@@ -214,7 +218,7 @@ def _no_room(folder: str | Path, error: OSError) -> OutputError:
 
 
 def refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
-    """Let a tensor be that of a file's bytes, in place."""
+    """Make a tensor external, in place: its values are `length` bytes of the file `location` from `offset` on."""
     tensor.data_location = TensorProto.EXTERNAL
     del tensor.external_data[:]
     for key, value in (("location", location), ("offset", offset), ("length", length)):
@@ -222,7 +226,7 @@ def refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
 
 
 def relative(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
-    """The model with its files named as beside it, and their folder; the model itself and None if it has none."""
+    """The model with external weights by file name alone, and their folder; itself and None if it has none."""
     if not has_external(proto):
         return proto, None
     copy = onnx.ModelProto()
@@ -234,7 +238,7 @@ def relative(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
 
 
 def brought_in(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with all its weights in memory; the model itself if they are."""
+    """The model with all its weights in memory; the model itself if they are there already."""
     if not has_external(proto):
         return proto
     copy = onnx.ModelProto()
@@ -249,12 +253,13 @@ def brought_in(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 @contextmanager
 def on_disk(proto: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
-    """A large model with its weights in a temporary file, which is gone afterwards; another as it is.
+    """Yield a model over `LARGE` bytes with its weights in a temporary file, and a smaller one as it is.
 
-    What is made of it refers to the same file: see `brought_in`.
+    Models made from the yielded one refer to the same file, which is deleted when the context ends: `brought_in` reads
+    their weights into memory.
 
     Raises:
-        OutputError: there is no room for the file.
+        OutputError: the file cannot be written.
     """
     weights = plain_weights(proto) if byte_size(proto) > LARGE else []
     names = {t.name for t in weights if not is_external(t) and tensor_bytes(t) > LARGE_TENSOR}
@@ -269,5 +274,5 @@ def on_disk(proto: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
             light = moved_out(proto, names, Path(folder) / "weights")
         except OSError as e:
             raise _no_room(folder, e) from e
-        del proto  # the caller may have let go of it
+        del proto  # frees the weights if the caller holds no reference either
         yield light

@@ -1,4 +1,4 @@
-"""ONNX files: read and checked, and written whole or not at all."""
+"""Reads and checks ONNX files, and writes them whole or not at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     if not path.is_file():
         raise ModelError(f"no model file at '{path}': give the path of an ONNX file")
     try:
-        proto = onnx.load(path, format="protobuf")  # whatever the name says
+        proto = onnx.load(path, format="protobuf")  # whatever the extension is
     except (DecodeError, ValueError) as e:
         raise ModelError(f"'{path}' is not an ONNX file, or is damaged: export the model again") from e
     except (OSError, onnx.checker.ValidationError) as e:
@@ -50,23 +50,23 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
 
 
 def _check_sizes(proto: onnx.ModelProto) -> None:
-    """The checker lets more bytes pass than a weight's shape has room for, as where a file's length was left out."""
+    """Reject weights with more bytes than their shape needs (external data without a length); the checker does not."""
     for tensor in proto.graph.initializer:
         held, due = len(tensor.raw_data), tensor_bytes(tensor)
         if held > due:
             raise ModelError(
-                f"the initializer '{tensor.name}' has {held} bytes for a shape of {due}: export the model again"
+                f"the initializer '{tensor.name}' has {held} bytes, but its shape needs {due}: export the model again"
             )
 
 
 def weights_beside(path: str | os.PathLike[str]) -> set[Path]:
-    """The other files that a model's weights are in; none where it is no model."""
+    """Paths of the external data files that a model refers to; none if `path` is not a model."""
     try:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, OSError, ValueError):
         return set()
     names = {location(m) for m in _messages(proto) if isinstance(m, onnx.TensorProto)}
-    # others are refused when they are read
+    # other names are refused when the model is loaded
     return {Path(path).parent / name for name in names if isinstance(name, str) and "\0" not in name}
 
 
@@ -80,7 +80,7 @@ def _messages(message: Message) -> Iterator[Message]:
 
 
 def _is_text(message: Message) -> bool:
-    """Whether all strings within a message are UTF-8: protobuf does not look, and gives bytes for the others."""
+    """Whether all strings within a message are UTF-8; protobuf does not check that, and gives bytes for others."""
     for inner in _messages(message):
         for field, value in inner.ListFields():
             values = value if field.is_repeated else [value]
@@ -90,7 +90,7 @@ def _is_text(message: Message) -> bool:
 
 
 def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
-    """Write an ONNX file atomically; weights beyond protobuf's 2 GiB go to `<name>.data` beside it.
+    """Write an ONNX file atomically; above protobuf's 2 GiB, the large weights go to `<name>.data` beside it.
 
     Raises:
         OutputError: the file cannot be written; nothing is left behind.
@@ -113,5 +113,5 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
 
 
 def weights_of(path: Path) -> Path:
-    """Where `save` puts what does not fit into a file."""
+    """The file beside `path` into which `save` puts the large weights of a model above 2 GiB."""
     return path.parent / f"{path.name}.data"

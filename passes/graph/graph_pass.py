@@ -1,7 +1,8 @@
-"""What a rewrite of this package is: a pass with the interface of `onnx_ir.passes`, its options its fields.
+"""The base class of this package's rewrites: a pass with the interface of `onnx_ir.passes`.
 
-Others call a pass on an onnx-ir model, alone or in an `onnx_ir.passes.Sequential` with passes of their own. This
-package calls `rewrite` on a `Model`, so that many passes in a row (`GraphSequence`) convert nothing in between.
+Other programs call a pass on an onnx-ir model, alone or in an `onnx_ir.passes.Sequential` with passes of their own.
+This package calls `rewrite` on a `Model`, so that several passes in a row (`GraphSequence`) need no conversion in
+between.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ __all__ = ["GraphPass", "GraphSequence", "require_nodes", "require_unique_names"
 
 
 class GraphPass(ir.passes.FunctionalPass):
-    """A rewrite of a graph. A subclass is a frozen dataclass, its fields are its options, and it defines `rewrite`.
+    """A rewrite of a graph. A subclass is a frozen dataclass whose fields are its options, and defines `rewrite`.
 
-    Called on an onnx-ir model it returns a new one; the model given is not changed. Names, documentation, metadata,
-    signature, operator sets and local functions are kept of all that the rewrite does not change.
+    Called on an onnx-ir model, a pass returns a new one; the model given is not changed. Whatever the rewrite does not
+    change keeps its names, documentation and metadata; so do the signature, operator sets and local functions.
 
     Requires:
-        No weight of a graph inside a node (an If's branch) is in a file, and no node calls an overload of a function:
-        graphsurgeon holds neither.
+        No weight of a subgraph (an If's branch) is in a file, and no node calls an overload of a function: graphsurgeon
+        can represent neither.
 
     Ensures:
-        The ONNX checker accepts what a rewrite has changed.
+        The ONNX checker accepts the rewritten model.
     """
 
     @abstractmethod
@@ -40,10 +41,10 @@ class GraphPass(ir.passes.FunctionalPass):
         """Rewrite a model in place.
 
         Returns:
-            How many changes were made; with 0 the model is as it was.
+            Number of changes; if it is 0, the model is as it was.
 
         Raises:
-            ModelError: the model has not what the options name, or it cannot be changed that way.
+            ModelError: the model lacks something that the options name, or it cannot be changed that way.
         """
 
     def requires(self, model: ir.Model) -> None:
@@ -60,7 +61,7 @@ class GraphPass(ir.passes.FunctionalPass):
         """The rewritten model, a new object, and whether anything was changed.
 
         Raises:
-            PreconditionError: the model has not what the options name, or it cannot be changed that way.
+            PreconditionError: the model lacks something that the options name, or it cannot be changed that way.
             PostconditionError: the ONNX checker rejects the result.
         """
         given = serialised(model)
@@ -92,7 +93,7 @@ class GraphSequence(GraphPass):
     steps: tuple[GraphPass, ...]
 
     def rewrite(self, model: Model) -> int:
-        """Rewrite a model in place; returns how many changes all steps have made."""
+        """Rewrite a model in place; returns the number of changes that all steps have made."""
         return sum(step.rewrite(model) for step in self.steps)
 
     def requires(self, model: ir.Model) -> None:

@@ -37,8 +37,9 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 @dataclass(frozen=True)
 class Geometry:
-    """Everything about a Conv but its weights. `pads` is ONNX's: all begins, then all ends.
+    """Everything about a Conv but its weights.
 
+    `inputs` and `outputs` are numbers of channels. `pads` is in ONNX's order: all begins, then all ends.
     Empty `kernel`, `strides`, `pads` and `dilations` make it a Gemm.
     """
 
@@ -67,12 +68,12 @@ class Geometry:
 
     @property
     def features(self) -> int:
-        """Inputs of one output value: I / groups times the kernel's size."""
+        """Number of input values that one output value is computed from: I / groups times the kernel's size."""
         return self.inputs // self.groups * math.prod(self.kernel)
 
     @property
     def parameters(self) -> int:
-        """Weights without bias."""
+        """Number of weights, without bias."""
         return self.outputs * self.features
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
@@ -84,7 +85,7 @@ class Geometry:
         )
 
     def macs(self, size: Sequence[int]) -> int:
-        """Multiply-accumulates for one input of a spatial size."""
+        """Multiply-accumulates for one input of the spatial size `size`."""
         return self.parameters * math.prod(self.output_size(size))
 
     def resized(self, inputs: int, outputs: int) -> Geometry:
@@ -93,13 +94,16 @@ class Geometry:
         return replace(self, inputs=inputs, outputs=outputs, groups=groups)
 
     def one_group(self) -> Geometry:
-        """The Conv that each group is."""
+        """The geometry of each single group, as a Conv without groups."""
         return replace(self, inputs=self.inputs_a_group, outputs=self.outputs_a_group, groups=1)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A node's linear map: `values` (O, I / groups, *kernel) in the model's own type, `bias` float64 (O,)."""
+    """A node's linear map: `values` (O, I / groups, *kernel) in the model's own type, `bias` float64 (O,).
+
+    `input` and `output` are the names of the tensors that it reads and writes.
+    """
 
     name: str
     geometry: Geometry
@@ -110,7 +114,7 @@ class Layer:
 
     @property
     def weight(self) -> np.ndarray:
-        """The weight in float64, made anew at each call: held for all layers it would be twice the model's size."""
+        """`values` as float64, converted at each call: kept for all layers, they would take twice the model's size."""
         return self.values.astype(np.float64)
 
 
@@ -148,7 +152,7 @@ def _auto_padded(node: gs.Node) -> bool:
 
 
 def layer_of(node: gs.Node, shapes: Shapes) -> Layer:
-    """Read a Conv or Gemm for which `why_not_a_layer` has no objection."""
+    """Read a Conv or Gemm for which `why_not_a_layer` gives None; `shapes` are needed for auto_pad only."""
     weight = np.asarray(node.inputs[1].values)
     bias = np.asarray(node.inputs[2].values, np.float64) if _has_bias(node) else None
     if node.op == "Gemm":
@@ -190,7 +194,14 @@ def _conv_geometry(node: gs.Node, weight_shape: tuple[int, ...], shapes: Shapes)
 
 
 def write_layer(graph: gs.Graph, node: gs.Node, weight: np.ndarray, bias: np.ndarray) -> None:
-    """Put new values (float64, any channel counts) into a node of a graph, in its own weight type and layout."""
+    """Give a node new values, in its own weight type and layout.
+
+    Args:
+        graph: the graph of the node.
+        node: a Conv or Gemm.
+        weight: (O, I / groups, *kernel), float64; O and I may differ from what they were.
+        bias: (O,), float64.
+    """
     dtype = element_type(node.inputs[1])
     if node.op == "Gemm":
         weight = weight if node.attrs.get("transB", 0) else weight.T
@@ -205,7 +216,10 @@ def write_layer(graph: gs.Graph, node: gs.Node, weight: np.ndarray, bias: np.nda
 
 
 def own_values(graph: gs.Graph, node: gs.Node, layer: Layer) -> None:
-    """Give a node a weight and a bias that no other reads, of the values that its layer has."""
+    """Give a node a weight and a bias of its own, with the values of `layer`.
+
+    A node that has both, read by no other node and without alpha and beta, stays as it is.
+    """
     alone = [len(t.outputs) == 1 for t in node.inputs[1:]]
     plain = _has_bias(node) and tuple(node.inputs[2].shape) == (layer.geometry.outputs,)
     if not all(alone) or not plain or {node.attrs.get(scale, 1.0) for scale in ("alpha", "beta")} != {1.0}:
@@ -213,7 +227,7 @@ def own_values(graph: gs.Graph, node: gs.Node, layer: Layer) -> None:
 
 
 def _own_name(graph: gs.Graph, node: gs.Node, index: int, otherwise: str) -> str:
-    """The name of a node's initializer if no other node reads it."""
+    """The name of a node's initializer if no other node reads it; else an unused name like `otherwise`."""
     if len(node.inputs) > index and not node.inputs[index].is_empty() and len(node.inputs[index].outputs) == 1:
         return str(node.inputs[index].name)
     return unused_name(graph, otherwise)
@@ -222,10 +236,10 @@ def _own_name(graph: gs.Graph, node: gs.Node, index: int, otherwise: str) -> str
 def chain_nodes(
     graph: gs.Graph, node: gs.Node, links: Sequence[tuple[Geometry, np.ndarray]], bias: np.ndarray
 ) -> list[gs.Node]:
-    """New nodes that carry `links` one after the other from the node's input to its output; bias on the last.
+    """New nodes that apply `links` one after the other to what `node` reads; the last one adds `bias` (O,).
 
-    Each link is (geometry, weight (O, I / groups, *kernel)). Nothing is attached to the graph yet but the
-    new nodes' own ends: the old node must be disconnected by the caller.
+    Each link is (geometry, weight (O, I / groups, *kernel)). The nodes are not in the graph yet, and the last one has
+    no output: the caller disconnects `node` and gives its output to the last one.
     """
     nodes: list[gs.Node] = []
     dtype = element_type(node.inputs[1])
@@ -235,7 +249,7 @@ def chain_nodes(
         name = unused_name(graph, f"{node.name}/{i}")
         y = node.outputs[0] if last else gs.Variable(unused_name(graph, f"{name}:output"), x.dtype)
         inputs = [x, gs.Constant(unused_name(graph, f"{name}:weight"), weight.astype(dtype))]
-        if last or (node.op == "Gemm" and graph.opset < 11):  # where a Gemm without bias is not one
+        if last or (node.op == "Gemm" and graph.opset < 11):  # a Gemm had to have a bias
             values = bias if last else np.zeros(geometry.outputs)
             inputs.append(gs.Constant(unused_name(graph, f"{name}:bias"), values.astype(dtype)))
         nodes.append(gs.Node(node.op, name, _attributes(node.op, geometry), inputs, [] if last else [y]))
@@ -258,7 +272,11 @@ def _attributes(op: str, geometry: Geometry) -> dict[str, object]:
 def replace_by_chain(
     graph: gs.Graph, node: gs.Node, links: Sequence[tuple[Geometry, np.ndarray]], bias: np.ndarray
 ) -> list[gs.Node]:
-    """Replace a node by a chain of nodes of the same operator; returns the new nodes."""
+    """Replace a node by a chain of nodes of the same operator, as `chain_nodes` makes it; returns the new nodes.
+
+    Raises:
+        ModelError: the node is not in the graph.
+    """
     position = next((i for i, n in enumerate(graph.nodes) if n is node), None)
     if position is None:
         raise ModelError(f"node '{node.name}' is not in the graph")

@@ -1,4 +1,4 @@
-"""The intermediate representation: an onnx-graphsurgeon graph and everything of the file it does not hold.
+"""The intermediate representation: an onnx-graphsurgeon graph, and what the file holds besides.
 
 graphsurgeon drops documentation, node metadata, the order of initializers that are also inputs, and the
 exact types of inputs and outputs. `Model` keeps the file's own protos beside the graph and puts them back,
@@ -34,9 +34,9 @@ class Model:
         original: the model that `proto` was made from, whose header and order are kept; default: `proto` itself.
 
     Attributes:
-        kinds: what the user says that outputs are, by name.
-        observed: shapes by tensor name that a run has shown and inference does not know; set by whoever ran it.
-        sizes: input shapes by name that `shapes` are for; None: the model's own at batch 1.
+        kinds: the kinds of outputs that the user has set, by output name; see `passes.graph.outputs`.
+        observed: shapes that shape inference does not find, by tensor name; set by the caller, from a run of the model.
+        sizes: input shapes by name at which `shapes` are inferred; None: the model's own at batch 1.
     """
 
     def __init__(self, proto: onnx.ModelProto, original: onnx.ModelProto | None = None) -> None:
@@ -85,14 +85,14 @@ class Model:
 
     @property
     def shapes(self) -> Shapes:
-        """Shape of every tensor by name at the input shapes `sizes`; not to be changed. See `shapes_at`."""
+        """Shape of every tensor by name at the input shapes `sizes`; callers must not change it. See `shapes_at`."""
         return self.shapes_at(self.sizes)
 
     def shapes_at(self, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Shapes:
-        """Shape of every tensor by name, with None for a dimension that stays unknown; not to be changed.
+        """Shape of every tensor by name, with None for a dimension that stays unknown; callers must not change it.
 
-        They are inferred once for each `inputs`, and again where the graph has been rewritten since. To know that, each
-        call goes over the nodes: ask once for all nodes, not at every node.
+        Shapes are cached for each `inputs` until the graph changes. To see whether it has changed, each call goes over
+        all nodes: call this once for all nodes, not at every node.
 
         Args:
             inputs: input shapes by name; default: the model's own at batch 1.
@@ -103,19 +103,19 @@ class Model:
         return self._shapes.at(self, inputs)
 
     def tidy(self) -> None:
-        """Drop what nothing reads and sort the nodes topologically, in place; functions stay in their order.
+        """Drop what nothing reads and sort the nodes topologically, in place.
 
-        graphsurgeon cannot sort functions where any node of the graph has a graph inside it: it recurses for ever.
+        Functions are not sorted: graphsurgeon's sort of functions recurses for ever if any node has a subgraph.
         """
         with quiet():
             self.graph.cleanup().toposort(mode="nodes")
 
     @property
     def compared(self) -> list[Output]:
-        """The outputs by which the model is compared with another, those that choose classes first.
+        """The outputs by which the model is compared with another, one for each tensor; those of classes come first.
 
         Raises:
-            ModelError: there is none.
+            ModelError: no output can be compared.
         """
         outputs = self.outputs
         found: dict[str, Output] = {}
@@ -124,7 +124,7 @@ class Model:
                 found.setdefault(output.tensor, output)
         if not found:
             what = ", ".join(f"'{o.name}': {o.what}" for o in outputs) or "it has none"
-            raise ModelError(f"the model has no output that can be compared ({what}): export one of floats, too")
+            raise ModelError(f"the model has no output that can be compared ({what}): export a float output, too")
         return list(found.values())
 
     @property
@@ -147,7 +147,11 @@ class Model:
                 tensor.shape = tensor.dtype = None
 
     def to_proto(self) -> onnx.ModelProto:
-        """The model as an onnx.ModelProto, with the file's own header, inputs, outputs and node texts."""
+        """The model as an onnx.ModelProto, with the file's own header, inputs, outputs and node texts.
+
+        Raises:
+            ModelError: a node is of a domain for which the model imports no opset.
+        """
         proto = exported(self.graph)
         used_domains = {_domain(node.domain) for node in proto.graph.node}
         copy_fields(self.header, proto, skip={"graph", "functions"})
@@ -170,7 +174,7 @@ class Model:
             elif value.name in self._initializer_inputs():
                 continue
             graph.input.append(value)
-        if self.header.ir_version < 4:  # where every initializer is an input
+        if self.header.ir_version < 4:  # every initializer must be an input, too
             declared = {value.name for value in graph.input}
             graph.input.extend(
                 onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
@@ -190,7 +194,7 @@ class Model:
         return proto
 
     def _restore_value_info(self, graph: onnx.GraphProto) -> None:
-        """The file's own records, in its order, where they still hold; then those that passes have added."""
+        """Set value_info: the file's own entries that still hold, in its order, then those that passes have added."""
         types = {info.name: info.type for info in graph.value_info}
         types |= {t.name: onnx.helper.make_tensor_type_proto(t.data_type, t.dims) for t in graph.initializer}
         plain = {name: _without_denotations(type_) for name, type_ in types.items()}
@@ -200,11 +204,11 @@ class Model:
         graph.value_info.extend([*kept, *added])
 
     def _initializer_inputs(self) -> set[str]:
-        """Names of file inputs that were initializers: they leave the signature when nothing reads them."""
+        """Names of the file's inputs that are initializers, too; they are no longer inputs once nothing reads them."""
         return {v.name for v in self.header.graph.input} - {t.name for t in self.graph.inputs}
 
     def finished(self) -> onnx.ModelProto:
-        """`to_proto`, with the intermediate shapes inferred anew if the file had any, and checked.
+        """The model as `to_proto` gives it, tidied, checked, and with intermediate shapes if the file had any.
 
         Raises:
             ModelError: the ONNX checker rejects the graph.
@@ -222,19 +226,19 @@ class Model:
         return proto
 
     def digest(self) -> str:
-        """SHA-256 of the model, by which plans and profiles know it."""
+        """SHA-256 (hex) by which plans and profiles identify the model."""
         return digest(self.to_proto())
 
 
 def exported(graph: gs.Graph) -> onnx.ModelProto:
-    """The graph as graphsurgeon exports it; weights that are in a file stay there, though they were read."""
+    """The graph as graphsurgeon exports it; external weights stay external, even if they have been read."""
     with quiet():
         let_go(t for t in graph.tensors().values() if isinstance(t, gs.Constant))
         return gs.export_onnx(graph, do_type_check=False)
 
 
 def digest(proto: onnx.ModelProto) -> str:
-    """SHA-256 of a model, wherever and however its weights are kept."""
+    """SHA-256 (hex) of a model, independent of where and in which field its weights are stored."""
     light = skeleton(proto)
     del light.graph.initializer[:]
     sha = hashlib.sha256(light.SerializeToString(deterministic=True))
@@ -254,7 +258,7 @@ def _rank(output: Output) -> int:
 
 
 def _own_attributes(graph: gs.Graph) -> None:
-    """Give Constant nodes tensors of their own: graphsurgeon, when it exports, names those of the caller's model."""
+    """Copy the tensors of Constant nodes: on export graphsurgeon renames them, and they are the caller's."""
     for node in graph.nodes:
         for key, value in node.attrs.items():
             if isinstance(value, gs.Graph):
@@ -280,13 +284,13 @@ def constant_value(tensor: gs.Tensor) -> np.ndarray | None:
 
 
 def element_type(constant: gs.Constant) -> np.dtype:
-    """The element type of an initializer; graphsurgeon gives one that plain numpy lacks, bfloat16, as ONNX's number."""
+    """The element type of an initializer; graphsurgeon gives types that numpy lacks (bfloat16) as ONNX's enum value."""
     dtype = constant.dtype
     return onnx.helper.tensor_dtype_to_np_dtype(dtype) if isinstance(dtype, int) else np.dtype(dtype)
 
 
 def _pop_initializers(graph: onnx.GraphProto, names: set[str]) -> list[onnx.TensorProto]:
-    """Take initializers out of the graphs inside a graph, where graphsurgeon puts a copy of all that they read."""
+    """Remove the named initializers from all subgraphs and return them: on export, graphsurgeon copies them there."""
     found: dict[str, onnx.TensorProto] = {}
     for attribute in (a for node in graph.node for a in node.attribute):
         for inner in inner_graphs(attribute):
@@ -299,7 +303,7 @@ def _pop_initializers(graph: onnx.GraphProto, names: set[str]) -> list[onnx.Tens
 
 
 def _without_denotations(type_: onnx.TypeProto) -> onnx.TypeProto:
-    """A type without the meanings of its axes, which graphsurgeon drops."""
+    """A type without denotations (names for the meaning of its axes), which graphsurgeon drops."""
     plain = onnx.TypeProto()
     plain.CopyFrom(type_)
     plain.ClearField("denotation")

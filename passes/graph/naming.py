@@ -1,4 +1,4 @@
-"""Names that are not taken yet: of tensors and nodes, in a graph and in the graphs inside it."""
+"""Unused names for new tensors and nodes; those in subgraphs count as taken, too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["unused_name"]
 
 
 def unused_name(graph: gs.Graph, wanted: str) -> str:
-    """The name wanted, or with a number behind it where a tensor or a node has it already."""
+    """The name `wanted`, with a number appended (`wanted#2`) if a tensor or a node has it already."""
     taken = set(_names(graph))
     name, count = wanted, 1
     while name in taken:

@@ -1,7 +1,7 @@
 """What each output of a model is, and by what it is compared with the same output of another model.
 
-A kind is read off the graph: the operator that makes an output, its axes, the other outputs beside it, and, where the
-graph leaves it open, its name. A user can say it instead (the setting `judge`).
+The kind is inferred from the graph: from the operator that computes the output, its axes, the other outputs, and, where
+these leave it open, its name. A user can set it instead (the setting `judge`).
 
 ===============  ==================================================  ==============================================
 kind             what it is                                          how two of them are compared
@@ -13,8 +13,8 @@ probability      independent probabilities (a Sigmoid at the end)    KL divergen
 embedding        L2-normalised, or features beside class scores      squared error as a share of the variance
 regression       numbers                                             squared error as a share of the variance
 map              several values at each place                        squared error as a share of the variance
-boxes            a row of values for each of many boxes              the same, of each column apart
-other            integers, sequences, constants, rows that vary      not at all
+boxes            a row of values for each of many boxes              the same, for each column separately
+other            integers, sequences, constants, varying row counts  not compared
 ===============  ==================================================  ==============================================
 """
 
@@ -59,19 +59,19 @@ _BY: dict[Kind, str] = {
     "other": "not compared",
 }
 
-# What may stand between what makes an output and the output.
+# Operators that may stand between an output and the node that computes its values.
 HANDED_ON = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 # Of these, those that leave the axes as they are.
 SAME_AXES = ("Cast", "Identity")
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 POOLS = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMean")
 ACTIVATIONS = ("BatchNormalization", "Clip", "HardSwish", "LeakyRelu", "PRelu", "Relu")
-# What measures a distance; and what makes one column a number and no logit, as it cannot be negative.
+# Operators that give distances; and those behind which a single column is a regression, since a logit can be negative.
 DISTANCES = ("Abs", "ReduceL1", "ReduceL2", "Sqrt")
 NUMBERS = (*DISTANCES, "Exp", "ReduceSum", "ReduceSumSquare", "Relu", "Softplus")
-# How many rows these give depends on what they read.
+# Operators whose number of output rows depends on the values that they read.
 VARYING = ("Compress", "NonMaxSuppression", "NonZero", "Unique")
-# Words in the names of outputs.
+# Words in the names of outputs that hint at their kind.
 EMBEDDING_NAMES = ("descriptor", "embed", "feat", "representation")
 SCORE_NAMES = ("class", "cls", "label", "logit", "pred", "prob", "score")
 BOX_NAMES = ("box", "detection")
@@ -84,13 +84,13 @@ class Output:
     """One output of a model.
 
     Attributes:
-        name: of the output.
-        kind: see the table above.
-        tensor: name of the tensor that is compared: the output itself or, of one that gives the chosen class alone,
-            the scores that the class is chosen by.
-        axis: of the classes in that tensor.
+        name: name of the output.
+        kind: one of the kinds in the module's table.
+        tensor: name of the tensor that is compared: the output itself or, where the output is just the chosen class
+            (an ArgMax or TopK), the scores that the class is chosen by.
+        axis: axis of the classes in that tensor.
         images: axis of the images in that tensor.
-        why: of an output that is not compared, the reason.
+        why: reason why the output is not compared; empty if it is.
     """
 
     name: str
@@ -102,25 +102,25 @@ class Output:
 
     @property
     def classes(self) -> bool:
-        """Whether a class is chosen by it."""
+        """Whether the output chooses a class."""
         return self.kind in CLASSES
 
     @property
     def what(self) -> str:
-        """What it is, in words."""
+        """What the output is, in words."""
         return self.why if self.kind == "other" and self.why else _WHAT[self.kind]
 
     @property
     def judged_by(self) -> str:
-        """By what it is compared, in words."""
+        """How the output is compared, in words."""
         return _BY[self.kind]
 
 
 def parse_kinds(given: Sequence[str]) -> dict[str, Kind]:
-    """Read "NAME=kind", one an output.
+    """Read texts of the form "NAME=kind", one for each output, into kinds by name.
 
     Raises:
-        SettingsError: the text is not of that form, or the kind is unknown.
+        SettingsError: a text is not of that form, or the kind is unknown.
     """
     kinds: dict[str, Kind] = {}
     for text in given:
@@ -137,16 +137,16 @@ def parse_kinds(given: Sequence[str]) -> dict[str, Kind]:
 def find_outputs(
     graph: gs.Graph, opset: int, header: onnx.GraphProto, kinds: Mapping[str, Kind] | None = None
 ) -> list[Output]:
-    """Every output of a graph, in its order; behind them what is compared in place of rows whose number varies.
+    """Every output of a graph, in order, then what is compared in place of outputs whose number of rows varies.
 
     Args:
         graph: the graph.
-        opset: of the default domain.
-        header: with the types of inputs and outputs, as the file declares them.
-        kinds: what the user says, by output name.
+        opset: version of the default operator set.
+        header: a graph proto with the types of inputs and outputs, as the file declares them.
+        kinds: kinds set by the user, by output name.
 
     Raises:
-        SettingsError: an output that the user names is not there.
+        SettingsError: `kinds` names an output that is not there, or a kind that the output cannot have.
     """
     kinds = kinds or {}
     for name in kinds:
@@ -166,7 +166,7 @@ _ROWS_VARY = "rows whose number varies"
 
 
 def _output(tensor: gs.Tensor, value: onnx.ValueInfoProto, batch: str | None, opset: int) -> Output:
-    """An output by itself."""
+    """The kind of one output, inferred without looking at the others."""
     dims, name = _dims(value), str(tensor.name)
     maker, between = _maker(tensor)
 
@@ -174,16 +174,16 @@ def _output(tensor: gs.Tensor, value: onnx.ValueInfoProto, batch: str | None, op
         return Output(name, "other", name, why=why)
 
     if not value.type.HasField("tensor_type"):
-        return other("no tensor but a sequence or a map")
+        return other("a sequence or a map, not a tensor")
     if maker is None or maker.op == "Constant":
-        return other("no result but a constant or an input")
+        return other("a constant or an input, not a result")
     if maker.op in ("ArgMax", "TopK") and maker.inputs[0].inputs:
         chosen = maker.inputs[0]
         before, _ = _maker(chosen)
         kind: Kind = "probabilities" if before is not None and before.op == "Softmax" else "scores"
         return Output(name, kind, str(chosen.name), maker.attrs.get("axis", 0 if maker.op == "ArgMax" else -1))
     if not _is_float(value):
-        return other("integers or other values that are no floats")
+        return other("integers or other values that are not floats")
     images = _images(dims, batch)
     if images is None and any(isinstance(d, str) or d is None for d in dims or ()) and _varies(tensor):
         return other(_ROWS_VARY)
@@ -206,7 +206,7 @@ def _output(tensor: gs.Tensor, value: onnx.ValueInfoProto, batch: str | None, op
 
 
 def _beside(found: list[Output], tensors: Mapping[str, gs.Tensor]) -> list[Output]:
-    """The outputs again, where those beside them tell that what looks like class scores is none."""
+    """The outputs, with apparent class scores corrected where the other outputs show that they are something else."""
     names = {o.name: o.name.lower() for o in found}
     named = [o for o in found if o.kind == "scores" and any(word in names[o.name] for word in SCORE_NAMES)]
     explicit = [o for o in found if o.kind in ("probabilities", "probability")]
@@ -231,9 +231,9 @@ def _beside(found: list[Output], tensors: Mapping[str, gs.Tensor]) -> list[Outpu
 
 
 def _as_said(found: Output, kind: Kind, value: onnx.ValueInfoProto, batch: str | None) -> Output:
-    """An output of the kind that the user says."""
+    """The output with the kind that the user has set; raises SettingsError where it cannot have that kind."""
     if kind == "other":
-        return replace(found, kind=kind, tensor=found.name, why="other, as was said")
+        return replace(found, kind=kind, tensor=found.name, why="other, as set by the user")
     if found.kind == "other" and not _is_float(value):
         raise SettingsError(
             f"`judge` {found.name}={kind}: the output is {found.what}, which cannot be compared as that"
@@ -248,7 +248,7 @@ def _as_said(found: Output, kind: Kind, value: onnx.ValueInfoProto, batch: str |
 
 
 def _before_selection(graph: gs.Graph, varying: Sequence[gs.Tensor]) -> list[Output]:
-    """The boxes and scores that a NonMaxSuppression before outputs of varying rows selects from."""
+    """The boxes and scores from which each NonMaxSuppression selects that leads to one of the `varying` outputs."""
     found = []
     behind = {id(n) for t in varying for n in _nodes_before(t)}
     for i, node in enumerate(n for n in graph.nodes if n.op == "NonMaxSuppression"):
@@ -261,7 +261,7 @@ def _before_selection(graph: gs.Graph, varying: Sequence[gs.Tensor]) -> list[Out
 
 
 def _is_embedding(maker: gs.Node) -> bool:
-    """Whether a node normalises in L2, or pools the features that a residual sum gives."""
+    """Whether a node L2-normalises its input, or pools the features at the end of a residual block."""
     if maker.op == "LpNormalization":
         return bool(maker.attrs.get("p", 2) == 2)
     if maker.op in ("Div", "Mul"):
@@ -275,7 +275,7 @@ def _is_embedding(maker: gs.Node) -> bool:
 
 
 def _is_norm(tensor: gs.Tensor, inverse: bool) -> bool:
-    """Whether a tensor is the L2 norm of another along an axis, kept from zero, or its reciprocal."""
+    """Whether a tensor is an L2 norm along an axis, possibly with a lower bound, or with `inverse` its reciprocal."""
     while tensor.inputs:
         node = tensor.inputs[0]
         if node.op == "ReduceL2":
@@ -292,7 +292,7 @@ def _is_norm(tensor: gs.Tensor, inverse: bool) -> bool:
 
 
 def _maker(tensor: gs.Tensor, also: Collection[str] = ()) -> tuple[gs.Node | None, list[gs.Node]]:
-    """The node that makes a tensor but for what hands it on, and the nodes in between."""
+    """The node that computes a tensor, and the nodes behind it that just pass its result on (HANDED_ON and `also`)."""
     between: list[gs.Node] = []
     while tensor.inputs and tensor.inputs[0].op in (*HANDED_ON, *also):
         between.append(tensor.inputs[0])
@@ -301,14 +301,14 @@ def _maker(tensor: gs.Tensor, also: Collection[str] = ()) -> tuple[gs.Node | Non
 
 
 def _handed_on(tensor: gs.Tensor) -> Iterator[str]:
-    """Names of the tensors that a Softmax or Sigmoid, or what hands its result on, makes this one from."""
+    """Names of the tensors before this one, through a chain of Softmax, Sigmoid and operators of HANDED_ON."""
     while tensor.inputs and tensor.inputs[0].op in ("Sigmoid", "Softmax", *HANDED_ON):
         tensor = tensor.inputs[0].inputs[0]
         yield str(tensor.name)
 
 
 def _read_by_the_last_layer(tensor: gs.Tensor) -> set[str]:
-    """Names of the tensors that the last Convs and Gemms before a tensor are computed from."""
+    """Names of what the last Convs and Gemms before a tensor read, and of all tensors before that."""
     last, seen, pending = [], {tensor.name}, [tensor]
     while pending:
         for node in pending.pop().inputs:
@@ -325,7 +325,7 @@ def _tensors_before(tensor: gs.Tensor) -> list[gs.Tensor]:
 
 
 def _nodes_before(tensor: gs.Tensor) -> list[gs.Node]:
-    """All nodes that a tensor is computed by."""
+    """All nodes on which a tensor depends."""
     found: dict[int, gs.Node] = {}
     pending = [tensor]
     while pending:
@@ -341,7 +341,7 @@ def _varies(tensor: gs.Tensor) -> bool:
 
 
 def _class_axis(dims: Dims | None, images: int) -> int | None:
-    """The axis of the classes where there is one value a class and image: all other axes are of 1."""
+    """The axis of the classes, if all axes but it and the batch have length 1; else None."""
     if dims is None:
         return 1
     rest = [i for i in range(len(dims)) if i != images]
@@ -352,20 +352,20 @@ def _class_axis(dims: Dims | None, images: int) -> int | None:
 
 
 def _are_boxes(name: str, dims: Dims | None, images: int, maker: gs.Node) -> bool:
-    """Whether an output of three axes is a list of boxes, which heads put together by Concat."""
+    """Whether an output is a list of boxes (N, boxes, values): joined by Concat, with four values, or named so."""
     if dims is None or len(dims) != 3 or images:
         return False
     return maker.op == "Concat" or dims[-1] == 4 or any(word in name.lower() for word in BOX_NAMES)
 
 
 def _images(dims: Dims | None, batch: str | None) -> int | None:
-    """The axis of the images: that of the inputs' batch where it has a name; None where it is not known."""
+    """The axis of the images: the one with the name of the inputs' batch axis; None if there is none."""
     places = [i for i, d in enumerate(dims or ()) if d == batch]
     return places[0] if batch is not None and places else None
 
 
 def _batch(header: onnx.GraphProto, inputs: Collection[str]) -> str | None:
-    """The name of the batch's axis in the first input that has one."""
+    """The name of the batch axis (its dim_param), from the first input that gives it one."""
     for value in header.input:
         dims = _dims(value)
         if value.name in inputs and dims and isinstance(dims[0], str):
@@ -386,7 +386,7 @@ def _is_float(value: onnx.ValueInfoProto) -> bool:
 
 
 def _tensor(output: gs.Tensor, name: str) -> gs.Tensor:
-    """The tensor of a name on the way to an output."""
+    """The tensor called `name` on the path that leads to an output."""
     at = output
     while at.name != name:
         at = at.inputs[0].inputs[0]

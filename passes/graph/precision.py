@@ -1,4 +1,4 @@
-"""A model of bfloat16 or float64, which a runtime may have no kernels for, in float32: to be measured, not shipped."""
+"""Converts a bfloat16 or float64 model, for which a runtime may have no kernels, to float32: for measurements only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def in_float32(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     """A copy with float32 in place of bfloat16 and float64 throughout.
 
     Returns:
-        None for a model that has neither, or is too large to be copied as one message.
+        The copy; None if the model has neither type, or is too large for one protobuf message.
     """
     if byte_size(proto) >= EXTERNAL_DATA_THRESHOLD:
         return None
@@ -34,7 +34,7 @@ def in_float32(proto: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 def _convert(owner: onnx.GraphProto | onnx.FunctionProto) -> bool:
-    """Convert a graph or a function and what is inside it, in place; whether there was anything to do."""
+    """Convert a graph or a function and what is inside it, in place; returns whether anything changed."""
     changed = False
     if isinstance(owner, onnx.GraphProto):
         for tensor in owner.initializer:

@@ -1,4 +1,4 @@
-"""ONNX protos as they are: size, the checker, and light copies for shape inference."""
+"""ONNX protos: their size, the ONNX checker, and light copies without weights for shape inference."""
 
 from __future__ import annotations
 
@@ -33,11 +33,15 @@ EXTERNAL_DATA_THRESHOLD = 2**31 - 2**24
 
 
 def check(proto: onnx.ModelProto) -> None:
-    """Run the ONNX checker and strict shape inference; ModelError with the first line if they object."""
+    """Run the ONNX checker and strict shape inference.
+
+    Raises:
+        ModelError: the model is not valid; with the first line of the checker's message.
+    """
     try:
         onnx.checker.check_model(skeleton(densify(proto)), full_check=True)
         for tensor in proto.graph.initializer:
-            # what is in a file has been checked before it was written there, and the check serialises the others
+            # external tensors were checked before they were written, and others above 2 GiB cannot be serialised for it
             if not tensor.external_data and tensor_bytes(tensor) < EXTERNAL_DATA_THRESHOLD:
                 onnx.checker.check_tensor(tensor)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
@@ -45,10 +49,10 @@ def check(proto: onnx.ModelProto) -> None:
 
 
 def byte_size(proto: onnx.ModelProto) -> int:
-    """Bytes of the file, or of the files; of a model over 1 GB, or with weights in a file, without what protobuf
-    writes around each weight.
+    """Bytes of a model's file, or of its files.
 
-    protobuf's own ByteSize serialises the model to know, and fails on more than 2 GiB.
+    For a model over 1 GB or with external weights, protobuf's overhead for each weight is left out: protobuf's own
+    ByteSize serialises the model, and fails above 2 GiB.
     """
     weights = sum(map(tensor_bytes, proto.graph.initializer))
     small = weights < 10**9 and not any(tensor.external_data for tensor in proto.graph.initializer)
@@ -61,7 +65,7 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int:
 
 
 def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy for checks and shape inference: large weights are inputs, so that its size does not matter.
+    """A small copy for checks and shape inference: large weights become inputs of the same type and shape.
 
     Operators whose outputs onnx 1.23 cannot infer are replaced by others of the same shape.
     """
@@ -71,12 +75,12 @@ def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def large(proto: onnx.ModelProto) -> set[str]:
-    """Names of the initializers that are no shapes, axes or indices."""
+    """Names of the initializers of more than `SMALL` elements, which are weights and not shapes, axes or indices."""
     return {t.name for t in proto.graph.initializer if math.prod(t.dims) > SMALL}
 
 
 def without_weights(proto: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
-    """A copy in which some initializers are inputs."""
+    """A copy in which the named initializers are inputs instead."""
     copy = without_initializers(proto)
     inputs = {v.name for v in copy.graph.input}
     for tensor in proto.graph.initializer:
@@ -88,7 +92,7 @@ def without_weights(proto: onnx.ModelProto, names: Collection[str]) -> onnx.Mode
 
 
 def without_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that lacks them."""
+    """A copy of a model without its initializers."""
     copy = onnx.ModelProto()
     copy_fields(proto, copy, skip={"graph"})
     copy_fields(proto.graph, copy.graph, skip={"initializer"})
@@ -96,7 +100,7 @@ def without_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def substitute(graph: onnx.GraphProto) -> None:
-    """Put operators that shape inference knows in the place of those that it does not, in place."""
+    """Replace operators that shape inference does not know by others with outputs of the same shape, in place."""
     for node in graph.node:
         if node.op_type == "GroupNormalization" and node.domain in ("", "ai.onnx"):
             node.op_type = "Identity"
@@ -110,7 +114,7 @@ def first_line(error: BaseException) -> str:
 
 
 def copy_fields(source: Any, target: Any, skip: Iterable[str]) -> None:
-    """Replace every field of a protobuf message but the skipped ones with the source's."""
+    """Replace every field of the message `target`, except the skipped ones, by that of `source`."""
     skip = set(skip)
     for descriptor in target.DESCRIPTOR.fields:
         if descriptor.name not in skip:

@@ -1,4 +1,4 @@
-"""graphsurgeon's own log, held back while this package calls it and as it was afterwards."""
+"""Silences graphsurgeon's own log while this package calls it, and restores it afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 __all__ = ["quiet"]
 
 _lock = threading.Lock()
-_inside = 0  # calls of `quiet` that are open, in all threads
+_inside = 0  # number of `quiet` contexts that are open, in all threads
 _before = G_LOGGER.severity
 
 

@@ -1,4 +1,4 @@
-"""Concrete tensor shapes, by onnx.shape_inference on a weightless copy of the graph, inferred once a graph."""
+"""Concrete tensor shapes, by onnx.shape_inference on a copy of the graph without weights, cached for each graph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Shape", "ShapeCache", "Shapes", "batch_one", "infer_shapes"]
 
-# onnxscript's folder warns of each node that it leaves as it is, which is no news to a user.
+# onnxscript's constant folding warns of each node that it does not fold, which a user need not know.
 logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
 
 Shape = tuple[int | None, ...]
@@ -50,11 +50,14 @@ def batch_one(model: Model) -> dict[str, tuple[int, ...]]:
 def infer_shapes(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Shapes:
     """Shape of every tensor by name; None for a dimension that stays unknown, no entry for unknown rank.
 
-    Infers at every call: `Model.shapes` and `Model.shapes_at` keep what was found.
+    Nothing is cached here: `Model.shapes` and `Model.shapes_at` do that.
 
     Args:
         model: the graph.
         inputs: input shapes to infer with, by name; the graph's own where not given.
+
+    Raises:
+        ModelError: onnx's shape inference fails.
     """
     inputs = dict(inputs or {})
     graph = model.graph
@@ -87,20 +90,20 @@ def infer_shapes(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = No
 
 
 class ShapeCache:
-    """The shapes of one graph for each set of input shapes that was asked for, as long as the graph stays as it is."""
+    """The shapes of one graph for each set of input shapes that was asked for; emptied when the graph changes."""
 
     def __init__(self) -> None:
         self._graph: Hashable = None
         self._found: dict[Hashable, Shapes] = {}
 
     def copy(self) -> ShapeCache:
-        """A cache that knows the same; what either learns from now on is its own."""
+        """A cache with the same shapes; what is added to one later is not in the other."""
         other = ShapeCache()
         other._graph, other._found = self._graph, dict(self._found)
         return other
 
     def at(self, model: Model, inputs: Mapping[str, tuple[int, ...]] | None) -> Shapes:
-        """The shapes of a model; raises as `batch_one` and `infer_shapes` do."""
+        """The shapes at `inputs` (None: those of `batch_one`); raises as `batch_one` and `infer_shapes` do."""
         inputs = batch_one(model) if inputs is None else inputs
         graph = _what_shapes_depend_on(model)
         if graph != self._graph:
@@ -139,7 +142,7 @@ def _constant_key(constant: gs.Constant) -> Hashable:
 
 
 def _key(value: object) -> Hashable:
-    """An attribute, or a shape, as something to compare."""
+    """An attribute, a shape or a function as a hashable value, to compare it by."""
     if isinstance(value, list | tuple):
         return tuple(_key(v) for v in value)
     if isinstance(value, gs.Graph):
@@ -151,12 +154,12 @@ def _key(value: object) -> Hashable:
 
 
 def _open(shape: Sequence[object] | None) -> list[object] | None:
-    """A shape with axes of -1 and 0 as unknown ones."""
+    """A shape with None for dimensions of -1 and 0, by which exporters mean unknown ones."""
     return None if shape is None else [d if isinstance(d, str) or _is_size(d) else None for d in shape]
 
 
 def _is_size(dim: object) -> bool:
-    """Whether an axis is given: exporters write unknown ones as names, as -1 and as 0."""
+    """Whether a dimension is known; exporters write unknown ones as names, as -1 and as 0."""
     return isinstance(dim, int) and dim > 0
 
 

@@ -1,4 +1,4 @@
-"""The signature of a model: its inputs and outputs, by which a server knows it."""
+"""The signature of a model: its inputs and outputs, on which whoever serves the model relies."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ __all__ = ["in_topological_order"]
 
 
 def in_topological_order(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its nodes sorted so that each comes behind those it reads; the model itself if they are.
+    """The model with each node behind those that it reads; the model itself if its nodes are in such an order.
 
-    onnxruntime sorts a graph when it loads it, and so models are in use whose file is not sorted, such as those of
-    onnxruntime's float16 converter. The model given is not changed, its weights are shared, and nodes that do not
+    onnxruntime sorts a graph when it loads it, so unsorted files are in use, such as those that onnxruntime's float16
+    converter writes. The model given is not changed, its weights are shared, and nodes that do not
     depend on each other keep their order.
 
     Raises:
@@ -36,13 +36,13 @@ def in_topological_order(proto: onnx.ModelProto) -> onnx.ModelProto:
     place = {id(node): i for i, node in enumerate(before)}
     for node in module.graph:
         own = proto.graph.node[place[id(node)]]
-        nested = any(inner_graphs(attribute) for attribute in own.attribute)  # whose nodes may have been sorted, too
+        nested = any(inner_graphs(attribute) for attribute in own.attribute)  # its nodes may be sorted, too
         result.graph.node.append(ir.to_proto(node) if nested else own)
     return result
 
 
 def _is_sorted(graph: onnx.GraphProto, around: set[str]) -> bool:
-    """Whether every node reads only what comes before it; `around` are the names that are known outside."""
+    """Whether every node reads only what comes before it; `around`: what is computed before the graph."""
     made = {name for node in graph.node for name in node.output}
     known = set(around)
     for node in graph.node:

@@ -46,7 +46,7 @@ def _has_sparse(graph: onnx.GraphProto) -> bool:
 
 
 def _dense(tensor: onnx.SparseTensorProto) -> onnx.TensorProto:
-    """Indices are places in the flat tensor (n,), or one row of coordinates a value (n, rank)."""
+    """The dense form of a sparse tensor, whose indices are flat (n,) or coordinates (n, rank)."""
     values, indices = onnx.numpy_helper.to_array(tensor.values), onnx.numpy_helper.to_array(tensor.indices)
     dense = np.zeros(tuple(tensor.dims), values.dtype)
     places = np.unravel_index(indices, dense.shape) if indices.ndim == 1 else tuple(indices.T)

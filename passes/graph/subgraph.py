@@ -1,4 +1,4 @@
-"""Parts of a graph as models of their own: the nodes between some tensors and others."""
+"""Parts of a graph: the nodes between given tensors, cut out as a model of their own."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def nodes_between(graph: gs.Graph, known: Collection[str], wanted: Iterable[str]
 
 
 def node_inputs(node: gs.Node) -> list[gs.Tensor]:
-    """What a node reads, with what its subgraphs read from outside; constants and empty inputs left out."""
+    """The tensors that a node and its subgraphs read, without constants and omitted inputs."""
     return [t for t in [*node.inputs, *outer_tensors(node)] if isinstance(t, gs.Variable) and t.name]
 
 
 def outer_tensors(node: gs.Node) -> list[gs.Tensor]:
-    """What the graphs inside a node (an If's, a Loop's) read or return of what is around it, constants too."""
+    """The tensors of the surrounding graph, constants too, that subgraphs of a node (an If, a Loop) read or return."""
     found: list[gs.Tensor] = []
     for value in node.attrs.values():
         if isinstance(value, gs.Graph):
@@ -44,7 +44,7 @@ def outer_tensors(node: gs.Node) -> list[gs.Tensor]:
 
 
 def redirect(readers_of: gs.Tensor, to: gs.Tensor) -> None:
-    """Let all nodes that read one tensor read another."""
+    """Make all nodes that read the tensor `readers_of` read `to` instead; outputs of the graph are not changed."""
     for reader in list(readers_of.outputs):
         for i, tensor in enumerate(reader.inputs):
             if tensor is readers_of:
@@ -61,11 +61,11 @@ def submodel(
     """A model of some of a graph's nodes.
 
     Args:
-        model: where they come from; it is not changed.
-        nodes: in topological order.
-        inputs: tensors to feed, with their element types; their shapes are left open.
-        outputs: tensors to return.
-        replaceable: names of initializers that may be fed too, in place of their value.
+        model: the model of the nodes; it is not changed.
+        nodes: the nodes, in topological order.
+        inputs: element types of the tensors to feed, by name; their shapes are left open.
+        outputs: names of the tensors to return.
+        replaceable: names of initializers that become inputs, too, so that other values can be fed in their place.
     """
     tensors = {t.name: t for node in nodes for t in [*node.inputs, *node.outputs]}
     fed = [gs.Variable(name, dtype) for name, dtype in inputs.items()]
@@ -79,7 +79,7 @@ def submodel(
     proto = exported(part)
     del proto.graph.value_info[:], proto.opset_import[:]
     proto.opset_import.extend(model.header.opset_import)
-    # below IR version 4 an initializer that is an input is still taken for a constant's default
+    # below IR version 4 runtimes take an initializer for constant, even if it is an input
     proto.ir_version = max(4, model.header.ir_version)
     for tensor in proto.graph.initializer:
         if tensor.name in replaceable:

@@ -1,4 +1,4 @@
-"""Nodes that give s x + t, with one constant s and t a channel: what two folds of the normal form have in common."""
+"""Nodes that compute s x + t with a constant s and t for each channel, as FoldAffine and MatMulToGemm fold them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ __all__ = ["affine", "is_float", "take_over"]
 
 
 def affine(node: gs.Node, channels: int, rank: int, axis: int = 1) -> tuple[np.ndarray, np.ndarray] | None:
-    """s and t (O,), float64, of a node that gives s x + t; None if it does not.
+    """s and t (O,), float64, of a node that computes s x + t; None for any other node.
 
-    Of a BatchNormalization s = scale / sqrt(var + epsilon) and t = shift - s mean.
+    For a BatchNormalization s = scale / sqrt(var + epsilon) and t = shift - s mean.
+
+    Args:
+        node: a BatchNormalization, Add, Sub or Mul; others give None.
+        channels: O.
+        rank: number of axes of x.
+        axis: axis of the channels in x.
     """
     one, zero = np.ones(channels), np.zeros(channels)
     if node.op == "BatchNormalization" and axis == 1:
@@ -35,7 +41,7 @@ def affine(node: gs.Node, channels: int, rank: int, axis: int = 1) -> tuple[np.n
 
 
 def _by_channel(constant: gs.Constant, channels: int, rank: int, axis: int) -> np.ndarray | None:
-    """A constant as one value for each channel (an axis of `rank`), float64, if that is how it spreads."""
+    """A constant as one value for each channel (O,), float64, if it broadcasts along no other axis; else None."""
     if not is_float(constant) or len(constant.shape) > rank:
         return None
     shape = (1,) * (rank - len(constant.shape)) + tuple(constant.shape)
@@ -45,7 +51,7 @@ def _by_channel(constant: gs.Constant, channels: int, rank: int, axis: int) -> n
 
 
 def take_over(node: gs.Node, reader: gs.Node) -> None:
-    """Let a node write what its only reader wrote, and disconnect the reader."""
+    """Make a node write the output of its only reader, and disconnect the reader."""
     node.outputs = [reader.outputs[0]]
     reader.inputs.clear()
     reader.outputs.clear()

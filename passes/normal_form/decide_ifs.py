@@ -21,11 +21,11 @@ __all__ = ["DecideIfs"]
 class DecideIfs(ir.passes.InPlacePass):
     """Replace the Ifs of the main graph that static shapes decide by the branch that is taken.
 
-    A condition is decided if shape inference and constant folding know its value, and know the same one, for each of
-    `batches` as the first dimension of the inputs that leave it open. Other open dimensions stay open.
+    A condition is decided if shape inference and constant folding find the same value for it at each batch size of
+    `batches`. These are put in for the first dimension of inputs where it is open; other open dimensions stay open.
 
     Attributes:
-        batches: a condition counts as independent of the batch if it has the same value at these.
+        batches: batch sizes at which a condition is evaluated.
     """
 
     batches: tuple[int, ...] = (1, 2, 7, 64)
@@ -43,13 +43,13 @@ class DecideIfs(ir.passes.InPlacePass):
                 condition = ir.Value(name=name, const_value=ir.tensor(value, name=name))
                 model.graph.register_initializer(condition)
                 node.replace_input_with(0, condition)
-            optimizer.fold_constants(model)  # puts the branches in their places
+            optimizer.fold_constants(model)  # replaces each decided If by its branch
             decided += len(found)
         return PassResult(model, modified=bool(decided))
 
 
 def _agreed(model: ir.Model, batches: Sequence[int]) -> dict[str, bool]:
-    """The conditions of Ifs that are known, and the same, at all batches; by name."""
+    """The conditions of Ifs, by name, whose value is known and the same at all batch sizes."""
     first, *others = [_conditions(model, batch) for batch in batches]
     return {name: value for name, value in first.items() if all(known.get(name) == value for known in others)}
 
@@ -65,7 +65,7 @@ def _condition(node: ir.Node) -> ir.Value:
 
 
 def _conditions(model: ir.Model, batch: int) -> dict[str, bool]:
-    """The conditions of Ifs that are known at a batch, by name."""
+    """The conditions of Ifs, by name, whose value is known at a batch size."""
     proto = ir.to_proto(model)
     for value in proto.graph.input:
         dims = value.type.tensor_type.shape.dim
@@ -73,7 +73,7 @@ def _conditions(model: ir.Model, batch: int) -> dict[str, bool]:
             dims[0].dim_value = batch
     conditions = dict.fromkeys(node.input[0] for node in proto.graph.node if node.op_type == "If")
     present = {value.name for value in proto.graph.output}
-    # an output is kept, where folding would drop a condition once it has decided
+    # as outputs the conditions stay; folding would drop each of them together with its If
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in conditions if name not in present)
     try:
         copy = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))

@@ -17,16 +17,16 @@ __all__ = ["FoldAffine"]
 
 @dataclass(frozen=True)
 class FoldAffine(GraphPass):
-    """Fold what multiplies each channel by a constant, or adds one to it, into the Conv that only it reads.
+    """Fold nodes that scale or shift each channel by a constant into the Conv before them, if nothing else reads it.
 
-    The rule is s (W * x + b) + t = (s W) * x + (s b + t), applied one node after the other as long as there are any,
-    through Transposes too. It is computed in float64 and rounded once, to the weight's own type.
+    The rule is s (W * x + b) + t = (s W) * x + (s b + t). It is applied to one node after another behind the Conv,
+    across Transposes too, and computed in float64 and rounded once, to the weight's own type.
 
-    This is not onnxscript's rule because that one renames the nodes, by which plans and reports speak of them, and
-    computes in the model's own precision.
+    onnxscript's rule is not used: it renames nodes, which plans and reports refer to by name, and computes in the
+    model's own precision.
 
-    It finds the Convs, scales and shifts whose constants are initializers (onnx-ir's LiftConstantsToInitializersPass
-    makes them so); others are left as they are.
+    Constants must be initializers (onnx-ir's LiftConstantsToInitializersPass makes them so); Convs, scales and shifts
+    with others are left as they are.
     """
 
     def rewrite(self, model: Model) -> int:
@@ -38,7 +38,7 @@ class FoldAffine(GraphPass):
                 conv.inputs.pop()
             if not all(isinstance(t, gs.Constant) for t in conv.inputs[1:]) or not is_float(conv.inputs[1]):
                 continue
-            last, axis = conv, 1  # the Conv, or the last of the Transposes behind it, and where its channels are
+            last, axis = conv, 1  # the Conv or the last Transpose behind it, and its axis of channels
             while last.outputs[0].name not in outputs and len(last.outputs[0].outputs) == 1:
                 reader = last.outputs[0].outputs[0]
                 if reader.op == "Transpose":

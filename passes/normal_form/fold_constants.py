@@ -1,4 +1,4 @@
-"""What can be computed from constants, computed."""
+"""Constant folding by onnxscript."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ __all__ = ["FoldConstants"]
 
 @dataclass(frozen=True)
 class FoldConstants(ir.passes.InPlacePass):
-    """onnxscript's constant folding, for ConstantOfShape too, which makes the pads of option-A shortcuts.
+    """Replace nodes by their results where onnxscript can compute these from constants.
 
-    BatchNormalization is left to `FoldRemainingConstants`: its reference implementation errs below opset 14.
+    ConstantOfShape is folded too: it makes the zeros with which option-A shortcuts are padded. BatchNormalization is
+    left to `FoldRemainingConstants`, as ONNX's reference implementation of it is wrong below opset 14.
 
     Attributes:
-        input_size_limit: elements of the largest constant that is folded.
+        input_size_limit: a node that reads a constant of more elements is not folded.
     """
 
     input_size_limit: int = 2**31

@@ -1,4 +1,4 @@
-"""Constant folding of what onnxscript's folder leaves: operators with several outputs, and large results.
+"""Constant folding of nodes that onnxscript does not fold: those with several outputs or with large results.
 
 Weight standardisation is the common case: a network computes each Conv's weight from a parameter, through a
 BatchNormalization in training mode or a ReduceMean, so that none of its Convs reads a constant.
@@ -32,11 +32,11 @@ class FoldRemainingConstants(GraphPass):
     """Replace the nodes that read nothing but initializers by their results.
 
     The results are those of ONNX's reference implementation, in the operators' own types: exact to rounding. Nodes
-    with graphs inside them, of other domains, with random results, or that give an output of the model stay.
+    with subgraphs, of other domains, or with random results are left, and so are those that compute a model output.
 
     Attributes:
         largest: a result with more elements is folded only if it is no larger than the constants it is computed from.
-            Otherwise the file would grow by what an Expand or a Tile computes in no time.
+            Otherwise the file would grow by large tensors that an Expand or a Tile computes quickly.
     """
 
     largest: int = 2**18
@@ -52,7 +52,7 @@ class FoldRemainingConstants(GraphPass):
             try:
                 results = evaluate(node, values, _version(node, model.graph.opset))
             except Exception as e:  # the reference implementation raises whatever numpy does
-                _log.debug("constants of node '%s' stay computed: %s", node.name, e)
+                _log.debug("node '%s' is not folded: %s", node.name, e)
                 continue
             read = sum(v.size for v in values if v is not None)
             if sum(np.size(r) for r in results) > max(self.largest, read):
@@ -70,8 +70,9 @@ class FoldRemainingConstants(GraphPass):
 def _version(node: gs.Node, opset: int) -> int:
     """The opset to evaluate a node at: the model's, except for a BatchNormalization with given statistics.
 
-    Below opset 14 the reference implementation mixes those with the input's own. An older one with more outputs is in
-    training mode; at 14 it lacks the attribute that says so, the evaluation fails, and the node stays.
+    Below opset 14 the reference implementation mixes the given statistics with those of the input. A node of an older
+    opset with more than one output is in training mode; it lacks the attribute by which opset 14 says so, so its
+    evaluation fails and the node stays.
     """
     return max(opset, 14) if node.op == "BatchNormalization" else opset
 

@@ -1,4 +1,4 @@
-"""Calls of model-local functions, replaced by the functions' nodes."""
+"""Replaces calls of model-local functions by the functions' nodes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["InlineFunctions", "inline_functions"]
 class InlineFunctions(ir.passes.FunctionalPass):
     """Replace each call of a model-local function by the function's nodes, by ONNX's own inliner.
 
-    This is not onnx-ir's pass because that one does not convert a function of another version of the default operator
-    set to the model's. What ONNX cannot convert stays a call.
+    onnx-ir's own pass is not used: it does not convert a function that imports another version of the default operator
+    set than the model. Calls of functions that ONNX cannot convert either stay as they are.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -31,7 +31,7 @@ class InlineFunctions(ir.passes.FunctionalPass):
 
 
 def inline_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """What `InlineFunctions` does, on a proto: the proto given is not changed, and its weights are not copied.
+    """`InlineFunctions` on a proto. The proto given is not changed, and its weights are shared with the result.
 
     A model without functions is returned as it is.
     """

@@ -1,4 +1,4 @@
-"""MatMul by a constant matrix as Gemm, the one form in which fully connected layers are looked for."""
+"""Rewrites MatMul by a constant matrix as Gemm, the one form in which analyses look for fully connected layers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["MatMulToGemm"]
 
 @dataclass(frozen=True)
 class MatMulToGemm(GraphPass):
-    """Make x @ W, and x @ W + b, a Gemm, with x (N, I) or (N, 1, …, I), constant W (I, O) and b (O).
+    """Rewrite x @ W, and x @ W + b, as a Gemm, with x (N, I) or (N, 1, …, I), constant W (I, O) and b (O).
 
-    The axes of x in between must have length 1 for one image and for two: in (T, N, I), where the batch is the second
-    axis, they have for one image only. An x of more than two axes, as Keras writes it before a gate, is flattened and
-    the response reshaped.
+    The axes of x between the first and the last must have length 1 for a batch of one image and for one of two. (In
+    (T, N, I), where the batch is the second axis, they have it for one image only.) An x of more than two axes, as
+    Keras writes it before a gate, is flattened before the Gemm, and the result reshaped behind it.
 
-    It finds the MatMuls and Adds whose constants are initializers; others are left as they are.
+    Constants must be initializers; MatMuls and Adds with others are left as they are.
     """
 
     def rewrite(self, model: Model) -> int:
@@ -46,7 +46,7 @@ class MatMulToGemm(GraphPass):
                 values = bias.astype(element_type(weight))
                 matmul.inputs.append(gs.Constant(unused_name(model.graph, f"{matmul.name}:bias"), values))
                 take_over(matmul, add)
-            elif model.graph.opset < 11:  # where a Gemm without bias is not one
+            elif model.graph.opset < 11:  # a Gemm had to have a bias
                 zeros = np.zeros(weight.shape[1], element_type(weight))
                 matmul.inputs.append(gs.Constant(unused_name(model.graph, f"{matmul.name}:bias"), zeros))
             if len(shape) > 2:
@@ -56,7 +56,7 @@ class MatMulToGemm(GraphPass):
 
 
 def _between_reshapes(graph: gs.Graph, gemm: gs.Node, rank: int, outputs: int) -> None:
-    """Flatten what a Gemm reads, and give its response the axes of one in between again."""
+    """Flatten a Gemm's input to (N, I), and reshape its output to (N, 1, …, O), of `rank` axes."""
     x, y = gemm.inputs[0], gemm.outputs[0]
     flat = gs.Variable(unused_name(graph, f"{gemm.name}:flat"), x.dtype)
     response = gs.Variable(unused_name(graph, f"{gemm.name}:response"), y.dtype)
@@ -69,12 +69,12 @@ def _between_reshapes(graph: gs.Graph, gemm: gs.Node, rank: int, outputs: int) -
 
 
 def _with_images(model: Model, count: int) -> dict[str, tuple[int, ...]]:
-    """Input shapes with this batch where it is open: below opset 14 a Reshape to it has no rank otherwise."""
+    """Input shapes with an open batch set to `count`; below opset 14 a Reshape by an open batch would have no rank."""
     return {t.name: (count, *t.shape[1:]) for t in model.graph.inputs if t.shape and not isinstance(t.shape[0], int)}
 
 
 def _added(product: gs.Tensor, outputs: int, rank: int) -> tuple[np.ndarray | None, gs.Node | None]:
-    """What is added to a product, one value a column (O,), float64, and the Add, if that is all that reads it."""
+    """The constant (O,), float64, that is added to a product, and its Add, if only that reads it; else None twice."""
     if len(product.outputs) != 1 or product.outputs[0].op != "Add":
         return None, None
     found = affine(product.outputs[0], outputs, rank, rank - 1)

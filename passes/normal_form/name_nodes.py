@@ -1,4 +1,4 @@
-"""Names for nodes, by which plans, reports and passes speak of them."""
+"""Unique names for nodes, by which plans, reports and passes refer to them."""
 
 from __future__ import annotations
 

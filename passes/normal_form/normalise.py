@@ -1,14 +1,14 @@
-"""The normal form: one form for what exporters write in many, exact to float rounding.
+"""Brings the graphs of different exporters into one normal form, exact to float rounding, in these steps:
 
 1. Calls of model-local functions are inlined (onnx).
 2. Weights in Constant nodes become initializers (onnx-ir), sparse ones dense.
 3. Ifs that static shapes decide become the branch that is taken.
-4. What can be computed from constants is (onnxscript, and `FoldRemainingConstants` for what it leaves).
-5. Nodes that nothing reads go (onnx-ir), and so do Identity nodes.
+4. Nodes that read only constants are replaced by their results (onnxscript, then `FoldRemainingConstants`).
+5. Nodes that nothing reads (onnx-ir) and Identity nodes are removed.
 6. Every node has a unique name.
-7. An initializer that is an output, or is read inside an If or a Loop, is left to them; others get a copy.
-8. BatchNormalization, and constants that multiply or are added to each channel, fold into the Conv before them.
-9. MatMul by a constant becomes Gemm where the input is one vector an image, with the Add of a constant behind it.
+7. Initializers that are outputs, or read inside an If or a Loop, stay as they are: nodes outside get copies of them.
+8. BatchNormalization, and constants that scale or shift each channel, are folded into the Conv before them.
+9. MatMul by a constant, and the Add of a constant behind it, become a Gemm if the input is one vector for each image.
 
 Each step is a pass in a file of its own; the rules are in their docstrings.
 """
@@ -42,7 +42,7 @@ from passes.normal_form.separate_constants import SeparateConstants
 
 __all__ = ["REWRITES", "Normalise", "normalise"]
 
-# On the graph without its large weights: none of these steps reads them.
+# Steps that run on a model without the large weights of its layers, which none of them reads.
 CONSTANTS = (
     OwnConstants(),
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -117,9 +117,9 @@ def _normalised(proto: onnx.ModelProto) -> tuple[Model, bool]:
 
 
 def _forget_defaults(graph: onnx.GraphProto) -> int:
-    """Take initializers from the inputs, where below IR version 4 they had to be: they are constants all the same.
+    """Remove the initializers from a graph's inputs; returns how many.
 
-    Returns how many.
+    Below IR version 4 they must be listed there, although they are constants.
     """
     constants = {t.name for t in graph.initializer}
     kept = [v for v in graph.input if v.name not in constants]

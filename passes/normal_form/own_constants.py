@@ -1,4 +1,4 @@
-"""Constant nodes with tensors of their own."""
+"""Gives Constant nodes tensors of their own, so that later passes do not change the caller's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["OwnConstants"]
 class OwnConstants(ir.passes.InPlacePass):
     """Give the Constant nodes tensors that no other model shares.
 
-    onnx-ir's LiftConstantsToInitializersPass renames the tensor, which otherwise is still that of the caller's proto.
+    onnx-ir's LiftConstantsToInitializersPass renames the tensor, which would otherwise be that of the caller's proto.
     """
 
     def call(self, model: ir.Model) -> PassResult:

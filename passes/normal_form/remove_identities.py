@@ -1,4 +1,4 @@
-"""Identity nodes removed."""
+"""Removes Identity nodes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["RemoveIdentities"]
 
 @dataclass(frozen=True)
 class RemoveIdentities(GraphPass):
-    """Remove the Identity nodes of the main graph; what they hand on is read where it is made.
+    """Remove the Identity nodes of the main graph, whose readers then read the Identity's input.
 
-    This is not onnx-ir's pass because that one loses the output of an If's branch that hands on a tensor from outside,
-    and one of two outputs that are the same tensor.
+    onnx-ir's own pass is not used: it loses the output of an If's branch that passes on a tensor from outside, and one
+    of two outputs that are the same tensor.
 
     Ensures:
-        An Identity that is left hands an input, a constant or an output of the model on to an output.
+        Every Identity that is left reads an input, a constant or an output of the model, and gives an output.
     """
 
     def rewrite(self, model: Model) -> int:

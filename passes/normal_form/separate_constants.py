@@ -1,4 +1,4 @@
-"""Constants that must stay as they are, apart from those that may be rewritten."""
+"""Separates constants that must stay as they are from those that may be rewritten."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["SeparateConstants"]
 class SeparateConstants(GraphPass):
     """Give the nodes of the main graph copies of initializers that must stay as they are.
 
-    These are outputs of the model, and what the graphs inside a node (an If's branch) read from around it.
+    These are initializers that are outputs of the model, or that a subgraph (an If's branch) reads.
 
     Ensures:
         No node of the main graph reads an initializer that is an output of the model.

@@ -752,21 +752,21 @@ def a_transposed_gemm(b: Builder, x: str) -> str:
 
 
 CLOSING = {
-    a_product_of_activations: "multiplies by something else than a constant matrix",
+    a_product_of_activations: "multiplies by something other than a constant matrix",
     a_matmul_along_the_width: "reads channels along axis 1, not 3",
     a_sum_over_channels: "ReduceSum node '/ReduceSum' reduces over channels",
     a_sum_over_channels_from_the_end: "reduces over channels",
     a_sum_over_everything: "reduces over channels",
     a_sum_over_everything_with_empty_axes: "reduces over channels",
-    a_slice_with_a_step: "Slice node '/Slice' cuts channels out with a step",
+    a_slice_with_a_step: "Slice node '/Slice' selects channels with a step other than 1",
     a_slice_with_computed_bounds: "has computed ends",
-    one_channel_picked: "picks channels by other than a list",
+    one_channel_picked: "selects channels by indices that are not a constant list",
     softmax_over_channels: "Softmax node '/Softmax' mixes channels",
     local_response_normalisation: "LRN node '/LRN' mixes channels",
     layer_normalisation: "mixes channels",
     the_best_channel: "ArgMax node '/ArgMax' reduces over channels",
     divided_by_the_number_of_values: "Size node '/Size' counts channels",
-    pads_of_one: "Pad node '/Pad' makes them, of 1",
+    pads_of_one: "Pad node '/Pad' adds them, with the value 1",
     a_quantisation_by_blocks: "works on blocks of channels",
     reflected_channels: "pads channels by mode 'reflect'",
     computed_pads: "Pad node '/Pad' has computed pads",
@@ -779,7 +779,7 @@ CLOSING = {
     a_conv_over_transposed_channels: "reads channels along axis 3, not 1",
     a_sum_of_channels_and_rows: "combines activations whose channels do not line up|adds axes in front of the batch",
     a_constant_of_higher_rank: "adds axes in front of the batch",
-    pooling_with_indices: "MaxPool node '/MaxPool' has an output more that is read",
+    pooling_with_indices: "MaxPool node '/MaxPool' has a further output that is read",
     batch_norm_with_computed_statistics: "reduces over the batch",
     a_conv_with_computed_weights: "Conv node '/Conv' computes its parameters",
     a_transposed_gemm: "reads channels along axis 1, not 0",
@@ -803,7 +803,7 @@ def test_indices_of_a_pool_that_are_an_output_close_its_channels() -> None:
     indices = values.replace("_0", "_1")
     assert (
         closed_by(b, [b.conv(values, 4, 4), indices])["/a/Conv"]
-        == "MaxPool node '/MaxPool' has an output more that is read, '/MaxPool_output_1'"
+        == "MaxPool node '/MaxPool' has a further output that is read, '/MaxPool_output_1'"
     )
 
 

@@ -295,7 +295,7 @@ UNREADABLE = {
     "text": (lambda path: path.write_text("not a model"), "is not an ONNX file"),
     "an image": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), "is not an ONNX file"),
     "without nodes": (write_empty_graph, "holds an empty graph"),
-    "too long a weight": (write_surplus, r"has \d+ bytes for a shape of \d+: export the model again"),
+    "too long a weight": (write_surplus, r"has \d+ bytes, but its shape needs \d+: export the model again"),
     "invalid": (write_invalid, "the ONNX checker rejects the model"),
     **{f"cut at {s:.0%}": (truncated(s), "is not an ONNX file") for s in (0.01, 0.2, 0.5, 0.8, 0.99)},
 }

@@ -1,7 +1,8 @@
 """Arithmetic on numbers of channels, such as TorchScript's exporter writes for `c // 2` or `x.chunk(2, 1)`.
 
-Its results are known as long as no channel goes, and become constants where they are read before any does: so what is
-exported with computed bounds is pruned like what is exported with numbers.
+The results are computed while tracing, before any channel is removed. If channels are removed later, a node that reads
+such a result is given it as a constant. A graph that was exported with computed bounds is thus pruned like one with
+constant bounds.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _NO_IDS = np.zeros(0, int)
 
 
 def size_entries(tensor: gs.Tensor, tracer: Tracer) -> np.ndarray:
-    """What is known of each entry of a tensor: an object array of its shape, of `Size`s and None."""
+    """The entries of a tensor as an object array of its shape: a `Size`, or None for an entry that is not known."""
     value = constant_value(tensor)
     if value is None:
         shape = tracer.shape(tensor)
@@ -43,12 +44,13 @@ def cast_size(size: Size | None, node: gs.Node) -> Size | None:
 
 
 def compute_sizes(node: gs.Node, tracer: Tracer) -> bool:
-    """Do an elementwise operator's arithmetic on numbers of channels; whether it was done.
+    """Evaluate an elementwise operator if it only reads constants and numbers of channels; returns whether it did.
 
-    Where other values take part, activations for example, the numbers keep their value when channels go.
+    If it reads a number of channels together with other values, such as activations, the number keeps its value when
+    channels are removed.
 
     Raises:
-        Closed: a number of channels is combined with what is not known, and its own value is not known either.
+        Closed: a number of channels is read together with other values, and is itself not known.
     """
     if not any(len(tracer.counted(t)) for t in node.inputs):
         return False
@@ -72,7 +74,7 @@ def compute_sizes(node: gs.Node, tracer: Tracer) -> bool:
 
 
 def _values(entries: np.ndarray) -> np.ndarray:
-    """Values of entries, and 1 for what is not known, whose result is not looked at."""
+    """The values of entries, with 1 for those that are not known, whose results are not used."""
     given = [s.value for s in entries.ravel() if s is not None]
     dtype = np.asarray(given[0]).dtype if given else np.dtype(np.int64)
     return np.array([1 if s is None else s.value for s in entries.ravel()], dtype).reshape(entries.shape)

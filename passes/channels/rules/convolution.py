@@ -14,7 +14,7 @@ __all__: list[str] = []
 
 @register("Conv", "ConvTranspose")
 class Convolution(Rule):
-    """Ends its input's channels and begins new ones; grouped, whole groups go, or as many channels of each group."""
+    """Ends input channels and begins new ones; if grouped, loses whole groups or equally many channels of each."""
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
         """A Conv's weight is (O, I / groups, *kernel), a ConvTranspose's (I, O / groups, *kernel)."""
@@ -29,7 +29,7 @@ class Convolution(Rule):
             if x is not None:
                 tracer.slot(node, 1, inward, "consumes", x)
             tracer.slot(node, 1, outward, "produces", ids)
-        elif x is None:  # over an image, or what else cannot lose channels
+        elif x is None:  # its input is the image, or something else that cannot lose channels
             return
         else:
             ids = tracer.fresh(shape[0] if node.op == "Conv" else shape[1] * groups)
@@ -40,16 +40,16 @@ class Convolution(Rule):
 
 
 class GroupedConvolution:
-    """A Conv of several groups, whose groups stay of equal size in one of two ways.
+    """A Conv of several groups. They must stay of equal size, so channels can be removed in one of two ways.
 
-    Whole groups may go, with their inputs and outputs, as in a ResNeXt or a depthwise Conv. Or as many channels of
-    each group may go: the first of each together, the second of each, and so on; inputs and outputs are independent
-    then. That is what is left where other operators tie all groups to each other, as in the split attention of a
-    ResNeSt or behind a channel shuffle.
+    Either whole groups are removed, with their inputs and outputs, as in a ResNeXt or a depthwise Conv. Or equally many
+    channels of each group are removed: the first channels of all groups together, the second ones, and so on; inputs
+    and outputs are independent then. Only the second way is left where other operators tie all groups to each other, as
+    in the split attention of a ResNeSt or behind a channel shuffle.
 
     Attributes:
         node: the Conv or ConvTranspose.
-        inputs, outputs: ids, (groups, channels of each).
+        inputs, outputs: ids (groups, channels of each group).
     """
 
     def __init__(self, node: gs.Node, inputs: np.ndarray, outputs: np.ndarray) -> None:
@@ -62,20 +62,20 @@ class GroupedConvolution:
 
     @property
     def whole(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """What is tied where whole groups go: pairs of id arrays."""
+        """The ties that hold if whole groups are removed: pairs of id arrays."""
         first = self.inputs[:, :1]
         return [(ids.ravel(), np.broadcast_to(first, ids.shape).ravel()) for ids in (self.inputs, self.outputs)]
 
     def is_one(self, label: np.ndarray) -> bool:
-        """Whether all its channels have one label."""
+        """Whether all its inputs have the same label, and all its outputs; `label` by id is equal for tied channels."""
         return len(np.unique(label[self.inputs])) == len(np.unique(label[self.outputs])) == 1
 
     def is_torn(self, label: np.ndarray) -> bool:
-        """Whether what ties channels (those of one label) reaches from one group into another, at either end."""
+        """Whether channels of different groups are tied (have the same label), at the inputs or at the outputs."""
         return any(_in_several_rows(label[ids]) for ids in (self.inputs, self.outputs))
 
     def by_group(self, tracer: Tracer) -> None:
-        """Whole groups go."""
+        """Record ties and slots for the removal of whole groups."""
         node, inputs = self.node, self.inputs
         for a, b in self.whole:
             tracer.tie(a, b)
@@ -84,7 +84,7 @@ class GroupedConvolution:
         tracer.adjust(node, inputs.ravel(), lambda keep: node.attrs.update(group=int(keep[inputs[:, 0]].sum())))
 
     def by_place(self, tracer: Tracer) -> None:
-        """As many channels of each group go."""
+        """Record ties and slots for the removal of equally many channels of each group."""
         tracer.tie(self.inputs, self.inputs[:1])
         tracer.tie(self.outputs, self.outputs[:1])
         transposed = self.node.op != "Conv"

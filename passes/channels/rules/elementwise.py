@@ -37,12 +37,12 @@ class Unary(Rule):
 )
 @register("Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor")
 class Broadcasting(Rule):
-    """Ties the channels of the activations it combines, such as a gate's; a constant with a value a channel follows."""
+    """Ties the channels of the activations it combines, such as a gate's; constants by channel are pruned with them."""
 
     follows_sizes = True
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
-        """Shapes are aligned at the last axis; `axis` counts from there."""
+        """Shapes are aligned at the last axis; `axis` is negative and counts from there."""
         if compute_sizes(node, tracer):
             return
         streams = {i: s for i, t in enumerate(node.inputs) if (s := tracer.stream(t)) is not None}
@@ -60,7 +60,7 @@ class Broadcasting(Rule):
             tracer.tie(first.ids, other.ids)
         for i, stream in streams.items():
             if i not in wide:  # a single channel that gates all of the others, or is added to them
-                tracer.close(stream.ids, f"{node.op} node '{node.name}' spreads it over other channels")
+                tracer.close(stream.ids, f"{node.op} node '{node.name}' broadcasts it over other channels")
         for i, tensor in enumerate(node.inputs):
             if i not in streams:
                 self._plain(node, i, tensor, axis, first.ids, tracer)
@@ -75,7 +75,7 @@ class Broadcasting(Rule):
         if extent == 1:
             return
         if extent != len(ids):
-            raise Closed(f"spreads one channel over '{tensor.name}'")
+            raise Closed(f"broadcasts one channel over '{tensor.name}'")
         if constant_value(tensor) is None:
             raise Closed(f"combines channels with '{tensor.name}', which cannot lose any")
         if not isinstance(tensor, gs.Constant):
@@ -85,7 +85,7 @@ class Broadcasting(Rule):
 
 @register("QuantizeLinear", "DequantizeLinear")
 class Quantize(Rule):
-    """Passes channels on; scales and zero points a channel follow."""
+    """Passes channels on; scales and zero points by channel are pruned with them."""
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
         """Parameters are scalars, or have one value for each entry of `axis`."""

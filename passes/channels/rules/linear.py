@@ -13,7 +13,7 @@ __all__: list[str] = []
 
 @register("Gemm")
 class Gemm(Rule):
-    """Ends the channels of A along its inner axis and begins new ones with B, which must be constant; C follows."""
+    """Ends the channels along the inner axis of A and begins new ones; B must be constant, and C is pruned with B."""
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
         """y = alpha A B + beta C, A (N, I) or with transA (I, N), B (I, O) or with transB (O, I)."""
@@ -41,7 +41,7 @@ class MatMul(Rule):
         constant = isinstance(b, gs.Constant)
         x, matrix = (a, b) if constant else (b, a)
         if not isinstance(matrix, gs.Constant) or len(matrix.shape) != 2:
-            raise Closed("multiplies by something else than a constant matrix")
+            raise Closed("multiplies by something other than a constant matrix")
         rank = tracer.rank(x)
         if rank < 2:
             raise Closed("multiplies a vector")

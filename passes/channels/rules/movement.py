@@ -1,4 +1,4 @@
-"""Operators that move data: their channels move as the data do."""
+"""Operators that move data, and the channels with them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PassOn(Movement):
     """Passes channels on."""
 
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
-        """As it is."""
+        """The output has the channels of the input."""
         tracer.pass_on(node)
 
 
@@ -27,7 +27,7 @@ class Transpose(Movement):
     """Moves the channel axis."""
 
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
-        """Output axis a is input axis perm[a]; by default the order is turned round."""
+        """Output axis a is input axis perm[a]; by default the order is reversed."""
         order = list(node.attrs.get("perm", range(tracer.rank(node.inputs[0]))[::-1]))
         if order[0] != 0:
             raise Closed("moves the batch to another axis")
@@ -36,7 +36,7 @@ class Transpose(Movement):
 
 @register("Squeeze", "Unsqueeze")
 class Squeeze(Movement):
-    """Drops or adds axes beside the channel axis."""
+    """Drops or adds axes other than the channel axis."""
 
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
         """Axes are an attribute or an input; Unsqueeze counts them in its output."""
@@ -58,7 +58,7 @@ class Concat(Movement):
     """Joins channels along their axis; along another one it ties them."""
 
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
-        """A part without channels has some that cannot be removed."""
+        """An input that carries no channels gets new ids, which are closed."""
         rank = tracer.rank(node.inputs[0])
         axis = node.attrs["axis"] % rank
         streams = [tracer.stream(t) for t in node.inputs]
@@ -82,7 +82,7 @@ class Concat(Movement):
 
 @register("Split")
 class Split(Movement):
-    """Splits channels along their axis, and passes them on along another."""
+    """Splits channels along their axis; along another axis it passes them on."""
 
     outputs = None
 
@@ -109,10 +109,10 @@ class Split(Movement):
 
 @register("Slice")
 class Slice(Movement):
-    """Cuts a run of channels out of their axis, and passes them on along another."""
+    """Selects a range of channels along their axis; along another axis it passes them on."""
 
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
-        """Bounds are attributes before opset 10, inputs since; where one is computed it must be of another axis."""
+        """Bounds are attributes before opset 10, inputs since; a computed bound must be of another axis."""
         rank = tracer.rank(node.inputs[0])
         axes = parameter(node, "axes", 3, tracer)
         if axes is None:
@@ -128,7 +128,7 @@ class Slice(Movement):
         start, end, step = (1 if b is None else int(b[place]) for b in bounds.values())
         first, last, _ = slice(start, end, step).indices(count)
         if step != 1 or last <= first:
-            raise Closed("cuts channels out with a step, or none")
+            raise Closed("selects channels with a step other than 1, or none at all")
         tracer.emit(node.outputs[0], stream.axis, stream.ids[first:last])
 
         def resize(keep: np.ndarray) -> None:
@@ -143,21 +143,21 @@ class Slice(Movement):
 
 @register("Gather")
 class Gather(Movement):
-    """Picks channels by constant indices, or passes them on where it picks along another axis."""
+    """Selects channels by constant indices; along another axis it passes them on."""
 
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
-        """The axes of the indices take the place of the axis they pick from."""
+        """In the output, the axes of the indices take the place of the axis from which they select."""
         axis = node.attrs.get("axis", 0) % tracer.rank(node.inputs[0])
         rank = tracer.rank(node.inputs[1])
         if axis == 0:
-            raise Closed("picks images of the batch")
+            raise Closed("selects images of the batch")
         if axis != stream.axis:
             shift = 0 if stream.axis < axis else rank - 1
             tracer.emit(node.outputs[0], stream.axis + shift, stream.ids)
             return
         indices = parameter(node, "indices", 1, tracer)
         if rank != 1 or indices is None:
-            raise Closed("picks channels by other than a list")
+            raise Closed("selects channels by indices that are not a constant list")
         ids = stream.ids[indices]
         tracer.emit(node.outputs[0], axis, ids)
 
@@ -199,7 +199,7 @@ class Pad(Movement):
         added = [first] * (before > 0) + [last] * (after > 0)
         if value != 0:
             for ids in added:
-                tracer.close(ids, f"Pad node '{node.name}' makes them, of {value:g}")
+                tracer.close(ids, f"Pad node '{node.name}' adds them, with the value {value:g}")
         ids = np.concatenate([first[: max(before, 0)], inner, last[: max(after, 0)]])
         tracer.emit(node.outputs[0], stream.axis, ids)
 
@@ -214,10 +214,10 @@ class Pad(Movement):
 
 @register("Tile")
 class Tile(Movement):
-    """Repeats channels; the copies go with the original."""
+    """Repeats channels; the copies are removed with the original."""
 
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
-        """Repeats are an input, one an axis."""
+        """Repeats are an input, with one number for each axis."""
         repeats = parameter(node, "repeats", 1, tracer)
         if repeats is None or repeats[0] != 1:
             raise Closed("repeats the batch")

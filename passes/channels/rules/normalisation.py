@@ -1,4 +1,4 @@
-"""Operators that normalise by statistics: given ones, each channel's own, or those of several channels."""
+"""Operators that normalise by statistics: given ones, those of each channel, or those of several channels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__: list[str] = []
 
 @register("BatchNormalization", "InstanceNormalization")
 class PerChannel(Rule):
-    """Passes channels on; scale, shift and statistics follow."""
+    """Passes channels on; scale, shift and statistics are pruned with them."""
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
-        """All inputs but the first have one value a channel."""
+        """All inputs but the first have one value for each channel."""
         if not node.attrs.get("spatial", 1):
             raise Closed("has a scale for each place of the image")
         ids = tracer.along(node.inputs[0], 1)
@@ -30,10 +30,10 @@ class PerChannel(Rule):
 
 @register("GroupNormalization")
 class PerGroup(Rule):
-    """Passes channels on, those of a group together; scale and shift follow."""
+    """Passes channels on; those of a group are removed together, and scale and shift are pruned with them."""
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
-        """Scale and shift have one value a channel since opset 21; the form with one a group, of 18, is deprecated."""
+        """Scale and shift have one value for each channel since opset 21; in the deprecated form, for each group."""
         ids = tracer.along(node.inputs[0], 1)
         if ids is None:
             return
@@ -49,10 +49,10 @@ class PerGroup(Rule):
 @register("Softmax", "LogSoftmax", "Hardmax", "LpNormalization", "CumSum", "LayerNormalization", "RMSNormalization")
 @register("MeanVarianceNormalization", "LRN")
 class Across(Rule):
-    """Passes channels on where it works on each alone, and closes those that it mixes (LRN mixes always)."""
+    """Passes channels on where it handles each separately, and closes those that it mixes (LRN always does)."""
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
-        """Which axes are mixed is written differently for each of these."""
+        """Each of these operators says in its own way which axes it mixes."""
         stream = tracer.stream(node.inputs[0])
         if stream is None:
             return

@@ -1,4 +1,4 @@
-"""What a rule reads of a node besides its channels: axes, pads and other parameters, in every opset's form."""
+"""Parameters of nodes, such as axes and pads, in the form of every opset: attributes or constant inputs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def is_given(node: gs.Node, index: int) -> bool:
 def parameter(node: gs.Node, name: str, index: int | None, tracer: Tracer) -> np.ndarray | None:
     """A parameter that is an attribute in some opsets and a constant input in others; None if it is left out.
 
-    One that is computed from numbers of channels keeps its value when they go.
+    It has at least one axis. One that is computed from numbers of channels keeps its value when channels are removed.
 
     Raises:
-        Closed: it is computed from anything else.
+        Closed: the parameter is computed from anything else.
     """
     if name in node.attrs:
         return np.atleast_1d(node.attrs[name])
@@ -38,7 +38,7 @@ def parameter(node: gs.Node, name: str, index: int | None, tracer: Tracer) -> np
 
 
 def set_parameter(graph: gs.Graph, node: gs.Node, name: str, index: int | None, value: np.ndarray) -> None:
-    """Change a parameter where it stands; one that is left out becomes an input, or an attribute without an index."""
+    """Set a parameter in the form that it has; one that is left out becomes input `index`, or an attribute if None."""
     if name in node.attrs or index is None:
         node.attrs[name] = value.tolist()
         return
@@ -50,7 +50,7 @@ def set_parameter(graph: gs.Graph, node: gs.Node, name: str, index: int | None, 
 
 
 def weight(node: gs.Node, index: int) -> gs.Constant:
-    """A parameter tensor; raises Closed where it is computed."""
+    """The constant that a node reads as input `index`; raises Closed where it is computed."""
     tensor = node.inputs[index]
     if not isinstance(tensor, gs.Constant):
         raise Closed(f"computes its parameters: '{tensor.name}'")

@@ -28,7 +28,7 @@ class Reduce(Rule):
     """Passes channels on where it reduces other axes, and closes those that it reduces."""
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
-        """Axes are an attribute or an input; none given are all, or none at all by noop_with_empty_axes."""
+        """Axes are an attribute or an input. Without any, all axes are reduced, or none with noop_with_empty_axes."""
         stream = tracer.stream(node.inputs[0])
         if stream is None:
             return

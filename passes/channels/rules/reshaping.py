@@ -17,20 +17,24 @@ from passes.graph.evaluation import evaluate
 
 __all__: list[str] = []
 
-# How many operators are looked at behind a Reshape for what they do to its axes.
+# Number of tensors behind a Reshape whose readers are searched for operators that mix its axes.
 NEAR = 12
 
 
 def collapse(ids: np.ndarray, tracer: Tracer, mixed: Collection[int] = ()) -> Stream:
-    """The axis along which a tensor of ids varies; of several one is chosen, and what lies along the others is tied.
+    """Find the axis along which a tensor of ids varies, as the channel axis.
 
-    That is the longest that has each channel once, or else the first: where channels are split in two axes, as for a
-    shuffle, the longer one leaves more to choose from; one that is merged with the image's is no axis of channels.
+    If there are several, one is chosen and the ids along the others are tied. Where channels are split in two axes, as
+    for a shuffle, this is the longer one that has each channel once, since it leaves more to choose from; otherwise it
+    is the first. (An axis that merges channels with those of the image is not an axis of channels.)
 
     Args:
-        ids: of one image, with the axes of the tensor.
-        tracer: for the ties.
-        mixed: axes that an operator behind mixes or takes apart, which are chosen if there is no other.
+        ids: the id of the channel of each value of one image: (1, …), with the axes of the tensor.
+        tracer: the tracer to record ties with.
+        mixed: axes that a later operator mixes or takes apart, which are chosen only if there is no other.
+
+    Raises:
+        Closed: the tensor mixes channels with the batch.
     """
     if ids.ndim < 2 or ids.shape[0] != 1:
         raise Closed("mixes channels with the batch")
@@ -40,7 +44,7 @@ def collapse(ids: np.ndarray, tracer: Tracer, mixed: Collection[int] = ()) -> St
     once = {axis for axis, rows in varied if len(np.unique(rows[:, 0])) == len(rows)}
     found = alone or varied
     found = [f for f in found if f[0] not in mixed] or found
-    split = len(found) == 2 and ids.ndim > 4  # a vector that becomes an image is split too, and its first axis counts
+    split = len(found) == 2 and ids.ndim > 4  # a vector reshaped to an image is split too: by its first axis
     axis, rows = max(found, key=lambda f: (f[0] in once) * len(f[1])) if split else found[0]
     if not alone:
         tracer.tie(rows, rows[:, :1])
@@ -48,14 +52,14 @@ def collapse(ids: np.ndarray, tracer: Tracer, mixed: Collection[int] = ()) -> St
 
 
 def mixed_axes(tensor: gs.Tensor, tracer: Tracer) -> set[int]:
-    """Axes of a tensor that operators behind it mix or take apart: of a Softmax, a Reduce, a Split.
+    """Axes of a tensor that operators behind it mix or take apart: a Softmax, a Reduce or a Split.
 
-    They are looked for behind elementwise operators and Transposes. The radix of split attention is found so: channels
-    in (radix, width) are weighted by a Softmax over the radix and summed over it.
+    The search goes on through elementwise operators and Transposes. It finds the radix of split attention, for example:
+    channels (radix, width) are weighted by a Softmax over the radix and summed over it.
     """
     found: set[int] = set()
     rank = tracer.rank(tensor)
-    pending = [(tensor, tuple(range(rank)))]  # with the axis of `tensor` that each of its axes is
+    pending = [(tensor, tuple(range(rank)))]  # each with the axes of `tensor` that its own axes are
     for at, axes in pending:
         for reader in at.outputs:
             name = reader.op
@@ -75,17 +79,17 @@ def mixed_axes(tensor: gs.Tensor, tracer: Tracer) -> set[int]:
 
 
 def spread(stream: Stream, shape: tuple[int, ...]) -> np.ndarray:
-    """A tensor of ids, of one image."""
+    """The id of the channel of each value of one image: (1, *shape[1:])."""
     ids = stream.ids.reshape([-1 if a == stream.axis else 1 for a in range(len(shape))])
     return np.broadcast_to(ids, (1, *shape[1:]))
 
 
 @register("Reshape", "Flatten")
 class Reshape(Movement):
-    """Merges the channel axis with others, or splits it: then what is one entry of the first part goes together."""
+    """Merges the channel axis with others, or splits it; channels at one place of the new channel axis go together."""
 
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
-        """A target shape of constants or of computed sizes, with 0 (as in the input) and -1 (what is left)."""
+        """The target shape has constants or computed sizes; 0 stands for the input's size, -1 for what is left."""
         shape, target = tracer.shape(node.inputs[0]), tracer.shape(node.outputs[0])
         if stream.axis == 0 or not target or shape[0] != target[0] or math.prod(shape) != math.prod(target):
             raise Closed("mixes channels with the batch")
@@ -111,14 +115,14 @@ class Reshape(Movement):
 
 @register("Expand")
 class Expand(Movement):
-    """Passes channels on where it spreads other axes, such as a gate's."""
+    """Passes channels on where it broadcasts other axes, such as a gate's."""
 
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
         """The target shape is aligned at the last axis; 1 leaves an axis as it is."""
         rank, after = tracer.rank(node.inputs[0]), tracer.shape(node.outputs[0])
         axis = len(after) - rank + stream.axis
         if after[axis] != len(stream.ids):
-            raise Closed("spreads one channel over several")
+            raise Closed("broadcasts one channel over several")
         target = entries(node, 1, tracer)
         for i, entry in enumerate(target, start=len(after) - len(target)):
             if i == axis and entry.value != 1:
@@ -130,7 +134,7 @@ class Expand(Movement):
 
 @register("DepthToSpace", "SpaceToDepth")
 class Depth(Movement):
-    """Moves channels into blocks of the image or back: those that share a block go together."""
+    """Moves channels into blocks of the image or back; channels that share a block are removed together."""
 
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
         """Traced by running the operator on the ids."""

@@ -1,7 +1,7 @@
-"""Numbers of channels that the graph computes: Shape, and the operators that take its result apart or compute with it.
+"""Numbers of channels that the graph computes by Shape, and the base of the rules that move data.
 
-`Movement` is the base of all rules that move data, which do the same with such numbers as with activations:
-traced by running the operator on numbered entries. Arithmetic on them is in `arithmetic`.
+Operators that move data (`Movement`) also move numbers of channels, for example out of a shape. This is traced by
+running the operator on numbered entries. Arithmetic on numbers of channels is in `arithmetic`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["Movement"]
 
 
 class Movement(Rule):
-    """Moves data. Its first input (of Concat all of them) holds the data, the others say where they go."""
+    """Moves data. The first input (for Concat, every input) holds the data, and the others say where to move them."""
 
     follows_sizes = True
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
-        """Numbers of channels move as they are; channels as `move` says."""
+        """Channels are moved by `move`, numbers of channels by running the operator."""
         data = [t for t in (node.inputs if node.op == "Concat" else node.inputs[:1]) if not t.is_empty()]
         stream = next((s for t in data if (s := tracer.stream(t)) is not None), None)
         if stream is not None:
@@ -38,7 +38,7 @@ class Movement(Rule):
 
     @abstractmethod
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
-        """Set the channels of the outputs; `stream` is the first of the node's inputs."""
+        """Set the channels of the outputs; `stream` is that of the first input that carries channels."""
 
     def _move_sizes(self, node: gs.Node, data: list[gs.Tensor], tracer: Tracer) -> None:
         counted: list[Size | None] = []
@@ -64,7 +64,7 @@ class Movement(Rule):
 
 @register("Shape")
 class Shape(Rule):
-    """Counts channels: a size that is computed from them is followed to where it is used."""
+    """Counts channels; sizes that are computed from the count are followed to where they are used."""
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
         """The axes from `start` to `end`, since opset 15."""
@@ -90,4 +90,4 @@ class Source(Rule):
     """Begins no channels."""
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:
-        """Nothing to do: a computed number of channels among its inputs keeps its value."""
+        """Do nothing; an input that is computed from numbers of channels keeps its value (see `follows_sizes`)."""

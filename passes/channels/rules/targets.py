@@ -1,4 +1,4 @@
-"""The target shapes that Reshape, Expand and Resize read: constants, or joined from constants and computed sizes."""
+"""The target shapes of Reshape, Expand and Resize: constants, or concatenated from constants and computed sizes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Entry:
     """One entry of a target shape.
 
     Attributes:
-        value: if it is constant; None if it is computed.
-        path: leads to its place: the index of the reader's input, then of the input of the Concat that makes it, and
-            so on.
-        offset: its place in the tensor at the end of the path.
-        size: what it is computed from, if that are numbers of channels.
-        around: the value of the whole tensor at the end of the path, if all of it is known.
+        value: the value of a constant entry; None if it is computed.
+        path: the way to the tensor that holds the entry: the index of the reader's input, then of the input of the
+            Concat that makes this, and so on.
+        offset: index of the entry in the tensor at the end of the path, flattened.
+        size: the numbers of channels from which the entry is computed; None if it is not.
+        around: the value of the whole tensor at the end of the path; None if it is not known.
     """
 
     value: int | None
@@ -37,10 +37,10 @@ class Entry:
     around: np.ndarray | None
 
     def follow(self, reader: gs.Node, ids: np.ndarray, tracer: Tracer) -> None:
-        """Keep the entry at the number of ids that are left.
+        """Keep the entry equal to the number of `ids` that are left when channels are removed.
 
         Raises:
-            Closed: it is computed from something else than numbers of channels.
+            Closed: the entry is computed from something other than numbers of channels.
         """
         if self.size is not None and self._is_number_of(ids, self.size):
             tracer.tie(self.size.ids, ids)
@@ -51,9 +51,10 @@ class Entry:
         tracer.adjust(reader, counted, lambda keep: self._set(reader, keep[ids].sum(), tracer))
 
     def _is_number_of(self, ids: np.ndarray, size: Size) -> bool:
-        """Whether the entry is to follow by itself, since what it counts is tied to these ids.
+        """Whether the entry stays right by itself once the channels that it counts are tied to `ids`.
 
-        The same channels in another order, as behind a shuffle, would all be tied to each other: there it is set.
+        It is set instead where it counts the same channels in another order, as behind a shuffle: a tie would then
+        connect all channels to each other.
         """
         if not size.counts or len(size.ids) != len(ids):
             return False
@@ -63,7 +64,7 @@ class Entry:
         """Keep the entry at its value, on an axis that is not the channels'.
 
         Raises:
-            Closed: it is computed from numbers of channels together with something else.
+            Closed: the entry is computed from numbers of channels together with something else.
         """
         if self.size is None:
             return
@@ -73,7 +74,7 @@ class Entry:
         tracer.adjust(reader, self.size.ids, lambda _: self._set(reader, value, tracer))
 
     def _set(self, reader: gs.Node, value: np.generic, tracer: Tracer) -> None:
-        """Put a constant, with this value in the entry's place, where the entry is read from."""
+        """Replace the tensor that holds the entry by a constant in which the entry has this value."""
         node = reader
         for index in self.path[:-1]:
             node = _own_maker(tracer.graph, node, index)
@@ -85,7 +86,7 @@ class Entry:
 
 
 def entries(node: gs.Node, index: int, tracer: Tracer) -> list[Entry]:
-    """The entries of a shape that a node reads: a constant, or joined from constants and computed sizes."""
+    """The entries of the shape that a node reads as input `index`."""
     return list(_entries(node.inputs[index], (index,), tracer))
 
 
@@ -104,7 +105,7 @@ def _entries(tensor: gs.Tensor, path: tuple[int, ...], tracer: Tracer) -> Iterat
 
 
 def _own_maker(graph: gs.Graph, node: gs.Node, index: int) -> gs.Node:
-    """The node that makes an input of a node, as a copy if others read what it makes."""
+    """The node that computes an input of a node; a copy of it if others read its result."""
     tensor = node.inputs[index]
     maker = tensor.inputs[0]
     if len(tensor.outputs) == 1 and all(tensor is not t for t in graph.outputs):
