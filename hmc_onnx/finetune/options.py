@@ -1,4 +1,4 @@
-"""The settings of fine-tuning, the same from the command line and from Python, and what an epoch came to."""
+"""The settings of fine-tuning, shared by the command line and Python, and the record of a training epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from passes.core.records import Frozen
 
 __all__ = ["Epoch", "FineTuning", "best_epoch"]
 
+# Default highest learning rate of each optimizer.
 RATES = {"sgd": 0.004, "adamw": 3e-4}
+# Default rate (of SGD) and weight of the hints for a network that is near the original: see `FineTuning.settled`.
 NEAR_RATE, NEAR_HINTS = 0.003, 0.9
 
 
@@ -80,16 +82,17 @@ class FineTuning(Options):
     seed: int = Field(default=0, ge=0, description="Seed of the order and the changes of training images.")
 
     def model_post_init(self, _: object) -> None:
-        """Check that there is one bound."""
+        """Check that epochs and minutes are not both given; raises SettingsError."""
         if self.epochs is not None and self.minutes is not None:
             raise SettingsError("`epochs` and `minutes` were both given: give one")
 
     def settled(self, near: bool) -> FineTuning:
-        """With what was left open set, as it won: see docs/design.md.
+        """A copy in which the open settings (None or "auto") are chosen; docs/experiments.md compares the choices.
 
         Args:
-            near: the network does within what the original does, nearly. Then it follows that, with batch statistics
-                frozen, as these alone would lose at once what closed-form repair has found. Else it learns anew.
+            near: whether the network's activations are close to the original's. A near network is trained towards these
+                activations, with frozen batch statistics, because statistics of the batch would at once undo the
+                closed-form repair. Any other network is trained on its outputs and the labels.
         """
         rate = NEAR_RATE if near and self.optimizer == "sgd" else RATES[self.optimizer]
         own = {"batchnorm": "frozen" if near else "reinsert", "rate": rate}
@@ -98,13 +101,15 @@ class FineTuning(Options):
 
 
 class Epoch(Frozen):
-    """What an epoch came to; 0 is the network before it was trained.
+    """The results of a training epoch; epoch 0 is the network before training.
 
     Attributes:
-        loss: mean over the epoch's images, of the weights as they were at each step.
-        held: loss of the averaged weights on the images that were held back, changed and mixed as in training, and
-        top1: share of these, as they are, whose class is right; without labels: is the original's.
-        seconds: since the beginning.
+        epoch: its number.
+        loss: mean training loss over the epoch's images, with the weights of each step; NaN for epoch 0.
+        held: loss of the averaged weights on the held-out images, augmented and mixed as in training.
+        top1: top-1 accuracy of the averaged weights on the held-out images without augmentation; without labels, the
+            share of images whose class is the original's.
+        seconds: training time until the end of the epoch.
     """
 
     epoch: int
@@ -115,5 +120,5 @@ class Epoch(Frozen):
 
 
 def best_epoch(history: Sequence[Epoch]) -> Epoch:
-    """The one whose weights are taken: of the least loss on the images held back, the first of several."""
+    """The epoch whose weights are used: the first with the least loss on the held-out images."""
     return min(history, key=lambda e: e.held)
