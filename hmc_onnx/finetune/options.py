@@ -33,7 +33,7 @@ class FineTuning(Options):
     panel: ClassVar[str] = "Fine-tuning"
 
     epochs: Annotated[float | None, Option(default="10, if minutes is not given either")] = Field(
-        default=None, gt=0, description="How often to go through all images; a part is possible, such as 0.5."
+        default=None, gt=0, description="Passes over all training images; fractions such as 0.5 are allowed."
     )
     minutes: float | None = Field(default=None, gt=0, description="Minutes to train for, in place of epochs.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where torch trains.")
@@ -42,44 +42,42 @@ class FineTuning(Options):
     )
     batchnorm: Literal["auto", "reinsert", "frozen", "none"] = Field(
         default="auto",
-        description="Batch normalisation in training. reinsert puts one behind each Conv of a graph in which they were "
-        "folded, and folds it away again; frozen does so and keeps the statistics as they are; none puts in nothing. "
-        "auto: frozen for a network that does nearly what the original does, else reinsert.",
+        description="Batch normalisation in training. reinsert: where the graph's were folded, one is put behind each "
+        "Conv and folded again after training; frozen: the same, with fixed statistics; none: none is inserted. "
+        "auto: frozen for a network whose activations are close to the original's, else reinsert.",
     )
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="Optimizer of the training.")
     rate: Annotated[float | None, Option(default="what suits the optimizer and the network")] = Field(
         default=None, gt=0, description="Highest learning rate."
     )
     weight_decay: Annotated[float, PYTHON] = Field(default=1e-4, ge=0, description="Weight decay of the optimizer.")
-    batch_size: int = Field(
-        default=128, ge=2, description="Images in a step of the training, of all processes together."
-    )
+    batch_size: int = Field(default=128, ge=2, description="Images per training step, over all processes.")
     temperature: Annotated[float, PYTHON] = Field(default=2.0, gt=0, description="Temperature of the distillation.")
     labels: Annotated[float | None, PYTHON] = Field(
         default=None,
         ge=0,
         le=1,
-        description="Weight of the labels in the loss; the original's answers have the rest. None: 0 for a network "
-        "that does nearly what the original does, else 0.1.",
+        description="Weight of the labels in the loss; the original's outputs have the rest. None: 0 for a network "
+        "whose activations are close to the original's, else 0.1.",
     )
     hints: Annotated[float | None, PYTHON] = Field(
         default=None,
         ge=0,
         le=1,
-        description="Weight, in the loss, of the sums that end residual blocks. None: 0.9 for a network that does "
-        "nearly what the original does, else 0.",
+        description="Weight of the hints (the sums that end residual blocks) in the distillation loss. None: 0.9 for a "
+        "network whose activations are close to the original's, else 0.",
     )
     augmentation: Literal["auto", "crop", "resized", "flip", "none"] = Field(
         default="auto",
-        description="How training images are changed; auto takes what the preset's networks were trained with.",
+        description="Augmentation of training images; auto is the one that the preset's networks were trained with.",
     )
     mixup: Annotated[float, PYTHON] = Field(
-        default=1.0, ge=0, le=1, description="Largest share of another image that is laid over each."
+        default=1.0, ge=0, le=1, description="Largest weight of the other image in mixup."
     )
     average: Annotated[float, PYTHON] = Field(
-        default=0.998, ge=0, lt=1, description="Decay of the running mean of the weights over the steps."
+        default=0.998, ge=0, lt=1, description="Decay of the moving average of the weights, per step."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the order and the changes of training images.")
+    seed: int = Field(default=0, ge=0, description="Seed of the order and the augmentation of training images.")
 
     def model_post_init(self, _: object) -> None:
         """Check that epochs and minutes are not both given; raises SettingsError."""
