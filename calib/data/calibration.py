@@ -1,4 +1,4 @@
-"""Calibration data as arrays, and how it is gathered from Python objects such as onnxruntime's readers."""
+"""Calibration data as arrays in memory; `from_reader` makes them from Python objects such as onnxruntime's readers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from passes.core.errors import DataError, SettingsError
 
 __all__ = ["CalibrationData", "CalibrationDataReader", "Origin", "check_finite", "from_reader", "hash_contents"]
 
-_BLOCK = 64  # samples looked at together where a mask or a copy of the whole array would be large
+_BLOCK = 64  # samples to hash or to check at a time, because a copy or a mask of the whole array would be large
 
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """What is known of samples that were read from a path.
+    """Where samples that were read from a path come from.
 
     Attributes:
-        path: that they were read from, as it is shown.
-        places: of the samples among all that are stored there, (N,).
-        preprocess: what the user asked for.
-        ready: whether what is stored was fed as it is, with no preprocessing.
-        classes: name of the folder of each class, by class number, of all folders there; empty where there are none.
-        mapped: whether the user gave these numbers, by a label map or by folders that are named by numbers.
-        skipped: images that could not be read and were left out, as they are shown.
+        path: the path in printable form (see `calib.data.sources.shown`).
+        places: index of each sample among all that are stored at the path, int64 (N,).
+        preprocess: the preprocessing that the user asked for; None where the path holds arrays for several inputs.
+        ready: whether the stored arrays are fed to the model unchanged, without preprocessing.
+        classes: name of each class folder at the path, by class number; empty where there are no class folders.
+        mapped: whether the user set these class numbers, with a label map or with folders that are named by numbers.
+        skipped: paths, in printable form, of the images that could not be read and were left out.
     """
 
     path: str
@@ -44,13 +44,13 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class CalibrationData:
-    """Samples to calibrate on, as the model takes them.
+    """Calibration samples in the form in which the model takes them.
 
     Attributes:
-        feeds: the model's input names and what goes into them; the first axis of each array is the samples.
-        labels: class of each sample, (N,), of any integer type when given and int64 from then on; or None.
-        source: where the samples are from, as a part of a sentence.
-        origin: more on where they are from, if they were read from a path.
+        feeds: by input name, the array (N, ...) that is fed to that input of the model; axis 0 is the samples.
+        labels: class of each sample, (N,); any integer type is accepted and converted to int64. None: no labels.
+        source: a phrase that says where the samples come from, for messages.
+        origin: details of the path that they were read from; None for samples from Python objects.
 
     Raises:
         DataError: there are no inputs or no samples, the arrays differ in length, the labels are not N integers,
@@ -89,7 +89,7 @@ class CalibrationData:
         return len(next(iter(self.feeds.values())))
 
     def head(self, n: int) -> CalibrationData:
-        """The first n samples, or all if there are not more. Shares memory.
+        """The first n samples, or all samples if there are fewer. The arrays are views.
 
         Raises:
             SettingsError: n is below 1.
@@ -99,7 +99,7 @@ class CalibrationData:
         return self if n >= len(self) else self._part(slice(None, n), f"the first {n} of {self.source}")
 
     def split(self, n: int) -> tuple[CalibrationData, CalibrationData]:
-        """The first n samples and the rest. Both share memory with this.
+        """The first n samples, and the rest; the arrays of both are views.
 
         Raises:
             SettingsError: one of the two parts would be empty.
@@ -112,7 +112,7 @@ class CalibrationData:
         return self.head(n), rest
 
     def digest(self) -> str:
-        """SHA-256 in hex over the inputs' names, types, shapes and contents and the labels; not over `source`."""
+        """SHA-256 (hex) of the inputs' names, types, shapes and contents, and of the labels; `source` is left out."""
         return self._digest
 
     @cached_property
@@ -127,7 +127,7 @@ class CalibrationData:
         return sha.hexdigest()
 
     def chunks(self, size: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray | None]]:
-        """Feeds and labels of `size` samples after another; the last chunk may be smaller. They share memory.
+        """Feeds and labels of consecutive chunks of `size` samples, as views; the last chunk may be smaller.
 
         Raises:
             SettingsError: size is below 1.
@@ -141,7 +141,7 @@ class CalibrationData:
         )
 
     def _part(self, at: slice, source: str) -> CalibrationData:
-        """Some of the samples, without looking again for what was ruled out in all of them."""
+        """Some of the samples. They are a part of checked data, so the checks of `__post_init__` are not repeated."""
         part = object.__new__(CalibrationData)
         fields = {
             "feeds": {name: array[at] for name, array in self.feeds.items()},
@@ -155,7 +155,7 @@ class CalibrationData:
 
 @runtime_checkable
 class CalibrationDataReader(Protocol):
-    """What onnxruntime.quantization's class of this name promises, so that its subclasses can be used as they are."""
+    """The interface of `onnxruntime.quantization.CalibrationDataReader`; its subclasses can be used unchanged."""
 
     def get_next(self) -> Mapping[str, np.ndarray] | None:
         """The next batch by input name, or None after the last."""
@@ -168,19 +168,19 @@ def from_reader(
     input_name: str | None = None,
     source: str = "a Python reader",
 ) -> CalibrationData:
-    """Gather the samples that a reader or an iterable gives, batch by batch.
+    """Collect the samples of a reader or an iterable of batches into arrays.
 
     Args:
-        reader: an object with `get_next`, or an iterable of batches. A batch is a dict of arrays, an array, or a
-            pair of one of these and its labels; the first axis of an array is the samples. One dict or array is
-            one batch.
-        samples: how many to take; no batch is asked for beyond those needed. None takes all.
-        input_name: the model's input that batches are for where they are arrays and not dicts.
+        reader: an object with `get_next`, or an iterable of batches. A batch is a dict of arrays by input name, or one
+            array, or a pair of either and its labels; axis 0 of each array is the samples. A dict or an array in
+            place of the iterable is a single batch.
+        samples: number of samples to take; no further batch is requested once there are enough. None takes all.
+        input_name: the model's input to which batches that are plain arrays belong.
         source: what to call the reader in `CalibrationData.source` and in errors.
 
     Raises:
-        DataError: there are no samples, a batch is of another kind, the batches do not fit together, or as for
-            `CalibrationData`.
+        DataError: there are no samples, a batch has another form, the batches differ in inputs, types or shapes, or
+            as for `CalibrationData`.
         SettingsError: samples is below 1.
     """
     if samples is not None and samples < 1:
@@ -252,7 +252,7 @@ def _parsed(batch: Any, input_name: str | None, where: str) -> tuple[dict[str, n
 
 
 def _check_alike(parts: list[dict[str, np.ndarray]], label_parts: list[np.ndarray], source: str) -> None:
-    """Raise unless the last batch is as the first, apart from its length."""
+    """Raise DataError unless the last batch has the inputs, types and shapes of the first, apart from its length."""
     first, last = ({name: f"{a.dtype} {a.shape[1:]}" for name, a in part.items()} for part in (parts[0], parts[-1]))
     if first != last:
         raise DataError(
@@ -264,7 +264,7 @@ def _check_alike(parts: list[dict[str, np.ndarray]], label_parts: list[np.ndarra
 
 
 def hash_contents(sha: hashlib._Hash, array: np.ndarray) -> None:
-    """Take an array's values into a hash, in C order."""
+    """Update a hash with the values of an array (at least one axis), in C order."""
     for start in range(0, len(array), _BLOCK):
         sha.update(array[start : start + _BLOCK].tobytes())
 
@@ -273,13 +273,13 @@ def check_finite(name: str, array: np.ndarray, source: str, places: np.ndarray |
     """Check that the samples of an input hold neither NaN nor infinity.
 
     Args:
-        name: of the input.
-        array: its samples, along the first axis.
-        source: where they are from, for the message.
-        places: of the samples in the source, (N,); default: their places in the array.
+        name: name of the input.
+        array: its samples, (N, ...); arrays that are not floating-point are not checked.
+        source: where the samples come from, for the message.
+        places: index of each sample in the source, (N,); default: its index in the array.
 
     Raises:
-        DataError: a sample does; the message gives its place.
+        DataError: a sample holds one of these; the message gives its index.
     """
     if array.dtype.kind != "f":
         return

@@ -21,7 +21,7 @@ _PIXELS = 3 * 32 * 32
 @dataclass(frozen=True)
 class _Format:
     splits: Mapping[str, Sequence[str]]
-    label_bytes: int  # before a binary record's pixels, the last being the (fine) label; 0 for pickled batches
+    label_bytes: int  # label bytes before the pixels of a binary record, the (fine) label last; 0 for pickled batches
     label_key: bytes = b""
 
 
@@ -35,17 +35,17 @@ _FORMATS = (
 
 
 def cifar_splits(folder: Path) -> tuple[str, ...]:
-    """The splits that a folder of CIFAR holds; none if it is another folder."""
+    """The splits ("train", "test") that a CIFAR folder holds; empty if the folder does not hold CIFAR."""
     return tuple(next((files for _, files in _present(folder)), {}))
 
 
 def open_cifar(folder: Path, split: str) -> StoredImages | None:
-    """The images of one split ("train" or "test"), or None if the folder is not one of CIFAR.
+    """The images of one split ("train" or "test"), or None if the folder does not hold CIFAR.
 
-    Of CIFAR-100 the labels are the fine ones. Training batches that are not there are left out.
+    CIFAR-100 gets its fine labels. Missing training batches are left out.
 
     Raises:
-        DataError: the split is not there, or a file is damaged.
+        DataError: the split is missing, or a file is damaged.
         OSError: a file cannot be read.
     """
     for form, found in _present(folder):
@@ -58,7 +58,7 @@ def open_cifar(folder: Path, split: str) -> StoredImages | None:
 
 
 def _present(folder: Path) -> Iterator[tuple[_Format, dict[str, list[Path]]]]:
-    """The formats of which a folder holds files, with the files of each split."""
+    """Each format of which the folder holds files, with the files of each split."""
     for form in _FORMATS:
         found = {
             name: files
@@ -98,18 +98,18 @@ def _pickled(file: Path, form: _Format) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: only uint8 is let through."""
+    """Stands in for numpy.dtype and accepts uint8 only."""
 
     def __init__(self, code: str | bytes, *_: Any) -> None:
         if code not in ("u1", b"u1"):
             raise pickle.UnpicklingError(f"it holds an array of {code!r}")
 
     def __setstate__(self, state: Any) -> None:
-        """Ignore byte order and the like: uint8 has none."""
+        """Ignore the state (byte order, alignment), which has no meaning for uint8."""
 
 
 class _Array:
-    """Stands in for numpy.ndarray; `value` is the array."""
+    """Stands in for numpy.ndarray; `value` is the array that it holds."""
 
     value: np.ndarray
 
@@ -119,12 +119,12 @@ class _Array:
 
 
 def _reconstruct(*_: Any) -> _Array:
-    """Stands in for numpy's function of this name: an array whose state is set afterwards."""
+    """Stands in for numpy's `_reconstruct`: makes an array whose state the unpickler sets afterwards."""
     return _Array()
 
 
 def _frombuffer(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
-    """Stands in for numpy's function of this name, which pickle protocol 5 uses."""
+    """Stands in for numpy's `_frombuffer`, which pickle protocol 5 uses."""
     array = _Array()
     array.__setstate__((1, shape, dtype, order == "F", data))
     return array
@@ -133,9 +133,9 @@ def _frombuffer(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) 
 class _Unpickler(pickle.Unpickler):
     """Reads dicts, lists, numbers, strings and uint8 arrays, and refuses all else.
 
-    A pickle may name any function to be called. Here the few names that array pickles need stand for the functions
-    above, which can build nothing but uint8 arrays: not even numpy's own are called with a file's arguments.
-    (`_codecs.encode` is how old protocols write bytes.)
+    A pickle can name any function for the unpickler to call. Here only the names that pickles of arrays need are
+    accepted, and they stand for the functions above, which can only build uint8 arrays; numpy's own functions are never
+    called with arguments from a file. (Old pickle protocols write bytes with `_codecs.encode`.)
     """
 
     _KNOWN: Mapping[tuple[str, str], Any] = {
@@ -149,7 +149,7 @@ class _Unpickler(pickle.Unpickler):
     }
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        """The stand-in for a name; raises UnpicklingError for names that no CIFAR batch uses."""
+        """The stand-in for a name; raises UnpicklingError for a name that no CIFAR batch uses."""
         try:
             return self._KNOWN[module_name, global_name]
         except KeyError:

@@ -1,4 +1,4 @@
-"""Folders of image files: flat, with one folder per class, or with such folders for training and for testing."""
+"""Folders of image files: a flat folder, one folder per class, or a folder for each split that holds one of these."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from passes.core.errors import DataError, SettingsError
 __all__ = ["ImageFolder", "UnreadableImage", "folder_splits", "open_folder"]
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Names of folders that are splits and not classes, the first that is there being taken.
+# Folder names that mean a split and not a class. Of several folders for one split, the first in this order is used.
 _SPLITS = {"train": ("train", "training"), "test": ("val", "valid", "validation", "test", "testing")}
 
 
 class UnreadableImage(DataError):
-    """An image file that cannot be decoded, or has more than 8 bits a channel."""
+    """An image file cannot be decoded, or has more than 8 bits per channel."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """Image files in a fixed order, read when they are taken.
+    """A `Source` of image files in a fixed order; a file is read when `take` asks for it.
 
     Attributes:
-        files: the files.
-        labels: class of each, int64 (N,), or None.
-        classes: name of the folder of each class, by class number.
-        numbered: whether the folders' names, or a label map, said these numbers.
+        files: the N files.
+        labels: class of each file, int64 (N,), or None.
+        classes: name of each class folder, by class number.
+        numbered: whether the user set the class numbers, with a label map or with folders that are named by numbers.
     """
 
     files: tuple[Path, ...]
@@ -61,10 +61,13 @@ class ImageFolder:
         return filled(len(files), first.shape, load, preprocess.dtype)
 
     def take_readable(self, indices: np.ndarray, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
-        """The images at some indices that can be read, preprocessed, and which of the indices these are.
+        """Preprocess the images at some indices and leave out those that cannot be read.
+
+        Returns:
+            The images (n, ...) as for `take`, and the indices (n,) that they belong to.
 
         Raises:
-            DataError: none can be read, or as for `take`.
+            DataError: no image can be read, or as for `take`.
         """
         start, first = self._first_readable(indices, preprocess)
         at = indices[start:]
@@ -84,11 +87,11 @@ class ImageFolder:
         return (images, at) if good.all() else (images[good], at[good])
 
     def first_readable(self, preprocess: Preprocess) -> np.ndarray:
-        """The first image that can be read, preprocessed; raises DataError where none can."""
+        """The first readable image, preprocessed; raises DataError if no image can be read."""
         return self._first_readable(np.arange(len(self)), preprocess)[1]
 
     def _first_readable(self, indices: np.ndarray, preprocess: Preprocess) -> tuple[int, np.ndarray]:
-        """Place in `indices` of the first image that can be read, and what it becomes."""
+        """Position in `indices` of the first readable image, and that image, preprocessed."""
         for place, index in enumerate(indices):
             try:
                 return place, _load(self.files[index], preprocess)
@@ -101,7 +104,7 @@ class ImageFolder:
 
 
 def folder_splits(folder: Path) -> tuple[str, ...]:
-    """Of "train" and "test", those that a folder keeps in folders named train, val, test or the like, if nothing else.
+    """The splits ("train", "test") of a folder that holds nothing but folders named as splits; else none.
 
     Raises:
         OSError: the folder cannot be read.
@@ -110,22 +113,25 @@ def folder_splits(folder: Path) -> tuple[str, ...]:
 
 
 def open_folder(folder: Path, split: str = "train", names: Mapping[str, int] | None = None) -> ImageFolder:
-    """The image files of a folder, in the order of their names, or of its folders, one per class.
+    """List the image files of a folder: the files in it, or those in its class folders, sorted by name.
 
-    A folder whose folders are all named as splits (train and training; val, valid, validation, test and testing) is
-    read split by split; of the latter the first is taken, in the order given. The images of a class may lie in folders
-    within its folder. A class is the place of its folder among all the folders, in the order of their names and
-    together with those of the other splits, or the folder's name where all the names are integers. Names that begin
-    with a dot are passed over, as are files with other endings.
+    Splits: a folder in which every subfolder is named as a split is read one split at a time. The names are train and
+    training for "train", and val, valid, validation, test and testing for "test"; of several that exist, the first in
+    this order is used.
+
+    Classes: the images of a class may lie in subfolders of its folder. If all class folders are named by integers,
+    these are the class numbers. Else the class folders of all splits together are sorted by name and numbered from 0.
+
+    Names that begin with a dot and files with other suffixes are ignored.
 
     Args:
         folder: the folder.
-        split: "train" or "test", or the name of the split's own folder; of no effect where there are no splits.
-        names: class number by folder name; None: as above.
+        split: "train" or "test", or the name of a split's folder; ignored where there are no splits.
+        names: class number by folder name; None: number the classes as above.
 
     Raises:
-        DataError: there are no images, or images lie both in the folder and in folders within; or there is no such
-            split, or a folder's name is not among `names`.
+        DataError: there are no images; or images lie both in the folder and in its subfolders; or the split does not
+            exist; or a class folder is not in `names`.
         OSError: a folder cannot be read.
     """
     splits = _split_folders(folder)
@@ -163,7 +169,7 @@ def open_folder(folder: Path, split: str = "train", names: Mapping[str, int] | N
 
 
 def _numbers(known: list[str], names: Mapping[str, int] | None, folder: Path) -> tuple[dict[str, int], bool]:
-    """Class number of each folder by its name, and whether names or a map said them."""
+    """Class number by folder name, and whether the user set the numbers (by a label map or by numeric names)."""
     if names is not None:
         missing = [name for name in known if name not in names]
         if missing:
@@ -178,7 +184,7 @@ def _numbers(known: list[str], names: Mapping[str, int] | None, folder: Path) ->
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
-    """The folder of each split; empty where a folder within is named as a class, or images lie beside them."""
+    """The folder of each split; empty if a subfolder is not named as a split, or images lie beside the subfolders."""
     folders = {f.name: f for f in _folders(folder)}
     known = {name for names in _SPLITS.values() for name in names}
     if not folders or not known.issuperset(folders) or _images(folder):
@@ -188,18 +194,18 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders right in a folder, in the order of their names."""
+    """The direct subfolders of a folder, sorted by name."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
     return [folder / name for name in sorted(names)]
 
 
 def _images(folder: Path, within: bool = False) -> list[Path]:
-    """The image files of a folder, in the order of their names, which is the same on every machine.
+    """The image files of a folder, sorted by name, so that the order is the same on every machine.
 
     Args:
         folder: the folder.
-        within: whether those of the folders in it are wanted too, after its own.
+        within: whether to add, after these, the files of its subfolders at every depth.
     """
     names, folders = [], []
     with os.scandir(folder) as entries:

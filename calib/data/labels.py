@@ -20,15 +20,16 @@ class Labelling:
     """How stored labels become the model's class numbers.
 
     Attributes:
-        offset: added to every label, such as 1 where labels count from 0 and the model's class 0 is the background.
-        names: class number of each class folder by its name, before the offset is added; None numbers the folders.
+        offset: number to add to every label, such as 1 where labels count from 0 and the model's class 0 is
+            "background".
+        names: class number by class folder name, before the offset is added; None: the folders are numbered in order.
     """
 
     offset: int = 0
     names: Mapping[str, int] | None = None
 
     def shifted(self, labels: np.ndarray | None, where: str) -> np.ndarray | None:
-        """Labels with the offset added; raises DataError where one would be below 0."""
+        """Labels (N,) with the offset added; raises DataError if one would be negative."""
         if labels is None or not self.offset:
             return labels
         shifted = labels + self.offset
@@ -41,15 +42,15 @@ class Labelling:
 
 
 def read_label_map(path: str | os.PathLike[str]) -> dict[str, int]:
-    """Class number of each class folder by its name.
+    """Read the class number of each class folder, by folder name, from a file.
 
     Args:
-        path: a JSON object of name and number; or a text file with a name and its number in each line, separated by
-            blanks, a comma, a colon or a tab; or with names alone, which are numbered from 0. Blank lines, and those
-            that begin with #, are passed over.
+        path: a JSON object that maps each name to its number; or a text file in which each line is a name and its
+            number, separated by spaces, a comma, a colon or a tab; or a text file of names only, which are numbered
+            from 0. Blank lines and lines that begin with # are ignored.
 
     Raises:
-        DataError: the file cannot be read, or does not hold this.
+        DataError: the file cannot be read, or has none of these forms.
     """
     path = Path(path)
     try:
@@ -79,7 +80,7 @@ def read_label_map(path: str | os.PathLike[str]) -> dict[str, int]:
 
 
 def _numbered(line: str) -> tuple[str, int] | None:
-    """The name and the number of a line, or None where it ends in no number."""
+    """The name and the number of a line, or None if it does not end in a number."""
     name, _, number = line.replace(",", " ").replace(":", " ").replace("\t", " ").rstrip().rpartition(" ")
     return (name.strip(), int(number)) if name.strip() and number.isascii() and number.isdecimal() else None
 

@@ -1,4 +1,4 @@
-"""Images or ready tensors in numpy's .npz and .npy files."""
+"""Images, or tensors that are preprocessed already, in numpy's .npz and .npy files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["npz_splits", "open_npy", "open_npz", "read_inputs"]
 
 
 def npz_splits(path: Path) -> tuple[str, ...]:
-    """Of "train" and "test", those that an .npz file keeps apart; none if it is no such file."""
+    """The splits ("train", "test") that an .npz file holds; empty if the file has none or cannot be read."""
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -29,26 +29,26 @@ def npz_splits(path: Path) -> tuple[str, ...]:
         with archive:
             names = set(archive.files)
     except (ValueError, EOFError, zipfile.BadZipFile, OSError):
-        return ()  # reading it will say what is wrong
+        return ()  # the error is reported when the file is read
     return tuple(s for s in ("train", "test") if names & {f"{s}_images", f"x_{s}"})
 
 
 def open_npz(path: Path, split: str, input_name: str, dtype: np.dtype = FLOAT) -> StoredImages | ReadyTensors:
-    """The images of one split of an .npz file.
+    """Read the images of one split of an .npz file.
 
-    Images are looked for under `{split}_images` and `x_{split}`, with labels under `{split}_labels` and `y_{split}`;
-    then, for files without splits, under the input's name and `images`, with labels under `labels`. Floats are ready
-    tensors; uint8 are images: (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, or (N, H, W). Under the input's name
-    what has the input's own type is ready, too.
+    The images are the first of these keys that exists, with the labels' key in brackets: `{split}_images`
+    (`{split}_labels`), `x_{split}` (`y_{split}`), and for files without splits the input's name (`labels`) and `images`
+    (`labels`). Arrays of uint8 are images: (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, or (N, H, W). Floats
+    are tensors that are preprocessed already; so is, under the input's name, any array of the input's element type.
 
     Args:
-        path: of the file.
-        split: "train", "test", or another.
-        input_name: the model's input.
-        dtype: its element type.
+        path: path of the file.
+        split: "train", "test", or another name that the keys contain.
+        input_name: name of the model's input.
+        dtype: element type of that input.
 
     Raises:
-        DataError: the file is damaged, has no such images, or they or their labels are of another type or shape.
+        DataError: the file is damaged, has no such images, or the images or labels have another type or shape.
         OSError: the file cannot be read.
     """
     with _opened(path) as archive:
@@ -61,10 +61,10 @@ def open_npz(path: Path, split: str, input_name: str, dtype: np.dtype = FLOAT) -
 
 
 def open_npy(path: Path, input_name: str, dtype: np.dtype = FLOAT) -> StoredImages | ReadyTensors:
-    """The array of an .npy file: uint8 images, or what is ready, as for `open_npz` under the input's name.
+    """Read the array of an .npy file, with the rules that `open_npz` has for an array under the input's name.
 
     Raises:
-        DataError: the file is damaged, or its array is of another type or shape.
+        DataError: the file is damaged, or its array has another type or shape.
         OSError: the file cannot be read.
     """
     try:
@@ -79,10 +79,12 @@ def open_npy(path: Path, input_name: str, dtype: np.dtype = FLOAT) -> StoredImag
 
 
 def read_inputs(path: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """The arrays of an .npz file that feed a model of several inputs, by the inputs' names, and `labels`, if there.
+    """Read an .npz file for a model of several inputs: the array of each input, by name, and the labels.
+
+    The labels are the array `labels`, as int64 (N,), or None if the file has none.
 
     Raises:
-        DataError: the file is damaged, lacks an input, or its labels are not one integer for each sample.
+        DataError: the file is damaged, lacks an input, or its labels are not one integer per sample.
         OSError: the file cannot be read.
     """
     with _opened(path) as archive:
@@ -100,7 +102,7 @@ def read_inputs(path: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray]
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """An archive, of which damage is found only while its arrays are read."""
+    """Open an archive. Damage may show only while its arrays are read, so the context converts these errors, too."""
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -114,7 +116,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _source(images: np.ndarray, where: str, input_name: str, dtype: np.dtype) -> StoredImages | ReadyTensors:
-    """Images, or what is ready as it is of the input's own type."""
+    """An array as images (uint8), or as tensors that are preprocessed already (floats, or the input's own type)."""
     if not images.ndim or not len(images):
         raise DataError(f"{where} is empty: store at least one image")
     if images.dtype.kind == "f" or images.dtype == dtype:
@@ -136,7 +138,7 @@ def _checked(labels: np.ndarray | None, count: int, where: str) -> np.ndarray | 
 
 
 def _keys(names: Sequence[str], path: Path, split: str, input_name: str) -> tuple[str, str]:
-    """Where images and labels are."""
+    """The keys of the images and of their labels; the file need not have the second."""
     pairs = [
         (f"{split}_images", f"{split}_labels"),
         (f"x_{split}", f"y_{split}"),
@@ -156,7 +158,7 @@ def _keys(names: Sequence[str], path: Path, split: str, input_name: str) -> tupl
 
 
 def _channels_first(images: np.ndarray, where: str, input_name: str) -> np.ndarray:
-    """A view as (N, C, H, W)."""
+    """The images as a view (N, C, H, W)."""
     if images.ndim == 3:
         return images[:, None]
     first, last = (images.ndim == 4 and images.shape[axis] in (1, 3) for axis in (1, -1))

@@ -1,7 +1,7 @@
 """How an image becomes a network's input: converted, resized, cropped, scaled and normalised.
 
-Resizing and cropping follow torchvision's `Resize` and `CenterCrop` on Pillow images, and like torchvision's
-image loader this takes pixels as stored: an EXIF orientation is not applied, and transparency is dropped.
+Resizing and cropping follow torchvision's `Resize` and `CenterCrop` on Pillow images. Pixels are used as stored, like
+in torchvision's image loader: an EXIF orientation is not applied, and transparency is dropped.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Layout = Literal["NCHW", "NHWC"]
 Order = Literal["rgb", "bgr"]
 Interpolation = Literal["bilinear", "bicubic"]
 
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}  # Pillow's are antialiased
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}  # antialiased in Pillow
 FLOAT = np.dtype(np.float32)
 _MODES = {1: "L", 3: "RGB"}
-# Of the part of an image that is taken for training: the least share of its area, and width to height.
+# Random crops for training: the least share of the image's area, and the range of aspect ratios (width / height).
 AREA, RATIO = 0.25, (3 / 4, 4 / 3)
 
 
 class Changes(TypedDict, total=False):
-    """Fields of `Preprocess` that replace those of a preset; None keeps the preset's."""
+    """Fields of `Preprocess` that replace those of a preset; None keeps the value of the preset."""
 
     size: Sequence[int] | None
     resize: int | None
@@ -47,23 +47,23 @@ class Changes(TypedDict, total=False):
 class Preprocess:
     """One network's preprocessing of 8-bit images: a pixel p from 0 to 255 becomes (p / scale - mean) / std.
 
-    The number of means says what an image is converted to first: three for colour, one for grayscale.
+    The number of means decides what an image is converted to first: three for colour, one for grayscale.
 
     Attributes:
-        size: height and width of what comes out, in pixels; None leaves each image the size it has.
-        resize: the shorter side is first resized to this many pixels, antialiased, with the aspect ratio kept, and the
-            centre of `size` is cropped from that. None resizes straight to `size`.
-        mean: per channel, in the order of `order`, of pixels divided by `scale`.
-        std: per channel, in the order of `order`, of pixels divided by `scale`.
-        layout: axis order of what comes out, N being the samples.
-        order: order of the three channels of what comes out.
-        scale: what pixels are divided by: 255 brings them to [0, 1], and 1 leaves them from 0 to 255.
-        interpolation: of resizing.
-        dtype: element type of what comes out. float32; or uint8 for a network that takes pixels as they are, to which
-            neither scale, mean nor std may be applied. An image cannot be made into any other type.
+        size: height and width of the output, in pixels; None keeps the size of each image.
+        resize: length in pixels to which the shorter side is resized first, antialiased and with the aspect ratio kept;
+            a centre crop of `size` follows. None resizes directly to `size`.
+        mean: mean of each channel of the pixels divided by `scale`; the channels are in the order `order`.
+        std: standard deviation of each channel, likewise.
+        layout: axis order of a batch of outputs; N is the samples.
+        order: order of the three channels of the output.
+        scale: divisor of the pixels: 255 brings them to [0, 1], and 1 keeps them in [0, 255].
+        interpolation: method of resizing.
+        dtype: element type of the output: float32; or uint8 for a network that takes unchanged pixels, with no scale,
+            mean or std. No other type is supported for images.
 
     Raises:
-        SettingsError: a value is out of range, or means and deviations differ in number.
+        SettingsError: a value is out of range, or `mean` and `std` differ in length.
     """
 
     size: tuple[int, int] | None
@@ -108,18 +108,18 @@ class Preprocess:
 
     @property
     def channels(self) -> int:
-        """Number of channels of what comes out: 3 or 1."""
+        """Number of channels of the output: 3 or 1."""
         return len(self.mean)
 
     @property
     def normalises(self) -> bool:
-        """Whether a mean is subtracted or pixels are divided by a deviation."""
+        """Whether `mean` or `std` changes any channel."""
         return any(self.mean) or any(value != 1 for value in self.std)
 
     def with_overrides(self, **changes: Unpack[Changes]) -> Preprocess:
-        """A copy in which all that is given and not None replaces what is here.
+        """A copy in which the given values that are not None replace the fields of the same name.
 
-        A new `size` without a new `resize` changes `resize` in proportion, so that a crop shows the same part.
+        A new `size` without a new `resize` scales `resize` in proportion, so that the crop shows the same part.
 
         Raises:
             SettingsError: as for the class.
@@ -136,17 +136,17 @@ class Preprocess:
         """Preprocess one image.
 
         Args:
-            image: any Pillow image with 8 bits a channel, or uint8 of shape (H, W), (H, W, 1), (H, W, 3) or
-                (H, W, 4), the last being RGBA.
-            draws: four numbers from 0 to 1, by which a part of the image is taken as torchvision's
-                `RandomResizedCrop` takes one for training: its area, its aspect ratio, and where it lies (top, left).
-                None: the centre, as the network is served.
+            image: any Pillow image with 8 bits per channel, or a uint8 array (H, W), (H, W, 1), (H, W, 3) for RGB, or
+                (H, W, 4) for RGBA.
+            draws: four random numbers in [0, 1] for a random crop as in torchvision's `RandomResizedCrop`; they decide
+                its area, aspect ratio, top and left. None: the fixed preprocessing that is used in deployment.
 
         Returns:
-            (C, H, W) or (H, W, C), as `layout` says, of `dtype`.
+            An array (C, H, W) or (H, W, C), as `layout` says, of `dtype`.
 
         Raises:
-            DataError: the pixels have more than 8 bits, the array is not an image, or as for `apply_batch`.
+            DataError: the pixels have more than 8 bits per channel, or the array is not an image, or as for
+                `apply_batch`.
             SettingsError: as for `apply_batch`.
         """
         if isinstance(image, np.ndarray):
@@ -157,17 +157,17 @@ class Preprocess:
         return np.asarray(self.apply_batch(pixels.transpose(0, 3, 1, 2))[0])
 
     def apply_batch(self, images: np.ndarray) -> np.ndarray:
-        """Normalise images that have their final size already.
+        """Normalise images that already have their final size.
 
         Args:
-            images: uint8 (N, C, H, W), with `channels` channels, the three of colour in the order RGB.
+            images: uint8 (N, C, H, W) with C = `channels`; three channels are in the order RGB.
 
         Returns:
-            (N, C, H, W) or (N, H, W, C), as `layout` says, of `dtype`.
+            An array (N, C, H, W) or (N, H, W, C), as `layout` says, of `dtype`.
 
         Raises:
-            DataError: the array is not such a batch, or `dtype` is neither float32 nor uint8.
-            SettingsError: `dtype` is uint8, and a scale, mean or deviation is set.
+            DataError: `images` has another type or shape, or `dtype` is neither float32 nor uint8.
+            SettingsError: `dtype` is uint8, and scale, mean or std is set.
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
             raise DataError(
@@ -184,9 +184,9 @@ class Preprocess:
         return out
 
     def _levels(self) -> list[np.ndarray]:
-        """What each of a byte's 256 values becomes, for each channel.
+        """For each channel, a table (256,) of the output for each value of a byte.
 
-        To look these up is faster than arithmetic, and needs no float copy of a batch.
+        A look-up is faster than arithmetic and needs no float copy of the batch.
         """
         self.check_type()
         if self.dtype == np.uint8:
@@ -195,7 +195,7 @@ class Preprocess:
         return [((scaled - mean) / std).astype(np.float32) for mean, std in zip(self.mean, self.std, strict=True)]
 
     def check_type(self) -> None:
-        """Check that images can be made into `dtype`; raises as `apply_batch`."""
+        """Check that images can be converted to `dtype`; raises DataError or SettingsError as `apply_batch` does."""
         if self.dtype == np.float32:
             return
         if self.dtype != np.uint8:
@@ -222,7 +222,7 @@ class Preprocess:
         return image
 
     def _part(self, image: Image.Image, draws: np.ndarray) -> Image.Image:
-        """A part of an image, between AREA of it and all, at an aspect ratio of RATIO, resized to `size`."""
+        """A random crop, of at least the share AREA of the image and an aspect ratio in RATIO, resized to `size`."""
         area, ratio, top, left = draws.tolist()
         aspect = math.exp(math.log(RATIO[0]) + ratio * math.log(RATIO[1] / RATIO[0]))
         size = (AREA + area * (1 - AREA)) * image.width * image.height
@@ -250,10 +250,10 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255 without a word
+    if image.mode.startswith(("I", "F")):  # Pillow would silently clip these to 255
         raise DataError(f"its pixels (mode '{image.mode}') have more than 8 bits, so save it with 8 bits a channel")
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight from palette to RGB, Pillow warns of the transparency it drops
+        image = image.convert("RGBA")  # else Pillow warns that it drops transparency
     return image.convert(mode)
 
 
@@ -263,6 +263,6 @@ PRESETS: dict[str, Preprocess] = {
 }
 """Preprocessing by name.
 
-"cifar10" has the mean and standard deviation of ImageNet, not of CIFAR-10: the widely used
-`pytorch_resnet_cifar10` networks were trained with them. "imagenet" is what torchvision's ResNets are evaluated with.
+"cifar10" has ImageNet's mean and standard deviation, because the widely used `pytorch_resnet_cifar10` networks were
+trained with them. "imagenet" is the preprocessing that torchvision's ResNets are evaluated with.
 """

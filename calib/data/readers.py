@@ -1,4 +1,4 @@
-"""Calibration images from a path: .npz and .npy files, folders of images, and CIFAR as its authors publish it."""
+"""Reads calibration data from a path: .npz and .npy files, folders of images, and CIFAR as its authors publish it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Selection:
     """Which of the stored images to take.
 
     Attributes:
-        samples: how many to choose, at random without replacement, and kept in their order; all if None or if there
-            are not more.
-        seed: of the choice, 0 or more. The same seed chooses the same images.
-        split: "train" or "test", or another that the file names; data without splits is read whatever it is.
-        skip_unreadable: leave out image files that cannot be decoded, and not refuse them.
+        samples: number of images to draw at random without replacement; they keep their stored order. None, or a number
+            that is not below the total: all images.
+        seed: seed of the draw, 0 or more; the same seed draws the same images.
+        split: "train", "test", or another name that the file uses; ignored for data without splits.
+        skip_unreadable: leave out image files that cannot be decoded; else they raise DataError.
 
     Raises:
         SettingsError: samples or seed is out of range.
@@ -49,7 +49,7 @@ class Selection:
             raise SettingsError(f"seed {self.seed} is below 0: use 0 or more")
 
     def of(self, total: int) -> np.ndarray:
-        """Places of the chosen images among `total`, rising."""
+        """Indices of the chosen images among `total`, int64 (n,), in ascending order."""
         if self.samples is None or self.samples >= total:
             return np.arange(total)
         return np.sort(np.random.default_rng(self.seed).choice(total, self.samples, replace=False))
@@ -72,19 +72,20 @@ def read(
     Args:
         path: an .npz or .npy file (see `calib.data.npz`), a folder of images or of one folder per class (see
             `calib.data.folder`), or a folder of CIFAR-10 or CIFAR-100, binary or pickled (see `calib.data.cifar`).
-        input_name: the model's input.
-        input_shape: its shape with the batch axis, None for what is unknown. The batch axis is not compared.
-        preprocess: applied to images, but not to stored floats, which are taken as ready, nor to what is stored under
-            the input's name in `preprocess.dtype`. Stored arrays that have the final size already are normalised only.
-        selection: which of the images.
+        input_name: name of the model's input.
+        input_shape: shape of that input with the batch axis; None for an unknown size. The batch axis is not compared.
+        preprocess: how images are preprocessed. It is not applied to stored floats, nor to an array of
+            `preprocess.dtype` that is stored under the input's name: both are fed unchanged. Stored images that already
+            have the final size are only normalised.
+        selection: which of the images to read.
         labelling: how stored labels become class numbers.
 
     Returns:
-        Feeds of the one input, float32 or of `preprocess.dtype`, and labels where the data has them.
+        Feeds for the one input, of float32 or `preprocess.dtype`, and the labels if the data have any.
 
     Raises:
-        DataError: the path is missing or of an unknown kind, the split is not there, a file is damaged, or what
-            comes out does not fit the model's input.
+        DataError: the path is missing or of an unknown kind, the split is missing, a file is damaged, or the
+            preprocessed images do not fit the model's input.
         SettingsError: as for `Preprocess.apply_batch`.
     """
     source = open_source(
@@ -115,16 +116,16 @@ def read(
 def read_several(
     path: str | os.PathLike[str], names: tuple[str, ...], selection: Selection = ALL, labelling: Labelling = AS_STORED
 ) -> CalibrationData:
-    """Read the arrays that feed a model of several inputs, as they are.
+    """Read the arrays for a model of several inputs, without preprocessing.
 
     Args:
-        path: an .npz file with an array for each input, by its name, and maybe `labels`.
-        names: of the inputs.
-        selection: which of the samples.
+        path: an .npz file with an array under the name of each input, and optionally `labels`.
+        names: names of the inputs.
+        selection: which of the samples to read.
         labelling: how stored labels become class numbers.
 
     Raises:
-        DataError: the path is missing or of another kind, an input is missing, or the arrays do not fit together.
+        DataError: the path is missing or is no .npz file, an input is missing, or the arrays differ in length.
     """
     path = _expanded(path)
     if not path.is_file() or path.suffix.lower() != ".npz":
@@ -155,7 +156,7 @@ def open_source(
     selection: Selection = ALL,
     labelling: Labelling = AS_STORED,
 ) -> Opened:
-    """Open images to take from, after a look at whether the first fits the model; as for `read`."""
+    """Open a source of images, and check that its first image fits the model; arguments and errors as for `read`."""
     path = _expanded(path)
     try:
         source = _open(path, selection.split, input_name, preprocess.dtype, labelling)
@@ -166,7 +167,7 @@ def open_source(
         source = replace(source, classes={n + labelling.offset: name for n, name in source.classes.items()})
     if not isinstance(source, ReadyTensors):
         preprocess.check_type()
-    # One image first, so that a wrong size shows before thousands are decoded.
+    # Check one image, so that a wrong size is reported before thousands are decoded.
     if isinstance(source, ImageFolder) and selection.skip_unreadable:
         shape = source.first_readable(preprocess).shape
     else:
@@ -176,7 +177,7 @@ def open_source(
 
 
 def splits(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The splits that data at a path keeps apart, such as ("train", "test"); none where there is only one lot."""
+    """The splits of the data at a path, such as ("train", "test"); empty for data without splits. Raises DataError."""
     path = _expanded(path)
     if not path.is_dir():
         return npz_splits(path)
@@ -234,7 +235,7 @@ def _check_shape(
     input_name: str,
     input_shape: tuple[int | None, ...],
 ) -> None:
-    """Raise unless one sample's shape fits the input's, telling what to set."""
+    """Raise DataError unless the shape of one sample fits the input; the message says which options to set."""
     wanted = input_shape[1:]
     if len(shape) == len(wanted) and all(w in (None, s) for s, w in zip(shape, wanted, strict=True)):
         return
@@ -252,9 +253,9 @@ def _check_shape(
 
 def _advice(shape: tuple[int, ...], wanted: tuple[int | None, ...], preprocess: Preprocess, input_name: str) -> str:
     """Which options would make preprocessed images fit the input."""
-    axes = {"NCHW": 0, "NHWC": -1}  # of the channels
+    axes = {"NCHW": 0, "NHWC": -1}  # axis of the channels in one sample
     layouts = sorted(axes, key=lambda layout: layout != preprocess.layout)  # the one in use first
-    # the layout that fits the number of channels, or else one that can with other means
+    # layouts that fit the number of channels; else those that would fit with another number of means
     fitting = [x for x in layouts if len(wanted) == 3 and wanted[axes[x]] in (None, preprocess.channels)]
     possible = fitting or [x for x in layouts if len(wanted) == 3 and wanted[axes[x]] in (1, 3)]
     if not possible:

@@ -1,4 +1,4 @@
-"""Stored images before they are chosen and preprocessed; each kind of storage has a module that opens it."""
+"""Sources of stored images, before selection and preprocessing; each kind of storage has a module that opens it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["ReadyTensors", "Source", "StoredImages", "digest_of", "filled", "sho
 
 
 class Source(Protocol):
-    """Images, of which some are taken as a network's input."""
+    """A set of images; `take` preprocesses some of them for a network's input."""
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -29,19 +29,22 @@ class Source(Protocol):
         """Number of images."""
 
     def digest(self) -> str:
-        """SHA-256 in hex by which two sources are told apart: of the images, or of files their names and sizes."""
+        """SHA-256 (hex) that identifies the source: over the images and labels, or over files' paths and sizes."""
 
     def take(self, indices: np.ndarray, preprocess: Preprocess, draws: np.ndarray | None = None) -> np.ndarray:
-        """The images at some indices, preprocessed, the first axis along the indices.
+        """Preprocess the images at some indices.
 
         Args:
-            indices: of the images.
-            preprocess: how.
-            draws: (N, 4), by which a part of each image is taken, as for `Preprocess.apply`; None: the centre.
+            indices: indices of the images, (n,).
+            preprocess: how to preprocess them.
+            draws: random numbers in [0, 1] for a random crop of each image, (n, 4), as for `Preprocess.apply`. None:
+                the fixed preprocessing.
+
+        Returns:
+            An array (n, ...) of `preprocess.dtype`, in the order of the indices.
 
         Raises:
-            DataError: an image cannot be read, or the images come out in different sizes, or in a type that images
-                cannot be made into.
+            DataError: an image cannot be read, the images differ in size, or their type cannot be produced.
         """
 
 
@@ -49,7 +52,7 @@ class Source(Protocol):
 class StoredImages:
     """Images in memory, uint8 (N, C, H, W) with 1 or 3 channels.
 
-    Images that have the final size already are not resized and cropped once more, as files would be.
+    Images that already have the final size are only normalised, whereas image files are always resized and cropped.
     """
 
     pixels: np.ndarray
@@ -81,7 +84,7 @@ class StoredImages:
 
 @dataclass(frozen=True, eq=False)
 class ReadyTensors:
-    """What goes into the network as it is, (N, ...): floats, or integers of the input's own type."""
+    """Preprocessed tensors (N, ...) that are fed unchanged: floats, or integers of the input's own type."""
 
     tensors: np.ndarray
     labels: np.ndarray | None
@@ -94,37 +97,37 @@ class ReadyTensors:
         return digest_of("ready", self.tensors, self.labels)
 
     def take(self, indices: np.ndarray, preprocess: Preprocess, draws: np.ndarray | None = None) -> np.ndarray:
-        """As `Source.take`; nothing is preprocessed, and no part is taken. Floats become float32."""
+        """As `Source.take`, but `preprocess` and `draws` are ignored; floats become float32."""
         if self.tensors.dtype.kind != "f":
             return np.asarray(self.tensors[indices])
-        with np.errstate(over="ignore"):  # infinities are found later, with a clear error
+        with np.errstate(over="ignore"):  # overflow to infinity is reported later, with a clear error
             return np.asarray(self.tensors[indices], np.float32)
 
 
 def digest_of(kind: str, *parts: np.ndarray | str | None) -> str:
-    """SHA-256 in hex over arrays, with their shapes and types, and texts."""
+    """SHA-256 (hex) over a kind, and over arrays (with their shapes and types) and texts."""
     sha = hashlib.sha256(kind.encode())
     for part in parts:
         if isinstance(part, np.ndarray):
             sha.update(f"{part.dtype.str} {part.shape}".encode())
             hash_contents(sha, part)
         else:
-            sha.update(f"{part}\n".encode(errors="surrogateescape"))  # names of files that are no UTF-8
+            sha.update(f"{part}\n".encode(errors="surrogateescape"))  # file names may not be valid UTF-8
     return sha.hexdigest()
 
 
 def shown(path: Path | str) -> str:
-    """A path as it can be printed: bytes that are no UTF-8 become escapes such as \\xff."""
+    """A path in printable form: bytes that are not valid UTF-8 become escapes such as \\xff."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def filled(
     count: int, shape: tuple[int, ...], load: Callable[[int], np.ndarray], dtype: np.dtype = FLOAT
 ) -> np.ndarray:
-    """Array (count, *shape) of what `load` gives for 0 to count - 1, loaded in threads.
+    """An array (count, *shape) of the results of `load` for 0 to count - 1, which runs in threads.
 
-    Threads are enough, as Pillow decodes and resizes without the GIL. The first error that `load` raises is raised
-    here, and what has not begun by then is not loaded.
+    Threads suffice, because Pillow releases the GIL while it decodes and resizes. The first error that `load` raises is
+    raised here, and calls that have not begun by then are dropped.
     """
     out = np.empty((count, *shape), dtype)
 

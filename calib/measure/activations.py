@@ -13,7 +13,7 @@ __all__ = ["Activations", "Store"]
 
 
 class Store:
-    """Counts the bytes in memory against a bound, and gives out files for the rest. All chunks of a walk share one.
+    """Counts the bytes in memory, and provides files for what exceeds a bound. All chunks of a walk share one store.
 
     Args:
         memory: bytes of activations to hold in memory; None: no bound. A tensor that is read back from disk is not
@@ -36,7 +36,7 @@ class Store:
 class Activations(MutableMapping[str, np.ndarray]):
     """The tensors of one chunk of images, by name, as a mapping.
 
-    The feeds are the caller's and are not counted against the bound; what is set later is.
+    Tensors that are set later count against the store's bound; the feeds belong to the caller and do not.
     """
 
     def __init__(self, store: Store, feeds: Mapping[str, np.ndarray]) -> None:

@@ -1,8 +1,12 @@
 """How far a changed network's outputs are from the original's: KL divergence, squared error, and top-1 with labels.
 
-By what an output is compared depends on what it is (`passes.graph.outputs`). Class scores are compared by the KL
-divergence of their softmax; one column of logits, or independent probabilities, by that of each probability and its
-complement; the values of any other output are taken for Gaussians of the variance that the original's have.
+The measure depends on the kind of the output (`passes.graph.outputs`). Class scores are compared by the KL divergence
+of their softmax. One column of logits, or independent probabilities, are compared by the KL divergence of the
+distribution of each probability and its complement. The values of any other output are modelled as Gaussians with the
+variance of the original's values, whose KL divergence is half the squared error divided by the variance.
+
+Throughout, an output of a network is a list of batches, one array each, and `images` is the number of images of each
+batch.
 """
 
 from __future__ import annotations
@@ -30,14 +34,14 @@ __all__ = [
     "top1",
 ]
 
-# The mean of the largest class probability at which the temperature is chosen.
+# Target mean of the top-1 probability when the temperature is chosen.
 SURE = 0.95
-# The highest temperature that is tried.
+# Upper bound on the temperature.
 HOTTEST = 1e3
-# Smallest probability that is told from 0.
+# Lower bound on probabilities before their logarithm is taken.
 SMALLEST = 1e-30
-# The least variance of a column of boxes, as a share of its mean square; its square is that as a share of the mean
-# variance of all columns. So a column that is constant on the original does not count without bound.
+# Lower bound on the variance of a column of boxes, as a share of the column's mean square. A second bound is the square
+# of this number, as a share of the mean variance of all columns. Both limit the weight of (nearly) constant columns.
 LEAST_SPREAD = 1e-6
 
 SCORES = Output("scores", "scores", "scores")
@@ -45,9 +49,9 @@ Batches = Sequence[np.ndarray]
 
 
 def log_probabilities(outputs: np.ndarray) -> np.ndarray:
-    """Log class probabilities (N, K), float64, of logits or of probabilities (a network that ends in Softmax).
+    """Log class probabilities (N, K), float64, from logits, or from probabilities of a network that ends in Softmax.
 
-    Outputs that are non-negative and sum to 1 are probabilities: their logarithm is taken.
+    Outputs (N, ...) whose values are non-negative and sum to 1 are taken as probabilities.
     """
     flat = outputs.reshape(len(outputs), -1).astype(np.float64)
     if (flat >= 0).all() and np.allclose(flat.sum(1), 1, atol=1e-3):
@@ -56,11 +60,11 @@ def log_probabilities(outputs: np.ndarray) -> np.ndarray:
 
 
 def class_logs(output: Output, batch: np.ndarray, images: int) -> np.ndarray:
-    """Log class probabilities (images, P, K), float64, at each of P places of an output that chooses classes.
+    """Log class probabilities (images, P, K), float64, at each of the P places of an output that chooses classes.
 
-    Places are the pixels of a segmentation, the crops of an image that are folded into the batch, or the columns of
-    independent probabilities; of the scores of a classifier there is one. Where a place has one column, the classes
-    are two: "no" and "yes".
+    The places of an image are the pixels of a segmentation, the crops that are folded into the batch, or the columns of
+    independent probabilities; the scores of a classifier have one place. A place with one column has two classes, "no"
+    and "yes".
     """
     moved = batch.reshape(-1, 1)
     if batch.ndim > 1:
@@ -77,15 +81,15 @@ def class_logs(output: Output, batch: np.ndarray, images: int) -> np.ndarray:
 
 
 def choices(output: Output, outputs: Batches, images: Sequence[int]) -> np.ndarray:
-    """The class that is chosen at each place, (N, P); for one column 1 where the probability is above one half."""
+    """The class that is chosen at each place, (N, P); for one column, 1 where the probability is above one half."""
     logs = (class_logs(output, batch, n) for batch, n in zip(outputs, images, strict=True))
     return np.concatenate([batch.argmax(-1) for batch in logs])
 
 
 def images_first(output: Output, batch: np.ndarray, images: int) -> np.ndarray:
-    """A batch with the images on the first axis: of several rows an image they are its second axis.
+    """A batch with the images on axis 0; if an image has several rows, these become axis 1.
 
-    What does not have as many rows as images is returned as it is.
+    If the number of rows is no multiple of the number of images, only the axes are moved.
     """
     if batch.ndim <= output.images:
         return batch
@@ -96,15 +100,16 @@ def images_first(output: Output, batch: np.ndarray, images: int) -> np.ndarray:
 
 
 def settled(judged: Sequence[Output], reference: Sequence[Batches], images: Sequence[int]) -> list[Output]:
-    """What a run shows of outputs whose axes the graph leaves open: which there is one column of, and which vary.
+    """Correct the kinds of outputs whose axes the graph leaves open, from the shapes of their values in a run.
 
     Args:
         judged: the outputs.
-        reference: of the original, for each output, batch by batch.
-        images: number of each batch.
+        reference: values of each output of the original, batch by batch.
+        images: number of images of each batch.
 
     Returns:
-        As many outputs; those whose number of rows varies with the images are of the kind "other".
+        The outputs in the same order. An output becomes "other" if its number of rows varies with the images, "map"
+        if it chooses classes without an entry for each image, and "logit" if its scores have one column.
     """
     found = []
     for output, batches in zip(judged, reference, strict=True):
@@ -114,7 +119,7 @@ def settled(judged: Sequence[Output], reference: Sequence[Batches], images: Sequ
         if not alike or (rows != {None} and len(rows) > 1):
             output = replace(output, kind="other", why="rows whose number varies")
         elif output.classes and (rows == {None} or batches[0].size == 0):
-            output = replace(output, kind="map")  # not one entry an image
+            output = replace(output, kind="map")  # no entry for each image
         elif output.kind == "scores" and batches[0].ndim > output.axis and batches[0].shape[output.axis] == 1:
             output = replace(output, kind="logit")
         found.append(output)
@@ -122,7 +127,7 @@ def settled(judged: Sequence[Output], reference: Sequence[Batches], images: Sequ
 
 
 def _rows(output: Output, batch: np.ndarray, images: int) -> tuple[int, ...] | None:
-    """Rows of an image, and the shape of each; None where the rows are not of images."""
+    """Number of rows per image and the shape of a row; None if the rows do not belong to single images."""
     if batch.ndim <= output.images or batch.shape[output.images] % images:
         return None
     moved = np.moveaxis(batch, output.images, 0)
@@ -130,15 +135,16 @@ def _rows(output: Output, batch: np.ndarray, images: int) -> tuple[int, ...] | N
 
 
 def kl_divergence(reference: Batches, outputs: Batches) -> float:
-    """Mean KL(reference ‖ outputs) over all images, in nats; both as lists of batches of class scores."""
+    """Mean KL(reference ‖ outputs) over all images, in nats; both are lists of batches of class scores (n, K)."""
     return max(float(_kl(SCORES, reference, outputs, [len(b) for b in reference]).mean()), 0.0)
 
 
 def temperature(reference: Batches, output: Output = SCORES, images: Sequence[int] | None = None) -> float:
-    """The least temperature, from 1, at which a network is no surer of its classes than `SURE`, as a mean over images.
+    """The least temperature, 1 or more, at which the mean top-1 probability over the images is at most `SURE`.
 
-    On images that it was trained on a network is sure: there the KL divergence comes from the few of which it is not,
-    and a mean over some hundred images says little. At a temperature (Hinton et al., arXiv:1503.02531) all tell.
+    A network is confident on images that it was trained on, so the KL divergence would come from the few images on
+    which it is not, and its mean over some hundred images would be a poor estimate. With a temperature (Hinton et al.,
+    arXiv:1503.02531) every image contributes. The result is 1 where no temperature up to `HOTTEST` suffices.
     """
     counts = [len(batch) for batch in reference] if images is None else images
     logs = np.concatenate([class_logs(output, batch, n) for batch, n in zip(reference, counts, strict=True)])
@@ -148,15 +154,15 @@ def temperature(reference: Batches, output: Output = SCORES, images: Sequence[in
         return float(np.exp(log_softmax(logs / np.exp(log_heat), axis=1)).max(1).mean()) - SURE
 
     hottest = float(np.log(HOTTEST))
-    if excess(0.0) <= 0 or excess(hottest) >= 0:  # of one class any network is sure
+    if excess(0.0) <= 0 or excess(hottest) >= 0:  # the latter for an output of one class
         return 1.0
     return float(np.exp(brentq(excess, 0.0, hottest, xtol=1e-3)))
 
 
 def _kl(output: Output, reference: Batches, outputs: Batches, images: Sequence[int], heat: float = 1.0) -> np.ndarray:
-    """KL divergence of each image (N,) at a temperature, times its square.
+    """KL divergence of each image at the temperature `heat`, times `heat` squared, in nats (N,).
 
-    It is the mean over an image's places, and the sum over its independent probabilities.
+    It is the mean over the places of an image, but the sum over independent probabilities.
     """
     found = []
     for a, b, n in zip(reference, outputs, images, strict=True):
@@ -177,7 +183,7 @@ def divergence(
     judged: Sequence[Output] | None = None,
     images: Sequence[int] | None = None,
 ) -> float:
-    """The mean of `divergences`."""
+    """The mean of `divergences` over the images, in nats; arguments and errors as there."""
     return max(float(divergences(reference, outputs, judged=judged, images=images).mean()), 0.0)
 
 
@@ -189,22 +195,23 @@ def divergences(
     judged: Sequence[Output] | None = None,
     images: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Nats of each image (N,) over all outputs of a network, each as a list of batches.
+    """The divergence of each image in nats, float64 (N,), summed over all outputs of a network.
 
-    Of those that choose classes it is the KL divergence at the temperature `heat`, times its square, which leaves small
-    differences of logits as large as they are at 1. Another output's values are taken for Gaussians of the variance
-    that they have over the images of `spread`: then it is half the squared error as a share of that.
+    For an output that chooses classes it is the KL divergence at the temperature `heat`, times `heat` squared; the
+    factor keeps the effect of small differences of logits about the same at every temperature. For any other output it
+    is half the squared error divided by the variance of the output's values in `spread`.
 
     Args:
-        reference: of the original.
-        outputs: of the changed network.
-        spread: of the original, on more images; default: `reference`.
+        reference: outputs of the original.
+        outputs: outputs of the changed network.
+        spread: outputs of the original on more images, for the variance; default: `reference`.
         heat: the temperature.
-        judged: what the outputs are; default: class scores the first and those of two axes, maps the others.
-        images: number of images of each batch; default: the rows of the first output.
+        judged: descriptions of the outputs; default: class scores for the first output and those with two axes, and
+            "map" for the others.
+        images: number of images of each batch; default: the number of rows of the first output.
 
     Raises:
-        ModelError: the shapes of the two differ.
+        ModelError: the shapes of an output differ between the two networks.
     """
     images = [len(batch) for batch in reference[0]] if images is None else images
     if judged is None:
@@ -230,13 +237,13 @@ def _gaussian(
         squares = images_first(output, squares, n)
         apart = apart and len(squares) == n
         found.append(squares)
-    if not apart:  # not one entry an image
+    if not apart:  # no entry for each image
         return np.full(sum(images), np.mean([squares.mean() for squares in found]))
     return np.concatenate([squares.reshape(len(squares), -1).mean(1) for squares in found])
 
 
 def _variance(output: Output, spread: Batches) -> np.ndarray | float:
-    """Of all values of an output or, of boxes, of each column: their coordinates and scores are of different units."""
+    """Variance of all values of an output; for boxes, of each column, as coordinates and scores differ in unit."""
     tiny = np.finfo(float).tiny
     if output.kind != "boxes" or spread[0].ndim < 2:
         return max(float(np.concatenate([b.ravel() for b in spread]).astype(np.float64).var()), tiny)
@@ -256,6 +263,6 @@ def _differ(output: Output, a: np.ndarray, b: np.ndarray) -> ModelError:
 
 
 def top1(outputs: Batches, labels: np.ndarray) -> float:
-    """Share of images whose largest output is at the label."""
+    """Share of images whose largest score is that of the label; `outputs` is (n, K) a batch, `labels` (N,)."""
     predictions = np.concatenate([o.reshape(len(o), -1).argmax(1) for o in outputs])
     return float((predictions == labels).mean())

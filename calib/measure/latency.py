@@ -56,12 +56,12 @@ def undisturbed(seconds: np.ndarray) -> Estimate:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of every run, as an array (turns, models)."""
+    """The time of every run: seconds, float64 (turns, models)."""
 
     seconds: np.ndarray
 
     def latency(self, model: int) -> Estimate:
-        """Seconds of a run of one model (its index)."""
+        """The time of a run of one model, given by its index, in seconds."""
         return undisturbed(self.seconds[:, model])
 
     def ratio(self, model: int, base: int = 0) -> Estimate:

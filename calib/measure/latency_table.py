@@ -1,4 +1,4 @@
-"""The latency table: measured times of probes on one machine, as a JSON file that can be read and copied.
+"""The latency table: measured times of probes on one machine, as a JSON file that people can read and copy.
 
 A time holds for one processor, onnxruntime version, provider and number of threads (`Machine`). Tables of this machine
 are kept in the user's cache, and runs at the same time may add to them. With the table of another machine one can plan
@@ -41,7 +41,7 @@ LOCK_TIMEOUT = 30.0
 
 
 class Machine(Frozen):
-    """What a time depends on besides the probe. `threads` is the number that is really used, never 0."""
+    """What a time depends on besides the probe. `threads` is the number of threads really used, never 0."""
 
     processor: str
     onnxruntime: str
@@ -53,19 +53,19 @@ class Machine(Frozen):
 
 
 class Entry(Frozen):
-    """The seconds of a probe, or None where onnxruntime cannot run it, and the half-width of their 95 % interval."""
+    """The time of a probe in seconds (None if onnxruntime cannot run it), and the half-width of its 95 % interval."""
 
     seconds: float | None
     uncertainty: float = 0.0
 
     @property
     def usable(self) -> bool:
-        """Whether there is a time, and its uncertainty is less than half of it."""
+        """Whether there is a time whose uncertainty is less than half of it."""
         return self.seconds is not None and self.uncertainty < 0.5 * self.seconds
 
 
 class LatencyTable(BaseModel):
-    """The times of one machine, by the text of a probe; for a whole model by "model", its digest and its batch size."""
+    """The times of one machine. Keys are the text of a probe, or "model", a whole model's digest and its batch size."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -75,7 +75,7 @@ class LatencyTable(BaseModel):
     _changed: set[str] = PrivateAttr(default_factory=set)
 
     def put(self, key: str, entry: Entry) -> None:
-        """Set an entry, which `add_to` writes."""
+        """Set an entry, and mark it as one for `add_to` to write."""
         self.entries[key] = entry
         self._changed.add(key)
 
@@ -91,7 +91,7 @@ class LatencyTable(BaseModel):
         Args:
             probes: what to time; equal ones are timed once.
             runtime: how to run them.
-            progress: is told how many are done.
+            progress: is told how many probes are done.
             kept: called every `KEPT_EVERY` seconds and at the end, to write the table.
         """
         missing = list({str(p): p for p in probes if str(p) not in self.entries}.values())
@@ -115,15 +115,18 @@ class LatencyTable(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the table as JSON, atomically, its folder with it; raises OutputError."""
+        """Write the table as JSON, atomically, and make its folder if needed; raises OutputError."""
         _make_folder(path)
         write_json(self, path)
 
     def add_to(self, path: str | os.PathLike[str]) -> None:
-        """Add what was `put` to a table's file that other runs may add to at the same time; raises OutputError.
+        """Add the entries that were `put` to a table's file, to which other runs may add at the same time.
 
-        A file that is missing, damaged or of another machine is written anew. What other runs have put there stays, and
-        so does what they have replaced or cleared since this table was read.
+        A file that is missing, damaged or of another machine is written anew. Changes that other runs have made to the
+        file since this table was read (entries added, replaced or cleared) are kept.
+
+        Raises:
+            OutputError: the file cannot be locked or written.
         """
         _make_folder(path)
         lock = FileLock(f"{os.fspath(path)}.lock", timeout=LOCK_TIMEOUT)
@@ -132,7 +135,7 @@ class LatencyTable(BaseModel):
                 table = _read_own(path, self.machine)
                 table.entries.update({key: self.entries[key] for key in sorted(self._changed)})
                 write_json(table, path)
-        except (OSError, NotImplementedError) as e:  # a Timeout is an OSError, too
+        except (OSError, NotImplementedError) as e:  # filelock's Timeout is an OSError, too
             raise OutputError(f"cannot lock '{path}' ({getattr(e, 'strerror', None) or e}): give another place") from e
 
 
@@ -144,7 +147,7 @@ def _make_folder(path: str | os.PathLike[str]) -> None:
 
 
 def _read_own(path: str | os.PathLike[str], machine: Machine) -> LatencyTable:
-    """The table in a file; an empty one where it is missing, damaged or of another machine."""
+    """The table in a file, or an empty table where the file is missing, damaged or of another machine."""
     try:
         table = read_table(path)
     except SettingsError:
@@ -156,7 +159,7 @@ def read_table(path: str | os.PathLike[str]) -> LatencyTable:
     """Read a table.
 
     Raises:
-        SettingsError: it is missing or malformed.
+        SettingsError: the file is missing or malformed.
     """
     return read_record(path, LatencyTable, "latency table", "a latency table", SettingsError)
 
@@ -182,7 +185,7 @@ def cached_tables() -> list[Path]:
 
 
 def _cache() -> Path:
-    """The user's cache of tables; a folder of the temporary ones for a user without a home."""
+    """The folder of tables in the user's cache; for a user without a home, in the folder for temporary files."""
     try:
         root = user_cache_path("hmc_onnx", appauthor=False)
     except RuntimeError:  # raised by newer versions of platformdirs; older ones return a relative path
@@ -197,11 +200,11 @@ def _cache() -> Path:
 def _processor() -> str:
     """The processor's name, with family, model, stepping and the widest vector instructions.
 
-    Virtual machines often give no more of the name than that of a family of processors.
+    The name alone is not enough, because virtual machines often report only a family of processors.
     """
     try:
         info = cpuinfo.get_cpu_info()
-    except (OSError, ValueError):  # it asks in a process of its own, which cannot be started, or says nothing
+    except (OSError, ValueError):  # it starts a process, which may fail or print nothing
         info = {}
     name = info.get("brand_raw") or platform.processor() or platform.machine()
     widest = next((w for w in ("avx512f", "avx2", "avx") if w in info.get("flags", [])), "")

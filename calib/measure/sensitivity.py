@@ -1,9 +1,9 @@
 """Sensitivity: how far the network's output moves when some of its weights are replaced.
 
-Measured as the divergence of the outputs from the original's (`calib.measure.divergence`), over calibration images and
-without labels; of class scores at a temperature at which the original is not too sure of any. Only the part of the
-graph behind the change runs, on activations held from one walk over the graph, and one session serves every value that
-is tried for the same weights, and for those close by.
+It is the divergence of the outputs from the original's (`calib.measure.divergence`), over calibration images without
+labels; class scores are compared at a temperature that lowers the original's confidence. Only the part of the graph
+behind the change runs, on activations that one walk over the graph holds. One session serves every value that is tried
+for the same weights, and for weights close by in the graph.
 
 Early stopping. All options of a change (the values tried for its weights) run on the first images, and only some of
 them on the rest. An option stops when it is *out* or *known*.
@@ -93,7 +93,7 @@ class Gauge:
 
     def __init__(self, walk: Walk, confidence: float | None = None) -> None:
         self.walk = walk
-        self.reached = -1  # index of the window that the walk is at
+        self.reached = -1  # index of the window that the walk has reached
         self._confidence = confidence
         tail = walk.tail([])
         self._reference = tail.outputs({})
@@ -249,7 +249,7 @@ class Bench:
         runtime: how to run the model.
         confidence: as for `Gauge`.
         memory: bytes of activations that one worker may hold in memory.
-        kinds: what the user says that outputs are, by name.
+        kinds: kind of each output for which the user has stated it, by name.
     """
 
     key: str

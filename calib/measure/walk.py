@@ -1,4 +1,4 @@
-"""The walk over a graph: it is run part by part, over all calibration images, and only what is still needed is kept.
+"""The walk over a graph: the graph runs part by part on all images, and only tensors still needed are kept.
 
 `advance` computes some tensors from those that are held. A walk to every layer in turn thus costs about one forward
 pass in all. A tensor is dropped when the last node that reads it has run. The tensors that are held form a cut of the
@@ -43,7 +43,7 @@ class Walk:
         self.runtime = runtime
         store = Store(memory)
         self.chunks: list[Activations] = [Activations(store, chunk) for chunk in chunks]
-        self.images = [len(next(iter(chunk.values()))) for chunk in self.chunks]  # of each chunk
+        self.images = [len(next(iter(chunk.values()))) for chunk in self.chunks]  # number of images of each chunk
         self._done: set[str] = set()
 
     def advance(self, wanted: Collection[str]) -> None:
@@ -59,7 +59,7 @@ class Walk:
             reads = {t.name for node in nodes for t in node_inputs(node)} & held
             proto = submodel(self.model, nodes, {n: self.chunks[0][n].dtype for n in sorted(reads)}, keep)
             session = Session(proto, self.runtime, timed=False)
-            if session.sequences:  # no model can be cut there: the nodes that make them run again for those behind
+            if session.sequences:  # these cannot be fed to a session, so the nodes that make them run again
                 again = [n for n in nodes if session.sequences.intersection(t.name for t in n.outputs)]
                 self._done.difference_update(t.name for node in again for t in node.outputs)
                 keep = [name for name in keep if name not in session.sequences]
@@ -69,7 +69,7 @@ class Walk:
                 session = Session(proto, self.runtime, timed=False)
             for chunk in self.chunks:
                 results = session.run({n: chunk[n] for n in reads}, keep)
-                for name in [n for n in chunk if n not in ahead and n not in wanted]:  # first, to hold less at a time
+                for name in [n for n in chunk if n not in ahead and n not in wanted]:  # first, to save memory
                     del chunk[name]
                 chunk.update(zip(keep, results, strict=True))
         ahead = self._read_ahead()
@@ -96,15 +96,19 @@ class Walk:
         return (chunk[name] for chunk in self.chunks)
 
     def tail(self, replaceable: Collection[str]) -> Tail:
-        """A session on all nodes between the cut and the outputs, in which some initializers can be replaced."""
+        """A session on all nodes between the cut and the outputs, in which these initializers can be replaced."""
         return Tail(self, replaceable)
 
 
 class Tail:
-    """A session on what lies behind a walk's cut. Valid until the walk goes on.
+    """A session on the part of the graph behind a walk's cut. It is valid until the walk advances.
+
+    Args:
+        walk: the walk.
+        replaceable: names of the initializers that `outputs` may replace.
 
     Attributes:
-        judged: what the outputs are that it gives.
+        judged: descriptions of the outputs that it computes.
     """
 
     def __init__(self, walk: Walk, replaceable: Collection[str]) -> None:
@@ -122,7 +126,15 @@ class Tail:
             self._replaceable = {v.name for v in proto.graph.input} - set(self._reads)
 
     def outputs(self, weights: Mapping[str, np.ndarray], chunks: slice = ALL) -> list[list[np.ndarray]]:
-        """The tensors of `judged`, chunk by chunk each, with some initializers replaced; of some chunks."""
+        """Run the tail with some initializers replaced.
+
+        Args:
+            weights: values of replaceable initializers, by name.
+            chunks: which chunks to run.
+
+        Returns:
+            For each output in `judged`, its values chunk by chunk.
+        """
         found: list[list[np.ndarray]] = []
         values = {n: v for n, v in weights.items() if self._session is not None and n in self._replaceable}
         for chunk in self._chunks[chunks]:

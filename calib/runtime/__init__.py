@@ -1,4 +1,4 @@
-"""Running models on onnxruntime: sessions, batches, shapes seen by a run."""
+"""Running models on onnxruntime: sessions, batch sizes, observed shapes, INT8 and float16."""
 
 from calib.runtime.installed import import_onnxruntime
 

@@ -32,23 +32,23 @@ MOST_BYTES, LEAST_IMAGES = 20e6, 8
 
 
 def declared_batch(proto: onnx.ModelProto, fed: Collection[str]) -> int | None:
-    """The batch size that the first of the inputs that are fed declares; None where it is open, as by -1 or 0."""
+    """The batch size that the first fed input declares; None where it is open: a symbol, -1 or 0."""
     value = next((v for v in proto.graph.input if v.name in fed), None)
     dims = value.type.tensor_type.shape.dim if value is not None else []
     return int(dims[0].dim_value) or None if len(dims) and dims[0].dim_value > 0 else None
 
 
 def input_shapes(proto: onnx.ModelProto, data: CalibrationData) -> dict[str, tuple[int, ...]]:
-    """The inputs' shapes with the sizes of the data, and of the batch one image or what the model declares."""
+    """Shape of each fed input: the sizes of the data, with the declared batch size, or 1 where it is open."""
     batch = declared_batch(proto, data.feeds) or 1
     return {name: (batch, *array.shape[1:]) for name, array in data.feeds.items()}
 
 
 def serving_batch(proto: onnx.ModelProto, fed: Collection[str], wanted: int | None) -> int:
-    """Images a run when serving: those that are wanted, or what the model declares, or 1.
+    """Images per run in deployment: the wanted number, else the declared batch size, else 1.
 
     Raises:
-        SettingsError: the model declares another number.
+        SettingsError: the model declares a batch size other than the wanted number.
     """
     declared = declared_batch(proto, fed)
     if declared and wanted and declared != wanted:
@@ -57,32 +57,32 @@ def serving_batch(proto: onnx.ModelProto, fed: Collection[str], wanted: int | No
 
 
 def serving_feeds(data: CalibrationData, batch: int) -> dict[str, np.ndarray]:
-    """One run's feeds of a number of images, repeated where the data have fewer."""
+    """Feeds for one run of `batch` images; the images are repeated if the data have fewer."""
     return {name: np.resize(array[:batch], (batch, *array.shape[1:])) for name, array in data.feeds.items()}
 
 
 def at_once(feeds: Mapping[str, np.ndarray], wanted: int) -> int:
-    """The wanted number of images to run at once, or fewer where they are large."""
+    """The number of images to run at once: the wanted one, or fewer where images are large (`MOST_BYTES`)."""
     image = max(array[:1].nbytes for array in feeds.values())
     return min(wanted, max(int(MOST_BYTES / image), LEAST_IMAGES))
 
 
 def whole_batches(data: CalibrationData, size: int, fixed: int | None) -> list[dict[str, np.ndarray]]:
-    """Feeds of `size` images each; what is left over is a smaller batch, or left out where the model fixes its size."""
+    """Feeds of `size` images each. A remainder below the fixed batch size is dropped; else it is a smaller batch."""
     chunks = [feeds for feeds, _ in data.chunks(size)]
     return chunks[:-1] if fixed and len(next(iter(chunks[-1].values()))) < fixed else chunks
 
 
 def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, runtime: Runtime = CPU) -> int:
-    """The batch size to measure with: the wanted one, if parts of the graph can be run with it.
+    """The batch size to measure with: the wanted one if the graph gives the same results at another size.
 
-    Tried on two batches together and one by one, whatever the inputs declare: a fixed size is often declared and
-    seldom needed. Where the outputs differ, it is the one declared, or 1.
+    This is tried out, because many models declare a fixed size that they do not need: two batches of the declared size
+    (1 if it is open) are run together and one by one. Where the outputs differ, the result is the declared size, or 1.
 
     Args:
-        model: the graph; its parts are run with their inputs' shapes open.
+        model: the graph; it is run with the shapes of its inputs left open.
         feeds: images by input name, at least one batch of the declared size.
-        wanted: see above.
+        wanted: the preferred batch size.
         runtime: as for `Session`.
     """
     fixed = declared_batch(model.header, feeds) or 1
@@ -110,7 +110,7 @@ def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, runti
 def calibration_chunks(
     model: Model, data: CalibrationData, samples: int, wanted: int, runtime: Runtime = CPU
 ) -> list[dict[str, np.ndarray]]:
-    """The first `samples` images in feeds of `batch_size`; what is left over of a fixed size is left out."""
+    """The first `samples` images as feeds of `batch_size` images; a remainder below a fixed size is dropped."""
     images = data.head(samples)
     wanted = at_once(images.feeds, wanted)
     size = batch_size(model, images.feeds, wanted, runtime)

@@ -1,4 +1,4 @@
-"""Models in float16 inside, converted with onnxruntime's own converter; inputs and outputs keep their types.
+"""Conversion of models to float16 with onnxruntime's converter; inputs and outputs keep their types.
 
 A layer whose activations leave the range of float16 on the calibration images stays in float32.
 """
@@ -19,16 +19,16 @@ from passes.graph.protos import first_line
 
 __all__ = ["in_half", "overflowing"]
 
-# Activations above this, half of what float16 holds, count as too large: images to come may have larger ones.
+# Magnitude above which an activation counts as overflowing: half the largest float16, as a margin for unseen images.
 LARGEST = float(np.finfo(np.float16).max) / 2
 
 
 def in_half(proto: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]] = ()) -> onnx.ModelProto:
-    """A model in float16 inside.
+    """A copy of a model that computes in float16; its inputs and outputs keep their types.
 
     Args:
-        proto: the model, in float32; not changed.
-        batches: feeds on which overflow is looked for; none where the model is only timed.
+        proto: the model, in float32; it is not changed.
+        batches: feeds to search for overflow (see `overflowing`); empty for a model that is only timed.
 
     Raises:
         ModelError: the converter fails.
@@ -47,7 +47,7 @@ def in_half(proto: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]] 
 
 
 def overflowing(proto: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
-    """Names of the nodes that write values on these feeds which are too large for float16, in graph order."""
+    """Names of the nodes whose outputs exceed `LARGEST` on these feeds, in graph order."""
     operators = sorted({node.op_type for node in proto.graph.node})
     with TemporaryDirectory(prefix="hmc_onnx-") as name:
         path, augmented = Path(name) / "model.onnx", Path(name) / "augmented.onnx"

@@ -1,4 +1,4 @@
-"""Which onnxruntime is installed: none is a dependency, since two of its wheels in one environment break each other."""
+"""Imports onnxruntime. No wheel of it is a dependency of ours, as two in one environment break each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from passes.core.errors import HmcWarning, SettingsError
 
 __all__ = ["import_onnxruntime"]
 
-# All of them install the package `onnxruntime`, into the same folder.
+# All these wheels install the package `onnxruntime`, into the same folder.
 WHEELS = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -28,13 +28,13 @@ def import_onnxruntime() -> Any:
     """The module `onnxruntime`; warns where two wheels of it are installed side by side.
 
     Raises:
-        SettingsError: none is installed, or what is left of one cannot be imported.
+        SettingsError: no wheel is installed, or the installed files cannot be imported.
     """
     found = [name for name in WHEELS if _is_installed(name)]
     mend = f"type 'pip uninstall -y {' '.join(found)}' and then 'pip install {_wheel(found)}'"
     try:
         module = importlib.import_module("onnxruntime")
-        module.InferenceSession  # noqa: B018  not there in a folder that an uninstalled wheel has left
+        module.InferenceSession  # noqa: B018  an uninstalled wheel may leave a folder without it
     except (ImportError, AttributeError) as e:
         if not found:
             raise SettingsError(f"onnxruntime is not installed: type 'pip install {_wheel(found)}'") from e
@@ -49,7 +49,7 @@ def import_onnxruntime() -> Any:
 
 
 def _wheel(found: list[str]) -> str:
-    """The wheel to install: one that was chosen, or that of the GPU where there is one, as it runs on the CPU too."""
+    """The wheel to recommend: a special one that is installed, else that for GPUs (and CPUs) where it exists."""
     chosen = [name for name in found if name != "onnxruntime"]
     if chosen:
         return chosen[0]

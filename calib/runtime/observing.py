@@ -1,4 +1,4 @@
-"""Shapes that no inference knows, seen by running the graph: behind operators of custom domains, If and Loop."""
+"""Shapes that shape inference cannot find (behind custom operators, If and Loop), observed by running the graph."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["observe"]
 
 
 def observe(model: Model, inputs: Mapping[str, tuple[int, ...]], runtime: Runtime = CPU) -> Model:
-    """Set `model.observed` where inference ends, by one run on noise; the model itself is returned.
+    """Set `model.observed` to the shapes that inference cannot find, from one run on random inputs.
 
-    Where onnxruntime cannot run the graph the shapes stay unknown.
+    Where onnxruntime cannot run the graph, these shapes stay unknown.
 
     Args:
-        model: normalised.
-        inputs: shapes to run at; what is seen holds for these.
+        model: a model in normal form; it is changed in place and returned.
+        inputs: shape of each input to run at; the observed shapes hold for these.
         runtime: as for `Session`.
     """
     model.observed = {}
@@ -38,7 +38,7 @@ def observe(model: Model, inputs: Mapping[str, tuple[int, ...]], runtime: Runtim
     while ends := [n for n in _where_inference_ends(model, shapes) if n in seen]:
         model.observed.update((n, onnx.helper.make_tensor_value_info(n, *seen[n])) for n in ends)
         shapes = model.shapes_at(inputs)
-        for name in ends:  # what was seen and is still not believed is not tried again
+        for name in ends:  # a shape that inference still does not accept is not tried again
             seen.pop(name)
     return model
 
@@ -46,7 +46,7 @@ def observe(model: Model, inputs: Mapping[str, tuple[int, ...]], runtime: Runtim
 def _run(
     model: Model, inputs: Mapping[str, tuple[int, ...]], wanted: list[str], runtime: Runtime
 ) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Element type and shape of each wanted tensor that is one, and not a sequence."""
+    """Element type (ONNX) and shape of each wanted value that is a tensor; sequences are left out."""
     rng = np.random.default_rng(0)
     dtypes = {t.name: onnx.helper.tensor_dtype_to_np_dtype(_elem_type(model, t.name)) for t in model.graph.inputs}
     feeds = {name: np.asarray(rng.normal(size=shape)).astype(dtypes[name]) for name, shape in inputs.items()}
@@ -68,7 +68,7 @@ def _known(shapes: Shapes, name: str) -> bool:
 
 
 def _where_inference_ends(model: Model, shapes: Shapes) -> list[str]:
-    """Outputs of unknown shape of the nodes all of whose inputs have known ones."""
+    """Outputs of unknown shape of those nodes whose inputs all have known shapes."""
     return [
         t.name
         for node in model.graph.nodes

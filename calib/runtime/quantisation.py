@@ -1,8 +1,8 @@
 """Models in INT8: quantised with onnxruntime.quantization to QDQ form, weights per channel.
 
 QDQ form keeps the float operators and puts pairs of QuantizeLinear and DequantizeLinear around them; onnxruntime and
-TensorRT fuse these into INT8 kernels. What the target wants differs: onnxruntime on CPUs runs activations of uint8 with
-a zero point; TensorRT takes int8 without one, and biases in float.
+TensorRT fuse these into INT8 kernels. Targets differ: onnxruntime on CPUs runs uint8 activations with a zero point;
+TensorRT takes symmetric int8 activations, and biases in float.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ __all__ = ["OLDEST_OPSET", "Calibration", "FeedReader", "quantise", "quantise_fo
 
 Calibration = Literal["minmax", "entropy", "percentile"]
 
-# Per-channel QuantizeLinear and DequantizeLinear exist from here on.
+# The first opset with per-channel QuantizeLinear and DequantizeLinear.
 OLDEST_OPSET = 13
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
-# Batches whose activations are held at once while ranges are found by histograms.
+# Batches whose activations the calibrator holds at once.
 HELD_BATCHES = 2
-# A range for tensors of models that are only timed: what it is does not matter to the time.
+# Half-width of the range of all tensors in models that are only timed; the time does not depend on it.
 ANY_RANGE = 4.0
 
 
@@ -54,14 +54,14 @@ def quantise(
     provider: str = "CPUExecutionProvider",
     in_float: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """A model in INT8 that has the same inputs and outputs.
+    """Quantise a model to INT8; the names and types of its inputs and outputs stay the same.
 
     Args:
-        proto: the model, of opset 13 or newer, its BatchNormalizations folded; not changed.
-        batches: feeds on which the ranges of activations are found.
-        calibration: how they are found.
-        provider: onnxruntime's name of the one that will run it.
-        in_float: names of nodes to leave in float.
+        proto: the model, of opset 13 or newer, with its BatchNormalizations folded; it is not changed.
+        batches: feeds from which the ranges of the activations are found.
+        calibration: method by which they are found.
+        provider: onnxruntime's name of the execution provider that will run the model.
+        in_float: names of the nodes to leave in float.
 
     Raises:
         ModelError: the quantiser fails, or an activation has no finite range on these feeds.
@@ -77,7 +77,7 @@ def quantise(
 def quantise_for_timing(
     proto: onnx.ModelProto, provider: str = "CPUExecutionProvider", in_float: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """A model in INT8 whose activations have arbitrary ranges: it takes the time that a calibrated one does."""
+    """An INT8 model whose activations have arbitrary ranges, only to be timed: it takes as long as a calibrated one."""
     tensors = {name for node in proto.graph.node for name in (*node.input, *node.output) if name}
     bounds = (np.array(-ANY_RANGE, np.float32), np.array(ANY_RANGE, np.float32))
     ranges = TensorsData(CalibrationMethod.MinMax, dict.fromkeys(tensors, bounds))
@@ -88,7 +88,7 @@ def quantise_for_timing(
 
 
 def raise_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model itself, or one converted to the oldest opset that can be quantised per channel.
+    """The model itself if its opset can be quantised per channel, else a copy converted to `OLDEST_OPSET`.
 
     Raises:
         ModelError: onnx cannot convert it.
@@ -106,7 +106,7 @@ def raise_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class FeedReader:
-    """Feeds in the form of onnxruntime's CalibrationDataReader, which can be told to give a part of them."""
+    """Feeds with the interface of onnxruntime's CalibrationDataReader; `set_range` selects a part of them."""
 
     def __init__(self, batches: Sequence[Mapping[str, np.ndarray]]) -> None:
         self._batches = batches
@@ -116,7 +116,7 @@ class FeedReader:
         return len(self._batches)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Give the batches from one index up to another."""
+        """Restart at the batch `start_index`, and end before `end_index`."""
         self._left = iter(self._batches[start_index:end_index])
 
     def get_next(self) -> Mapping[str, np.ndarray] | None:
@@ -125,7 +125,7 @@ class FeedReader:
 
 
 def _for(provider: str) -> dict[str, Any]:
-    """Options of the quantiser that a provider wants."""
+    """Extra options of the quantiser that an execution provider needs."""
     if provider == "CPUExecutionProvider":
         return {}
     return {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
@@ -166,9 +166,9 @@ def _quantised(
 
 @cache
 def saturates() -> bool:
-    """Whether this processor adds pairs of products of 8 bits in 16, which overflow with weights of full range.
+    """Whether this processor adds pairs of 8-bit products in 16 bits, which saturate for weights of the full range.
 
-    x86 processors without VNNI or AMX do; weights of 7 bits keep them right (onnxruntime's `reduce_range`).
+    x86 processors without VNNI or AMX do so; 7-bit weights avoid it (onnxruntime's `reduce_range`).
     """
     flags = set(cpuinfo.get_cpu_info().get("flags", []))
     return "avx2" in flags and not flags & {"avx512_vnni", "avx512vnni", "avx_vnni", "amx_int8"}
@@ -176,7 +176,7 @@ def saturates() -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within it the quantiser's advice to pre-process, which the normal form has done, is not logged."""
+    """Suppress the quantiser's advice to pre-process the model: the normal form has done that."""
 
     def other(record: logging.LogRecord) -> bool:
         return "pre-processing" not in record.getMessage()

@@ -1,4 +1,4 @@
-"""onnxruntime sessions: provider choice, and one place that runs a model."""
+"""onnxruntime sessions: the choice of the execution provider, and the one class through which all models run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PROVIDERS = {
     "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
 }
 
-# The entry of a session's configuration that names the folder of external weights, for a model held in memory.
+# Session configuration key for the folder of external weights, for a model that is loaded from memory.
 FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -43,8 +43,8 @@ class Runtime:
     """How onnxruntime runs models.
 
     Attributes:
-        provider: as for `providers`.
-        threads: the intra-op threads that are asked for; 0: `default_threads`.
+        provider: "auto", "cpu", "cuda" or "tensorrt"; see `providers`.
+        threads: number of intra-op threads; 0: `default_threads`.
     """
 
     provider: str = "cpu"
@@ -52,7 +52,7 @@ class Runtime:
 
     @property
     def threads_used(self) -> int:
-        """The intra-op threads that sessions have: never 0."""
+        """The number of intra-op threads that sessions really use, never 0."""
         return self.threads or default_threads()
 
 
@@ -62,7 +62,7 @@ CPU = Runtime()
 def providers(choice: str) -> list[str]:
     """onnxruntime's provider list for "auto", "cpu", "cuda" or "tensorrt".
 
-    "auto" is CUDA where a CUDA session can really be built, else the CPU.
+    "auto" is CUDA if a CUDA session can be created on this machine, else the CPU.
 
     Raises:
         SettingsError: the choice is unknown, or its provider does not work on this machine.
@@ -82,12 +82,12 @@ def providers(choice: str) -> list[str]:
 
 @cache
 def _works(provider: str) -> bool:
-    """Whether a session on the provider can be built: onnxruntime lists providers whose libraries are absent."""
+    """Whether a session on the provider can be created; onnxruntime lists providers whose libraries are missing."""
     if provider == "CPUExecutionProvider":
         return True
     if provider not in ort.get_available_providers() or not _has_nvidia_driver():
         return False
-    with redirect_stdout(StringIO()):  # it prints what it does not find
+    with redirect_stdout(StringIO()):  # preload_dlls prints the libraries that it does not find
         ort.preload_dlls()  # CUDA libraries from the nvidia-* wheels, where those are installed
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
@@ -105,7 +105,7 @@ def _works(provider: str) -> bool:
 
 
 def _has_nvidia_driver() -> bool:
-    """Whether there can be a GPU: without its driver onnxruntime would write to stderr that CUDA does not start."""
+    """Whether NVIDIA's driver is installed; without it, onnxruntime would write to stderr that CUDA does not start."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -114,16 +114,21 @@ def _has_nvidia_driver() -> bool:
 
 
 class Session:
-    """An onnxruntime session on a model held in memory.
+    """An onnxruntime session on a model that is held in memory.
 
-    A model of bfloat16 or float64 for which the provider has no kernels is computed in float32.
+    Where the provider lacks kernels for a model's bfloat16 or float64, the model is computed in float32.
 
     Args:
         proto: the model.
         runtime: how to run it.
-        profiled: keep the time of every kernel, for `profile`.
-        timed: keep weights that are in a file packed in memory, as they are when served. Else kernels that can read
-            them where they are do, which is slower.
+        profiled: record the time of every kernel, for `profile`.
+        timed: run at full speed: weights in external files are packed in memory, as in deployment. False: kernels read
+            such weights directly from the mapped file where they can, which is slower and takes less memory.
+
+    Attributes:
+        outputs: names of the model's outputs.
+        sequences: names of those outputs that are not tensors.
+        input_shapes: shape of each input by name; an open size is a string or None.
 
     Raises:
         ModelError: onnxruntime cannot load the model.
@@ -134,7 +139,7 @@ class Session:
         self, proto: onnx.ModelProto, runtime: Runtime = CPU, profiled: bool = False, timed: bool = True
     ) -> None:
         options = ort.SessionOptions()
-        # Else the threads of one session spin for a while after its run, and take the cores from the next session's.
+        # Otherwise a session's threads spin for a while after its run, and keep cores from the next session's threads.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self._folder = TemporaryDirectory() if profiled else None
         if self._folder is not None:
@@ -143,14 +148,14 @@ class Session:
         filed = has_external(proto)
         if not timed and filed:
             options.add_session_config_entry("session.disable_prepacking", "1")
-            # the last level brings Convs into another layout, with copies of their weights
+            # the highest level changes the layout of Convs, which copies their weights
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        # its own default also binds each thread to a core, which a number that is set does not
+        # 0 is onnxruntime's default, which also pins each thread to a core; an explicit number does not
         options.intra_op_num_threads = 0 if not runtime.threads and unrestricted() else runtime.threads_used
         options.log_severity_level = 4
         chosen = providers(runtime.provider)
         if filed:
-            gc.collect()  # graphs are rings of nodes and tensors, and old ones still map what they have read
+            gc.collect()  # graphs are reference cycles: uncollected ones still hold the weights that they have mapped
         try:
             self._session = _start(proto, options, chosen)
         except Exception as e:  # onnxruntime's exceptions share no base but Exception
@@ -164,7 +169,11 @@ class Session:
         self.input_shapes: dict[str, list[Any]] = {i.name: i.shape for i in self._session.get_inputs()}
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
-        """The named outputs (all by default) for one batch.
+        """Run one batch.
+
+        Args:
+            feeds: array for each input; converted to float32 where the input is float32.
+            outputs: names of the outputs to return; None: all, in the order of the model.
 
         Raises:
             ModelError: onnxruntime fails on these inputs.
@@ -176,7 +185,7 @@ class Session:
             raise ModelError(f"onnxruntime cannot run the model: {first_line(e)}") from e
 
     def profile(self) -> list[KernelTime]:
-        """What a `profiled` session has run since it was made, kernel by kernel, in order; it can be asked once."""
+        """The kernels that a `profiled` session has run so far, in order; this ends the profiling, so call it once."""
         assert self._folder is not None
         events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
         self._folder.cleanup()
@@ -188,7 +197,7 @@ class Session:
 
 
 class KernelTime(NamedTuple):
-    """One run of one kernel: the node's name in the optimised graph, its operator, and seconds."""
+    """One run of one kernel: the node's name in the optimised graph, its operator, and its time in seconds."""
 
     name: str
     op: str
@@ -201,14 +210,14 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def _trim() -> None:
-    """Give freed memory back: glibc keeps what a session has freed in packing its weights, as much as they are."""
-    trim = getattr(_libc(), "malloc_trim", None)  # other libraries of C have none
+    """Return freed memory to the system: after a session has packed its weights, glibc keeps as much as their size."""
+    trim = getattr(_libc(), "malloc_trim", None)  # other C libraries lack it
     if trim is not None:
         trim(0)
 
 
 def _start(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str]) -> ort.InferenceSession:
-    """A session on the model, or on one in float32 where this has types that cannot be run, fed or returned."""
+    """A session on the model, or on its float32 version where its types cannot be computed, fed or returned."""
     try:
         session = _load(proto, options, chosen)
     except Exception:  # onnxruntime's exceptions share no base but Exception

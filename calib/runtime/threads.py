@@ -1,7 +1,7 @@
-"""How many threads a session has where the user does not say: no more than the cores that this process may use.
+"""The default number of threads of a session: no more than the cores that this process may use.
 
-onnxruntime's own default is one thread for each physical core of the machine, and heeds neither the affinity of the
-process nor the CPU quota of a container. On a machine where neither is restricted the number is the same.
+onnxruntime's own default is one thread per physical core of the machine. It ignores the affinity of the process and the
+CPU quota of a container. Where neither restricts the process, the two defaults are equal.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def default_threads() -> int:
-    """The first number of OMP_NUM_THREADS, where that is set; else the physical cores that this process may use.
+    """The first number of OMP_NUM_THREADS if that is set, else the number of physical cores that this process may use.
 
-    These are the physical cores that its affinity allows, and no more than its container's CPU quota, rounded up.
+    That is the number of physical cores in its affinity, limited by its container's CPU quota, rounded up.
     """
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
-    allowed = loky.cpu_count()  # logical: of the affinity and the quota
+    allowed = loky.cpu_count()  # logical cores, limited by affinity and quota
     return max(1, min(allowed, _physical_cores() or loky.cpu_count(only_physical_cores=True)))
 
 
 def unrestricted() -> bool:
-    """Whether onnxruntime's own default is the number of `default_threads`, as nothing restricts this process."""
+    """Whether nothing restricts this process, so that onnxruntime's own default equals `default_threads`."""
     return not os.environ.get("OMP_NUM_THREADS") and loky.cpu_count() == os.cpu_count()
 
 
 def _physical_cores() -> int | None:
-    """Physical cores that the affinity allows; None where the system does not tell."""
+    """Number of physical cores in the process's affinity; None where the system does not tell."""
     if not hasattr(os, "sched_getaffinity"):
         return None
     try:

@@ -1,6 +1,6 @@
-"""The journal: every measurement of a run, kept in a folder as it is made, so that a run that was cut off can go on.
+"""The journal: stores every measurement of a run in a folder, so that an interrupted run can continue.
 
-A value is written beside its place and moved there, so a value is there whole or not at all, whatever ends the run.
+A value is written to a temporary file, which is then renamed, so that an interruption never leaves a partial value.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Journal:
     """The values of one run.
 
     Args:
-        folder: where they are kept; it is made if it is not there. None: nothing is kept.
-        identity: what the run is of, by name; values of another run are not used.
+        folder: folder of the values; it is made if it does not exist. None: nothing is stored.
+        identity: what identifies the run (digests, settings, version), by name.
 
     Raises:
-        SettingsError: the folder is that of a run that differs in one of these.
+        SettingsError: the folder belongs to a run with another identity, or holds other files.
         OutputError: the folder cannot be written.
     """
 
@@ -61,11 +61,11 @@ class Journal:
 
     @property
     def arrays(self) -> Path | None:
-        """The folder of arrays that values refer to."""
+        """The folder for arrays that are kept outside the values; None without a folder."""
         return None if self.folder is None else (self.folder / "arrays").absolute()
 
     def load(self, name: str) -> Any:
-        """A value that is there; raises SettingsError if what its file holds is none."""
+        """Load a stored value; raises SettingsError if its file cannot be read or is damaged."""
         assert self.arrays is not None
         try:
             with moved_to(self.arrays):
@@ -78,7 +78,7 @@ class Journal:
             ) from e
 
     def save(self, name: str, value: Any) -> None:
-        """Keep a value; raises OutputError."""
+        """Store a value under a name, "WHAT/WHICH"; raises OutputError. Does nothing without a folder."""
         if self.folder is None:
             return
         place = self._place(name)

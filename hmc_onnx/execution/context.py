@@ -1,7 +1,7 @@
-"""What all stages of a run share: the model in its forms, the images, the settings, and where the work is done.
+"""The context of a run, which its stages share: the model in its forms, the images, the settings, the checkpoint.
 
-Whatever several stages need of a model (its normal form, shapes, costs, layers and channel groups, its digest) is
-worked out here when it is first asked for, and once.
+What several stages need of a model (its normal form, shapes, costs, layers and channel groups, its digest) is computed
+here once, when it is first used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from passes.normal_form.normalise import normalise
 
 __all__ = ["Context", "check_convertible"]
 
-# Images on which the ranges of activations are found.
+# Images from which the ranges of activations are found, for INT8 and float16.
 RANGE_IMAGES = 512
 
 
@@ -44,7 +44,7 @@ class Context:
     """A model, the images to calibrate it with, and how to work on it.
 
     Args:
-        served: the model as it is served; it is not changed, and must not be while the context lives.
+        served: the original model as it is deployed; it is not changed, and must not be while the context lives.
         data: calibration images as feeds of the model.
         settings: see `Settings`.
         work: see `Work`.
@@ -59,32 +59,32 @@ class Context:
 
     @property
     def runtime(self) -> Runtime:
-        """How onnxruntime is to run."""
+        """The provider and threads with which onnxruntime runs."""
         return self.settings.runtime
 
     @property
     def progress(self) -> Progress:
-        """Who is told how far the work is."""
+        """The function that is told of progress."""
         return self.work.progress
 
     @property
     def memory(self) -> int:
-        """Bytes of activations to hold in memory."""
+        """Upper bound on the bytes of activations that are held in memory."""
         return int(self.work.memory * 1e9)
 
     @cached_property
     def normal(self) -> Model:
-        """The model in normal form, with the shapes that only a run shows; not to be changed."""
+        """The model in normal form, with observed shapes where inference finds none; callers must not change it."""
         model = observe(normalise(self.served), self.inputs, self.runtime)
         model.kinds = parse_kinds(self.settings.judge)
         return model
 
     def served_form(self, proto: onnx.ModelProto, timed_only: bool = False) -> onnx.ModelProto:
-        """A model in the precision that will be served.
+        """Convert a model to the precision of the settings.
 
         Args:
             proto: a model with the original's signature, in float.
-            timed_only: the ranges of INT8 activations may be any.
+            timed_only: whether the result is only timed, so that INT8 activations may have arbitrary ranges.
 
         Raises:
             ModelError: the model cannot be quantised.
@@ -104,7 +104,7 @@ class Context:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the normal form, by which profiles and plans know the model."""
+        """SHA-256 of the normal form, by which profiles and plans identify the model."""
         return self._size_and_digest[1]
 
     @cached_property
@@ -119,27 +119,27 @@ class Context:
 
     @cached_property
     def costs(self) -> dict[str, Cost]:
-        """MACs and parameters of each node of the normal form, by name."""
+        """MACs per image, and parameters, of each node of the normal form, by name."""
         return costs(self.normal, self.inputs)
 
     @cached_property
     def cost(self) -> Cost:
-        """MACs for one image and parameters of the whole model."""
+        """MACs per image, and parameters, of the whole model."""
         return sum(self.costs.values(), Cost())
 
     @cached_property
     def subjects(self) -> Subjects:
-        """The layers and channel groups that can be compressed, and for the others why not."""
+        """The layers and channel groups that can be compressed, and the reasons why others cannot."""
         found = find_subjects(self.normal, self.inputs)
         removable = self.settings.latency if self.settings.branches is None else self.settings.branches
         return found if removable else found.without_removal()
 
     @cached_property
     def checkpoint(self) -> Journal:
-        """Where the run's measurements are kept.
+        """The journal of the run's measurements.
 
         Raises:
-            SettingsError: the folder is that of another run.
+            SettingsError: the folder belongs to another run.
             OutputError: the folder cannot be written.
         """
         identity = {
@@ -153,35 +153,35 @@ class Context:
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:
-        """The times of another machine, where the settings name them; raises SettingsError."""
+        """The latency table (of another machine) that the settings name, or None; raises SettingsError."""
         given = self.settings.latency_table
         return read_table(given) if isinstance(given, Path) else given
 
     @cached_property
     def chunks(self) -> list[dict[str, np.ndarray]]:
-        """The calibration images in feeds of as many as are run at once."""
+        """The calibration images, as feeds of a batch size that the model can run."""
         return calibration_chunks(self.normal, self.data, self.settings.samples, self.settings.chunk, self.runtime)
 
     @cached_property
     def serving_batch(self) -> int:
-        """Images a run when serving: those of the settings, or what the model declares, or 1.
+        """Images per run in deployment: as set, else the declared batch size, else 1.
 
         Raises:
-            SettingsError: the model declares another number.
+            SettingsError: the model declares a batch size other than the one set.
         """
         return serving_batch(self.served, self.data.feeds, self.settings.batch)
 
     @cached_property
     def serving_feeds(self) -> dict[str, np.ndarray]:
-        """Feeds of one run when serving, with images repeated where the data have fewer."""
+        """Feeds for one run at the batch size of deployment; images are repeated if the data have fewer."""
         return serving_feeds(self.data, self.serving_batch)
 
 
 def check_convertible(proto: onnx.ModelProto, precision: Precision) -> None:
-    """Check that a model can be brought to another precision.
+    """Check that a model can be converted to a precision.
 
     Raises:
-        ModelError: it is in half precision already, or too large for the converters.
+        ModelError: the model is in half precision already, or too large for onnxruntime's converters.
     """
     if precision == "fp32":
         return

@@ -1,4 +1,4 @@
-"""Independent tasks, run in processes of this machine, or by joblib on a Dask or Ray cluster that is there."""
+"""Runs independent tasks in processes of this machine, or with joblib on an existing Dask or Ray cluster."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ from passes.core.shelf import MEMORY, Shelf
 
 __all__ = ["Pool", "Task", "pool"]
 
+# Makes a function and its arguments; it is called in this process when the task's turn comes.
 Task = Callable[[], tuple[Any, ...]]
 
-# How often tasks are given out again that were lost with a worker.
+# How many times tasks that were lost with a killed worker are run again.
 MOST_LOSSES = 3
 
 
 class Pool:
-    """Runs tasks, and keeps their results in a journal. Made by `pool`.
+    """Runs tasks, and stores their results in a journal. Use `pool` to make one.
 
     Args:
-        work: where the tasks are run.
-        journal: where their results are kept.
-        folder: for what the tasks share.
-        processes: of this machine; None: joblib's backend, or this process where there is none.
+        work: where and how the tasks run.
+        journal: stores the results.
+        folder: folder for values that the tasks share.
+        processes: workers on this machine; None: tasks run on joblib's cluster backend, or else in this process.
     """
 
     def __init__(self, work: Work, journal: Journal, folder: Path, processes: Processes | None) -> None:
@@ -45,7 +46,7 @@ class Pool:
 
     @property
     def workers(self) -> int:
-        """How many tasks run at once."""
+        """The number of tasks that run at once."""
         if self.work.backend == "processes":
             return 1 if self._processes is None else self._processes.count
         return int(joblib.effective_n_jobs(None))
@@ -53,13 +54,20 @@ class Pool:
     def run(
         self, what: str, tasks: Mapping[str, Task], steps: Mapping[str, int] | None = None, here: bool = False
     ) -> dict[str, Any]:
-        """The tasks' results by their names, in the tasks' order.
+        """Run the tasks that have no result in the journal yet.
 
         Args:
-            what: is done.
-            tasks: by name: what makes a function and its arguments, called when its turn comes.
-            steps: how many steps of the progress each task is; default: one.
-            here: one after the other in this process.
+            what: name of the work, for the journal and the progress.
+            tasks: the tasks by name.
+            steps: number of progress steps of each task, by name; default: one each.
+            here: whether to run the tasks one after another in this process.
+
+        Returns:
+            The result of each task by name, in the order of `tasks`.
+
+        Raises:
+            BrokenProcessPool: workers were killed more than `MOST_LOSSES` times.
+            OutputError: the journal cannot be written.
         """
         results: dict[str, Any] = {}
         of, done = sum(steps.values()) if steps else len(tasks), 0
@@ -76,7 +84,7 @@ class Pool:
                     self.journal.save(f"{what}/{name}", result)
                     done += steps[name] if steps else 1
                     self.progress(what, done, of)
-            except BrokenProcessPool:  # a worker was killed: what it had in hand is done again
+            except BrokenProcessPool:  # a worker was killed: the unfinished tasks run again
                 losses += 1
                 if losses > MOST_LOSSES or self._processes is None:
                     raise
@@ -91,20 +99,20 @@ class Pool:
             yield from self._processes.run((_call, (name, *task())) for name, task in tasks.items())
             return
         calls = (joblib.delayed(_call)(name, *task()) for name, task in tasks.items())
-        if self.work.backend == "ray":  # gives no results before it has all
+        if self.work.backend == "ray":  # joblib on Ray returns no result before all are done
             while some := list(itertools.islice(calls, 4 * self.workers)):
                 yield from joblib.Parallel(batch_size=1)(some)
             return
-        # as many in hand as there are workers, and one: the arguments are large
+        # at most one more task than workers is dispatched, because the arguments are large
         yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch="n_jobs + 1", batch_size=1)(calls)
 
     def renew(self) -> None:
-        """Let workers on this machine be new ones, which hold nothing of what came before."""
+        """Replace the workers on this machine by new ones, which frees all that they hold in memory."""
         if self._processes is not None:
             self._processes.restart()
 
     def shelf(self) -> Shelf:
-        """Files of the journal's folder, or of one that goes with the pool; memory on a cluster, that reads none."""
+        """A shelf in the journal's folder or a temporary one; in memory on a cluster, which cannot read our files."""
         if self.work.backend != "processes":
             return MEMORY
         folder = self.journal.arrays or self._folder / "arrays"
@@ -112,12 +120,15 @@ class Pool:
         return Shelf(folder)
 
     def share(self, name: str, value: Any, here: bool = False) -> Callable[[], Any]:
-        """What gets a large value in a worker, to be sent with tasks in its place: that goes to each worker once.
+        """Share a large value among tasks, so that it is sent to each worker only once.
 
         Args:
-            name: of the value.
-            value: what tasks share.
-            here: they run in this process, as in `run`.
+            name: name of the value.
+            value: the value.
+            here: whether the tasks run in this process, as for `run`.
+
+        Returns:
+            A small function to pass to the tasks in place of the value; it returns the value.
         """
         if here or self.workers == 1 or self.work.backend == "dask":
             return _Value(value)
@@ -131,7 +142,7 @@ class Pool:
 
 
 class _Value:
-    """The value itself; Dask sends what is as large as this says once, and hands it on between workers."""
+    """Holds the value itself. Dask asks for the size, and sends a large object once and on from worker to worker."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -167,16 +178,16 @@ def _libraries() -> ThreadpoolController:
 
 
 def _call(name: str, function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
-    with _libraries().limit(limits=1, user_api="blas"):  # more gain nothing on small matrices, and round differently
+    with _libraries().limit(limits=1, user_api="blas"):  # more do not speed up small matrices, and round differently
         return name, function(*arguments)
 
 
 @contextmanager
 def pool(work: Work, journal: Journal) -> Iterator[Pool]:
-    """A pool whose workers are there within it, and gone behind it, whatever happened.
+    """A pool whose workers live within the context; they are ended afterwards, also after an error.
 
     Raises:
-        SettingsError: the backend is not installed, or its cluster is not there.
+        SettingsError: the backend is not installed, or its cluster does not answer.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="hmc_onnx-")))
@@ -224,7 +235,7 @@ def _ray(work: Work) -> Iterator[None]:
         raise SettingsError("`backend='ray'` needs Ray: pip install 'hmc-onnx[ray]'") from e
     if work.address is None:
         raise SettingsError("`backend='ray'` needs the cluster's `address`, such as auto or 10.0.0.1:6379")
-    theirs = ray.is_initialized()  # by the caller, who connected to the cluster
+    theirs = ray.is_initialized()  # whether the caller has connected to the cluster
     if not theirs:
         try:
             ray.init(address=work.address, log_to_driver=False, logging_level="error")

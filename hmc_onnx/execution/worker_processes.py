@@ -1,4 +1,4 @@
-"""Worker processes of this machine: a `ProcessPoolExecutor` of our own, apart from any that the caller has."""
+"""Worker processes on this machine: a `ProcessPoolExecutor` of our own, independent of the caller's executors."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ["Call", "Processes"]
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
-# Seconds between the looks of a worker whether its parent is still there.
+# Seconds between a worker's checks that its parent is alive.
 PARENT_CHECK = 1.0
-# On Windows a ProcessPoolExecutor waits for no more processes than this.
+# The most workers that a ProcessPoolExecutor supports on Windows.
 WINDOWS_LIMIT = 61
 
 
 class Processes:
-    """A number of worker processes, which live until `close` or `kill`.
+    """`count` worker processes, which live until `close` or `kill`.
 
-    The processes are started by loky's multiprocessing context, so that a script that calls us needs no
-    `if __name__ == "__main__"`: the standard library's "spawn" would run the script again in every worker, and "fork"
-    copies the locks of onnxruntime's threads. The executor is the standard library's: loky's own replaces a worker that
-    has grown by 300 MB, and ours keep sessions and activations from task to task.
+    loky's multiprocessing context starts the processes, so that a script that calls us needs no
+    `if __name__ == "__main__"`: "spawn" of the standard library would run the script again in every worker, and "fork"
+    would copy locks that onnxruntime's threads hold. The executor is that of the standard library, because loky's
+    replaces a worker that has grown by 300 MB, and our workers keep sessions and activations from task to task.
     """
 
     def __init__(self, count: int) -> None:
@@ -40,7 +40,7 @@ class Processes:
 
     def _start(self) -> None:
         context = get_context("loky")
-        # The workers hold the reading end, and end as soon as the writing end is closed, by us or by our death.
+        # The workers hold the reading end, and exit when the writing end is closed, by us or because we died.
         self._reading, self._writing = context.Pipe(duplex=False)
         self._executor = ProcessPoolExecutor(
             self.count, mp_context=context, initializer=_begin_worker, initargs=(self._reading, os.getpid())
@@ -54,9 +54,10 @@ class Processes:
             raise
 
     def run(self, calls: Iterable[Call]) -> Iterator[Any]:
-        """The results of calls, in the order in which they are done.
+        """Yield the results of calls, in the order in which the calls finish.
 
-        No more calls are drawn than there are workers and one that waits, since their arguments may be large.
+        The iterable is read only as far as needed: one call for each worker and one that waits, because arguments may
+        be large.
 
         Raises:
             BrokenProcessPool: a worker was killed; `restart` before the next run.
@@ -70,25 +71,25 @@ class Processes:
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in sorted(done, key=lambda f: f.exception() is not None):  # what is done is not lost
+                for future in sorted(done, key=lambda f: f.exception() is not None):  # results before errors
                     yield future.result()
         finally:
             for future in running:
                 future.cancel()
 
     def restart(self) -> None:
-        """End the workers and start new ones, which hold nothing of what came before."""
+        """End the workers and start new ones, which frees all that they hold in memory."""
         self.close()
         self._start()
 
     def close(self) -> None:
-        """Wait for the tasks in hand, and end the workers."""
+        """Wait for the running tasks, and end the workers."""
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._writing.close()
         self._reading.close()
 
     def kill(self) -> None:
-        """End the workers at once, whatever they do."""
+        """End the workers at once, even in the middle of a task."""
         self._writing.close()
         self.close()
 
@@ -100,17 +101,17 @@ def _begin_worker(leash: Connection, parent: int) -> None:
 
 def _end_with_parent(leash: Connection, parent: int) -> None:
     try:
-        # The parent's id is looked at too: a process that the caller has forked may hold the writing end open.
+        # The parent's id is checked, too, because a process that the caller forked may hold the writing end open.
         while not leash.poll(PARENT_CHECK) and os.getppid() == parent:
             pass
-    except OSError:  # how Windows tells of a pipe that is closed
+    except OSError:  # on Windows, poll raises when the pipe is closed
         pass
     os._exit(1)
 
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Within it, processes that are started ignore an interrupt at the terminal, which reaches all of them."""
+    """Processes that are started within the context ignore Ctrl-C at the terminal, which would reach all of them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -39,21 +39,21 @@ def finetune(
     """Train a compressed model against the original; only the values of its initializers change.
 
     Args:
-        model: a model or a path, of one input.
-        teacher: what it was made from.
-        data: images to train on: a path as for `load_data`, from which they are read as they are needed, or what
-            `compress` takes, which is held in memory. Labels are used where there are any.
-        preprocess: of the images of a path; as the networks are served.
-        options: see `FineTuning`; ten epochs if not given.
-        work: its folder holds checkpoints, from which a run that was cut off goes on.
+        model: the compressed model, or its path; it has one input.
+        teacher: the original model, or its path.
+        data: images to train on: a path as for `load_data`, whose images are read when they are needed, or Python
+            objects as for `compress`, which are held in memory. Labels are used if there are any.
+        preprocess: the networks' preprocessing in deployment, for images of a path; default: scaled to [0, 1].
+        options: see `FineTuning`; default: ten epochs.
+        work: its `work_dir` holds checkpoints, from which an interrupted run continues.
 
     Returns:
-        The model, and what each epoch came to. On images that were held back it is never worse than it was.
+        The fine-tuned model and the results of each epoch. Its loss on held-out images is never above the initial one.
 
     Raises:
-        SettingsError: torch is not installed, the device does not work, or the folder is of another run.
-        ModelError: the signatures differ, or an operator cannot be trained through.
-        DataError: the data do not fit, or are too few.
+        SettingsError: torch is not installed, the device does not work, or `work_dir` belongs to another run.
+        ModelError: the signatures differ, or fine-tuning does not support an operator.
+        DataError: the data do not fit the model, or are too few.
     """
     return with_torch().finetune_models(model, teacher, data, preprocess, options or FineTuning(), work)
 
@@ -74,7 +74,7 @@ def with_torch() -> Any:
 
 
 class _Callable(ModuleType):
-    """Lets `hmc_onnx.finetune` be what it is called for, though a package of this name is there."""
+    """The type of this package, which makes the package itself callable as the function `finetune`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> FineTuned:
         return finetune(*args, **kwargs)

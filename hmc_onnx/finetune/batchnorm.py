@@ -1,13 +1,13 @@
-"""Batch normalisation for training: put behind the Convs of a folded graph, and folded away again; or a graph's own.
+"""Batch normalisation for training: inserted behind the Convs of a folded graph and folded again, or re-estimated.
 
-A Conv y = W x + b with the mean μ and the variance v of W x over calibration images computes the same as
-BN(W x) = γ (W x - μ) / √(v + ε) + β with γ = √(v + ε) and β = b + μ. Each row of W is scaled to norm 1 on the way, and
-μ, v and γ with it, so that all layers learn at the same pace. After training the layer is W' = W γ / √(v + ε) and
+Let μ and v be the mean and the variance of W x over calibration images. A Conv y = W x + b then equals
+BN(W x) = γ (W x - μ) / √(v + ε) + β with γ = √(v + ε) and β = b + μ. Each row of W is also scaled to norm 1, and μ, v
+and γ accordingly, so that all layers learn at the same pace. After training, the layer is W' = W γ / √(v + ε) and
 b' = β - μ γ / √(v + ε).
 
-Within a chain of Convs only the last has one behind it. There too each row is scaled to norm 1, and the columns of the
-Conv behind by as much more: factors of a decomposition may differ in size by orders of magnitude, and then a step that
-suits the one destroys the other.
+In a chain of Convs (a decomposition), only the last Conv gets a BatchNormalization. Each row of an earlier one is
+scaled to norm 1, too, and the matching column of the next Conv by the inverse. Otherwise the factors may differ in size
+by orders of magnitude, and no learning rate suits both.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SMALLEST = 1e-12
 
 @dataclass(frozen=True)
 class Inserted:
-    """A BatchNormalization that was put behind a Conv: names of its initializers and of the Conv's weight and bias."""
+    """An inserted BatchNormalization: names of the Conv's weight and bias, and of its own four initializers."""
 
     weight: str
     bias: str
@@ -48,14 +48,14 @@ def has_batchnorm(proto: onnx.ModelProto) -> bool:
 
 
 def restated(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> onnx.ModelProto:
-    """A copy of a model whose own BatchNormalizations hold the statistics of some images; the function is the same.
+    """A copy of a model whose BatchNormalizations have the statistics μ' and v' of some images.
 
-    That is γ' = γ √(v' + ε) / √(v + ε) and β' = β + γ (μ' - μ) / √(v + ε). Those are left alone whose initializers
-    others read too.
+    The function stays the same, with γ' = γ √(v' + ε) / √(v + ε) and β' = β + γ (μ' - μ) / √(v + ε). A
+    BatchNormalization that shares an initializer with another node is left as it is.
 
     Args:
-        proto: the model, of one input.
-        batches: of calibration images, as the model takes them.
+        proto: the model, with one input.
+        batches: calibration images in the form in which the model takes them.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
@@ -77,13 +77,16 @@ def restated(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> onnx.ModelPro
 
 
 def reinserted(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> tuple[onnx.ModelProto, list[Inserted]]:
-    """A copy of a model with a BatchNormalization behind each Conv that has a bias; the function is the same.
+    """A copy of a model with a BatchNormalization behind each Conv that has a bias; the function stays the same.
 
-    Convs whose weight or bias others read too, or is no initializer, are left alone.
+    A Conv is left as it is if its weight or bias is no initializer, or is shared with another node.
 
     Args:
-        proto: the model, of one input.
-        batches: of calibration images, as the model takes them.
+        proto: the model, with one input.
+        batches: calibration images in the form in which the model takes them.
+
+    Returns:
+        The copy, and the BatchNormalizations that were inserted.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
@@ -128,14 +131,14 @@ def reinserted(proto: onnx.ModelProto, batches: Iterable[Tensor]) -> tuple[onnx.
 
 
 def _own_initializers(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """Those that one node alone reads, and that are no outputs: changing them changes that node alone."""
+    """The initializers, by name, that exactly one node reads and that are no outputs, so that they can be changed."""
     reads = Counter(name for node in graph.node for name in node.input)
     outputs = {v.name for v in graph.output}
     return {t.name: t for t in graph.initializer if reads[t.name] == 1 and t.name not in outputs}
 
 
 def _balance_chains(graph: onnx.GraphProto, own: Mapping[str, onnx.TensorProto]) -> None:
-    """Scale the rows of each Conv whose output goes into one other Conv alone, and that one's columns."""
+    """Scale the rows of each Conv whose only reader is a Conv to norm 1, and the reader's columns by the inverse."""
     reads = Counter(name for node in graph.node for name in node.input)
     outputs = {v.name for v in graph.output}
     readers = {node.input[0]: node for node in graph.node if node.op_type == "Conv"}
@@ -155,13 +158,13 @@ def _balance_chains(graph: onnx.GraphProto, own: Mapping[str, onnx.TensorProto])
 
 
 def _norms(weight: np.ndarray) -> np.ndarray:
-    """Of each row of a kernel; 1 of a row of zeros, which stays what it is."""
+    """Norm of each row of a kernel (O,); 1 for a row of zeros, so that it stays unchanged."""
     norms = np.sqrt((weight**2).reshape(len(weight), -1).sum(1))
     return np.where(norms > SMALLEST, norms, 1.0)
 
 
 def _along(row: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Values of rows, shaped to be multiplied with a kernel."""
+    """One value per row (O,), reshaped to broadcast against a kernel (O, I, ...)."""
     return row.reshape(-1, *[1] * (weight.ndim - 1))
 
 
@@ -171,7 +174,7 @@ def _set(tensor: onnx.TensorProto, value: np.ndarray) -> None:
 
 @torch.no_grad()
 def _moments(module: GraphModule, batches: Iterable[Tensor]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and variance (float64, one a channel) of each output over images."""
+    """Mean and variance of each output over all images and positions, per channel, float64 (C,) each, by name."""
     sums: dict[str, list[np.ndarray]] = {}
     count = 0
     for batch in batches:
@@ -186,7 +189,7 @@ def _moments(module: GraphModule, batches: Iterable[Tensor]) -> dict[str, tuple[
 
 
 def folded(values: Mapping[str, np.ndarray], inserted: Iterable[Inserted]) -> dict[str, np.ndarray]:
-    """Values of the original's initializers, with the inserted BatchNormalizations folded into the Convs."""
+    """Values by initializer name, with the inserted BatchNormalizations folded into their Convs."""
     result = dict(values)
     for names in inserted:
         scale, shift, mean, var = (

@@ -1,7 +1,7 @@
-"""Training images: drawn in an order that a seed and an epoch give, changed a little each time, batch after batch.
+"""Training images: shuffled, augmented and mixed, in batches.
 
-What is drawn for an image depends only on seed, epoch and place, so that a run of several processes, or one that was
-cut off and goes on, sees what an unbroken run of one process sees.
+The random numbers of an image depend only on the seed, the epoch and its position in the epoch. So several processes,
+or a run that continues after an interruption, see the same images as one uninterrupted process.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ __all__ = ["Augmentation", "Batch", "TrainingImages"]
 
 Augmentation = Literal["crop", "resized", "flip", "none"]
 
-# Shift of "crop", as a share of the side.
+# Largest shift of "crop", as a share of the side.
 SHIFT = 1 / 8
-# Images are held on the device up to this many bytes, else read anew for each batch.
+# Images are held on the device if they take at most this many bytes; else they are read again for each batch.
 HELD = 4 * 10**9
 AHEAD = 4  # batches that are read ahead
 
 
 class Batch(NamedTuple):
-    """Images float32 (N, ...) and their classes int64 (N,), or None.
+    """A batch: images, float32 (N, ...), and their classes, int64 (N,), or None.
 
-    Where images are mixed, `other` has the classes of those laid over them, and `share`, float32 (N,), how much of the
-    sum these are.
+    With mixup, `other` has the classes of the second image of each mix, int64 (N,), and `share` its weight, float32
+    (N,).
     """
 
     images: Tensor
@@ -46,19 +46,19 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Some images of a source.
+    """A subset of a source's images, with the augmentation for training.
 
     Attributes:
         source: see `calib.data.sources`.
-        indices: which of its images.
-        preprocess: as the network is served.
-        augmentation: "crop": shifted by up to an eighth of the side, with black around, and mirrored; "resized": a part
-            of another size, and mirrored; "flip": mirrored; "none".
-        mixup: over each image another of the batch is laid, with up to this share of the sum (arXiv:1710.09412). What
-            the original answers there it has not learnt by heart, so there is more to learn from it (arXiv:2106.05237).
-        seed: of all that is drawn.
-        device: where the batches are wanted.
-        labelled: whether its labels are wanted, where it has any.
+        indices: indices of the subset in the source, (N,).
+        preprocess: the network's preprocessing in deployment.
+        augmentation: "crop": a random shift by up to an eighth of the side, padded with black, and a random horizontal
+            flip; "resized": a random resized crop and a flip; "flip": the flip only; "none".
+        mixup: largest weight of the second image in mixup (arXiv:1710.09412); 0: no mixup. The original has not
+            memorised mixed images, so its outputs for them are more informative (arXiv:2106.05237).
+        seed: seed of the order and the augmentation.
+        device: device of the batches.
+        labelled: whether batches have the source's labels, if it has any.
     """
 
     source: Source
@@ -74,26 +74,28 @@ class TrainingImages:
         return len(self.indices)
 
     def sample(self, count: int) -> TrainingImages:
-        """At most so many of the images, from all over the source: neighbours there are often of one class."""
+        """At most `count` of the images, evenly spaced in the source, because neighbours are often of one class."""
         places = np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)
         return replace(self, indices=self.indices[places])
 
     def plain(self, size: int) -> Iterator[Batch]:
-        """All images in their order, as the network is served, in batches of up to `size`."""
+        """Yield all images in order, without augmentation, in batches of up to `size`."""
         for start in range(0, len(self), size):
             at = self.indices[start : start + size]
             images = torch.from_numpy(self.source.take(at, self.preprocess)).to(self.device)
             yield Batch(images, self._labels(at))
 
     def batches(self, size: int, epoch: int, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
-        """The epoch's batches of `size`, of each the part of one of several processes; a last smaller one is left out.
+        """Yield one process's part of each batch of an epoch; a last batch of fewer than `size` images is left out.
 
-        The parts are one batch cut up, mixed as a whole; where there are fewer images than processes some have none.
+        Mixup is applied to the whole batch before it is divided. With fewer images than processes, some processes get
+        no batches.
 
         Args:
-            size: images of all processes together.
-            epoch: which.
-            rank, processes: which of the parts, that follow one another and are equal where the size divides.
+            size: images per batch, over all processes.
+            epoch: number of the epoch.
+            rank: index of the process.
+            processes: number of processes; their parts are consecutive, and equal if it divides `size`.
         """
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self))
@@ -102,7 +104,7 @@ class TrainingImages:
         begin, end = (size * r // processes for r in (rank, rank + 1))
         if begin == end:
             return
-        # with the neighbours that are laid over its first image and its last
+        # include the mixup partners of the part's first and last image
         low, high = begin - begin % 2, min(end + end % 2, size)
         own = slice(begin - low, end - low)
         parts = [slice(i * size + low, i * size + high) for i in range(len(self) // size)]
@@ -133,7 +135,7 @@ class TrainingImages:
         return self._mixed(Batch(self._changed(images, drawn), self._labels(at)), self.mixup * drawn[:, 5])
 
     def _mixed(self, batch: Batch, share: Tensor) -> Batch:
-        """Each image with its neighbour laid over it: the first and the second over each other, and so on."""
+        """Mix each image with its neighbour: the first with the second, the third with the fourth, and so on."""
         if not self.mixup:
             return batch
         places = torch.arange(len(share), device=self.device)
@@ -144,7 +146,7 @@ class TrainingImages:
 
     @cached_property
     def _resident(self) -> Tensor | None:
-        """All images, on the device; None where they are read as they are needed."""
+        """All images on the device; None where they are read batch by batch."""
         one = self.source.take(self.indices[:1], self.preprocess)
         if self.augmentation == "resized" or one.nbytes * len(self) > HELD:
             return None
@@ -166,13 +168,13 @@ class TrainingImages:
 
     @cached_property
     def _black(self) -> Tensor:
-        """What a black pixel is after normalisation."""
+        """Value of a black pixel after normalisation, (1, C, 1, 1)."""
         black = [-mean / std for mean, std in zip(self.preprocess.mean, self.preprocess.std, strict=True)]
         return torch.tensor(black, device=self.device).view(1, -1, 1, 1)
 
 
 def _shifted(images: Tensor, draws: Tensor) -> Tensor:
-    """Images (N, C, H, W), each moved by up to SHIFT of its sides; zeros come in."""
+    """Images (N, C, H, W), each shifted by up to SHIFT of its sides and padded with zeros."""
     n, _, height, width = images.shape
     down, right = round(height * SHIFT), round(width * SHIFT)
     padded = F.pad(images, (right, right, down, down))

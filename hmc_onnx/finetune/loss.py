@@ -1,12 +1,12 @@
-"""What training minimises: how far the outputs are from the original's, and cross-entropy where there are labels.
+"""The training loss: the distance of the outputs from the original's, and cross-entropy if there are labels.
 
-Class scores are distilled as by Hinton et al. (arXiv:1503.02531): T² KL(softmax(t / T) ‖ softmax(s / T)). Another
-output's values are taken for Gaussians of the variance that the original's have in the batch, as in
-`calib.measure.divergence`: half the squared error as a share of that.
+Class scores are distilled (Hinton et al., arXiv:1503.02531): with the original's logits t, the network's s and a
+temperature T the loss is T² KL(softmax(t / T) ‖ softmax(s / T)). For any other output it is half the squared error
+divided by the variance of the original's values in the batch, as in `calib.measure.divergence`.
 
-Hints (Romero et al., arXiv:1412.6550) are tensors within both networks, here the sums that end residual blocks; their
-error is the squared difference as a share of the original's variance. On images that the original has learnt by heart
-its class scores say little more than the labels do, and these still say all that it makes of the image.
+Hints (Romero et al., arXiv:1412.6550) are intermediate tensors of both networks, here the sums that end residual
+blocks. Their error is the squared difference divided by the original's variance. They help on images that the original
+has memorised, where its class scores say little more than the labels, but its activations still describe the image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hmc_onnx.finetune.images import Batch
 __all__ = ["Loss", "are_probabilities", "relative_error"]
 
 SMALLEST = 1e-12
-STEEPNESS = 10.0  # of the mean error of the hints, beside the scores' divergence: both for one learning rate
+STEEPNESS = 10.0  # factor on the hints' mean error, so that one learning rate suits both hints and scores
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Loss:
 
     Attributes:
         temperature: T above.
-        labels: weight of the cross-entropy with labels; the distillation has what is left of 1.
-        probabilities: the class scores are probabilities, and not logits.
-        judged: how many of the outputs the network is judged by: those behind them are hints.
-        hints: share of the distillation that is of the hints.
-        classes: the first output chooses a class for each image; else its error is a squared one, as of the others, and
+        labels: weight of the cross-entropy with labels, 0 to 1; the distillation has the rest.
+        probabilities: whether the class scores are probabilities; else they are logits.
+        judged: number of network outputs that are compared; the tensors after these are hints.
+        hints: weight of the hints within the distillation, 0 to 1.
+        classes: whether the first output is class scores. If not, it has a squared error like the other outputs, and
             labels are not used.
     """
 
@@ -48,12 +48,12 @@ class Loss:
     classes: bool = True
 
     def __call__(self, outputs: Sequence[Tensor], answers: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The mean over images of the loss.
+        """The mean loss over the images, a scalar.
 
         Args:
-            outputs: of the network: what it is judged by, and then the hints or none of them.
-            answers: of the original.
-            batch: what they are of, for its labels.
+            outputs: tensors of the network: the `judged` outputs, optionally followed by the hints.
+            answers: the same tensors of the original.
+            batch: the images' batch, for its labels.
         """
         scores, wanted = (self.scores(o[0]) for o in (outputs, answers))
         t = self.temperature
@@ -76,7 +76,7 @@ class Loss:
         return (1 - self.labels) * distilled + self.labels * wrong.mean()
 
     def scores(self, output: Tensor) -> Tensor:
-        """Logits (N, K), float32; one column decides between two classes."""
+        """An output as logits (N, K), float32; one column becomes two classes."""
         flat = output.reshape(len(output), -1).float()
         if self.classes and flat.shape[1] == 1:
             flat = torch.cat([1 - flat if self.probabilities else torch.zeros_like(flat), flat], 1)
@@ -84,14 +84,14 @@ class Loss:
 
 
 def relative_error(output: Tensor, answer: Tensor) -> Tensor:
-    """Mean squared error as a share of the answer's variance, both summed up in float32."""
+    """Mean squared error divided by the variance of `answer`, a scalar; both are computed in float32."""
     with torch.no_grad():
         spread = answer.float().var(correction=0).clamp_min(SMALLEST)
-    error = torch.linalg.vector_norm(output - answer, dtype=torch.float32)  # no copies in float32
+    error = torch.linalg.vector_norm(output - answer, dtype=torch.float32)  # avoids float32 copies of both
     return error**2 / output.numel() / spread
 
 
 def are_probabilities(output: Tensor) -> bool:
-    """Whether class scores are probabilities, as `calib.measure.divergence.log_probabilities` tells it."""
+    """Whether class scores are probabilities, by the rule of `calib.measure.divergence.log_probabilities`."""
     flat = output.reshape(len(output), -1).float()
     return bool((flat >= 0).all()) and torch.allclose(flat.sum(1), torch.ones(()).to(flat), atol=1e-3)

@@ -1,6 +1,7 @@
 """A torch module that executes an ONNX graph, node by node; its parameters are the graph's initializers.
 
-All floats are computed in float32, whatever the model holds; integers, of which shapes are made, stay on the CPU.
+All floats are computed in float32, whatever their type in the model. Integers stay on the CPU, as shapes are computed
+from them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from passes.graph.external import values_of
 __all__ = ["GraphModule", "updated"]
 
 FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
-# Which inputs of a node are weights that training may change; other constants are part of the function.
+# Input positions of the weights that may be trained, by operator; all other constants are fixed.
 WEIGHTS: dict[str, Sequence[int]] = {
     "Conv": (1, 2),
     "Gemm": (1, 2),
@@ -33,8 +34,8 @@ WEIGHTS: dict[str, Sequence[int]] = {
     "LayerNormalization": (1, 2),
     "PRelu": (1,),
 }
-STATISTICS = (3, 4)  # of a BatchNormalization
-# Behind these the Add of a vector is a bias, too.
+STATISTICS = (3, 4)  # input positions of a BatchNormalization's mean and variance
+# An Add behind one of these operators adds a bias, which may be trained, too.
 WITHOUT_BIAS = ("Conv", "MatMul")
 
 
@@ -43,17 +44,16 @@ class GraphModule(nn.Module):
 
     Args:
         proto: the model; it is not changed.
-        outputs: names of the tensors that are wanted of it; the graph's outputs if not given. What they do not need is
-            left out.
+        outputs: names of the tensors to return; default: the graph's outputs. Nodes that they do not need are left out.
 
     Attributes:
-        mode: what the BatchNormalizations do.
-        inputs: names of the graph's, without initializers.
-        outputs: of the tensors that it gives.
-        trained: of the initializers that are parameters.
+        mode: how the BatchNormalizations behave.
+        inputs: names of the graph's inputs, without initializers.
+        outputs: names of the tensors that `forward` returns.
+        trained: names of the initializers that are parameters.
 
     Raises:
-        ModelError: an operator has no rule, or is used in a way that its rule does not cover; the message names it.
+        ModelError: an operator has no rule, or its rule does not cover the node; the message names the node.
     """
 
     def __init__(self, proto: onnx.ModelProto, outputs: Sequence[str] | None = None) -> None:
@@ -65,8 +65,8 @@ class GraphModule(nn.Module):
         self.inputs = [v.name for v in graph.input]
         self._statistics = _statistics(graph)
         self.trained = _weights(graph) - self._statistics
-        self._attributes: dict[str, str] = {}  # the module's attribute by the initializer's name
-        self._constants: dict[str, Tensor] = {}  # what does not move to another device
+        self._attributes: dict[str, str] = {}  # name of the module's attribute, by the initializer's name
+        self._constants: dict[str, Tensor] = {}  # values that stay on the CPU
         for tensor in graph.initializer:
             self._hold(tensor.name, values_of(tensor), tensor.name in self._statistics)
         self._steps = []
@@ -90,7 +90,7 @@ class GraphModule(nn.Module):
         self._attributes[name] = attribute
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """What is wanted, for the graph's inputs."""
+        """The tensors named by `outputs`, for values of the graph's `inputs` in order."""
         values: dict[str, Any] = dict(self._constants)
         values.update((name, getattr(self, attribute)) for name, attribute in self._attributes.items())
         values.update(zip(self.inputs, inputs, strict=True))
@@ -105,7 +105,7 @@ class GraphModule(nn.Module):
         return tuple(values[name] for name in self.outputs)
 
     def tensor(self, name: str) -> Tensor:
-        """The initializer of a name: a parameter, or a buffer that moves with the module."""
+        """The parameter or buffer that holds an initializer; raises KeyError for a constant that stays on the CPU."""
         return getattr(self, self._attributes[name])
 
     def values(self) -> dict[str, np.ndarray]:
@@ -115,7 +115,7 @@ class GraphModule(nn.Module):
 
 
 def _needed(graph: onnx.GraphProto, outputs: Sequence[str]) -> onnx.GraphProto:
-    """The nodes and initializers that some tensors are computed from, and all inputs."""
+    """The part of a graph from which the outputs are computed, with all of its inputs."""
     wanted, nodes = set(outputs), []
     for node in reversed(graph.node):
         if wanted.intersection(node.output):
@@ -162,7 +162,7 @@ def _decoded(value: Any) -> Any:
 
 
 def _last_uses(steps: Sequence[tuple[list[str], list[str]]], kept: Sequence[str]) -> list[list[str]]:
-    """What no later step reads, by step, so that it can be let go."""
+    """For each step, the names of the tensors that no later step reads, so that they can be freed."""
     made = {name for _, outputs in steps for name in outputs if name}
     seen = set(kept)
     dead: list[list[str]] = []
@@ -177,7 +177,7 @@ def _statistics(graph: onnx.GraphProto) -> set[str]:
 
 
 def _weights(graph: onnx.GraphProto) -> set[str]:
-    """Initializers of floats that training may change."""
+    """Names of the floating-point initializers that training may change."""
     found: set[str] = set()
     without_bias = {n.output[0] for n in graph.node if n.op_type in WITHOUT_BIAS}
     for node in graph.node:
@@ -197,11 +197,11 @@ def _weights(graph: onnx.GraphProto) -> set[str]:
 
 
 def updated(proto: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """A copy of a model with other values in its initializers, of their own types; nothing else differs.
+    """A copy of a model with new values in some initializers; the types and all else stay the same.
 
     Args:
         proto: the model.
-        values: by the initializer's name, of its shape.
+        values: the new values by initializer name, each in the initializer's shape; they are cast to its type.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)

@@ -1,4 +1,4 @@
-"""The settings of fine-tuning, the same from the command line and from Python, and what an epoch came to."""
+"""The settings of fine-tuning, shared by the command line and Python, and the record of a training epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from passes.core.records import Frozen
 
 __all__ = ["Epoch", "FineTuning", "best_epoch"]
 
+# Default highest learning rate of each optimizer.
 RATES = {"sgd": 0.004, "adamw": 3e-4}
+# Default rate (of SGD) and weight of the hints for a network that is near the original: see `FineTuning.settled`.
 NEAR_RATE, NEAR_HINTS = 0.003, 0.9
 
 
@@ -31,7 +33,7 @@ class FineTuning(Options):
     panel: ClassVar[str] = "Fine-tuning"
 
     epochs: Annotated[float | None, Option(default="10, if minutes is not given either")] = Field(
-        default=None, gt=0, description="How often to go through all images; a part is possible, such as 0.5."
+        default=None, gt=0, description="Passes over all training images; fractions such as 0.5 are allowed."
     )
     minutes: float | None = Field(default=None, gt=0, description="Minutes to train for, in place of epochs.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where torch trains.")
@@ -40,56 +42,55 @@ class FineTuning(Options):
     )
     batchnorm: Literal["auto", "reinsert", "frozen", "none"] = Field(
         default="auto",
-        description="Batch normalisation in training. reinsert puts one behind each Conv of a graph in which they were "
-        "folded, and folds it away again; frozen does so and keeps the statistics as they are; none puts in nothing. "
-        "auto: frozen for a network that does nearly what the original does, else reinsert.",
+        description="Batch normalisation in training. reinsert: where the graph's were folded, one is put behind each "
+        "Conv and folded again after training; frozen: the same, with fixed statistics; none: none is inserted. "
+        "auto: frozen for a network whose activations are close to the original's, else reinsert.",
     )
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="Optimizer of the training.")
     rate: Annotated[float | None, Option(default="what suits the optimizer and the network")] = Field(
         default=None, gt=0, description="Highest learning rate."
     )
     weight_decay: Annotated[float, PYTHON] = Field(default=1e-4, ge=0, description="Weight decay of the optimizer.")
-    batch_size: int = Field(
-        default=128, ge=2, description="Images in a step of the training, of all processes together."
-    )
+    batch_size: int = Field(default=128, ge=2, description="Images per training step, over all processes.")
     temperature: Annotated[float, PYTHON] = Field(default=2.0, gt=0, description="Temperature of the distillation.")
     labels: Annotated[float | None, PYTHON] = Field(
         default=None,
         ge=0,
         le=1,
-        description="Weight of the labels in the loss; the original's answers have the rest. None: 0 for a network "
-        "that does nearly what the original does, else 0.1.",
+        description="Weight of the labels in the loss; the original's outputs have the rest. None: 0 for a network "
+        "whose activations are close to the original's, else 0.1.",
     )
     hints: Annotated[float | None, PYTHON] = Field(
         default=None,
         ge=0,
         le=1,
-        description="Weight, in the loss, of the sums that end residual blocks. None: 0.9 for a network that does "
-        "nearly what the original does, else 0.",
+        description="Weight of the hints (the sums that end residual blocks) in the distillation loss. None: 0.9 for a "
+        "network whose activations are close to the original's, else 0.",
     )
     augmentation: Literal["auto", "crop", "resized", "flip", "none"] = Field(
         default="auto",
-        description="How training images are changed; auto takes what the preset's networks were trained with.",
+        description="Augmentation of training images; auto is the one that the preset's networks were trained with.",
     )
     mixup: Annotated[float, PYTHON] = Field(
-        default=1.0, ge=0, le=1, description="Largest share of another image that is laid over each."
+        default=1.0, ge=0, le=1, description="Largest weight of the other image in mixup."
     )
     average: Annotated[float, PYTHON] = Field(
-        default=0.998, ge=0, lt=1, description="Decay of the running mean of the weights over the steps."
+        default=0.998, ge=0, lt=1, description="Decay of the moving average of the weights, per step."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the order and the changes of training images.")
+    seed: int = Field(default=0, ge=0, description="Seed of the order and the augmentation of training images.")
 
     def model_post_init(self, _: object) -> None:
-        """Check that there is one bound."""
+        """Check that epochs and minutes are not both given; raises SettingsError."""
         if self.epochs is not None and self.minutes is not None:
             raise SettingsError("`epochs` and `minutes` were both given: give one")
 
     def settled(self, near: bool) -> FineTuning:
-        """With what was left open set, as it won: see docs/design.md.
+        """A copy in which the open settings (None or "auto") are chosen; docs/experiments.md compares the choices.
 
         Args:
-            near: the network does within what the original does, nearly. Then it follows that, with batch statistics
-                frozen, as these alone would lose at once what closed-form repair has found. Else it learns anew.
+            near: whether the network's activations are close to the original's. A near network is trained towards these
+                activations, with frozen batch statistics, because statistics of the batch would at once undo the
+                closed-form repair. Any other network is trained on its outputs and the labels.
         """
         rate = NEAR_RATE if near and self.optimizer == "sgd" else RATES[self.optimizer]
         own = {"batchnorm": "frozen" if near else "reinsert", "rate": rate}
@@ -98,13 +99,15 @@ class FineTuning(Options):
 
 
 class Epoch(Frozen):
-    """What an epoch came to; 0 is the network before it was trained.
+    """The results of a training epoch; epoch 0 is the network before training.
 
     Attributes:
-        loss: mean over the epoch's images, of the weights as they were at each step.
-        held: loss of the averaged weights on the images that were held back, changed and mixed as in training, and
-        top1: share of these, as they are, whose class is right; without labels: is the original's.
-        seconds: since the beginning.
+        epoch: its number.
+        loss: mean training loss over the epoch's images, with the weights of each step; NaN for epoch 0.
+        held: loss of the averaged weights on the held-out images, augmented and mixed as in training.
+        top1: top-1 accuracy of the averaged weights on the held-out images without augmentation; without labels, the
+            share of images whose class is the original's.
+        seconds: training time until the end of the epoch.
     """
 
     epoch: int
@@ -115,5 +118,5 @@ class Epoch(Frozen):
 
 
 def best_epoch(history: Sequence[Epoch]) -> Epoch:
-    """The one whose weights are taken: of the least loss on the images held back, the first of several."""
+    """The epoch whose weights are used: the first with the least loss on the held-out images."""
     return min(history, key=lambda e: e.held)

@@ -18,20 +18,20 @@ __all__ = ["Processes", "processes"]
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many processes this is, and the device that it computes on."""
+    """This process's rank, the number of processes, and the device that this one computes on."""
 
     rank: int
     count: int
     device: torch.device
 
     def summed(self, values: Tensor) -> Tensor:
-        """The sum of all processes' values."""
+        """The sum of a tensor over all processes; the tensor is changed in place."""
         if self.count > 1:
             torch.distributed.all_reduce(values)
         return values
 
     def agreed(self, value: float) -> float:
-        """The first process's value, as clocks differ."""
+        """The value of process 0, in all processes; used for times, as clocks differ."""
         if self.count == 1:
             return value
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -41,13 +41,13 @@ class Processes:
 
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
-    """The processes, joined while the context lasts.
+    """The process group, joined within the context; its size is that which `torchrun` sets.
 
     Args:
         device: "auto", "cpu" or "cuda".
 
     Raises:
-        SettingsError: there is no such device.
+        SettingsError: the device does not work on this machine.
     """
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
@@ -62,8 +62,8 @@ def processes(device: str) -> Iterator[Processes]:
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=count)
     try:
         yield Processes(rank, count, chosen)
-        # A collective's thread needs the interpreter to let its tensors go, and the group's end waits for that thread
-        # with the interpreter in hand: nothing may be under way by then.
+        # Destroying the group waits for the threads of collectives while it holds the GIL, and these threads need the
+        # GIL to free their tensors. The barrier ensures that none is running by then.
         torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()

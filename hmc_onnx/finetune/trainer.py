@@ -1,4 +1,4 @@
-"""The training loop: steps, a running mean of the weights, held-back images after each epoch, checkpoints."""
+"""The training loop: optimizer steps, averaged weights, evaluation on held-out images, and checkpoints."""
 
 from __future__ import annotations
 
@@ -25,31 +25,34 @@ from passes.core.progress import Progress, silent
 
 __all__ = ["Trainer", "TrainingError"]
 
-WARM_UP = 0.05  # share of the training in which the rate rises to its highest
-LARGEST_GRADIENT = 5.0  # norm of all gradients together
+WARM_UP = 0.05  # share of the training during which the learning rate rises to its maximum
+LARGEST_GRADIENT = 5.0  # gradients are clipped to this norm, taken over all parameters
 MOMENTUM = 0.9
-EPOCHS = 10  # where nothing is said
-HELD_AT_ONCE = 256
-LOOKED_AT = 20  # steps between looks at the loss, each of which waits for the device
+EPOCHS = 10  # if neither epochs nor minutes are given
+HELD_AT_ONCE = 256  # batch size on held-out images
+LOOKED_AT = 20  # steps between checks that the loss is finite; each check waits for the device
 CHECKPOINT = "checkpoint/last"
 
 
 class TrainingError(HmcError):
-    """The training went astray; the best weights until then were kept."""
+    """The loss became NaN or infinite; the best weights until then were kept."""
 
 
 @dataclass
 class Trainer:
-    """A network that is trained against another.
+    """Trains a network, the student, against the original, the teacher.
 
     Args:
-        student: the network; its values are the best ones when `run` returns.
-        teacher: gives the answers.
-        images, held: to train on, and held back.
-        loss, processes: see their classes.
-        options: settled.
-        journal: keeps a checkpoint after each epoch.
-        progress: called as the work goes on.
+        student: the network to train; after `run` it has the weights of the best epoch.
+        teacher: the original, whose outputs are the targets.
+        images: images to train on.
+        held: held-out images, by which the best epoch is chosen.
+        loss: see `Loss`.
+        options: the settings, after `FineTuning.settled`.
+        processes: see `Processes`.
+        journal: stores a checkpoint after each epoch.
+        progress: is told how many steps are done.
+        history: the results of the epochs so far.
     """
 
     student: GraphModule
@@ -67,7 +70,7 @@ class Trainer:
         device = self.processes.device
         for module in (self.student, self.teacher):
             module.to(device).eval()
-            if all(p.dim() <= 4 for p in module.parameters()):  # else it is of volumes
+            if all(p.dim() <= 4 for p in module.parameters()):  # 5-D weights of volumes have no such layout
                 module.to(memory_format=torch.channels_last)
         self.teacher.requires_grad_(False)
         self.bfloat16 = _bfloat16(self.options, device)
@@ -82,11 +85,11 @@ class Trainer:
         self._answers: dict[tuple[str, int], list[Tensor]] = {}
 
     def run(self) -> None:
-        """Train for the epochs or the minutes that the options say.
+        """Train for the epochs or the minutes that the options give.
 
         Raises:
-            ModelError: the loss is not a number to begin with.
-            TrainingError: the loss is no longer a number; the student has the best values until then.
+            ModelError: the loss is NaN or infinite before any training.
+            TrainingError: the loss became NaN or infinite; the student has the best weights until then.
         """
         size = min(self.options.batch_size, len(self.images)) // self.processes.count * self.processes.count
         a_pass = len(self.images) // size
@@ -121,20 +124,20 @@ class Trainer:
                     raise self._astray("the loss on the images held back", f"after epoch {self.epoch}")
                 self._save()
         finally:
-            self.training = self.student  # what DistributedDataParallel holds has to go before the group of processes
+            self.training = self.student  # DistributedDataParallel must be freed before the process group
             self.student.load_state_dict(self.best)
 
     @property
     def improved(self) -> bool:
-        """Whether an epoch was better than the network as it was."""
+        """Whether some epoch has a lower held-out loss than the network before training."""
         return best_epoch(self.history).epoch > 0
 
     def _clock(self) -> None:
-        """Note how long the training took until now, with what was before a checkpoint."""
+        """Update `spent`, the seconds of training so far, including those before a checkpoint."""
         self.spent = self.processes.agreed(time.perf_counter() - self._began)
 
     def _done(self, total: int | None) -> float:
-        """Share of the training that is behind."""
+        """Share of the training that is done; 1 or more at the end."""
         if total is not None:
             return self.steps / total
         assert self.options.minutes is not None
@@ -179,11 +182,14 @@ class Trainer:
 
     @torch.no_grad()
     def _judge(self, loss: float) -> None:
-        """Measure the averaged weights on the images held back, and keep them if they are the best.
+        """Evaluate the averaged weights on the held-out images, and keep them if they are the best so far.
 
-        The loss is that of images changed and mixed as in training, always alike. On the plain ones a network that was
-        compressed and not trained yet has a lead that is worth nothing: the original has learnt these images by heart,
-        and it has that from the original.
+        The images are augmented and mixed as in training, in the same way each time. Without augmentation the
+        comparison would favour the compressed network before training: the original may have memorised these images,
+        and the compressed network inherits that.
+
+        Args:
+            loss: the mean training loss of the epoch, to record.
         """
         rank, count = self.processes.rank, self.processes.count
         sums = torch.zeros(4, dtype=torch.float64, device=self.processes.device)
@@ -208,7 +214,7 @@ class Trainer:
             self.history.append(found)
 
     def _answer(self, which: tuple[str, int], batch: Batch) -> list[Tensor]:
-        """The original's outputs, without hints, for images that were held back; they are asked for once."""
+        """The original's outputs, without hints, for a batch of held-out images; they are computed once and cached."""
         if which not in self._answers:
             self._answers[which] = list(self.teacher(batch.images)[: self.loss.judged])
         return self._answers[which]
@@ -216,7 +222,7 @@ class Trainer:
     def _say(self, total: int | None) -> None:
         last = self.history[-1]
         what = f"fine-tuning: epoch {self.epoch + 1}, held back {last.held:.4f}, {last.top1:.2%}"
-        # within minutes: as many steps as there will be at this pace
+        # with a time limit, the total number of steps is extrapolated from the pace so far
         self.progress(what, self.steps, max(total or round(self.steps / max(self._done(total), 1e-9)), self.steps))
 
     def _save(self) -> None:
@@ -241,14 +247,14 @@ class Trainer:
 
 
 def _rate(done: float) -> float:
-    """The learning rate as a share of its highest: a linear rise, then half a cosine (arXiv:1608.03983)."""
+    """The learning rate as a share of its maximum: linear warm-up, then cosine annealing (arXiv:1608.03983)."""
     if done < WARM_UP:
         return max(done / WARM_UP, 0.01)
     return 0.5 * (1 + math.cos(math.pi * min((done - WARM_UP) / (1 - WARM_UP), 1)))
 
 
 def _optimizer(module: nn.Module, options: FineTuning) -> torch.optim.Optimizer:
-    """SGD with Nesterov's momentum, or AdamW; weights that are vectors do not decay."""
+    """SGD with Nesterov momentum, or AdamW; weight decay does not apply to vectors (biases, scales)."""
     parameters = list(module.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": options.weight_decay},
@@ -261,16 +267,16 @@ def _optimizer(module: nn.Module, options: FineTuning) -> torch.optim.Optimizer:
 
 
 def _bfloat16(options: FineTuning, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: by default where the device multiplies it faster."""
+    """Whether to compute in bfloat16; by default, on devices that compute it natively."""
     if options.train_in != "auto":
         return options.train_in == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported())  # 1.4 times as fast, measured
+    return bool(torch.cpu._is_avx512_bf16_supported())  # measured: 1.4 times as fast as float32
 
 
 class _Mean:
-    """The exponential moving average of a module's values over the steps, with a shorter memory at the beginning."""
+    """Exponential moving average of a module's parameters and buffers, whose decay is lower in the first steps."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self._own: Sequence[Tensor] = [*module.parameters(), *module.buffers()]
@@ -284,7 +290,7 @@ class _Mean:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The averages in the module, while the context lasts."""
+        """Put the averages into the module within the context, and its own values back afterwards."""
         kept = [t.detach().clone() for t in self._own]
         self._put(self.values)
         try:
@@ -299,7 +305,7 @@ class _Mean:
 
 
 def _moved(state: Any, device: torch.device) -> Any:
-    """The same with all tensors, of lists and dicts within too, on a device."""
+    """A copy of nested dicts and lists with all tensors copied to a device."""
     if isinstance(state, Tensor):
         return state.detach().to(device, copy=True)
     if isinstance(state, dict):

@@ -1,4 +1,4 @@
-"""Fine-tuning: an ONNX graph as a torch module, trained against the original, and its values written back."""
+"""Fine-tuning: an ONNX graph becomes a torch module, is trained against the original, and gets the new weights."""
 
 from __future__ import annotations
 
@@ -39,26 +39,29 @@ from passes.residual import is_sum
 
 __all__ = ["FineTuned", "check_trainable", "finetune_models"]
 
-# Images held back: a share of all, and at most.
+# Held-out images: share of all images, and upper bound.
 SHARE_HELD, MOST_HELD = 0.05, 2500
-# At least, or half of all: of 20 a network looked better than the start that had lost 4 points.
+# Lower bound on held-out images, limited to half of all. On 20 images, a network that had lost 4 points of accuracy
+# looked better than the one that training began with.
 LEAST_HELD = 200
-LEAST = 20  # images to train on
-# Error, as a share of the variance, above which a tensor of the same name is no hint.
+LEAST = 20  # lower bound on images to train on
+# A residual sum of both networks is a hint if its squared error is below this share of the original's variance.
 CLOSE = 0.5
-# Their mean error, below which the network is near the original.
+# A network is near the original if the mean error of its hints is below this.
 NEAR = 0.05
-# Images from which batch normalisation takes its statistics.
+# Images from which the statistics of batch normalisation are estimated.
 CALIBRATION = 1024
 
 
 @dataclass(frozen=True)
 class FineTuned:
-    """A fine-tuned model, and what each epoch came to.
+    """The result of fine-tuning.
 
     Attributes:
-        stopped: why the training ended early, where it went astray.
-        first: whether this is the process that writes, of those that `torchrun` started.
+        model: the fine-tuned model.
+        history: the results of the epochs; the first is epoch 0, before training.
+        stopped: the error that ended the training early; None if it ran to its end.
+        first: whether this process has rank 0 among those that `torchrun` started, and so should write the result.
     """
 
     model: onnx.ModelProto
@@ -79,7 +82,7 @@ def finetune_models(
     options: FineTuning,
     work: Work = HERE,
 ) -> FineTuned:
-    """As `hmc_onnx.finetune`, which makes sure that torch is there."""
+    """The implementation of `hmc_onnx.finetune`, which checks first that torch is installed."""
     model, teacher = (brought_in(m) if isinstance(m, onnx.ModelProto) else load_supported(m) for m in (model, teacher))
     preprocess = preprocess or preprocessing(None)
     same_signature(teacher, model)
@@ -128,14 +131,14 @@ def finetune_models(
 
 
 def check_trainable(model: onnx.ModelProto, data: Any, preprocess: Preprocess, options: FineTuning) -> None:
-    """Raise, before any work, what `finetune_models` would of a model, some data and a device."""
+    """Check the model, the data and the device before any work; raises the errors that `finetune_models` would."""
     with processes(options.device) as here:
         _, held = _split(_source(model, data, preprocess), preprocess, options, here)
         _check_batches((model,), next(held.plain(2)))
 
 
 def _source(model: onnx.ModelProto, data: Any, preprocess: Preprocess) -> Source:
-    """The images of a path, read as they are needed, or of Python objects, held in memory."""
+    """The training images: of a path, which are read when needed; or of Python objects, held in memory."""
     inputs = signature(model)
     if len(inputs) != 1:
         raise ModelError(f"the model has {len(inputs)} inputs, and fine-tuning feeds one")
@@ -171,7 +174,7 @@ def _trained_graph(
 ) -> tuple[onnx.ModelProto, list[Inserted]]:
     if options.batchnorm == "none":
         return model, []
-    # changed and mixed as those trained on: of images as they are, statistics differ, and a batch's would be others
+    # augmented and mixed as in training, because batches in training do not have the statistics of plain images
     found = (batch.images for batch in images.sample(CALIBRATION).batches(options.batch_size, 0))
     if not has_batchnorm(model):
         return reinserted(model, found)
@@ -180,7 +183,7 @@ def _trained_graph(
 
 @torch.no_grad()
 def _hints(model: onnx.ModelProto, teacher: onnx.ModelProto, batch: Batch) -> dict[str, float]:
-    """Sums that both networks compute, of one shape and close to each other: where residual blocks end. With errors."""
+    """The relative error of each hint by name: the residual sums of equal shape in both networks that are close."""
     sums = [[n.outputs[0].name for n in Model(proto).graph.nodes if is_sum(n)] for proto in (model, teacher)]
     names = [name for name in sums[0] if name in set(sums[1])]
     ours, theirs = (
@@ -203,7 +206,7 @@ def _loss(teacher: GraphModule, batch: Batch, options: FineTuning, judged: Seque
 
 @torch.no_grad()
 def _check_batches(models: Iterable[onnx.ModelProto], batch: Batch) -> None:
-    """A batch size may be written into a graph, unsaid, and then it cannot be trained on batches of another."""
+    """Check that the models run on two images: a batch size may be hidden in the graph. Raises ModelError."""
     images = batch.images[:2]
     for model in models:
         module = GraphModule(model, Model(model).judged).to(images.device)

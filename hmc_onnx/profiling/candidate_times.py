@@ -1,8 +1,8 @@
 """The time of a model, of its layers, and of the candidates for them: looked up in a latency table, or measured.
 
-A chain's time is that of its probe: its links with what follows the layer. Where a probe cannot be timed, the time is
-estimated by MACs: a layer takes the share of the model's time that it has of the model's MACs, and a chain the share of
-its layer's time that it has of the layer's MACs.
+A chain's time is that of its probe: its links and the elementwise operators that follow the layer. Where a probe cannot
+be timed, the time is assumed to be proportional to MACs: for a layer as a part of all layers, and for a chain compared
+with its layer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Chain", "Clock", "default_align", "measure_table"]
 
 Chain = tuple[Geometry, ...]
 
-# The alignment where none is measured; TensorRT processes 8 channels together in float16.
+# The default alignment, in channels. TensorRT processes 8 channels together in float16.
 DEFAULT_ALIGN, TENSORRT_ALIGN = 4, 8
 # Alignments to try, from the widest.
 STEPS = (64, 32, 16, 8, 4, 2)
@@ -48,7 +48,7 @@ class Clock:
     because later runs may change the one in the cache.
 
     Raises:
-        SettingsError: the provider does not work here, or the model takes another batch size.
+        SettingsError: the provider does not work on this machine, or the model declares another batch size.
     """
 
     def __init__(self, context: Context) -> None:
@@ -58,13 +58,13 @@ class Clock:
         precision = context.settings.precision
         self._served_key = self._key if precision == "fp32" else f"{self._key} {precision}"
         on_cpu = providers(self.runtime.provider)[0] == "CPUExecutionProvider"
-        # a CPU has no kernels of float16: there a plan for it is made by the times of float32
+        # onnxruntime has no float16 kernels on CPUs, so a plan for float16 uses the times of float32 there
         self._dtype = {"int8": "int8", "fp16": None if on_cpu else "float16"}.get(precision)
         table, folder = context.latency_table, context.work.work_dir
         self._foreign = table is not None
         self._cached: Path | None = None
         self._kept: Path | None = None
-        self._settled = self._foreign  # what the whole model takes is not to be measured again
+        self._settled = self._foreign  # whether the time of the whole model must not be measured again
         if table is None:
             table, path = cached_table(this_machine(self.runtime))
             self._cached = path
@@ -84,10 +84,10 @@ class Clock:
         self._by_macs: set[str] = set()
 
     def time_whole(self) -> Entry:
-        """The time of a run of the whole model. One from the cache is replaced where it was measured on a busy machine.
+        """The time of a run of the whole model. A cached time is replaced if it was measured on a busy machine.
 
         Raises:
-            SettingsError: the table of another machine has none.
+            SettingsError: the table of another machine lacks this time.
         """
         entry = self.table.entries.get(self._key) if self._served_key in self.table.entries else None
         if self._foreign and (entry is None or not entry.usable):
@@ -117,7 +117,11 @@ class Clock:
         return Probe(chain, subject.size, self.batch * subject.maps, self._dtype or dtype, follows)
 
     def measure(self, chains: Iterable[tuple[str, Chain]]) -> None:
-        """Time those chains, given with their layers' names, that the table lacks, and write the table."""
+        """Time the chains that the table lacks, and write the table.
+
+        Args:
+            chains: pairs of a layer's name and a chain for it.
+        """
         if self._foreign:
             return
         self.table.measure(
@@ -125,12 +129,12 @@ class Clock:
         )
 
     def keep(self) -> None:
-        """Write the table to the cache and the journal, where that can be."""
+        """Write the table to the cache and the checkpoint; a place that cannot be written is not tried again."""
         try:
             if self._cached is not None:
                 self.table.add_to(self._cached)
         except OutputError:
-            self._cached = None  # it can be measured again
+            self._cached = None  # no error: the times can be measured again
         try:
             if self._kept is not None:
                 self.table.write(self._kept)
@@ -138,7 +142,7 @@ class Clock:
             self._kept = None
 
     def times(self, name: str, chains: Collection[Chain]) -> dict[Chain, float]:
-        """Seconds of some chains of a layer; the layer itself counts as a chain of one link."""
+        """Seconds of each of some chains for a layer; the layer itself is a chain of one link."""
         whole = self.table.entries[self._served_key].seconds
         assert whole is not None
         own = self.table.seconds(self.probe(name, (self.layers[name].layer.geometry,)))
@@ -155,9 +159,10 @@ class Clock:
         return found
 
     def align(self) -> int:
-        """The alignment: time is a staircase over the number of channels, and a number between two steps saves nothing.
+        """The number of channels of which widths should be a multiple.
 
-        It is measured on the layer with most MACs, as an SVD chain whose inner width varies.
+        Time is a staircase over the number of channels, and a width between two steps saves no time. The width of a
+        step is measured on the layer with the most MACs, as an SVD chain whose rank varies.
         """
         dense = [n for n, s in self.layers.items() if not s.grouped]
         if not dense:
@@ -176,7 +181,7 @@ class Clock:
         return default_align(self.runtime)
 
     def profile(self) -> LatencyProfile:
-        """The machine and model that the times hold for."""
+        """The times of the whole model, with the machine and batch size for which all times hold."""
         whole = self.table.entries[self._key]
         assert whole.seconds is not None
         return LatencyProfile(
@@ -191,15 +196,16 @@ class Clock:
 
 
 def default_align(runtime: Runtime) -> int:
-    """The alignment for a provider where none is measured."""
+    """The alignment for a provider, in channels, if it is not measured."""
     return TENSORRT_ALIGN if runtime.provider == "tensorrt" else DEFAULT_ALIGN
 
 
 def measure_table(context: Context) -> LatencyTable:
-    """Measure the times of a model, of its layers, and of all candidates for them; only the sizes of the images matter.
+    """Measure the times of a model, its layers and all their candidates; the values of the images do not matter.
 
     Raises:
-        ModelError, SettingsError: see their docstrings.
+        ModelError: onnxruntime cannot run the model.
+        SettingsError: the provider does not work, or the model declares another batch size.
     """
     settings, subjects = context.settings, context.subjects
     clock = Clock(context)
@@ -218,7 +224,7 @@ def measure_table(context: Context) -> LatencyTable:
 
 
 def _any_removal(group: ChannelGroup, align: int, fine: bool, removable: bool) -> GroupProfile:
-    """A profile of a group that says how many channels are removed in each choice; which ones is arbitrary."""
+    """A profile of a group in which each choice removes the right number of channels, but arbitrary ones."""
     on_offer = steps(group, align, fine)
     gone = [[], *map(on_offer.any, range(len(on_offer.keeps))), *([list(range(group.size))] if removable else [])]
     choices = [GroupChoice(keep=group.size - len(some), removed=some, sensitivity=0.0) for some in gone]

@@ -1,4 +1,4 @@
-"""The profiling stage: the candidates of a model are made in closed form, and measured on onnxruntime.
+"""The profiling stage: computes the candidates of a model in closed form, and measures them on onnxruntime.
 
 It walks over the graph twice. The first walk streams the second moments of every layer's patches, from which the
 weights of all candidates are computed. A decomposition is equivalent to another dense kernel for its layer, and a
@@ -70,7 +70,7 @@ def profile(context: Context) -> Profile:
 
 
 class _Profiler:
-    """One run of the profiling stage, and what its steps share."""
+    """One run of the profiling stage, and the state that its steps share."""
 
     def __init__(self, context: Context) -> None:
         check_evaluation_mode(context.normal)
@@ -85,11 +85,11 @@ class _Profiler:
             reasons = "; ".join(f"'{k}': {v}" for k, v in self.subjects.declined.items())
             raise ModelError(f"the model has nothing to compress ({reasons}): give a network of Convs")
         self.nodes = {n.name: n for n in self.model.graph.nodes}
-        for name, subject in self.layers.items():  # weights and biases that no other node reads, to be fed
+        for name, subject in self.layers.items():  # gives each layer weights and biases of its own, which can be fed
             own_values(self.model.graph, self.nodes[name], subject.layer)
 
     def profile(self, workers: Pool) -> Profile:
-        """Make and measure all candidates; the tasks run in workers."""
+        """Compute and measure all candidates; the tasks run in the workers of the pool."""
         context, settings, layers, subjects = self.context, self.settings, self.layers, self.subjects
         self.shelf = workers.shelf() if context.large else MEMORY
         clock = Clock(context) if settings.latency else None
@@ -208,7 +208,7 @@ class _Profiler:
         return {key: value for window in found.values() for key, value in window.items()}
 
     def _times(self, clock: Clock | None, chains: Mapping[str, list[Chain]]) -> dict[str, Times]:
-        """Seconds of each layer's chains and of the layer itself; those that are not known are measured."""
+        """Seconds of each layer and of its chains, by layer name; unknown ones are measured. None without latency."""
         if clock is None:
             return dict.fromkeys(chains)
         every = {n: [(self.layers[n].layer.geometry,), *own] for n, own in chains.items()}
@@ -229,7 +229,7 @@ class _Profiler:
             input_group=subject.input_group,
             output_group=subject.output_group,
             macs=subject.macs(),
-            parameters=self.context.costs[name].parameters,  # without the bias that the layer may be given
+            parameters=self.context.costs[name].parameters,  # without the bias that may be added to the layer
             seconds=choices[0].seconds,
             choices=choices,
         )
@@ -242,7 +242,7 @@ def _task(*call: Any) -> tuple[Any, ...]:
 def _measuring(
     shared: Callable[[], Bench], key: str, number: int, window: Sequence[Change], here: bool
 ) -> tuple[Any, ...]:
-    """The task of a window. In this process values are made one by one, as they are tried; for a worker, beforehand."""
+    """The task to measure a window. For a worker, all values are computed now; in this process, only when used."""
     return measure, shared, key, number, window if here else [change.made() for change in window]
 
 
@@ -254,7 +254,7 @@ def _group_profile(
         removed = sorted(int(c) for c in elimination.order[:m])
         choices.append(GroupChoice(keep=group.size - m, removed=removed, sensitivity=nats["group", group.name, m]))
     if removable:
-        loss = nats.get(("group", group.name, group.size), 0.0)  # a group further inside the branch costs nothing more
+        loss = nats.get(("group", group.name, group.size), 0.0)  # 0 for a group further inside the branch
         choices.append(GroupChoice(keep=0, removed=list(range(group.size)), sensitivity=loss))
     return GroupProfile(
         name=group.name,
@@ -266,7 +266,7 @@ def _group_profile(
 
 
 def _repaired(subject: Subject, subjects: Subjects, eliminations: dict[str, Elimination]) -> dict[int, Kept]:
-    """A consumer's weight after least squares, for each choice of its input group but the first."""
+    """The consumer's repaired weight (O, I, *kernel), by index of its input group's choice; none for the first."""
     if subject.input_group is None or subject.grouped:
         return {}
     names = [s.node.name for s, _ in subjects.groups[subject.input_group].members("consumes")]

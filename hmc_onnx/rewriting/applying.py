@@ -1,9 +1,9 @@
-"""A plan carried out: channels removed, layers decomposed, and every layer repaired in closed form on the way.
+"""Applies a plan: removes channels, decomposes layers, and repairs every layer behind the first change in closed form.
 
-The original and the compressed network are walked side by side. At each layer its response is regressed, by
-least squares over the calibration images, from what the *compressed* network feeds it on what the *original*
-one answered there, so a repair also absorbs what the layers before have lost. Where the layer is the last to
-enter a residual sum, it is asked for the original sum less what the compressed shortcut brings.
+The original and the compressed network are walked side by side. The weights of each layer are fitted by least squares
+over the calibration images: from the layer's input in the *compressed* network to its response in the *original* one.
+So a repair also compensates for the errors of the layers before it. If a layer ends a residual branch, and the shortcut
+is computed already, the target is the original sum minus the compressed network's shortcut.
 """
 
 from __future__ import annotations
@@ -36,21 +36,25 @@ from passes.residual import residual_sum
 
 __all__ = ["apply", "shaped"]
 
-# Ridge towards the layer's own weights, as a share of the mean eigenvalue of its patches' second moment.
+# Strength of the ridge penalty towards the layer's own weights, as a share of the mean eigenvalue of the second moment
+# of its patches.
 RIDGE = 1e-3
 LAYERS = ("Conv", "Gemm")
 UNCHANGED = (KEEP, REMOVED)
 
 
 def apply(context: Context, plan: Plan) -> onnx.ModelProto:
-    """Carry a plan out on the model of a run, and repair its layers.
+    """Apply a plan to the model of a run, and repair its layers.
 
     Args:
-        context: of the run; its model is not changed.
-        plan: made for this model.
+        context: the run; its model is not changed.
+        plan: a plan for this model.
+
+    Returns:
+        The compressed model, in float, with the signature of the original.
 
     Raises:
-        PlanError: the plan is for another model, or asks for what the model does not have.
+        PlanError: the plan is for another model, or names layers, channels or ranks that the model does not have.
         ModelError: the ONNX checker rejects the result.
     """
     if plan.model != context.digest:
@@ -90,11 +94,11 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
 
 
 def shaped(context: Context, plan: Plan) -> Model:
-    """A network of the planned shapes: pruned as planned, the chains with random weights. It takes the same time.
+    """A network of the planned shapes, to be timed: it is pruned, and its chains have random weights.
 
     Args:
-        context: of the run; its model is not changed.
-        plan: made for this model.
+        context: the run; its model is not changed.
+        plan: a plan for this model.
 
     Raises:
         PlanError: as for `apply`.
@@ -115,7 +119,7 @@ def shaped(context: Context, plan: Plan) -> Model:
 
 
 def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan) -> list[str]:
-    """The plan's layers in the model's order, after a check that all are there but those that are removed."""
+    """Names of the plan's layers in graph order; raises PlanError unless exactly the removed ones are missing."""
     ordered = [n.name for n in model.graph.nodes if n.name in plan.layers]
     for name, layer in plan.layers.items():
         if name not in ordered:
@@ -130,7 +134,7 @@ def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan) -> list[st
 
 @dataclass(frozen=True)
 class _Kept:
-    """What is left of each layer's outputs: masks over the original's channels; and the layers pruned."""
+    """The result of pruning: masks of the original's output channels that each layer keeps; and the pruned layers."""
 
     outputs: dict[str, np.ndarray]
     touched: set[str]
@@ -166,7 +170,7 @@ def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kep
 
 
 def _remove_branches(model: Model, gone: list[ChannelGroup], shapes: Shapes) -> None:
-    """Take out the residual branches that groups are in of which nothing is kept."""
+    """Remove the residual branches of groups that keep no channels; raises PlanError if a group is in none."""
     readers = {group.name: [s.node for s, _ in group.members("consumes")] for group in gone}
     for nodes in readers.values():
         joined = residual_sum(model.graph, nodes[0], shapes) if len(nodes) == 1 else None
@@ -192,7 +196,7 @@ class _Walks:
 
 
 def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: str, rank: int) -> None:
-    """Solve a layer anew on the compressed network's input, and decompose it; a grouped Conv group by group."""
+    """Fit a layer to the compressed network's input and decompose it as planned; a grouped Conv is fitted by groups."""
     layer = layer_of(node, shapes)
     groups = _paired_moments(layer, node, shapes, walks)
     own = np.split(layer.weight, len(groups))
@@ -217,9 +221,9 @@ def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: 
 
 
 def _paired_moments(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) -> list[Moments]:
-    """Moments of the compressed network's patches and the original's responses at the same places, a group each."""
+    """Moments of the compressed network's patches and the original's responses at the same positions, by group."""
     settings = walks.plan.settings
-    keep = walks.kept.outputs.get(layer.name, slice(None))  # none where its channels are not followed
+    keep = walks.kept.outputs.get(layer.name, slice(None))  # all channels where the layer is in no channel group
     shortcut = _shortcut(node, shapes, walks)
     also = [shortcut.name] if shortcut else []
     walks.compressed.advance([layer.input, *also])
@@ -243,7 +247,7 @@ def _paired_moments(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) 
 
 @dataclass(frozen=True)
 class _Shortcut:
-    """The other term of a residual sum, and the order that brings its axes to those of the layer's output."""
+    """Name of the other term of a residual sum, and the axis permutation that aligns it with the layer's output."""
 
     name: str
     order: tuple[int, ...]
@@ -253,7 +257,7 @@ class _Shortcut:
 
 
 def _shortcut(node: gs.Node, shapes: Shapes, walks: _Walks) -> _Shortcut | None:
-    """The other term of the sum that a layer's output enters, if no layer is left before it in either network."""
+    """The other term of the sum that a layer's output enters, if no layer still has to run for it in either network."""
     joined = residual_sum(walks.compressed.model.graph, node, shapes)
     if joined is None:
         return None
@@ -264,7 +268,7 @@ def _shortcut(node: gs.Node, shapes: Shapes, walks: _Walks) -> _Shortcut | None:
 
 
 def _solve(weight: np.ndarray, moments: Moments) -> np.ndarray:
-    """argmin_B E‖t - B x‖² + λ‖B - W‖²: least squares, held to the layer's weights W where the data say nothing."""
+    """argmin_B E‖t - B x‖² + λ‖B - W‖²: least squares, which keeps W where the data give no information."""
     second, cross = moments.second, moments.cross
     own = weight.reshape(len(weight), -1)
     solved = np.linalg.solve(damped(second, RIDGE), (cross + ridge(second, RIDGE) * own).T).T

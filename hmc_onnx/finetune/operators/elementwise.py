@@ -1,4 +1,4 @@
-"""Element by element: activations, arithmetic, comparisons and casts."""
+"""Rules for elementwise operators (activations, arithmetic, comparisons, casts) and Softmax."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _where(op: Operator) -> Callable[..., Tensor]:
 def _dropout(op: Operator) -> Callable[..., Tensor]:
     if op.outputs > 1:
         raise op.refuse("its mask is an output")
-    return lambda x, *_: x  # as it is when the model is served
+    return lambda x, *_: x  # the identity, as in deployment
 
 
 @rule("Clip")
@@ -161,7 +161,7 @@ def _softmax(op: Operator) -> Callable[..., Tensor]:
         if op.opset >= 13:
             return apply(x, dim=op.get("axis", -1))
         axis = op.get("axis", 1) % x.dim()
-        return apply(x.flatten(axis), dim=-1).reshape(x.shape)  # all axes from this one on are taken together
+        return apply(x.flatten(axis), dim=-1).reshape(x.shape)  # before opset 13: over all axes from this one on
 
     return run
 

@@ -1,4 +1,4 @@
-"""Conv, ConvTranspose, Gemm, MatMul, and pools: what slides a window or multiplies matrices."""
+"""Rules for Conv, Gemm, MatMul and pooling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__: list[str] = []
 def _pads(
     op: Operator, x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> list[int]:
-    """ONNX's pads, all begins and then all ends, also where auto_pad leaves them to the input's size."""
+    """Pads in ONNX's order (all begins, then all ends); for auto_pad they are computed from the input's size."""
     d, auto = len(kernel), op.get("auto_pad", "NOTSET")
     if auto == "NOTSET":
         return list(op.get("pads") or [0] * 2 * d)
@@ -32,13 +32,13 @@ def _pads(
 
 
 def _padded(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
-    """The tensor with its spatial axes padded; torch names the last axis first."""
+    """The tensor with padded spatial axes; `pads` is in ONNX's order, whereas torch's begins with the last axis."""
     d = len(pads) // 2
     return F.pad(x, [p for i in reversed(range(d)) for p in (pads[i], pads[i + d])], value=value)
 
 
 def _split(x: Tensor, pads: list[int], most: Sequence[float], value: float = 0.0) -> tuple[Tensor, list[int]]:
-    """Padding that torch's own functions can do is left to them: what is the same at both ends, up to `most`."""
+    """The input and the padding for torch's function, which can pad both ends equally, up to `most`; else pad here."""
     d = len(pads) // 2
     if pads[:d] == pads[d:] and all(p <= m for p, m in zip(pads, most, strict=False)):
         return x, pads[:d]
@@ -107,7 +107,7 @@ def _average_pool(op: Operator) -> Callable[..., Tensor]:
         inner, padding = _split(x, pads, [k // 2 for k in kernel])
         if inner is x or counted:
             return pool(inner, kernel, strides, padding, ceil, counted)
-        ones = _padded(torch.ones_like(x[:1, :1]), pads)  # of which the mean is the share of a window that is no pad
+        ones = _padded(torch.ones_like(x[:1, :1]), pads)  # mean: share of a window that is no padding
         return pool(inner, kernel, strides, padding, ceil) / pool(ones, kernel, strides, padding, ceil)
 
     return run

@@ -1,4 +1,4 @@
-"""Shapes: values that are moved, cut and joined, and the small integers that say how."""
+"""Rules for operators that move, cut and join values, for reductions, and for computing shapes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _transpose(op: Operator) -> Callable[..., Tensor]:
 
 
 def _axes(op: Operator, given: Tensor | None) -> list[int] | None:
-    """Axes, which were an attribute once and are an input now."""
+    """The axes: an attribute in older opsets, an input in newer ones."""
     return op.get("axes") if given is None else ints(given)
 
 
@@ -185,7 +185,7 @@ REDUCTIONS: dict[str, Callable[..., Tensor]] = {
     "ReduceSumSquare": lambda x, dim, keepdim: (x * x).sum(dim, keepdim),
 }
 
-# What is left of a reduction that goes over no axis.
+# What a reduction over no axes does to each element; the other reductions leave it unchanged.
 OF_ONE: dict[str, Callable[[Tensor], Tensor]] = {"ReduceL2": torch.abs, "ReduceSumSquare": torch.square}
 
 

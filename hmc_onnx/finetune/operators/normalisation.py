@@ -1,4 +1,4 @@
-"""Normalisations, and BatchNormalization's two ways: by the statistics it holds, or by those of the batch."""
+"""Rules for normalisations. A BatchNormalization uses its stored statistics, or those of the batch (see `Mode`)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _batch_normalization(op: Operator) -> Callable[..., Tensor]:
 def _over_all_processes(
     x: Tensor, affine: tuple[Tensor, Tensor], running: tuple[Tensor, Tensor], epsilon: float, momentum: float
 ) -> Tensor:
-    """torch's SyncBatchNorm, which has no form for CPUs; every process has as many images."""
+    """SyncBatchNorm, which torch has for GPUs only; every process must have the same number of images."""
     (scale, bias), (mean, var) = affine, running
     axes = [0, *range(2, x.dim())]
     count = x.numel() // x.shape[1] * torch.distributed.get_world_size()
@@ -60,7 +60,7 @@ def _group_normalization(op: Operator) -> Callable[..., Tensor]:
     groups = op.get("num_groups")
 
     def run(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        if len(scale) != x.shape[1]:  # up to opset 20: one a group
+        if len(scale) != x.shape[1]:  # up to opset 20, scale and bias are per group
             scale, bias = (t.repeat_interleave(x.shape[1] // groups) for t in (scale, bias))
         return F.group_norm(x, groups, scale, bias, op.get("epsilon", 1e-5))
 

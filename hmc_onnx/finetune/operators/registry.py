@@ -1,6 +1,6 @@
-"""How rules are found: by operator name, each name once.
+"""The registry of rules by operator name.
 
-A rule is bound to a node once, when the module is built, and gives the function that is run at every batch.
+A rule takes a node, once, when the module is built, and returns the function that computes it for every batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from passes.core.errors import ModelError
 
 __all__ = ["RULES", "Mode", "Operator", "Rule", "ints", "rule"]
 
-Value = Any  # a tensor; of several outputs a tuple of tensors; None for an input that is left out
+Value = Any  # a tensor; a tuple of tensors for several outputs; None for an omitted input
 Rule = Callable[["Operator"], Callable[..., Value]]
 
 RULES: dict[str, Rule] = {}
@@ -24,12 +24,12 @@ RULES: dict[str, Rule] = {}
 
 @dataclass
 class Mode:
-    """What a whole module's BatchNormalizations do.
+    """How the BatchNormalizations of a module behave.
 
     Attributes:
-        batch_statistics: normalise by the batch at hand and keep a running mean of that, as in training.
-        momentum: weight of the batch in the running mean.
-        shared: batch statistics are over the batches of all processes of the default process group.
+        batch_statistics: normalise with the statistics of the batch and update the running ones, as in training.
+        momentum: weight of the batch in the running statistics.
+        shared: compute the batch statistics over all processes of the default process group.
     """
 
     batch_statistics: bool = False
@@ -39,7 +39,16 @@ class Mode:
 
 @dataclass(frozen=True)
 class Operator:
-    """A node as its rule sees it."""
+    """A node in the form in which a rule takes it.
+
+    Attributes:
+        op: its operator.
+        name: its name, for messages.
+        opset: version of the default operator set of the model.
+        outputs: number of its outputs.
+        attributes: values of its ONNX attributes, by name.
+        mode: the mode of the module that it is in.
+    """
 
     op: str
     name: str
@@ -49,18 +58,18 @@ class Operator:
     mode: Mode = field(default_factory=Mode)
 
     def get(self, attribute: str, default: Any = None) -> Any:
-        """An attribute's value."""
+        """The value of an attribute, or the default if the node does not have it."""
         return self.attributes.get(attribute, default)
 
     def refuse(self, what: str) -> ModelError:
-        """The error of something that the rule does not cover."""
+        """The error to raise for a node that the rule does not cover; `what` says why."""
         return ModelError(
             f"node '{self.name}' ({self.op}) cannot be fine-tuned through: {what}; compress without fine-tuning"
         )
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule under operator names; a name that has one already is an error of the program."""
+    """Register a rule under operator names; raises ValueError for a name that has a rule already."""
 
     def register(function: Rule) -> Rule:
         for name in names:
@@ -73,5 +82,5 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def ints(value: Tensor | Iterable[int]) -> list[int]:
-    """Integers of a tensor, such as axes or a shape."""
+    """The integers in a tensor or an iterable, such as axes or a shape, as a list."""
     return [int(v) for v in (value.reshape(-1).tolist() if isinstance(value, torch.Tensor) else value)]
