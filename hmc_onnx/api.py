@@ -30,7 +30,7 @@ from hmc_onnx.records.settings import QUICK, Settings
 from hmc_onnx.records.work import HERE, Work
 from hmc_onnx.reporting.summary import as_html, as_text
 from hmc_onnx.reporting.tables import comparison
-from hmc_onnx.run import DataLike, ModelLike, Run, opened
+from hmc_onnx.run import DataLike, ModelLike, Run, opened, purpose_of
 from passes.core.errors import DataError, HmcError, ModelError, OutputError, PlanError, SettingsError
 from passes.core.progress import Progress
 from passes.graph.external import brought_in
@@ -122,12 +122,13 @@ def compress(
     Args:
         model: an onnx.ModelProto or a path.
         calibration: images: anything that follows onnxruntime's CalibrationDataReader protocol, an iterable of batches
-            such as torch's DataLoader, or `CalibrationData`; for a bound on the loss, more than `settings.samples`.
+            such as torch's DataLoader, or `CalibrationData`. Images beyond `settings.samples`, and a fifth where there
+            are few more, are held back from all fitting, to search for a bound on the loss or to compare on.
         goal: "latency=0.6", "macs=0.5", "params=0.5" or several of them with commas between; "none" to change the
             precision alone; "max_drop=0.01" for the fastest network that loses no more; or a `Goal`, which also names
             a strategy.
         settings: see `Settings`.
-        test: images to compare the models on; default: the calibration images.
+        test: images to compare the models on, which are none to calibrate with; default: those that are held back.
         work: where the work is done; with a folder, a run that was cut off goes on.
 
     Raises:
@@ -137,9 +138,11 @@ def compress(
     if goal.by_latency:
         settings = settings.model_copy(update={"latency": True})
     with opened(model) as proto:
-        run = Run(proto, calibration, settings, work, searching=goal.max_drop is not None)
-        images = run.data if test is None else fit(proto, test)
-        check_labels(proto, images, settings.runtime, settings.judge)
+        purpose = purpose_of(goal, test is not None)
+        run = Run(proto, calibration, settings, work, purpose)
+        images = None if test is None else fit(proto, test)
+        check_labels(proto, images or run.data, settings.runtime, settings.judge)
+        run.check_data(goal)
         found = run.reach(goal)
         served = run.serve(found.model)
         report = run.verify(served, images).model_copy(update={"curve": found.curve})
@@ -175,7 +178,7 @@ def apply(model: ModelLike, plan: Plan, calibration: DataLike, work: Work = HERE
         PlanError: the plan is for another model or other data, or asks for what cannot be.
     """
     with opened(model) as proto:
-        return brought_in(Run(proto, calibration, plan.settings, work).apply(plan))
+        return brought_in(Run(proto, calibration, plan.settings, work, plan.held_back).apply(plan))
 
 
 def verify(

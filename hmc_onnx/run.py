@@ -7,8 +7,10 @@ the benchmarks are a few lines on this.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,29 +19,33 @@ import onnx
 from calib.data.calibration import CalibrationData, CalibrationDataReader
 from calib.runtime.batching import at_once, declared_batch, whole_batches
 from calib.runtime.sessions import providers
+from hmc_onnx.analysis.held_back import hold_back, images_to_ask_for
 from hmc_onnx.analysis.model_inputs import check_supported, fit, load_supported
 from hmc_onnx.analysis.sanity import Finding, findings
 from hmc_onnx.comparison.judging import Judged, check_decides, check_labels
 from hmc_onnx.comparison.verification import BATCHES, Network, verify
 from hmc_onnx.execution.context import Context, check_convertible
-from hmc_onnx.planning.accuracy_search import Found, Search, Split, split
+from hmc_onnx.planning.accuracy_search import Found, Search
 from hmc_onnx.planning.planner import Planner, timed_here
 from hmc_onnx.planning.program import unchanged
 from hmc_onnx.profiling.profiler import profile
 from hmc_onnx.records.comparison import Verification
 from hmc_onnx.records.goal import Goal, Strategy, Target
-from hmc_onnx.records.plan import Plan
+from hmc_onnx.records.plan import HeldBack, Plan
 from hmc_onnx.records.profile import Profile
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.records.work import HERE, Work
 from hmc_onnx.rewriting.applying import apply
-from passes.core.errors import PlanError, SettingsError
+from passes.core.errors import DataError, HmcWarning, PlanError, SettingsError
 from passes.graph.external import on_disk
 
-__all__ = ["DataLike", "ModelLike", "Run", "opened"]
+__all__ = ["DataLike", "ModelLike", "Run", "opened", "purpose_of"]
 
 # Images whose answers are looked at before the work.
 LOOKED_AT = 128
+
+# With fewer images, what is fitted to them is clearly worse on new images (`benchmarks/few_images.py`).
+FEW_IMAGES = 256
 
 ModelLike = onnx.ModelProto | str | os.PathLike[str]
 DataLike = CalibrationData | CalibrationDataReader | Iterable[Any]
@@ -59,6 +65,21 @@ def opened(model: ModelLike) -> Iterator[onnx.ModelProto]:
         yield proto
 
 
+def purpose_of(goal: Goal, test_images: bool) -> HeldBack:
+    """What images are held back for on the way to a goal: a search, or the report where no others are there for it."""
+    if goal.max_drop is not None:
+        return "search"
+    return "nothing" if test_images else "report"
+
+
+def _few(count: int) -> Finding:
+    return Finding(
+        code="few_images",
+        sentence=f"there are {count} images to calibrate with: what is fitted to fewer than {FEW_IMAGES} loses more "
+        "on new images, so give more",
+    )
+
+
 class Run(Context):
     """A model on its way to a smaller and faster one.
 
@@ -67,7 +88,11 @@ class Run(Context):
         data: images to calibrate with; anything that `hmc_onnx.compress` takes.
         settings: see `Settings`.
         work: see `Work`; with a work folder, a run that was cut off goes on.
-        searching: whether a bound on the loss will be searched for: then a part of the images is kept for that.
+        purpose: for what a part of the images is held back from all fitting: "report", so that `verify` compares on
+            new images, "search" for a bound on the loss, or "nothing".
+
+    Attributes:
+        held: the images that are held back; None where there are too few images for that.
 
     Raises:
         DataError: the images do not fit the model, or are too few.
@@ -80,16 +105,18 @@ class Run(Context):
         data: DataLike,
         settings: Settings | None = None,
         work: Work = HERE,
-        searching: bool = False,
+        purpose: HeldBack = "nothing",
     ) -> None:
         settings = settings or Settings()
-        self._parts: Split | None = None
-        if searching:
-            self._parts = split(fit(served, data, 2 * settings.samples), settings.samples)
+        everything = fit(served, data, images_to_ask_for(settings.samples, purpose))
+        if purpose == "search":
             check_decides(served, settings.judge)
-            check_labels(served, self._parts.search, settings.runtime, settings.judge)
-        fitted = self._parts.calibration if self._parts else fit(served, data, settings.samples)
-        super().__init__(served, fitted, settings, work)
+        parts = hold_back(everything, settings.samples, settings.seed, purpose)
+        super().__init__(served, parts.calibration, settings, work)
+        self.held, self._purpose = parts.held, purpose
+        self._fewer: HeldBack = purpose if parts.fewer else "nothing"
+        if self.held is not None:
+            check_labels(served, self.held, settings.runtime, settings.judge)
         check_convertible(served, settings.precision)
         self._profile: Profile | None = None
         self._planners: dict[Strategy, Planner] = {}
@@ -111,15 +138,30 @@ class Run(Context):
         The model answers a few of the images for it.
         """
         judged = Judged(self.served, self.runtime, self.settings.judge)
-        scores = None
+        fixed = declared_batch(self.served, self.data.feeds)
+        size = fixed or at_once(self.data.feeds, LOOKED_AT)
+        some, scores = self.data.draw(max(LOOKED_AT, size)), None
         if judged.outputs[0].kind in ("scores", "probabilities"):
-            fixed = declared_batch(self.served, self.data.feeds)
-            size = fixed or at_once(self.data.feeds, LOOKED_AT)
-            chunks = whole_batches(self.data.head(max(LOOKED_AT, size)), size, fixed)
+            chunks = whole_batches(some, size, fixed)
             answers = [judged.run(feeds)[0] for feeds in chunks]
             if answers[0].ndim == 2 and len(answers[0]) == len(next(iter(chunks[0].values()))):
                 scores = np.concatenate(answers)
-        return findings(self.served, self.data, scores)
+        found = findings(self.served, replace(some, source=self.data.source), scores)
+        if len(self.data) < FEW_IMAGES:
+            found.append(_few(len(self.data)))
+        return found
+
+    def check_data(self, goal: Goal) -> None:
+        """Warn of each of the `findings` (`HmcWarning`).
+
+        Raises:
+            DataError: a result would mean nothing: a finding is fatal, or the accuracy before is near chance and a loss
+                of it is to be bounded.
+        """
+        for finding in self.findings():
+            if finding.fatal or (goal.max_drop is not None and finding.code == "near_chance"):
+                raise DataError(finding.sentence)
+            warnings.warn(finding.sentence, HmcWarning, stacklevel=3)
 
     @property
     def profiled(self) -> Profile | None:
@@ -135,7 +177,8 @@ class Run(Context):
         wanted = Goal.of(target).target
         if wanted is None:
             raise SettingsError("a plan is for a target, such as macs=0.5: a bound on the loss has to be searched for")
-        return unchanged(self) if wanted == Target() else self._planner(strategy).plan(wanted)
+        plan = unchanged(self) if wanted == Target() else self._planner(strategy).plan(wanted)
+        return plan.model_copy(update={"held_back": self._fewer})
 
     def search(self, max_drop: float, strategy: Strategy = "hmc") -> Found:
         """The fastest network that loses no more than `max_drop` (0 to 1) on images that nothing was fitted to.
@@ -143,9 +186,10 @@ class Run(Context):
         Raises:
             SettingsError: there is none that is faster than the original.
         """
-        if self._parts is None:
-            raise SettingsError("images to search with were not kept: make the Run with searching=True")
-        return Search(self, self._planner(strategy), self._parts, strategy).run(max_drop)
+        if self._purpose != "search" or self.held is None:
+            raise SettingsError("no images to search with were held back: make the Run with purpose='search'")
+        found = Search(self, self._planner(strategy), self.held, strategy).run(max_drop)
+        return replace(found, plan=found.plan.model_copy(update={"held_back": self._fewer}))
 
     def reach(self, goal: Goal) -> Found:
         """The network of a goal: that of its target, or the fastest within its bound on the loss.
@@ -182,20 +226,23 @@ class Run(Context):
 
         Args:
             compressed: the model.
-            images: to compare on; default: the calibration images.
+            images: to compare on, which nothing was fitted to; default: those that were held back, and where none
+                were, the calibration images.
 
         Raises:
             ModelError: the signatures differ, or a model does not run.
             DataError: the images do not fit.
         """
-        compared = self.data if images is None else fit(self.served, images)
+        new = self.held if images is None else fit(self.served, images)
+        compared = self.data if new is None else new
         timed = timed_here(self._profile) if self._profile else None
         batches = tuple(sorted({*BATCHES, *([timed.batch] if timed else [])}))
         known = {timed.batch: timed.seconds} if timed else {}
         precision = self.settings.precision
         alone = None if precision == "fp32" else (precision, self.serve(self.normal.finished()))
         pair = Network(self.served, self.normal, self.settings.judge, alone), Network(compressed)
-        return verify(*pair, compared, self.runtime, batches, known)
+        found = verify(*pair, compared, self.runtime, batches, known)
+        return found.model_copy(update={"new_images": new is not None})
 
     def _planner(self, strategy: Strategy) -> Planner:
         if strategy not in self._planners:

@@ -98,18 +98,47 @@ class CalibrationData:
             raise SettingsError(f"cannot take the first {n} samples of {self.source}: take 1 or more")
         return self if n >= len(self) else self._part(slice(None, n), f"the first {n} of {self.source}")
 
-    def split(self, n: int) -> tuple[CalibrationData, CalibrationData]:
+    def part(self, n: int) -> tuple[CalibrationData, CalibrationData]:
         """The first n samples, and the rest; the arrays of both are views.
 
         Raises:
             SettingsError: one of the two parts would be empty.
         """
+        self._check_parts(n)
+        return self.head(n), self._part(slice(n, None), f"the last {len(self) - n} of {self.source}")
+
+    def split(self, n: int, seed: int = 0) -> tuple[CalibrationData, CalibrationData]:
+        """n samples drawn at random, and the rest, each in the order that they have here; the arrays are copies.
+
+        Raises:
+            SettingsError: one of the two parts would be empty.
+        """
+        self._check_parts(n)
+        order = np.random.default_rng(seed).permutation(len(self))
+        drawn, rest = np.sort(order[:n]), np.sort(order[n:])
+        return (
+            self._part(drawn, f"{n} of {self.source}"),
+            self._part(rest, f"{len(rest)} others of {self.source}"),
+        )
+
+    def draw(self, n: int, seed: int = 0) -> CalibrationData:
+        """n samples in random order, as copies; or all as they are, if there are not more.
+
+        What is measured on some of the samples is measured on these, as samples are often sorted by class.
+
+        Raises:
+            SettingsError: n is below 1.
+        """
+        if n >= len(self):
+            return self
+        self._check_parts(n)
+        return self._part(np.random.default_rng(seed).permutation(len(self))[:n], f"{n} of {self.source}")
+
+    def _check_parts(self, n: int) -> None:
         if not 0 < n < len(self):
             raise SettingsError(
                 f"cannot split {n} samples off {self.source}: with {len(self)} samples, split off 1 to {len(self) - 1}"
             )
-        rest = self._part(slice(n, None), f"the last {len(self) - n} of {self.source}")
-        return self.head(n), rest
 
     def digest(self) -> str:
         """SHA-256 (hex) of the inputs' names, types, shapes and contents, and of the labels; `source` is left out."""
@@ -140,7 +169,7 @@ class CalibrationData:
             for at in parts
         )
 
-    def _part(self, at: slice, source: str) -> CalibrationData:
+    def _part(self, at: slice | np.ndarray, source: str) -> CalibrationData:
         """Some of the samples. They are a part of checked data, so the checks of `__post_init__` are not repeated."""
         part = object.__new__(CalibrationData)
         fields = {

@@ -32,6 +32,7 @@ class Selection:
         seed: seed of the draw, 0 or more; the same seed draws the same images.
         split: "train", "test", or another name that the file uses; ignored for data without splits.
         skip_unreadable: leave out image files that cannot be decoded; else they raise DataError.
+        more: number of further images to draw from the others; they come behind the first.
 
     Raises:
         SettingsError: samples or seed is out of range.
@@ -41,6 +42,7 @@ class Selection:
     seed: int = 0
     split: str = "train"
     skip_unreadable: bool = False
+    more: int = 0
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
@@ -49,10 +51,15 @@ class Selection:
             raise SettingsError(f"seed {self.seed} is below 0: use 0 or more")
 
     def of(self, total: int) -> np.ndarray:
-        """Indices of the chosen images among `total`, int64 (n,), in ascending order."""
+        """Indices of the drawn images among `total`: those of `samples` rising, then those of `more` rising."""
         if self.samples is None or self.samples >= total:
             return np.arange(total)
-        return np.sort(np.random.default_rng(self.seed).choice(total, self.samples, replace=False))
+        rng = np.random.default_rng(self.seed)
+        drawn = np.sort(rng.choice(total, self.samples, replace=False))
+        if not self.more:
+            return drawn
+        others = np.setdiff1d(np.arange(total), drawn)
+        return np.concatenate([drawn, np.sort(rng.choice(others, min(self.more, len(others)), replace=False))])
 
 
 ALL, AS_STORED = Selection(), Labelling()

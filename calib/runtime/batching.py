@@ -110,8 +110,11 @@ def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, runti
 def calibration_chunks(
     model: Model, data: CalibrationData, samples: int, wanted: int, runtime: Runtime = CPU
 ) -> list[dict[str, np.ndarray]]:
-    """The first `samples` images as feeds of `batch_size` images; a remainder below a fixed size is dropped."""
-    images = data.head(samples)
+    """`samples` images as feeds of `batch_size` images; a remainder below a fixed size is dropped.
+
+    Where there are more images, the feeds are of a random draw of them, in random order.
+    """
+    images = data.draw(samples)
     wanted = at_once(images.feeds, wanted)
     size = batch_size(model, images.feeds, wanted, runtime)
     chunks = [feeds for feeds, _ in images.chunks(size)]

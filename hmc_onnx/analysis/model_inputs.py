@@ -30,6 +30,7 @@ __all__ = [
     "for_input",
     "is_float",
     "load_data",
+    "load_selection",
     "load_supported",
     "noise",
     "preprocessing",
@@ -159,10 +160,17 @@ def load_data(
         DataError: the data cannot be read or do not fit the model.
         SettingsError: the model is to be fed pixels as they are, and the preprocessing would normalise them.
     """
+    return load_selection(proto, path, preprocess, Selection(samples, seed, split))
+
+
+def load_selection(
+    proto: onnx.ModelProto, path: str | os.PathLike[str], preprocess: Preprocess | Images, selection: Selection
+) -> CalibrationData:
+    """`load_data` for images that a `Selection` draws; whether unreadable files are left out follows from `Images`."""
     inputs = signature(proto)
     options = preprocess if isinstance(preprocess, Images) else Images()
     labelling = options.labelling()
-    selection = Selection(samples, seed, split, options.skip_unreadable)
+    selection = replace(selection, skip_unreadable=options.skip_unreadable)
     if len(inputs) != 1:
         return fit(proto, read_several(path, tuple(inputs), selection, labelling))
     ((name, (dtype, shape)),) = inputs.items()

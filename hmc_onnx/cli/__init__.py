@@ -134,10 +134,11 @@ def _settings_of_a_command() -> Iterator[None]:
 
 def _show_warning(others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
     """One sentence, as of errors; warnings of other libraries are shown as Python does."""
+    from hmc_onnx.cli.wording import in_options
     from passes.core.errors import HmcWarning
 
     if issubclass(category, HmcWarning):
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {in_options(str(message))}", file=sys.stderr)
     else:
         others(message, category, *place)
 

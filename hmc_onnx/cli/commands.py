@@ -85,7 +85,7 @@ def compress(model: Model, given: Given) -> None:
     from hmc_onnx.cli.finetuning import check_training, trained
     from hmc_onnx.comparison.judging import check_labels
     from hmc_onnx.reporting.tables import comparison, epochs_table, plan_tables
-    from hmc_onnx.run import Run
+    from hmc_onnx.run import Run, purpose_of
     from passes.graph.external import brought_in
     from passes.graph.files import save
 
@@ -94,14 +94,14 @@ def compress(model: Model, given: Given) -> None:
     settings = settings_of(given, latency=goal.by_latency)
     proto = supported(model, given)
     training = check_training(proto, given) if given.of(Training).finetune else None
-    # with a bound on the loss, half of the images are for the search
-    calibration = calibration_images(
-        proto, given, settings.samples if goal.max_drop is None else 2 * settings.samples, settings.seed
-    )
     test = images_to_compare_on(proto, given)
+    # fine-tuning reads the images anew, those that were held back too
+    purpose = purpose_of(goal, test is not None or training is not None)
+    calibration = calibration_images(proto, given, settings, purpose)
     with progress_bar() as progress:
-        run = Run(proto, calibration, settings, given.of(Work, progress=progress), goal.max_drop is not None)
+        run = Run(proto, calibration, settings, given.of(Work, progress=progress), purpose)
         check_labels(proto, run.data if test is None else test, settings.runtime, settings.judge)
+        run.check_data(goal)
         found = run.reach(goal)
         shown: list[Any] = [plan_tables(found.plan)]
         result, stopped = brought_in(found.model), None
@@ -136,7 +136,7 @@ def profile(model: Model, given: Given) -> None:
     output, _ = _outputs(given, model)
     settings = settings_of(given)
     proto = supported(model, given)
-    images = calibration_images(proto, given, settings.samples, settings.seed)
+    images = calibration_images(proto, given, settings)
     with progress_bar() as progress:
         result = Run(proto, images, settings, given.of(Work, progress=progress)).profile()
     result.save(output)
@@ -178,9 +178,9 @@ def apply(model: Model, given: Given) -> None:
 
     output, _ = _outputs(given, model)
     chosen, proto = Plan.load(given.of(PlanFile).plan), supported(model, given)
-    images = calibration_images(proto, given, chosen.settings.samples, chosen.settings.seed)
+    images = calibration_images(proto, given, chosen.settings, chosen.held_back)
     with progress_bar() as progress:
-        compressed = Run(proto, images, chosen.settings, Work(progress=progress)).apply(chosen)
+        compressed = Run(proto, images, chosen.settings, Work(progress=progress), chosen.held_back).apply(chosen)
     save(brought_in(compressed), output)
     show(f"Written: {output}")
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import onnx
 
 from calib.data.calibration import CalibrationData
-from calib.data.readers import splits
-from hmc_onnx.analysis.model_inputs import check_kind, check_varied, load_data
+from calib.data.readers import Selection, splits
+from hmc_onnx.analysis.held_back import images_to_ask_for
+from hmc_onnx.analysis.model_inputs import check_kind, check_varied, load_data, load_selection
 from hmc_onnx.cli.groups import Images, Labels, Quick
 from hmc_onnx.cli.options import Given
+from hmc_onnx.records.plan import HeldBack
 from hmc_onnx.records.settings import QUICK, Settings
 from passes.graph.external import on_disk
 from passes.graph.files import load
@@ -54,14 +56,18 @@ def settings_of(given: Given, latency: bool = False) -> Settings:
     return given.of(Settings, **set_here, **({"latency": True} if latency else {}))
 
 
-def calibration_images(proto: onnx.ModelProto, given: Given, samples: int, seed: int) -> CalibrationData:
-    """The images to calibrate with.
+def calibration_images(
+    proto: onnx.ModelProto, given: Given, settings: Settings, purpose: HeldBack = "nothing"
+) -> CalibrationData:
+    """The images to calibrate with, and behind them others to hold back for a purpose, as far as there are any.
 
     Raises:
         DataError: they cannot be read, do not fit the model, or are all alike.
         SettingsError: none were given, or the preprocessing makes no sense.
     """
-    data = load_data(proto, given.need("data"), given.of(Images), samples=samples, seed=seed)
+    more = images_to_ask_for(settings.samples, purpose) - settings.samples
+    selection = Selection(settings.samples, settings.seed, more=more)
+    data = load_selection(proto, given.need("data"), given.of(Images), selection)
     check_varied(data)
     return _labelled(data, given)
 

@@ -16,8 +16,17 @@ from calib.runtime.batching import at_once, batch_size, declared_batch, input_sh
 from calib.runtime.observing import observe
 from calib.runtime.sessions import CPU, Runtime, Session
 from hmc_onnx.analysis.model_inputs import fit
+from hmc_onnx.comparison.intervals import of_change, of_mean, of_share
 from hmc_onnx.comparison.judging import Judged, check_labels, labelled, predictions
-from hmc_onnx.records.comparison import BatchComparison, OutputComparison, Side, Timing, Unchanged, Verification
+from hmc_onnx.records.comparison import (
+    BatchComparison,
+    Intervals,
+    OutputComparison,
+    Side,
+    Timing,
+    Unchanged,
+    Verification,
+)
 from passes.core.errors import ModelError
 from passes.graph.cost import total
 from passes.graph.model import Model
@@ -121,8 +130,8 @@ def verify(
     if data.labels is not None:
         labels = data.labels[:count]
         at = labelled(compared, [x[0] for x in reference], images[0], data.labels, data.source)
-    accuracies = [
-        None if labels is None or at is None else _right(compared[at], side[at], images, labels)
+    right = [
+        None if labels is None or at is None else predictions(compared[at], side[at], images) == labels
         for side in (reference, answers)
     ]
     sizes = (size,) if size < wanted else tuple(n for n in batches if n <= len(data))
@@ -130,7 +139,10 @@ def verify(
     sessions = [first.session, second.session, *([] if third is None else [third.session])]
     timings = _timed(sessions, {n: {k: v[:n] for k, v in data.feeds.items()} for n in sizes}, known or {})
     shapes = input_shapes(a.proto, data)
-    sides = [network.side(shapes, top1, runtime) for network, top1 in zip((a, b), accuracies, strict=True)]
+    sides = [
+        network.side(shapes, None if known is None else float(known.mean()), runtime)
+        for network, known in zip((a, b), right, strict=True)
+    ]
     main = compared[at] if at is not None else next(o for o in compared if o.kind != "other")
     own = next(report for report in against if report.name == main.name)
     unchanged = None
@@ -145,10 +157,13 @@ def verify(
             agreement=measured(main, original, theirs, images).agreement,
             timings=[_timing(n, found, 2) for n, found in timings.items()],
         )
+    nats = divergences(reference, answers, judged=compared, images=images)
+    i = compared.index(main)
     return Verification(
         a=sides[0],
         b=sides[1],
-        kl=divergence(reference, answers, compared, images),
+        kl=max(float(nats.mean()), 0.0),
+        intervals=_intervals(nats, main, reference[i], answers[i], images, right),
         agreement=own.agreement,
         cosine=next((report.cosine for report in against if report.cosine is not None), None),
         error=next(
@@ -164,6 +179,25 @@ def verify(
         outputs=[*against, *(_left_out(o) for o in _not_compared(a, against, compared))],
         batches=[] if fixed else _other_sizes(first, second, compared, reference, data, size),
         unchanged=unchanged,
+    )
+
+
+def _intervals(
+    nats: np.ndarray,
+    main: Output,
+    reference: Sequence[np.ndarray],
+    answers: Sequence[np.ndarray],
+    images: Sequence[int],
+    right: Sequence[np.ndarray | None],
+) -> Intervals:
+    """What the images tell of others: of the divergence, of the main output's classes, and of accuracy."""
+    before, after = right
+    same = choices(main, reference, images) == choices(main, answers, images) if main.classes else None
+    return Intervals(
+        kl=of_mean(nats),
+        agreement=None if same is None else of_share(same.mean(1)),
+        top1=None if after is None else of_share(after),
+        change=None if before is None or after is None else of_change(before, after),
     )
 
 

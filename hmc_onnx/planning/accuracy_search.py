@@ -23,46 +23,13 @@ from hmc_onnx.records.comparison import Visited
 from hmc_onnx.records.goal import Target
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.rewriting.applying import apply
-from passes.core.errors import DataError, SettingsError
+from passes.core.errors import SettingsError
 
-__all__ = ["Found", "Search", "Split", "split"]
+__all__ = ["Found", "Search"]
 
 # Budgets to try at most, the first of them, and the width of the interval at which the search ends.
 MOST_VISITS, FIRST, CLOSE = 7, 0.6, 0.02
-# Upper bound on the images to search with, and as many to confirm with; and the share of all where they are few.
-MOST_HELD, SHARE_HELD = 2000, 0.2
-LEAST_HELD = 20
 AT_ONCE = 128
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images to calibrate, to search and to confirm with: no image is in two."""
-
-    calibration: CalibrationData
-    search: CalibrationData
-    confirm: CalibrationData
-
-
-def split(data: CalibrationData, samples: int) -> Split:
-    """The first `samples` images to calibrate with, the rest to search and to confirm with, half each.
-
-    Where there are few more than `samples`, or none, a fifth of all is for each of these.
-
-    Raises:
-        DataError: there are too few images.
-    """
-    held = min((len(data) - samples) // 2, MOST_HELD)
-    if held < SHARE_HELD * min(samples, len(data)):
-        held = int(SHARE_HELD * len(data))
-        samples = len(data) - 2 * held
-    if held < LEAST_HELD:
-        raise DataError(
-            f"there are {len(data)} images, too few to search with: give {round(LEAST_HELD / SHARE_HELD)} or more"
-        )
-    calibration, rest = data.split(samples)
-    searched, rest = rest.split(held)
-    return Split(calibration, searched, rest.head(held))
 
 
 @dataclass(frozen=True)
@@ -80,17 +47,16 @@ class Search:
     Args:
         context: of the run, with the images to calibrate with.
         planner: makes the plans.
-        images: see `Split`; with labels the loss is that of top-1, without the share of images whose class changes.
+        images: held back from calibration; a random half is to search with, and the other to confirm with. With labels
+            the loss is that of top-1, without the share of images whose class changes.
         name: of the planner's strategy, under which the checkpoint keeps what was visited.
     """
 
-    def __init__(self, context: Context, planner: Planner, images: Split, name: str) -> None:
+    def __init__(self, context: Context, planner: Planner, images: CalibrationData, name: str) -> None:
         self._context, self._planner, self._name = context, planner, name
-        self._digest = images.search.digest()
-        self._judges = [
-            _Judge(context.served, part, context.runtime, context.settings.judge)
-            for part in (images.search, images.confirm)
-        ]
+        self._digest = images.digest()
+        halves = images.split(len(images) // 2, context.settings.seed)
+        self._judges = [_Judge(context.served, half, context.runtime, context.settings.judge) for half in halves]
 
     def run(self, max_drop: float) -> Found:
         """The fastest network whose loss is within the bound, on the search's images and on those to confirm with.

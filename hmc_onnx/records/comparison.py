@@ -8,7 +8,17 @@ from pydantic import Field
 
 from passes.core.records import Frozen
 
-__all__ = ["BatchComparison", "OutputComparison", "Side", "Timing", "Unchanged", "Verification", "Visited"]
+__all__ = [
+    "BatchComparison",
+    "Interval",
+    "Intervals",
+    "OutputComparison",
+    "Side",
+    "Timing",
+    "Unchanged",
+    "Verification",
+    "Visited",
+]
 
 
 class Side(Frozen):
@@ -102,6 +112,29 @@ class BatchComparison(Frozen):
     kl: float
 
 
+class Interval(Frozen):
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+
+class Intervals(Frozen):
+    """Between which values a few numbers lie for all images of the kind, as far as the images that were used tell.
+
+    Attributes:
+        kl: of the divergence, in nats.
+        agreement: of the share of images for which the class stays; None where none is chosen.
+        top1: of the accuracy of model b, and
+        change: of the change of accuracy from model a to b; None where there are no labels.
+    """
+
+    kl: Interval
+    agreement: Interval | None = None
+    top1: Interval | None = None
+    change: Interval | None = None
+
+
 class Verification(Frozen):
     """Model b against model a over some images.
 
@@ -118,6 +151,8 @@ class Verification(Frozen):
         outputs: what each output is, and how far the two are apart in it.
         batches: the divergence at other batch sizes; empty where the model declares one.
         unchanged: the original in another precision, where that is served.
+        new_images: whether nothing was fitted to the images; None where that is not known.
+        intervals: how much the images tell of others of their kind; None in reports of earlier versions.
     """
 
     version: Literal[1] = 1
@@ -136,3 +171,5 @@ class Verification(Frozen):
     outputs: list[OutputComparison] = Field(default_factory=list)
     batches: list[BatchComparison] = Field(default_factory=list)
     unchanged: Unchanged | None = None
+    new_images: bool | None = None
+    intervals: Intervals | None = None

@@ -13,7 +13,7 @@ from hmc_onnx.records.settings import Settings
 from passes.core.errors import PlanError
 from passes.core.records import Frozen, read_record
 
-__all__ = ["OPTIMAL_GAP", "GroupPlan", "LayerPlan", "Plan", "PlannedLatency"]
+__all__ = ["OPTIMAL_GAP", "GroupPlan", "HeldBack", "LayerPlan", "Plan", "PlannedLatency"]
 
 # The relative gap to the proven lower bound at which a plan counts as optimal.
 OPTIMAL_GAP = 1e-4
@@ -68,16 +68,21 @@ class PlannedLatency(Frozen):
     by_macs: list[str] = Field(default_factory=list)
 
 
+HeldBack = Literal["nothing", "report", "search"]
+
+
 class Plan(Frozen):
     """Everything that `apply` does, keyed by the model and data it was made from.
 
     `macs`, `parameters`, `latency` and `sensitivity` are what the solver expects of the whole network. `gap` is the
-    relative distance between `sensitivity` and the least that the solver has proven possible.
+    relative distance between `sensitivity` and the least that the solver has proven possible. `held_back` says for what
+    a part of the images was held back from the calibration, if there were not enough for both.
     """
 
     version: Literal[1] = 1
     model: str
     data: str
+    held_back: HeldBack = Field(default="nothing", exclude_if=lambda value: value == "nothing")
     settings: Settings
     strategy: Strategy
     target: Target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -19,6 +19,10 @@ __all__ = ["comparison", "epochs_table", "latency_table", "plan_tables"]
 LEGEND = (
     "loses least by: the kind of compression by which the network loses least where it is done to this layer alone. "
     "preference: by how much; -1 is all for pruning, +1 all for low rank (decomposition), and near 0 it may get both."
+)
+FITTED = (
+    "The weights were fitted to these images, so nothing is known of new ones: give more images, of which a fifth is "
+    "then held back, or others to compare on."
 )
 # Nats, and share of the divergence, by which that at another batch size must differ to be shown.
 NOTABLE = (0.01, 1.0)
@@ -39,6 +43,8 @@ def comparison(v: Verification) -> Group:
         table.add_column(column, justify="left" if not column else "right")
     if v.a.top1 is not None and v.b.top1 is not None:
         change = f"{100 * (v.b.top1 - v.a.top1):+.2f} points"
+        if v.intervals is not None and v.intervals.change is not None:
+            change += f" ({100 * v.intervals.change.low:+.2f} to {100 * v.intervals.change.high:+.2f})"
         alone = [] if v.unchanged is None else ["" if v.unchanged.top1 is None else f"{v.unchanged.top1:.2%}"]
         table.add_row("top-1", f"{v.a.top1:.2%}", *alone, f"{v.b.top1:.2%}", change)
     for name in ("macs", "parameters", "bytes"):
@@ -51,8 +57,9 @@ def comparison(v: Verification) -> Group:
         table.add_row(f"latency, batch {t.batch}", f"{t.a:.2f} ms", *alone, f"{t.b:.2f} ms", ratio)
     if v.timings and v.threads is not None:
         table.caption = f"latency with {v.threads} {'thread' if v.threads == 1 else 'threads'} of onnxruntime"
-    parts = [
+    parts: list[RenderableType] = [
         _rows(table, v),
+        *([FITTED] if v.new_images is False else []),
         *([_outputs(v.outputs)] if _tell_more(v) else []),
         *([_curve(v.curve)] if v.curve else []),
     ]
@@ -64,7 +71,9 @@ def _rows(table: Table, v: Verification) -> Table:
     blank = [] if v.unchanged is None else [""]
     if v.agreement is not None:
         alone = [] if v.unchanged is None else [f"{v.unchanged.agreement or 0:.2%}"]
-        table.add_row("same class chosen", "", *alone, f"{v.agreement:.2%}", "")
+        of = None if v.intervals is None else v.intervals.agreement
+        between = "" if of is None else f"{100 * of.low:.2f} to {100 * of.high:.2f} %"
+        table.add_row("same class chosen", "", *alone, f"{v.agreement:.2%}", between)
     if v.cosine is not None:
         table.add_row("cosine of embeddings", "", *blank, f"{v.cosine:.4f}", "")
     if v.error is not None:

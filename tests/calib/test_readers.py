@@ -557,7 +557,7 @@ def data_of(n: int = 5) -> CalibrationData:
 def test_data_is_cut_along_the_samples() -> None:
     data = data_of()
     assert len(data) == 5 and data.labels is not None and data.labels.dtype == np.int64
-    first, rest = data.split(2)
+    first, rest = data.part(2)
     assert first.labels is not None and rest.labels is not None
     assert (first.labels.tolist(), rest.labels.tolist()) == ([0, 1], [2, 3, 4])
     np.testing.assert_array_equal(np.concatenate([first.feeds["x"], rest.feeds["x"]]), data.feeds["x"])
@@ -568,7 +568,20 @@ def test_data_is_cut_along_the_samples() -> None:
     np.testing.assert_array_equal(chunks[2][0]["x"], [[8, 9]])
 
 
-@pytest.mark.parametrize("action", ["head(0)", "split(0)", "split(5)", "chunks(0)"])
+def test_data_is_split_and_drawn_at_random() -> None:
+    data = data_of(40)
+    parts = data.split(15, seed=1)
+    labels = [part.labels.tolist() for part in parts if part.labels is not None]
+    assert list(map(len, labels)) == [15, 25] and sorted(labels[0] + labels[1]) == list(range(40))
+    assert all(own == sorted(own) for own in labels) and max(labels[0]) > 20
+    drawn = data.draw(10, seed=1)
+    assert drawn.labels is not None and len(set(drawn.labels)) == len(drawn) == 10 and max(drawn.labels) > 20
+    np.testing.assert_array_equal(drawn.feeds["x"], data.feeds["x"][drawn.labels])
+    assert drawn.digest() == data.draw(10, seed=1).digest() != data.draw(10, seed=2).digest()
+    assert data.draw(40) is data
+
+
+@pytest.mark.parametrize("action", ["head(0)", "split(0)", "split(5)", "part(0)", "part(5)", "draw(0)", "chunks(0)"])
 def test_data_is_not_cut_to_nothing(action: str) -> None:
     name, value = re.fullmatch(r"(\w+)\((\d)\)", action).groups()  # type: ignore[union-attr]
     fails("here", None, lambda: getattr(data_of(), name)(int(value)), SettingsError)

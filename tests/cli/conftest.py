@@ -17,6 +17,11 @@ from zoo import images, resnet
 from passes.graph.files import save
 
 PROGRESS = re.compile(r"[a-z ]+: \d+ steps")
+# Networks with random weights that are shown noise: of their answers there is much to warn of.
+OF_DATA = re.compile(
+    r"warning: .*(no more than a guess|close to equal probabilities|to each of \d+ images|images to calibrate with"
+    r"|class folders and the model has).*"
+)
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class Outcome:
 
     @property
     def errors(self) -> list[str]:
-        """The lines on standard error that are not progress."""
-        return [line for line in self.err.splitlines() if not PROGRESS.fullmatch(line)]
+        """The lines on standard error that are neither progress nor warnings of the data."""
+        return [line for line in self.err.splitlines() if not PROGRESS.fullmatch(line) and not OF_DATA.fullmatch(line)]
 
     @property
     def words(self) -> str:

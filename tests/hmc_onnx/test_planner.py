@@ -19,12 +19,11 @@ from calib.runtime.sessions import Runtime
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning import accuracy_search as searching
 from hmc_onnx.planning import planner
-from hmc_onnx.planning.accuracy_search import split
 from hmc_onnx.planning.program import Program
 from hmc_onnx.profiling.candidate_times import measure_table
 from hmc_onnx.records.goal import Target
 from hmc_onnx.records.work import Work
-from passes.core.errors import DataError, SettingsError
+from passes.core.errors import SettingsError
 from passes.core.progress import Progress, silent
 from passes.probe import Probe
 
@@ -217,23 +216,6 @@ def test_batches_are_what_the_model_declares_or_what_is_asked_for() -> None:
     with pytest.raises(SettingsError, match="`batch` 5: the model takes batches of 3"):
         serving_batch(fixed, ["input"], 5)
     assert serving_feeds(calibration(3), 7)["input"].shape[0] == 7
-
-
-def test_images_are_split_so_that_none_is_in_two_parts() -> None:
-    for count, samples, sizes in (
-        (300, 100, (100, 100, 100)),
-        (100, 100, (60, 20, 20)),
-        (9000, 100, (100, 2000, 2000)),
-    ):
-        data = CalibrationData({"x": np.arange(count, dtype=np.float32)}, np.arange(count), "numbers")
-        parts = split(data, samples)
-        found = [parts.calibration, parts.search, parts.confirm]
-        assert tuple(map(len, found)) == sizes
-        values = np.concatenate([p.feeds["x"] for p in found])
-        assert len(set(values)) == len(values)
-        assert all(np.array_equal(p.feeds["x"], p.labels) for p in found)
-    with pytest.raises(DataError, match="too few to search with: give 100 or more"):
-        split(calibration(40), 48)
 
 
 @pytest.mark.parametrize("labels", [False, True])
