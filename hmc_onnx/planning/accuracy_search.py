@@ -1,7 +1,7 @@
-"""The fastest network whose loss stays within a bound: budgets on the time are tried, halving the interval each time.
+"""Finds the fastest network whose loss of accuracy stays within a bound, by bisection of the budget on its time.
 
-The loss is measured on images that no repair has seen; the network that is found must keep the bound on others still,
-which the search has not seen either, or the next slower one is taken.
+The loss is measured on images that no repair has used. The fastest network within the bound must keep it on a third set
+of images, too, which the search has not used; otherwise the next slower network is tried.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from passes.core.errors import DataError, SettingsError
 
 __all__ = ["Found", "Search", "Split", "split"]
 
-# Budgets to try at most, the first of them, and the width of the interval at which the search ends.
+# Upper bound on the budgets to try, the first budget, and the width of the interval at which the search ends.
 MOST_VISITS, FIRST, CLOSE = 7, 0.6, 0.02
-# Upper bound on the images to search with, and as many to confirm with; and the share of all where they are few.
+# Upper bound on held-out images for the search, and for the confirmation; and the share of each when data are few.
 MOST_HELD, SHARE_HELD = 2000, 0.2
-LEAST_HELD = 20
-AT_ONCE = 128
+LEAST_HELD = 20  # lower bound on each
+AT_ONCE = 128  # batch size
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images to calibrate, to search and to confirm with: no image is in two."""
+    """Three disjoint sets of images: to calibrate with, to search with, and to confirm the result with."""
 
     calibration: CalibrationData
     search: CalibrationData
@@ -45,9 +45,9 @@ class Split:
 
 
 def split(data: CalibrationData, samples: int) -> Split:
-    """The first `samples` images to calibrate with, the rest to search and to confirm with, half each.
+    """Split the data: the first `samples` images to calibrate with, and half of the rest for each of the other sets.
 
-    Where there are few more than `samples`, or none, a fifth of all is for each of these.
+    If the rest is small, a fifth of all images goes to each of the other two sets.
 
     Raises:
         DataError: there are too few images.
@@ -67,7 +67,7 @@ def split(data: CalibrationData, samples: int) -> Split:
 
 @dataclass(frozen=True)
 class Found:
-    """The network that was found, its plan, and all that was visited on the way, fastest first."""
+    """The network that was found, its plan, and all networks that were tried, fastest first."""
 
     model: onnx.ModelProto
     plan: Plan
@@ -78,10 +78,11 @@ class Search:
     """Looks for the fastest network whose loss is within a bound.
 
     Args:
-        context: of the run, with the images to calibrate with.
+        context: the run, whose data are the images to calibrate with.
         planner: makes the plans.
-        images: see `Split`; with labels the loss is that of top-1, without the share of images whose class changes.
-        name: of the planner's strategy, under which the checkpoint keeps what was visited.
+        images: see `Split`. With labels, the loss is the drop of top-1 accuracy; without, it is the share of images
+            whose predicted class changes.
+        name: name of the planner's strategy, part of the checkpoint's keys.
     """
 
     def __init__(self, context: Context, planner: Planner, images: Split, name: str) -> None:
@@ -93,10 +94,10 @@ class Search:
         ]
 
     def run(self, max_drop: float) -> Found:
-        """The fastest network whose loss is within the bound, on the search's images and on those to confirm with.
+        """The fastest network whose loss is within the bound on both held-out sets.
 
         Args:
-            max_drop: the bound, from 0 to 1.
+            max_drop: the bound on the loss, from 0 to 1.
 
         Raises:
             SettingsError: no network within the bound is faster than the original.
@@ -129,7 +130,7 @@ class Search:
         return Found(model or apply(self._context, plan), plan, curve)
 
     def _visited(self, share: float, key: str) -> tuple[Visited | None, Plan | None, onnx.ModelProto | None]:
-        """A network of a share of the time; its model only where it is not known from the checkpoint."""
+        """A network for a share of the time; the model is None if the result comes from the checkpoint."""
         checkpoint, key = self._context.checkpoint, f"visited/{self._name} {key}"
         if key in checkpoint:
             return *checkpoint.load(key), None
@@ -139,9 +140,9 @@ class Search:
 
     def _visit(self, share: float) -> tuple[Visited | None, Plan | None, onnx.ModelProto | None]:
         try:
-            # planned once, as each network is judged by the time that it takes, whatever was asked for
+            # one plan without correction, because the search uses the measured time and not the budget
             plan = self._planner.plan(Target(latency=share), most=1)
-        except SettingsError:  # below what can be reached
+        except SettingsError:  # the budget is out of reach
             return None, None, None
         compressed = apply(self._context, plan)
         served = self._context.served_form(compressed)
@@ -155,7 +156,7 @@ class Search:
 
 
 class _Judge:
-    """What a network loses against the original on some images: of top-1 where there are labels, else of agreement."""
+    """Measures a network's loss against the original on some images: top-1 drop with labels, else disagreement."""
 
     def __init__(
         self, original: onnx.ModelProto, images: CalibrationData, runtime: Runtime, outputs: Sequence[str]
@@ -179,9 +180,9 @@ class _Judge:
         self._right = self._own if known is None else known[: sum(self._counts), None]
 
     def drop(self, proto: onnx.ModelProto) -> tuple[float, float]:
-        """From 0 to 1, below 0 where the network is better, and the half-width of its 95 % interval.
+        """The loss of a network (negative if it is better than the original), and the half-width of its 95 % interval.
 
-        One image more counts as changed than did, as of a few images that none has says little.
+        The interval is computed as if one more image had changed, because no change on few images proves little.
         """
         judged = Judged(proto, self._runtime, self._said, self._original)
         at = [o.name for o in judged.outputs].index(self._outputs[self._at].name)
@@ -190,7 +191,7 @@ class _Judge:
         return float(lost.mean()), float(1.96 * np.sqrt((lost**2).sum() + 1) / len(lost))
 
     def _chosen(self, batches: Sequence[np.ndarray]) -> np.ndarray:
-        """The classes that an output chooses, (N, places)."""
+        """The predicted classes, int (N, places)."""
         output = self._outputs[self._at]
         if self._labelled:
             return predictions(output, batches, self._counts)[:, None]
