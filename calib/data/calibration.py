@@ -274,8 +274,8 @@ def _parsed(batch: Any, input_name: str | None, where: str) -> tuple[dict[str, n
     shapes = {name: array.shape for name, array in feeds.items()} | ({} if labels is None else {"labels": labels.shape})
     if not feeds or len({shape[:1] for shape in shapes.values()}) > 1 or () in shapes.values():
         raise DataError(
-            f"the arrays of {where} ({_listed(shapes)}) differ in length: give each one row a sample, "
-            "and to an image alone a batch axis (image[None])"
+            f"the arrays of {where} ({_listed(shapes)}) differ in length: give each array one row per sample, "
+            "and a single image a batch axis (image[None])"
         )
     return feeds, labels
 
@@ -285,7 +285,7 @@ def _check_alike(parts: list[dict[str, np.ndarray]], label_parts: list[np.ndarra
     first, last = ({name: f"{a.dtype} {a.shape[1:]}" for name, a in part.items()} for part in (parts[0], parts[-1]))
     if first != last:
         raise DataError(
-            f"batch {len(parts) - 1} of {source} ({_listed(last)}) is not as the first ({_listed(first)}): "
+            f"batch {len(parts) - 1} of {source} ({_listed(last)}) differs from the first ({_listed(first)}): "
             "give all batches the same inputs, types and shapes"
         )
     if len(label_parts) not in (0, len(parts)):

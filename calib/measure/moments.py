@@ -88,7 +88,7 @@ def sampled_patches(x: np.ndarray, geometry: Geometry, positions: np.ndarray) ->
 
     Args:
         x: (N, I, *spatial); (N, I) for a Gemm.
-        geometry: of the layer, an ungrouped Conv or a Gemm.
+        geometry: geometry of the layer, an ungrouped Conv or a Gemm.
         positions: flat indices into the output's spatial positions.
     """
     d = len(geometry.kernel)

@@ -276,7 +276,7 @@ def measure(bench: Callable[[], Bench], key: str, number: int, window: Sequence[
 
     Args:
         bench: a function that gets the bench, called only when the process has none or needs to start again.
-        key: of the bench.
+        key: key of the bench.
         number: index of the window.
         window: the changes of the window.
     """

@@ -1,4 +1,4 @@
-"""The arithmetic on constants with which a graph begins, such as normalisation that was exported with the network."""
+"""Arithmetic with constants at the beginning of a graph, such as normalisation that was exported with the network."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class InputArithmetic:
     """An input x becomes `factor` * x + `shift` before the first operator of another kind.
 
     Attributes:
-        operators: the operators in their order, without those that change no value.
-        factor: by channel, or one for all.
-        shift: by channel, or one for all.
+        operators: types of the arithmetic operators in order; those that change no value are left out.
+        factor: float64, one for each channel, or one for all.
+        shift: float64, one for each channel, or one for all.
     """
 
     operators: tuple[str, ...]
@@ -30,14 +30,14 @@ class InputArithmetic:
 
     @property
     def mean(self) -> float:
-        """Mean over the channels of the input value that becomes 0."""
+        """The input value that becomes 0, as a mean over the channels."""
         return float(np.mean(-self.shift / self.factor))
 
 
 def input_arithmetic(proto: onnx.ModelProto, name: str) -> InputArithmetic:
-    """The arithmetic on constants that an input goes through first; without operators where there is none.
+    """Find the arithmetic with constants that is applied to an input first; `operators` is empty if there is none.
 
-    It ends at an operator of another kind, and where a tensor has several readers.
+    The search ends at an operator of another kind, and at a tensor with several readers.
     """
     graph = proto.graph
     constants = {t.name: t for t in graph.initializer}
@@ -70,7 +70,7 @@ def input_arithmetic(proto: onnx.ModelProto, name: str) -> InputArithmetic:
 
 
 def _step(op: str, on_left: bool, value: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Factor and shift of one operator; None where it is no such arithmetic, or would lose the input."""
+    """Factor and shift of one operator; None if it is not affine in the input, or multiplies it by zero."""
     one, zero = np.ones_like(value), np.zeros_like(value)
     if op == "Add":
         return one, value

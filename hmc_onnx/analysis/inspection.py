@@ -1,4 +1,4 @@
-"""What a model is made of and what can be done to it, without data."""
+"""`inspect`: tables of what a model consists of and how it can be compressed, made without data."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def inspect(
     Args:
         proto: the model.
         size: height and width to assume where the model leaves them open.
-        layout: where they are in the input.
-        outputs: what outputs are, where they would be taken for something else: "NAME=kind" each.
+        layout: axis order of the input, "NCHW" or "NHWC".
+        outputs: "NAME=kind" for each output whose kind would be guessed wrongly.
 
     Raises:
-        ModelError: sizes are open and not given, or the model is in training mode.
-        SettingsError: `outputs` is not understood.
+        ModelError: the model leaves sizes open and `size` is not given, or the model is in training mode.
+        SettingsError: an entry of `outputs` is malformed.
     """
     inputs = closed_shapes(proto, size, layout)
     model = observe(normalise(proto), inputs)
@@ -96,7 +96,7 @@ def inspect(
 
 
 def _outputs(model: Model) -> NarrowTable:
-    """What each output is, and by what a compressed model's is compared with it."""
+    """The table of outputs: what each is, and the measure by which a compressed model's is compared with it."""
     columns = ("output", "what it is", "compared by")
     table = NarrowTable("Outputs", columns, sentences=columns[1:])
     for output in model.outputs:
@@ -107,7 +107,7 @@ def _outputs(model: Model) -> NarrowTable:
 def closed_shapes(
     proto: onnx.ModelProto, size: tuple[int, int] | None = None, layout: str = "NCHW"
 ) -> dict[str, tuple[int, ...]]:
-    """The inputs' shapes at batch 1, with height and width where the model leaves them open; raises as `inspect`."""
+    """Shape of each input, with batch 1 and the given height and width where these are open; raises ModelError."""
     return {name: _closed(name, shape, size, layout) for name, (_, shape) in signature(proto).items()}
 
 
@@ -146,7 +146,7 @@ def _declined(name: str, op: str, declined: dict[str, str]) -> str:
 
 
 def _members(group: ChannelGroup, role: str) -> str:
-    """Node names, with the classes that each carries where it does not carry all of them in order."""
+    """Node names; a node that does not carry all classes in order is followed by those that it carries."""
     parts = []
     for slot, classes in group.members(role):
         whole = len(classes) == group.size and (classes == range(group.size)).all()
@@ -155,7 +155,7 @@ def _members(group: ChannelGroup, role: str) -> str:
 
 
 def _ranges(classes: list[int]) -> str:
-    """Classes as [0-15, 40-47], in the order of the axis; more than eight runs are counted."""
+    """Classes as ranges, [0-15, 40-47], in the order of the axis; with more than eight ranges, only their number."""
     runs: list[list[int]] = []
     for c in classes:
         if runs and c == runs[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""A model's signature, and calibration data that fit it, from whatever the user has."""
+"""Checks of a model, its input signature, and calibration data that fit it, from a path or from Python objects."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-# Operators of quantised models, besides those whose names begin with QLinear.
+# Operators of quantised models, in addition to those whose names begin with QLinear.
 QUANTISED = {
     "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits", "QAttention", "QGemm",
     "QuantizeLinear",
@@ -47,10 +47,11 @@ OLDEST_OPSET = 7
 
 
 def check_supported(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, with its nodes in order, if it is valid and of a kind that can be compressed.
+    """Check that a model is valid and can be compressed, and return it with its nodes in topological order.
 
     Raises:
-        ModelError: it is not valid ONNX, is quantised, older than opset 7, or its external data were not loaded.
+        ModelError: the model is not valid ONNX, is quantised, is older than opset 7, or its external data were not
+            loaded.
     """
     for tensor in proto.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL and not is_external(tensor):
@@ -67,7 +68,7 @@ def check_supported(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def check_kind(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model itself, if it is of a kind that can be compressed; raises as `check_supported`."""
+    """The model itself; raises ModelError if it is quantised or older than opset 7."""
     for node in proto.graph.node:
         if node.op_type in QUANTISED or node.op_type.startswith("QLinear"):
             raise ModelError(
@@ -84,9 +85,9 @@ def check_kind(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def check_evaluation_mode(model: Model) -> None:
-    """Refuse a normalised model that was exported in training mode.
+    """Refuse a model, in normal form, that was exported in training mode.
 
-    Its outputs for an image depend on the other images of the batch, or on chance, so that no measurement holds.
+    The outputs of such a model for an image depend on the other images of the batch, or on chance.
 
     Raises:
         ModelError: a BatchNormalization or a Dropout is in training mode.
@@ -104,12 +105,12 @@ def check_evaluation_mode(model: Model) -> None:
 
 
 def load_supported(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """`passes.graph.files.load` and `check_kind`."""
+    """Load a model with `passes.graph.files.load`, and check it with `check_kind`."""
     return check_kind(load(path))
 
 
 def signature(proto: onnx.ModelProto) -> dict[str, tuple[np.dtype, tuple[int | None, ...]]]:
-    """Element type and shape (None: open) of each input that is not an initializer, by name."""
+    """Element type and shape (None: open) of each input that is not an initializer, by name; raises ModelError."""
     initializers = {t.name for t in proto.graph.initializer}
     return {v.name: _tensor_type(v) for v in proto.graph.input if v.name not in initializers}
 
@@ -149,16 +150,16 @@ def load_data(
 
     Args:
         proto: the model.
-        path: of the images, as `calib.data.readers.read` takes it.
+        path: path of the images, as for `calib.data.readers.read`.
         preprocess: how an image becomes the model's input; or `Images`, which also says how labels become class
             numbers, and whether unreadable files are left out.
-        samples: how many to draw, or all if None.
-        seed: of the draw.
+        samples: number of images to draw at random; None: all.
+        seed: seed of the draw.
         split: "train" or "test", for data that have both.
 
     Raises:
         DataError: the data cannot be read or do not fit the model.
-        SettingsError: the model is to be fed pixels as they are, and the preprocessing would normalise them.
+        SettingsError: the model takes unchanged pixels (uint8), and the preprocessing would normalise them.
     """
     return load_selection(proto, path, preprocess, Selection(samples, seed, split))
 
@@ -181,22 +182,22 @@ def load_selection(
 
 
 def for_input(preprocess: Preprocess, dtype: np.dtype) -> Preprocess:
-    """The preprocessing that gives an input's element type: float32 for all floats, which `fit` casts."""
+    """The preprocessing with the element type of an input; for any float type it is float32, which `fit` casts."""
     return preprocess if is_float(dtype) else replace(preprocess, dtype=dtype)
 
 
 def fit(
     proto: onnx.ModelProto, data: CalibrationData | Iterable[Any] | Any, samples: int | None = None
 ) -> CalibrationData:
-    """Calibration data as feeds of the model, cast to its float types.
+    """Check that data fit the inputs of a model, and cast floats to the inputs' types.
 
     Args:
         proto: the model.
-        data: `CalibrationData`, a `CalibrationDataReader`, or an iterable as `from_reader` takes.
-        samples: take this many at most from a reader.
+        data: `CalibrationData`, a `CalibrationDataReader`, or an iterable as for `from_reader`.
+        samples: upper bound on the samples to take from a reader.
 
     Raises:
-        DataError: names, shapes or element types are not the model's, or a path was given in place of data.
+        DataError: names, shapes or element types differ from the model's, or a path was given in place of data.
     """
     inputs = signature(proto)
     if isinstance(data, str | os.PathLike):
@@ -235,15 +236,15 @@ def fit(
     batch = next(iter(inputs.values()))[1][:1]
     if batch and batch[0] is not None and len(data) < batch[0]:
         raise DataError(f"the model takes batches of {batch[0]} and there are {len(data)} samples: give more")
-    unchanged = all(feeds[name] is data.feeds[name] for name in feeds)  # and so checked and hashed once
+    unchanged = all(feeds[name] is data.feeds[name] for name in feeds)  # its digest is then kept, too
     return data if unchanged else CalibrationData(feeds, data.labels, data.source, data.origin)
 
 
 def check_varied(data: CalibrationData) -> None:
-    """Check that the samples differ, as nothing can be measured on one alone or on copies of it.
+    """Check that the samples differ, because nothing can be measured on a single sample or on copies of it.
 
     Raises:
-        DataError: they do not.
+        DataError: all samples are equal.
     """
     first = {name: array[:1] for name, array in data.feeds.items()}
     if all((array == first[name]).all() for feeds, _ in data.chunks(64) for name, array in feeds.items()):
@@ -251,21 +252,21 @@ def check_varied(data: CalibrationData) -> None:
 
 
 def noise(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> CalibrationData:
-    """Random feeds of some shapes in the types of the model's inputs, for where only the sizes matter."""
+    """Random feeds of the given shapes in the types of the model's inputs, for use where only sizes matter."""
     rng = np.random.default_rng(0)
     types = {name: dtype for name, (dtype, _) in signature(proto).items()}
     return CalibrationData({n: _noise(rng, s, types[n]) for n, s in shapes.items()}, None, "noise")
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Bytes of pixels for inputs of 8-bit integers, and else numbers from 0 to 1."""
+    """Random integers of the full range for 8-bit types, else random numbers in [0, 1)."""
     if dtype in (np.uint8, np.int8):
         return rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype, endpoint=True)
     return rng.random(shape).astype(dtype)
 
 
 def is_float(dtype: np.dtype) -> bool:
-    """Whether an element type is of floats, bfloat16 too."""
+    """Whether an element type is a floating-point type, including bfloat16."""
     return bool(np.issubdtype(dtype, np.floating)) or dtype.name == "bfloat16"
 
 

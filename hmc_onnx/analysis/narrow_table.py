@@ -1,4 +1,4 @@
-"""Tables that leave columns out where there is no room for all, before they break a word or a number in two."""
+"""Tables that leave out columns on a narrow console, rather than break a word or a number in two."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rich.text import Text
 
 __all__ = ["NarrowTable"]
 
-# Characters that a column of sentences is given at least, so that it is not one word a line.
+# Minimum width of a column of sentences, in characters, so that it does not have one word per line.
 SENTENCE = 20
-# Characters that each column takes besides its width: a space on both sides, and a line.
+# Characters that each column takes in addition to its width: a space on both sides, and a line.
 BORDER = 3
 
 
@@ -22,11 +22,11 @@ class NarrowTable:
     """A table whose less important columns are left out where the console is too narrow; its caption names them.
 
     Args:
-        title: above the table.
-        columns: their headings.
-        right: of these, the ones with numbers, which are set on the right.
-        sentences: the ones with text, which may take several lines.
-        dropped: the ones that may be left out, the first to go first.
+        title: title above the table.
+        columns: headings of the columns.
+        right: headings of the columns of numbers, which are aligned right.
+        sentences: headings of the columns of text, which may be wrapped.
+        dropped: headings of the columns that may be left out, in the order in which they are.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class NarrowTable:
         self._rows: list[tuple[str, ...]] = []
 
     def add_row(self, *cells: str) -> None:
-        """Add a row: a cell for each column, in rich's markup."""
+        """Add a row with a cell for each column, in rich's markup."""
         self._rows.append(cells)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -55,7 +55,7 @@ class NarrowTable:
         yield self._table(shown, widths, self._dropped[:count])
 
     def _widths(self, shown: Sequence[int], width: int) -> list[int] | None:
-        """Widths of columns within that of the table; None where a word would break."""
+        """Widths of the shown columns for a table of some width; None if a word would be broken."""
         texts = [[self._columns[i], *(Text.from_markup(row[i]).plain for row in self._rows)] for i in shown]
         whole = [max(map(cell_len, cells)) for cells in texts]
         least = list(whole)
@@ -66,7 +66,7 @@ class NarrowTable:
         spare = width - sum(least) - (BORDER * len(shown) + 1)
         if spare < 0:
             return None
-        # what is left goes to the columns of text, first to those that need little of it
+        # the spare width goes to the columns of text, first to those that need the least
         widening = sorted(range(len(shown)), key=lambda k: whole[k] - least[k])
         for done, k in enumerate(widening):
             more = min(whole[k] - least[k], spare // (len(widening) - done))

@@ -1,7 +1,7 @@
-"""What looks wrong about the data before any work is done: preprocessing, labels, and class folders.
+"""Checks of the data before any work is done: preprocessing, labels, and class folders.
 
 Each check gives at most one `Finding`, whose sentence says what is likely wrong and what to set. A finding is fatal
-only where a result would mean nothing.
+only if a result would be meaningless.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from passes.core.records import Frozen
 
 __all__ = ["Finding", "findings"]
 
-LEAST = 16  # images below which nothing is said of accuracy, answers and entropy
-LOOKED_AT = 256  # samples whose values are looked at
-# Values this large come from pixels from 0 to 255 that were not brought to the scale of the mean and deviation.
+LEAST = 16  # accuracy, predictions and entropy are checked on at least this many images
+LOOKED_AT = 256  # upper bound on the samples whose values are checked
+# Values above this suggest pixels from 0 to 255 that were not scaled as the mean and standard deviation require.
 LARGE = 50.0
-# Share of their largest magnitude by which values deviate from their mean, below which images hardly differ.
+# Images hardly differ if the standard deviation of their values is below this share of the largest magnitude.
 FLAT = 0.02
-# Share of the highest entropy, that of equal probabilities, above which answers are close to a guess.
+# Predictions are close to a guess if their entropy is above this share of the entropy of equal probabilities.
 UNSURE = 0.95
-# Entropy in nats below which answers are surer than any trained network's, on the images it was trained on, too.
+# No trained network has a mean entropy (in nats) below this, not even on its training images.
 TOO_SURE = 1e-6
-# Share of the images whose classes a renumbering must explain, for it to be the likely fault.
+# A renumbering of the classes is the likely fault if it makes this share of the images right.
 EXPLAINED = 0.6
-CERTAIN = 0.999  # probability that a guessing network has no more right answers than the bound
+CERTAIN = 0.999  # confidence that a network with more right answers than the bound does not guess
 
 
 class Finding(Frozen):
-    """Something that is likely wrong.
+    """Something that is likely wrong with the data.
 
     Attributes:
-        code: which check found it.
+        code: identifier of what was found.
         sentence: what is likely wrong, and what to do.
-        fatal: whether a result would mean nothing.
+        fatal: whether a result would be meaningless.
     """
 
     code: str
@@ -58,7 +58,7 @@ class _Evidence:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Labels of the images that have scores, or of all."""
+        """Labels of the images that have scores; without scores, all labels."""
         labels = self.data.labels
         return labels if labels is None or self.scores is None else labels[: len(self.scores)]
 
@@ -71,24 +71,25 @@ class _Evidence:
         return self.data.source
 
     def named(self, number: int) -> str:
-        """A class, with its folder's name where there is one."""
+        """A class in words, with the name of its folder if it has one."""
         name = self.origin.classes.get(number) if self.origin else None
         return f"class {number}" if name is None else f"class {number} ('{name}')"
 
     def images(self) -> dict[str, np.ndarray]:
-        """Some values of each input of floats or bytes with the axes of images."""
+        """The first samples of each input that has four axes and a numeric type, float64 (n, ...), by name."""
         wanted = {name: a[:LOOKED_AT] for name, a in self.data.feeds.items() if a.ndim == 4}
         return {name: a.astype(np.float64) for name, a in wanted.items() if a.dtype.kind in "fiu"}
 
 
 def findings(proto: onnx.ModelProto, data: CalibrationData, scores: np.ndarray | None = None) -> list[Finding]:
-    """What looks wrong, the fatal first.
+    """Run all checks, and list the findings, the fatal ones first.
 
     Args:
         proto: the original model.
-        data: as it is fed.
-        scores: what the model answers to the first n samples, (n, K): logits or probabilities of K classes. None, where
-            the model is no classifier or was not run: then nothing that needs them is checked.
+        data: the data as they are fed to the model.
+        scores: the model's logits or probabilities of K classes for the first n samples, (n, K). None if the model is
+            no classifier or was not run; checks that need scores are left out then, and also if any score is not
+            finite.
     """
     if scores is not None and (scores.ndim != 2 or not len(scores) or not np.isfinite(scores).all()):
         scores = None
@@ -98,7 +99,7 @@ def findings(proto: onnx.ModelProto, data: CalibrationData, scores: np.ndarray |
 
 
 def _skipped(e: _Evidence) -> Finding | None:
-    """Image files that were left out, which the user asked for and wants counted."""
+    """Report the unreadable image files that were left out as the user asked."""
     if e.origin is None or not e.origin.skipped:
         return None
     count = len(e.origin.skipped)
@@ -110,7 +111,7 @@ def _skipped(e: _Evidence) -> Finding | None:
 
 
 def _head(e: _Evidence) -> Finding | None:
-    """Labels and class folders against the number of classes."""
+    """Compare labels and class folders with the model's number of classes."""
     if e.scores is None or e.labels is None or e.scores.shape[1] < 2:
         return None
     width, low, high = e.scores.shape[1], int(e.data.labels.min()), int(e.data.labels.max())  # type: ignore[union-attr]
@@ -139,7 +140,7 @@ def _head(e: _Evidence) -> Finding | None:
 
 
 def _case(e: _Evidence) -> Finding | None:
-    """Folders whose order depends on capitals."""
+    """Find class folders whose order depends on upper and lower case."""
     if e.origin is None or e.origin.mapped:
         return None
     names = [name for _, name in sorted(e.origin.classes.items())]
@@ -154,7 +155,7 @@ def _case(e: _Evidence) -> Finding | None:
 
 
 def _one_label(e: _Evidence) -> Finding | None:
-    """All labels alike."""
+    """Find labels that are all equal."""
     labels = e.data.labels
     if labels is None or len(labels) < LEAST or labels.min() != labels.max():
         return None
@@ -166,7 +167,7 @@ def _one_label(e: _Evidence) -> Finding | None:
 
 
 def _one_answer(e: _Evidence) -> Finding | None:
-    """All answers alike."""
+    """Find predictions that are all equal."""
     if e.scores is None or len(e.scores) < LEAST or e.scores.shape[1] < 2:
         return None
     answers = e.scores.argmax(1)
@@ -180,7 +181,7 @@ def _one_answer(e: _Evidence) -> Finding | None:
 
 
 def _near_chance(e: _Evidence) -> Finding | None:
-    """Accuracy that a guess would have as well."""
+    """Find an accuracy that is no better than a guess, and its likely cause."""
     if e.scores is None or e.labels is None or len(e.labels) < LEAST or e.scores.shape[1] < 2:
         return None
     n, width = len(e.labels), e.scores.shape[1]
@@ -213,12 +214,12 @@ def _near_chance(e: _Evidence) -> Finding | None:
 
 
 def _guessed(right: int, n: int, width: int) -> bool:
-    """Whether a network that guesses one of `width` classes has so few right answers, too."""
+    """Whether a network that guesses among `width` classes may have this many right answers (`CERTAIN`)."""
     return right <= binom.ppf(CERTAIN, n, 1 / width)
 
 
 def _renumbered(answers: np.ndarray, labels: np.ndarray) -> int:
-    """Images that would be right if each label were the class most often answered to it, each class being used once."""
+    """Number of images that are right if each label means the class predicted most often for it, using a class once."""
     used: set[int] = set()
     total = 0
     for label in np.unique(labels):
@@ -231,7 +232,7 @@ def _renumbered(answers: np.ndarray, labels: np.ndarray) -> int:
 
 
 def _entropy(e: _Evidence) -> Finding | None:
-    """Answers that are nearly equal probabilities, or surer than those of a trained network."""
+    """Find predictions that are nearly uniform, or more confident than those of any trained network."""
     if e.scores is None or len(e.scores) < LEAST or e.scores.shape[1] < 2:
         return None
     logs = log_probabilities(e.scores)
@@ -255,7 +256,7 @@ def _entropy(e: _Evidence) -> Finding | None:
 
 
 def _range(e: _Evidence) -> Finding | None:
-    """Values that are too large, or hardly differ, for images that were normalised."""
+    """Find values that are too large, or vary too little, for normalised images."""
     how = e.origin.preprocess if e.origin and not e.origin.ready else None
     for name, images in e.images().items():
         if e.data.feeds[name].dtype.kind != "f":
@@ -287,7 +288,7 @@ def _range(e: _Evidence) -> Finding | None:
 
 
 def _normalised_twice(e: _Evidence) -> Finding | None:
-    """Normalisation that the graph does already."""
+    """Find normalisation of the data that the graph does again."""
     for name, images in e.images().items():
         arithmetic = input_arithmetic(e.proto, name)
         if not arithmetic.operators:
@@ -311,7 +312,7 @@ def _normalised_twice(e: _Evidence) -> Finding | None:
 
 
 def _ready(e: _Evidence) -> Finding | None:
-    """Floats in [0, 1], which are taken as normalised, so that the preprocessing is not applied."""
+    """Find stored floats in [0, 1]: floats count as normalised, so the preprocessing is not applied to them."""
     if e.origin is None or not e.origin.ready or e.origin.preprocess is None or not e.origin.preprocess.normalises:
         return None
     for images in e.images().values():
@@ -328,4 +329,4 @@ def _ready(e: _Evidence) -> Finding | None:
 CHECKS: tuple[Callable[[_Evidence], Finding | None], ...] = (
     _skipped, _head, _case, _ready, _normalised_twice, _range, _one_label, _one_answer, _near_chance, _entropy,
 )  # fmt: skip
-"""All checks, of which the first named are the likelier causes of what those after them see."""
+"""All checks; an earlier one may find the cause of what a later one sees."""

@@ -1,7 +1,7 @@
-"""What is compressed: the layers and channel groups of a model that can be, and for the rest why not.
+"""Finds the layers and channel groups of a model that can be compressed, and the reasons why others cannot.
 
-A grouped Conv (a depthwise one, too) is a layer only as a member of a channel group: its groups of channels go with
-those of the layers around it, or it loses as many outputs of each of its groups; it is not decomposed.
+A grouped Conv (also a depthwise one) is never decomposed, so it counts as a layer only if it is in a channel group that
+can be pruned. It loses either whole groups together with the layers around it, or equally many outputs of each group.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from passes.graph.model import Model
 from passes.graph.shapes import Shapes
 from passes.residual import residual_sum
 
-# A second-moment matrix of so many features takes 800 MB; wide_resnet50_2 has 9,216 at most.
+# Upper bound on a layer's features (inputs times kernel size): their second-moment matrix takes 800 MB.
+# wide_resnet50_2 has at most 9,216 features.
 MOST_FEATURES = 10_000
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -31,18 +32,18 @@ __all__ = ["Subject", "Subjects", "find_subjects"]
 
 @dataclass
 class Subject:
-    """A layer under study.
+    """A layer that can be compressed.
 
     Attributes:
         layer: its geometry and weights.
         size: spatial size of its input.
-        maps: inputs of that size that it sees for one image: more than 1 where crops or frames are folded into the
-            batch, or where a Gemm reads a sequence.
-        position: of its node in the graph.
-        input_group, output_group: the channel groups that it reads and writes, if they can be pruned.
-        input_classes, output_classes: the class of each input and output channel in them.
-        ends_branch: whether it is the last of a residual branch that can be removed.
-        moments: of its patches, once measured.
+        position: index of its node in the graph.
+        input_group, output_group: names of the prunable channel groups that it reads and writes; None if there is none.
+        input_classes, output_classes: the class of each input and output channel in these groups, int.
+        ends_branch: whether it is the last layer of a residual branch that can be removed.
+        maps: number of inputs of that size that it processes per image; more than 1 if crops or frames are folded into
+            the batch, or if a Gemm reads a sequence.
+        moments: moments of its patches, once they are measured.
     """
 
     layer: Layer
@@ -58,25 +59,25 @@ class Subject:
 
     @property
     def grouped(self) -> bool:
-        """Whether it is a Conv of several groups, which is pruned by whole groups and not decomposed."""
+        """Whether it is a Conv of several groups, which is pruned but not decomposed."""
         return self.layer.geometry.groups > 1
 
     def macs(self, *links: Geometry) -> int:
-        """Multiply-accumulates for one image, of the layer itself or of a chain of links in its place."""
+        """MACs per image of the layer, or of a chain of links that replaces it."""
         return chain_macs(links or (self.layer.geometry,), self.size) * self.maps
 
 
 @dataclass(frozen=True)
 class Subjects:
-    """All layers by name in graph order, all groups by name, and the reasons against the others.
+    """The layers and channel groups of a model that can be compressed, and the reasons why others cannot.
 
     Attributes:
-        layers: by name, in graph order.
-        groups: by name; groups that a layer reads side by side are one.
-        removable: the groups whose channels may all go, since a residual branch goes with them.
-        refused: what is left as it is, by the name under which reports speak of it.
-        refused_inside: those of `refused` that are within other nodes: in the branches of an If, say.
-        channels: all channels of the model, with `groups` and those that are refused.
+        layers: the layers by name, in graph order.
+        groups: the channel groups by name; groups that one layer reads concatenated are joined.
+        removable: names of the groups that may lose all channels, because a residual branch is removed with them.
+        refused: the refused layers and groups, by the name that reports use.
+        refused_inside: the part of `refused` that lies inside other nodes, such as in the branches of an If.
+        channels: all channels of the model, in `groups` and in refused groups.
     """
 
     layers: dict[str, Subject]
@@ -88,25 +89,25 @@ class Subjects:
 
     @property
     def declined(self) -> dict[str, str]:
-        """The reasons of all that is left as it is, as profiles and plans keep them."""
+        """The reasons in `refused` as sentences, for profiles and plans."""
         return {name: refusal.reason for name, refusal in self.refused.items()}
 
     @property
     def inside(self) -> dict[str, str]:
-        """The reasons of what is left alone within other nodes."""
+        """The reasons in `refused_inside` as sentences."""
         return {name: refusal.reason for name, refusal in self.refused_inside.items()}
 
     def without_removal(self) -> Subjects:
-        """The same, where no residual branch is to be removed."""
+        """A copy in which no residual branch may be removed."""
         return replace(self, removable=set())
 
 
 def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjects:
-    """Go through a normalised model.
+    """Find the layers and channel groups of a model.
 
     Args:
-        model: not changed.
-        inputs: input shapes at batch 1, or at the batch size that the model declares.
+        model: a model in normal form; it is not changed.
+        inputs: shape of each input at batch size 1, or at the declared batch size.
     """
     shapes = model.shapes_at(inputs)
     batch = images_of(inputs)
@@ -155,10 +156,11 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
 def _prunable(
     model: Model, inputs: dict[str, tuple[int, ...]], layers: Mapping[str, Subject]
 ) -> tuple[Channels, dict[str, Declined]]:
-    """The channels, with the groups joined that are read side by side, and why each of the others cannot be pruned.
+    """The channels of a model, and by name the reason why each refused group cannot be pruned.
 
-    Whole groups of a grouped Conv go if that can be carried out and leaves a choice. Only otherwise it loses as many
-    outputs of each of its groups; its inputs stay then, as there is no repair for a part of each group.
+    Prunable groups that one layer reads concatenated are joined. A grouped Conv loses whole groups if that is possible
+    and there is more than one class to choose from. Otherwise it loses equally many outputs of each group, and keeps
+    its inputs, because there is no repair for a part of each group.
     """
     channels = trace(model, inputs)
     split = _split(channels, layers)
@@ -180,13 +182,13 @@ def _prunable(
 
 
 def _split(channels: Channels, layers: Mapping[str, Subject]) -> set[str]:
-    """The grouped Convs that lose as many channels of each of their groups."""
+    """Names of the grouped Convs that lose equally many outputs of each group."""
     nodes = [slot.node for group in channels.groups for slot, _ in group.members("produces")]
     return {str(n.name) for n in nodes if n.name in layers and layers[n.name].grouped}
 
 
 def _refused(channels: Channels, layers: Mapping[str, Subject]) -> dict[str, Declined]:
-    """Why groups cannot be pruned, by name."""
+    """The groups that cannot be pruned, with the reasons, by name."""
     refused = {g.name: reason for g in channels.groups if (reason := g.declined or _unfit(g, layers)) is not None}
     while True:
         fit = [g for g in channels.groups if g.name not in refused]
@@ -202,7 +204,7 @@ def _refused(channels: Channels, layers: Mapping[str, Subject]) -> dict[str, Dec
 
 
 def _mixed_by(group: ChannelGroup, layers: Mapping[str, Subject], prunable: np.ndarray) -> str | None:
-    """A grouped Conv that passes a group's channels on together with some that cannot be pruned."""
+    """Name of a grouped Conv that passes on a group's channels together with unprunable ones; None if there is none."""
     passed = [s for s, _ in group.members("follows") if s.node.name in layers and layers[s.node.name].grouped]
     return next((str(s.node.name) for s in passed if not prunable[s.ids].all()), None)
 
@@ -210,9 +212,10 @@ def _mixed_by(group: ChannelGroup, layers: Mapping[str, Subject], prunable: np.n
 def _removable(
     graph: gs.Graph, layers: dict[str, Subject], groups: dict[str, ChannelGroup], shapes: Shapes
 ) -> set[str]:
-    """Groups that one layer reads, the last of a residual branch, and those that lie before such a group in the branch.
+    """Names of the groups inside residual branches that can be removed; marks the last layer of each such branch.
 
-    Of two branches that meet in a sum one can be removed.
+    These are the groups whose only reader is the last layer of a branch, and those before them in the branch. Of two
+    branches that end in one sum, only one can be removed.
     """
     nodes = {n.name: n for n in graph.nodes}
     readers = {name: [s.node.name for s, _ in group.members("consumes")] for name, group in groups.items()}
@@ -235,7 +238,7 @@ def _removable(
 
 
 def _inside(node: gs.Node, graph: gs.Graph) -> dict[str, Declined]:
-    """The layers within a node that has graphs inside it, or is a local function, and why they are left alone."""
+    """The layers inside a node with subgraphs, or inside a local function, and why they are refused."""
     bodies = [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
     bodies += [f for f in graph.functions if (f.name, f.domain) == (node.op, node.domain)]
     found: dict[str, Declined] = {}
@@ -255,7 +258,7 @@ def _size_unknown(shapes: Shapes, node: gs.Node) -> Declined | None:
 
 
 def _unfit(group: ChannelGroup, layers: Mapping[str, Subject]) -> Declined | None:
-    """Why a group that could be pruned is not: its least-squares repair needs plain layers at both ends."""
+    """Why a traced group is refused, or None: the least-squares repair needs supported layers at both ends."""
     for slot, _ in [*group.members("produces"), *group.members("consumes")]:
         name = str(slot.node.name)
         if name not in layers:

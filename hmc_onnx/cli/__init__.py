@@ -111,6 +111,8 @@ def _run() -> tuple[str, int]:
 @contextmanager
 def _settings_of_a_command() -> Iterator[None]:
     """Settings of the process that a command needs; they are put back, for callers of `main` that live on."""
+    from passes.core.errors import HmcWarning
+
     stdout, terminated = sys.stdout, signal.getsignal(signal.SIGTERM)
     if isinstance(stdout, io.TextIOWrapper):
         errors = stdout.errors
@@ -122,6 +124,7 @@ def _settings_of_a_command() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="joblib")  # it tells of the tasks that an interrupt cancels
+            warnings.filterwarnings("always", category=HmcWarning)
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
             yield
     finally:

@@ -1,4 +1,4 @@
-"""The outputs by which a model is compared with another, run on images; and the one that labels are held against."""
+"""The outputs by which a model is compared with another, and the one whose predictions are compared with labels."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ Feeds = Mapping[str, np.ndarray]
 
 
 class Judged:
-    """A model ready to be compared: a session that gives what it is compared by.
+    """A model with a session that computes the outputs by which it is compared.
 
     Args:
         proto: the model.
         runtime: how to run it.
-        outputs: what the user says that outputs are, "NAME=kind" each.
-        original: the model that this one was made from, whose outputs say what is compared; default: this one.
+        outputs: "NAME=kind" for each output whose kind the user states.
+        original: the model that this one was made from, whose outputs are compared; default: this one.
 
     Attributes:
-        outputs: what is compared, those that choose classes first.
-        session: of the model; tensors that are compared are outputs of it though they be none of the model.
+        outputs: the outputs to compare; those that choose classes come first.
+        session: the session; it also returns compared tensors that are not outputs of the model.
 
     Raises:
-        ModelError: nothing can be compared, or onnxruntime cannot load the model.
-        SettingsError: `outputs` is not understood, or names what is not there.
+        ModelError: no output can be compared, or onnxruntime cannot load the model.
+        SettingsError: `outputs` is malformed, or names an output that the model does not have.
     """
 
     def __init__(
@@ -52,18 +52,19 @@ class Judged:
         self.session = Session(_exposing(proto, [o.tensor for o in self.outputs]), runtime)
 
     def run(self, feeds: Feeds) -> list[np.ndarray]:
-        """Each of `outputs` for one batch; raises ModelError."""
+        """The values of `outputs` for one batch; raises ModelError."""
         return self.session.run(feeds, [o.tensor for o in self.outputs])
 
     def batches(self, chunks: Sequence[Feeds]) -> list[list[np.ndarray]]:
-        """Each of `outputs`, batch by batch; raises ModelError."""
+        """For each of `outputs`, its values batch by batch; raises ModelError."""
         return [list(batches) for batches in zip(*(self.run(chunk) for chunk in chunks), strict=True)]
 
 
 def matched(original: Sequence[Output], model: Model) -> list[Output]:
-    """What is compared of the original, in a model that was made from it; what a pass found to be constant is left out.
+    """The outputs of a model that match the compared outputs of its original.
 
-    The kinds are the original's: a model from which layers were removed may look like another.
+    Outputs that compression has made constant are left out. The kinds are those of the original, because they may be
+    guessed differently for a model from which layers were removed.
     """
     own = {o.name: o for o in model.outputs}
     return [
@@ -74,7 +75,7 @@ def matched(original: Sequence[Output], model: Model) -> list[Output]:
 
 
 def _exposing(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
-    """The model with some of its tensors as outputs, too."""
+    """The model with some of its tensors as additional outputs."""
     hidden = set(tensors) - {value.name for value in proto.graph.output}
     if not hidden:
         return proto
@@ -85,7 +86,7 @@ def _exposing(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto
 
 
 def predictions(output: Output, batches: Sequence[np.ndarray], images: Sequence[int]) -> np.ndarray:
-    """The class of each image (N,), of an output that `labelled` takes."""
+    """The predicted class of each image, int (N,), by an output that `labelled` accepts."""
     if output.kind == "probability" and _classes(output, batches[0], images[0]) > 2:
         logs = [class_logs(output, batch, n)[..., 1] for batch, n in zip(batches, images, strict=True)]
         return np.concatenate([batch.argmax(1) for batch in logs])
@@ -95,20 +96,22 @@ def predictions(output: Output, batches: Sequence[np.ndarray], images: Sequence[
 def labelled(
     outputs: Sequence[Output], batch: Sequence[np.ndarray], images: int, labels: np.ndarray, source: str
 ) -> int | None:
-    """Index of the output that labels are held against: that of as many classes as they have, else the first of more.
+    """Find the output whose predictions are compared with the labels.
+
+    It is the first output with exactly as many classes as the largest label needs, else the first one with more.
 
     Args:
-        outputs: of the model.
-        batch: each of them for one batch.
+        outputs: the outputs of the model.
+        batch: the value of each output for one batch.
         images: number of images of that batch.
-        labels: classes, (N,).
-        source: where the labels are from.
+        labels: the labels of all images, int (N,).
+        source: where the labels come from, for the message.
 
     Returns:
-        None where no output chooses one class an image.
+        The output's index, or None if no output chooses one class per image.
 
     Raises:
-        DataError: the labels fit none of those that do.
+        DataError: some outputs choose a class per image, but none has enough classes for the labels.
     """
     classes = {i: n for i, o in enumerate(outputs) if (n := _classes(o, batch[i], images))}
     low, high = int(labels.min()), int(labels.max())
@@ -122,7 +125,7 @@ def labelled(
 
 
 def _classes(output: Output, batch: np.ndarray, images: int) -> int:
-    """Among how many classes an output chooses for an image; 0 where it does not choose one."""
+    """Number of classes of an output that chooses one class per image; 0 for any other output."""
     if not output.classes or not batch.size or batch.size % images:
         return 0
     _, places, classes = class_logs(output, batch, images).shape
@@ -137,7 +140,7 @@ def check_labels(
     """Check that the labels, if there are any, are classes of the model.
 
     Raises:
-        DataError: some are not.
+        DataError: a label is no class of the model.
     """
     if data.labels is None:
         return
@@ -148,10 +151,10 @@ def check_labels(
 
 
 def check_decides(proto: onnx.ModelProto, outputs: Sequence[str] = ()) -> None:
-    """Check that a model chooses classes, which a bound on the loss is about.
+    """Check that a model chooses classes, because a bound on the loss of accuracy needs them.
 
     Raises:
-        SettingsError: it does not.
+        SettingsError: the model's first output does not choose classes.
     """
     model = Model(proto)
     model.kinds = parse_kinds(outputs)

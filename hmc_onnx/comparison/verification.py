@@ -1,4 +1,4 @@
-"""Two models compared: signature, cost, fidelity, accuracy and latency."""
+"""Compares two models: signature, cost, fidelity, accuracy and latency."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ from passes.normal_form.normalise import normalise
 __all__ = ["BATCHES", "Network", "check_labels", "measured", "verify"]
 
 
-# Images run at once where the model leaves the number open.
+# Batch size for a model that leaves it open.
 AT_ONCE = 128
-# Times that each batch size is come back to.
+# Number of rounds in which latency is measured; each round measures every batch size.
 ROUNDS = 3
 # Batch sizes at which latency is measured.
 BATCHES = (1, 8, 64)
-# Batch sizes at which outputs are compared, besides the one that most images are run at.
+# Batch sizes at which outputs are compared, in addition to the size at which all images are run.
 OTHER_SIZES = (1, 3)
 
 
 class Network:
-    """A model to compare: as it is served, and its normal form, which is made when it is asked for.
+    """A model to compare, with its normal form, which is computed when it is first used.
 
     Args:
         proto: the model.
-        normal: its normal form, where that is known.
-        outputs: what its outputs are, where they would be taken for something else: "NAME=kind" each.
-        unchanged: the name of another precision and the model in it, to compare with it as well.
+        normal: its normal form, if it is known.
+        outputs: "NAME=kind" for each output whose kind would be guessed wrongly.
+        unchanged: name of another precision, and the model in that precision, to be measured as well.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Network:
         return normalise(self.proto)
 
     def side(self, shapes: dict[str, tuple[int, ...]], top1: float | None, runtime: Runtime) -> Side:
-        """What is counted of it: shapes that the graph computes would hide the size of what follows, so it is run."""
+        """MACs, parameters and size of the model; it is run to observe shapes that inference cannot find."""
         cost = total(observe(self.normal, shapes, runtime), shapes)
         return Side(macs=cost.macs, parameters=cost.parameters, bytes=byte_size(self.proto), top1=top1)
 
@@ -93,15 +93,16 @@ def verify(
     Args:
         a, b: the models; b must have a's signature.
         data: images, with or without labels.
-        runtime: how to run everything.
-        batches: batch sizes at which to measure the latency; those that the data or the model allow.
-        known: seconds of a run of model a, by batch size, as it was measured before: where it takes longer now,
-            something disturbs the machine, and the latency is measured again.
+        runtime: how to run the models.
+        batches: batch sizes at which to measure the latency; those above the number of images are left out, and a model
+            with a fixed batch size is measured at that size only.
+        known: earlier measurements of model a, seconds per run by batch size. If it takes longer now, other load
+            disturbs the machine, and the latency is measured again.
 
     Raises:
-        ModelError: the signatures differ, a model does not run, or b does not run on batches on which a does.
-        DataError: the data do not fit.
-        SettingsError: what is said of a's outputs is not understood.
+        ModelError: the signatures differ, a model does not run, or b does not run at a batch size at which a does.
+        DataError: the data do not fit the models.
+        SettingsError: `a.outputs` is malformed.
     """
     same_signature(a.proto, b.proto)
     data = fit(a.proto, data)
@@ -134,7 +135,7 @@ def verify(
         None if labels is None or at is None else predictions(compared[at], side[at], images) == labels
         for side in (reference, answers)
     ]
-    sizes = (size,) if size < wanted else tuple(n for n in batches if n <= len(data))
+    sizes = (size,) if fixed or size < wanted else tuple(n for n in batches if n <= len(data))
     third = None if a.unchanged is None else Judged(a.unchanged[1], runtime, a.outputs, first)
     sessions = [first.session, second.session, *([] if third is None else [third.session])]
     timings = _timed(sessions, {n: {k: v[:n] for k, v in data.feeds.items()} for n in sizes}, known or {})
@@ -202,7 +203,7 @@ def _intervals(
 
 
 def _as_the_original(compressed: Judged, feeds: Mapping[str, np.ndarray], images: int) -> list[np.ndarray]:
-    """The compressed model's outputs on feeds on which the original has run."""
+    """The compressed model's outputs on feeds on which the original has run; raises ModelError if it does not run."""
     try:
         return compressed.run(feeds)
     except ModelError as e:
@@ -220,7 +221,7 @@ def _other_sizes(
     data: CalibrationData,
     size: int,
 ) -> list[BatchComparison]:
-    """The divergence at other batch sizes than `size`, of those that the original accepts."""
+    """The divergence at each of `OTHER_SIZES`, except `size`, at which the original runs."""
     found = []
     names = {o.name for o in second.outputs}
     for n in OTHER_SIZES:
@@ -234,7 +235,7 @@ def _other_sizes(
         answers = _as_the_original(second, feeds, n)
         try:
             nats = divergences([[x] for x in own], [[y] for y in answers], reference, 1.0, compared, [n])
-        except (ValueError, IndexError):  # other axes than at the size that the comparison ran at
+        except (ValueError, IndexError):  # the outputs have other axes than at `size`
             raise ModelError(
                 f"the outputs' shapes at {n} images at once do not follow from those at {size}: "
                 "export the model with a batch size that is open throughout"
@@ -246,11 +247,14 @@ def _other_sizes(
 def measured(
     output: Output, reference: Sequence[np.ndarray], answers: Sequence[np.ndarray], images: Sequence[int]
 ) -> OutputComparison:
-    """One output of two models: its divergence in nats, and what its kind is known by.
+    """Compare one output of two models: its divergence in nats, and the measures of its kind.
+
+    These are the agreement for an output that chooses classes; the relative root-mean-square error for any other; and
+    also the cosine for an embedding.
 
     Args:
-        output: what it is.
-        reference, answers: of the original and of the other, batch by batch.
+        output: description of the output.
+        reference, answers: its values in the original and in the other model, batch by batch.
         images: number of images of each batch.
     """
     nats = divergence([reference], [answers], [output], images)
@@ -303,7 +307,7 @@ def _left_out(output: Output) -> OutputComparison:
 def _timed(
     sessions: list[Session], feeds: dict[int, dict[str, np.ndarray]], known: Mapping[int, float]
 ) -> dict[int, Timings]:
-    """Times of runs by batch size: in rounds apart in time, as what else the machine does comes in spells."""
+    """Times of runs, by batch size; measured in rounds spread over time, because other load comes in spells."""
     rounds = [{n: interleaved(sessions, own, 1 / ROUNDS) for n, own in feeds.items()} for _ in range(ROUNDS)]
     measured = {n: Timings(np.concatenate([r[n].seconds for r in rounds])) for n in feeds}
     for n, seconds in known.items():

@@ -150,7 +150,7 @@ def _bound(node: onnx.NodeProto, opset: int, mode: Mode) -> Any:
     if node.domain not in ("", "ai.onnx") or node.op_type not in RULES:
         operator = f"{node.domain}.{node.op_type}".lstrip(".")
         raise ModelError(
-            f"node '{name}' is of the operator {operator}, through which fine-tuning knows no way: "
+            f"node '{name}' has the operator {operator}, which fine-tuning does not support: "
             "compress without fine-tuning"
         )
     attributes = {a.name: _decoded(onnx.helper.get_attribute_value(a)) for a in node.attribute}

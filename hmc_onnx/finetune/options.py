@@ -42,8 +42,8 @@ class FineTuning(Options):
     )
     batchnorm: Literal["auto", "reinsert", "frozen", "none"] = Field(
         default="auto",
-        description="Batch normalisation in training. reinsert: where the graph's were folded, one is put behind each "
-        "Conv and folded again after training; frozen: the same, with fixed statistics; none: none is inserted. "
+        description="Batch normalisation in training. reinsert: if the graph's are folded, one is put behind each Conv "
+        "and folded again after training; frozen: the same, with fixed statistics; none: none is inserted. "
         "auto: frozen for a network whose activations are close to the original's, else reinsert.",
     )
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="Optimizer of the training.")

@@ -1,7 +1,7 @@
-"""The fastest network whose loss stays within a bound: budgets on the time are tried, halving the interval each time.
+"""Finds the fastest network whose loss of accuracy stays within a bound, by bisection of the budget on its time.
 
-The loss is measured on images that no repair has seen; the network that is found must keep the bound on others still,
-which the search has not seen either, or the next slower one is taken.
+The loss is measured on images that no repair has used. The fastest network within the bound must keep it on a third set
+of images, too, which the search has not used; otherwise the next slower network is tried.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from passes.core.errors import SettingsError
 
 __all__ = ["Found", "Search"]
 
-# Budgets to try at most, the first of them, and the width of the interval at which the search ends.
+# Upper bound on the budgets to try, the first budget, and the width of the interval at which the search ends.
 MOST_VISITS, FIRST, CLOSE = 7, 0.6, 0.02
-AT_ONCE = 128
+AT_ONCE = 128  # batch size
 
 
 @dataclass(frozen=True)
 class Found:
-    """The network that was found, its plan, and all that was visited on the way, fastest first."""
+    """The network that was found, its plan, and all networks that were tried, fastest first."""
 
     model: onnx.ModelProto
     plan: Plan
@@ -45,11 +45,11 @@ class Search:
     """Looks for the fastest network whose loss is within a bound.
 
     Args:
-        context: of the run, with the images to calibrate with.
+        context: the run, whose data are the images to calibrate with.
         planner: makes the plans.
-        images: held back from calibration; a random half is to search with, and the other to confirm with. With labels
-            the loss is that of top-1, without the share of images whose class changes.
-        name: of the planner's strategy, under which the checkpoint keeps what was visited.
+        images: images held back from calibration. A random half is to search with, and the other to confirm with. With
+            labels, the loss is the drop of top-1 accuracy; without, it is the share of images whose class changes.
+        name: name of the planner's strategy, under which the checkpoint keeps what was visited.
     """
 
     def __init__(self, context: Context, planner: Planner, images: CalibrationData, name: str) -> None:
@@ -59,10 +59,10 @@ class Search:
         self._judges = [_Judge(context.served, half, context.runtime, context.settings.judge) for half in halves]
 
     def run(self, max_drop: float) -> Found:
-        """The fastest network whose loss is within the bound, on the search's images and on those to confirm with.
+        """The fastest network whose loss is within the bound on both held-out sets.
 
         Args:
-            max_drop: the bound, from 0 to 1.
+            max_drop: the bound on the loss, from 0 to 1.
 
         Raises:
             SettingsError: no network within the bound is faster than the original.
@@ -95,7 +95,7 @@ class Search:
         return Found(model or apply(self._context, plan), plan, curve)
 
     def _visited(self, share: float, key: str) -> tuple[Visited | None, Plan | None, onnx.ModelProto | None]:
-        """A network of a share of the time; its model only where it is not known from the checkpoint."""
+        """A network for a share of the time; the model is None if the result comes from the checkpoint."""
         checkpoint, key = self._context.checkpoint, f"visited/{self._name} {key}"
         if key in checkpoint:
             return *checkpoint.load(key), None
@@ -105,9 +105,9 @@ class Search:
 
     def _visit(self, share: float) -> tuple[Visited | None, Plan | None, onnx.ModelProto | None]:
         try:
-            # planned once, as each network is judged by the time that it takes, whatever was asked for
+            # one plan without correction, because the search uses the measured time and not the budget
             plan = self._planner.plan(Target(latency=share), most=1)
-        except SettingsError:  # below what can be reached
+        except SettingsError:  # the budget is out of reach
             return None, None, None
         compressed = apply(self._context, plan)
         served = self._context.served_form(compressed)
@@ -121,7 +121,7 @@ class Search:
 
 
 class _Judge:
-    """What a network loses against the original on some images: of top-1 where there are labels, else of agreement."""
+    """Measures a network's loss against the original on some images: top-1 drop with labels, else disagreement."""
 
     def __init__(
         self, original: onnx.ModelProto, images: CalibrationData, runtime: Runtime, outputs: Sequence[str]
@@ -145,9 +145,9 @@ class _Judge:
         self._right = self._own if known is None else known[: sum(self._counts), None]
 
     def drop(self, proto: onnx.ModelProto) -> tuple[float, float]:
-        """From 0 to 1, below 0 where the network is better, and the half-width of its 95 % interval.
+        """The loss of a network (negative if it is better than the original), and the half-width of its 95 % interval.
 
-        One image more counts as changed than did, as of a few images that none has says little.
+        The interval is computed as if one more image had changed, because no change on few images proves little.
         """
         judged = Judged(proto, self._runtime, self._said, self._original)
         at = [o.name for o in judged.outputs].index(self._outputs[self._at].name)
@@ -156,7 +156,7 @@ class _Judge:
         return float(lost.mean()), float(1.96 * np.sqrt((lost**2).sum() + 1) / len(lost))
 
     def _chosen(self, batches: Sequence[np.ndarray]) -> np.ndarray:
-        """The classes that an output chooses, (N, places)."""
+        """The predicted classes, int (N, places)."""
         output = self._outputs[self._at]
         if self._labelled:
             return predictions(output, batches, self._counts)[:, None]

@@ -1,9 +1,9 @@
 """HMC's grouping: layers sorted by the difference of their sensitivity to pruning and to low rank.
 
-For a layer l and a share ρ of its MACs, S_lowrank(l, ρ) is read off its measured decompositions, and
-S_prune(l, ρ) off its channel groups, a group's sensitivity being charged to its layers in proportion to their
-MACs. The difference D_l = S_prune - S_lowrank, averaged over a few ρ and taken as a share of the sum, lies in
-[-1, 1]: near 1 the layer bears low rank better, near -1 pruning, and in between it may get both.
+For a layer l and a share ρ of its MACs, S_lowrank(l, ρ) is interpolated from its measured decompositions, and
+S_prune(l, ρ) from its channel groups, where a group's sensitivity is divided among its layers in proportion to their
+MACs. D_l is the mean over a few ρ of (S_prune - S_lowrank) / (S_prune + S_lowrank), which lies in [-1, 1]. Near 1, low
+rank costs the layer less accuracy; near -1, pruning does; in between it may get both.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ __all__ = ["BOTH_BELOW", "Bearing", "bearing", "differences"]
 
 Bearing = Literal["lowrank", "prune", "both", "keep"]
 
+# The shares ρ of a layer's MACs.
 SHARES = (0.7, 0.5, 0.35)
-# |D| below this: the two cost about the same (at 0.2, one is at most half as much again as the other).
+# If |D| is below this, both methods cost about the same: at 0.2, the sensitivities differ by a factor of 1.5 at most.
 BOTH_BELOW = 0.2
 
 
 def differences(profile: Profile) -> dict[str, float | None]:
-    """D of each layer by name; None for a layer that has no candidate of either kind.
+    """D of each layer, by name; None for a layer without candidates.
 
-    A layer without candidates of one kind leans entirely to the other: -1 or 1.
+    D is 1 for a layer that can only be decomposed, and -1 for a layer that can only be pruned.
     """
     groups = {g.name: g for g in profile.groups}
     layers = {layer.name: layer for layer in profile.layers}
@@ -35,7 +36,7 @@ def differences(profile: Profile) -> dict[str, float | None]:
 
 
 def bearing(difference: float | None) -> Bearing:
-    """What a layer of this difference bears best."""
+    """The method that costs a layer with this D the least accuracy: low rank, pruning, both, or neither ("keep")."""
     if difference is None:
         return "keep"
     if abs(difference) < BOTH_BELOW:
@@ -70,7 +71,7 @@ def _share(layer: LayerProfile, group: GroupProfile, layers: dict[str, LayerProf
 
 
 def _at(points: Iterable[tuple[float, float]], share: float) -> float:
-    """Sensitivity at a share of the MACs: linear between points, with no loss at the whole."""
+    """Sensitivity at a share of the MACs: linear between the points, and 0 at a share of 1."""
     best: dict[float, float] = {1.0: 0.0}
     for ratio, sensitivity in points:
         best[ratio] = min(sensitivity, best.get(ratio, np.inf))

@@ -1,8 +1,8 @@
-"""Plans for a profile: those for a share of the time are corrected by what whole networks of the planned shapes take.
+"""Makes plans for a profile. Plans for a latency are refined by measuring whole networks of the planned shapes.
 
-The sum of the parts is near the whole's time and not equal to it: what lies between the layers shrinks with them, or
-does not, and caches are shared. Time does not depend on the weights, so a planned network can be timed before any of
-its layers is repaired; if it is too slow or too fast, the bound is corrected and the integer program solved again.
+The sum of the layers' times only approximates the time of the network: operators between the layers may or may not
+shrink with them, and caches are shared. As time does not depend on the weights, a planned network can be timed before
+its layers are repaired. If it is too slow or too fast, the bound is corrected and the integer program is solved again.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from passes.core.errors import SettingsError
 
 __all__ = ["MOST_PLANS", "Planner", "timed_here"]
 
-# A plan is taken when its network's time is at most this share above the target, or this share below it.
+# A plan is accepted if its network's time is at most the share ABOVE above the target, or the share BELOW below it.
 ABOVE, BELOW = 0.005, 0.02
-# How often a plan is made for one target.
+# Upper bound on the plans that are made for one target.
 MOST_PLANS = 6
-# Factors on the bound to try where the sum of the parts cannot meet it: that sum errs by some percent.
+# Factors on the bound to try if no sum of layers' times meets it, because that sum is off by some percent.
 HOPES = (1.05, 1.1, 1.15)
 
 
 class Planner:
-    """Makes plans for one profile and strategy; those made are kept in the run's checkpoint.
+    """Makes plans for one profile and strategy, and stores them in the run's checkpoint.
 
     Args:
-        context: of the run.
-        profile: that was made of it.
+        context: the run.
+        profile: the profile of the run's model.
         strategy: which choices are allowed.
     """
 
@@ -44,13 +44,14 @@ class Planner:
         self._program = Program(profile, strategy)
 
     def plan(self, target: Target, most: int = MOST_PLANS) -> Plan:
-        """The plan of least sensitivity whose network, as measured, keeps to the target's share of the time.
+        """The plan of least sensitivity that meets the target; for a latency, the network is measured.
 
         Without a bound on the latency, or with times of another machine, nothing is measured.
 
         Args:
             target: see `Target`.
-            most: how often to plan; with 1 the network's time is measured, and may be another than the target's.
+            most: upper bound on the plans to make. With 1, the network is measured but its plan is not corrected, so
+                its time may miss the target.
 
         Raises:
             SettingsError: no combination of candidates meets the target.
@@ -67,7 +68,7 @@ class Planner:
         return plan
 
     def _refined(self, target: Target, whole: LatencyProfile, most: int) -> Plan:
-        """A plan whose network's time has been measured and is near the target's."""
+        """The plan, among those made, whose network's measured time is closest to the target."""
         assert target.latency is not None
         context, runtime = self._context, self._context.runtime
         plan, correction, refusal = self._first(target)
@@ -97,9 +98,10 @@ class Planner:
         return best
 
     def _first(self, target: Target) -> tuple[Plan, float, SettingsError | None]:
-        """A plan to begin with, its correction, and the refusal where the sum of the parts is above the target.
+        """The first plan, its correction, and the error that the uncorrected target raised, if it did.
 
-        That sum errs by some percent, and by more if the machine was disturbed while the parts were timed.
+        The sum of the layers' times may be some percent too high, or more if the machine was busy when they were
+        measured. So a target that seems out of reach is tried with corrections (`HOPES`).
         """
         try:
             return self._program.solve(target), 1.0, None
@@ -111,7 +113,7 @@ class Planner:
 
 
 def timed_here(profile: Profile) -> LatencyProfile | None:
-    """What the profile's times are of, where they are this machine's."""
+    """The profile's latency if it was measured on this machine, else None."""
     whole = profile.latency
     return whole if whole is not None and whole.machine == this_machine(profile.settings.runtime) else None
 
@@ -123,7 +125,7 @@ def _measured(plan: Plan, share: Estimate) -> Plan:
 
 
 def _distance(plan: Plan, target: Target) -> float:
-    """How far a plan's measured time is from the target, as a share of it: above it counts three times."""
+    """Relative distance of a plan's measured time from the target; an excess counts three times."""
     assert plan.latency is not None and plan.latency.measured is not None and target.latency is not None
     off = plan.latency.measured / target.latency - 1
     return 3 * off if off > 0 else -off

@@ -1,19 +1,20 @@
-"""The integer program: one choice a group and a layer, the least loss of accuracy in all, within the budget.
+"""The integer program: one choice for each group and layer, with the least total sensitivity within the budget.
 
-Binary x[g, a] says that group g takes choice a, z[l, c] that layer l takes choice c, and since a layer's choice c names
-what its input and output group keep,
+The binary variable x[g, a] says that group g takes choice a, and z[l, c] that layer l takes choice c. A layer's choice
+c also names the choices of its input and output group, so
 
     Σ_c z[l, c] = 1,   Σ_{c: inputs(c) = a} z[l, c] = x[input group of l, a],   likewise for outputs,
 
-so the MACs of every layer are exact whatever is combined. Sensitivities add up: errors that are small and unrelated add
-in the square, and the KL divergence is quadratic in them. The strategies are the same program with fewer choices.
+and the MACs of every layer are exact for every combination. Sensitivities are added, because the squares of small,
+uncorrelated errors add up, and the KL divergence is quadratic in the errors. A strategy restricts the choices of the
+same program.
 
-A choice that changes something is charged `LEAST` at least, so that among plans of equal loss the one that leaves more
-as it is wins; where everything can stay as it is within the target, everything does.
+A choice that changes something costs at least `LEAST`. So among plans of equal sensitivity the one with fewer changes
+wins, and nothing is changed if the unchanged network meets the target.
 
-HiGHS solves it (`scipy.optimize.milp`) to a relative gap of `OPTIMAL_GAP`. Its effort is bounded by the number of nodes
-of the search tree and not by time, so the same profile and target always give the same plan; a plan that the bound cut
-short has a larger gap, which it states.
+HiGHS (`scipy.optimize.milp`) solves the program to a relative gap of `OPTIMAL_GAP`. Its effort is limited by the number
+of nodes of the search tree, and not by time, so the same profile and target always give the same plan. If the limit
+stops the search, the gap is larger, and the plan records it.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ from passes.core.errors import HmcError, SettingsError
 
 __all__ = ["Program", "solve", "unchanged"]
 
-# What may be bounded, and how a target names it.
+# The costs that may be bounded, and the fields of a target that bound them.
 NAMES = {"seconds": "latency", "macs": "macs", "parameters": "params"}
-# Nodes of the search tree after which the best plan found is taken; a ResNet-56 takes some tens.
+# Upper bound on the nodes of the search tree, after which the best plan so far is used; a ResNet-56 takes some tens.
 MOST_NODES = 20_000
-# What a choice that changes something costs at least, in nats: a loss below this cannot be measured in float32.
+# Lower bound on the cost of a choice that changes something, in nats; smaller losses cannot be measured in float32.
 LEAST = 1e-12
-# Share by which the original's own costs, summed up in another order, may exceed themselves.
+# Relative rounding error of the original's costs when they are summed in another order.
 ROUNDING = 1e-9
 
 Allowed = Callable[[LayerProfile, LayerChoice], bool]
 
 
 def unchanged(context: Context) -> Plan:
-    """The plan that leaves everything as it is; nothing has to be measured for it."""
+    """The plan that changes nothing; it needs no profile."""
     layers = {
         name: LayerPlan(
             method=KEEP,
@@ -73,12 +74,19 @@ def unchanged(context: Context) -> Plan:
 
 
 def solve(profile: Profile, target: Target, strategy: Strategy = "hmc") -> Plan:
-    """The plan of least total sensitivity: see `Program.solve`."""
+    """The plan of least total sensitivity; arguments and errors as for `Program.solve`."""
     return Program(profile, strategy).solve(target)
 
 
 class Program:
-    """The choices that a strategy allows on a profile, their costs, and the constraints that tie them together."""
+    """The choices that a strategy allows on a profile, their costs, and the constraints that tie them together.
+
+    A solution is a 0/1 vector with an entry for each choice, first those of the groups and then those of the layers.
+
+    Args:
+        profile: the profile.
+        strategy: which choices are allowed.
+    """
 
     def __init__(self, profile: Profile, strategy: Strategy = "hmc") -> None:
         self.profile, self.strategy = profile, strategy
@@ -107,11 +115,11 @@ class Program:
             + [_loss(c.sensitivity, _decomposes(c)) for _, c in self.layers]
         )
         self.cost = {k: np.array(zeros + [float(getattr(c, k) or 0) for _, c in self.layers]) for k in self.original}
-        unchanged = dict(self.original)  # in the precision that is served
+        unchanged = dict(self.original)  # in the precision of deployment
         if profile.latency is not None and profile.latency.unchanged is not None:
             unchanged["seconds"] = profile.latency.unchanged
         self.fixed = {k: v - sum(getattr(layer, k) or 0 for layer in profile.layers) for k, v in unchanged.items()}
-        if self.fixed.get("seconds", 0.0) < 0:  # the parts take longer alone than together
+        if self.fixed.get("seconds", 0.0) < 0:  # the layers take longer alone than together
             self.cost["seconds"] *= unchanged["seconds"] / (unchanged["seconds"] - self.fixed["seconds"])
             self.fixed["seconds"] = 0.0
         self.choice = self._choice_constraints(profile)
@@ -150,9 +158,9 @@ class Program:
         """The plan of least total sensitivity.
 
         Args:
-            target: see `Target`; the profile must have latencies if it bounds them.
-            correction: factor on the bound on the time: below 1 where networks of the planned shapes have been found
-                slower than the sum of their parts.
+            target: see `Target`; for a bound on the latency, the profile must have latencies.
+            correction: factor on the bound on the latency; below 1 if networks of the planned shapes were measured to
+                be slower than the sum of their layers' times.
 
         Raises:
             SettingsError: no combination of candidates meets the target; the message says what is possible.
@@ -180,9 +188,9 @@ class Program:
         return _plan(self, self._spared(solution, limits), target, gap)
 
     def _spared(self, solution: np.ndarray, limits: dict[str, float]) -> np.ndarray:
-        """The solution without decompositions of no measured loss that the limits do not ask for.
+        """The solution without unneeded decompositions: those without measured loss that no limit requires.
 
-        The solver is indifferent to them. The loss that was not seen on the calibration images may be seen on others.
+        The solver is indifferent to them, but they may cost accuracy on images other than the calibration images.
         """
         solution = solution.copy()
         kept = {(layer.name, c.inputs, c.outputs): j for j, layer, c in self._columns() if not _decomposes(c)}
@@ -196,17 +204,17 @@ class Program:
         return solution
 
     def _columns(self) -> list[tuple[int, LayerProfile, LayerChoice]]:
-        """The layers' choices with their places in a solution."""
+        """The layers' choices, each with its index in a solution."""
         return [(j, *pair) for j, pair in enumerate(self.layers, start=len(self.groups))]
 
     def _unreachable(self, target: Target, corrections: dict[str, float]) -> SettingsError:
-        """The refusal of a target, with the least that each of its bounds could be."""
+        """The error for a target out of reach; its message gives the least possible value of each bound."""
         possible = []
         for k, correction in corrections.items():
             least, _ = self._minimise(self.cost[k], {})
             assert least is not None
             least_share = self.spent(k, least) / self.original[k] / correction
-            possible.append(f"{NAMES[k]}={math.ceil(least_share * 1000) / 1000:.3f}")  # up: it can be asked for
+            possible.append(f"{NAMES[k]}={math.ceil(least_share * 1000) / 1000:.3f}")  # rounded up, to be feasible
         align = self.profile.align
         aligned = f" or align to fewer than {align} channels" if align > 1 else ""
         again = (
@@ -221,10 +229,10 @@ class Program:
         )
 
     def _minimise(self, objective: np.ndarray, limits: dict[str, float]) -> tuple[np.ndarray | None, float]:
-        """The best 0/1 vector, None if there is none within the limits, and the proven relative gap to the optimum."""
+        """The best solution (None if the limits allow none), and the proven relative gap to the optimum."""
         constraints = [self.choice]
         for k, limit in limits.items():
-            scale = max(abs(limit), 1e-12) / 1e4  # HiGHS's tolerance is 1e-6, absolute: a limit is kept to ten digits
+            scale = max(abs(limit), 1e-12) / 1e4  # HiGHS's tolerance is 1e-6, absolute: limits hold to ten digits
             constraints.append(LinearConstraint(self.cost[k][None] / scale, -np.inf, (limit - self.fixed[k]) / scale))
         scaled = objective / max(float(np.abs(objective).max(initial=0.0)), 1e-300)
         result = milp(
@@ -241,19 +249,19 @@ class Program:
         return np.round(result.x), float(result.mip_gap)
 
     def spent(self, what: str, solution: np.ndarray) -> float:
-        """Seconds, MACs or parameters of a solution, for the whole network."""
+        """Seconds, MACs or parameters of the whole network for a solution."""
         return float(self.cost[what] @ solution) + self.fixed[what]
 
 
 def _allowed(profile: Profile, strategy: Strategy) -> Allowed:
-    """Which choices a strategy may take."""
+    """A function that says whether a strategy allows a layer's choice."""
     if strategy == "hmc":
         return lambda layer, c: True
     if strategy == "prune":
         return lambda layer, c: c.method in (KEEP, REMOVED)
     if strategy == "lowrank":
         return lambda layer, c: c.inputs == c.outputs == 0
-    if strategy == "ahc":  # both or neither; low rank alone where there is nothing to prune
+    if strategy == "ahc":  # both methods or neither; low rank alone for a layer without prunable groups
 
         def both_or_neither(layer: LayerProfile, c: LayerChoice) -> bool:
             if layer.input_group is None and layer.output_group is None:
@@ -281,7 +289,7 @@ def _macs(group: GroupProfile, profile: Profile) -> dict[str, int]:
 
 
 def _undominated(choices: list[LayerChoice], costs: list[str]) -> list[LayerChoice]:
-    """Without those that another one with the same channels beats in all costs and in sensitivity."""
+    """The choices that no other choice for the same channels equals or beats in all costs and in sensitivity."""
     kept: dict[tuple[int, int], list[tuple[tuple[float, ...], LayerChoice]]] = {}
     for value, c in sorted(((_values(c, costs), c) for c in choices), key=lambda pair: pair[0]):
         own = kept.setdefault((c.inputs, c.outputs), [])
@@ -295,12 +303,12 @@ def _values(choice: LayerChoice, costs: list[str]) -> tuple[float, ...]:
 
 
 def _decomposes(choice: LayerChoice) -> bool:
-    """Whether a layer's choice changes more of it than the channels that its groups' choices remove."""
+    """Whether a choice decomposes its layer."""
     return choice.method not in (KEEP, REMOVED)
 
 
 def _loss(sensitivity: float, changes: bool) -> float:
-    """What the solver charges for a choice: its sensitivity, and `LEAST` at least if it changes something."""
+    """The objective's value for a choice: its sensitivity, but at least `LEAST` if it changes something."""
     return max(sensitivity, LEAST) if changes else sensitivity
 
 
@@ -353,7 +361,7 @@ def _planned_latency(measured: LatencyProfile, program: Program, solution: np.nd
 
 
 def _reason(layer: LayerProfile, choice: LayerChoice, as_it_is: bool) -> str:
-    """One sentence; `as_it_is` says that nothing at all is changed."""
+    """The reason for a choice, in one phrase; `as_it_is` says that the plan changes nothing."""
     if as_it_is:
         return "the target is met without changing anything"
     if choice.method == REMOVED:

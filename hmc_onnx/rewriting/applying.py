@@ -126,8 +126,8 @@ def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan) -> list[st
             raise PlanError(f"the plan names a layer that the model does not have: '{name}'")
         if (layer.method == REMOVED) != (name not in nodes):
             raise PlanError(
-                f"layer '{name}': it is removed where all channels of the group that it reads or writes are, in a "
-                "residual branch, and only there: change both or neither"
+                f"layer '{name}' must be removed if the plan removes all channels of a group that it reads or writes, "
+                "and only then: remove both or neither"
             )
     return ordered
 

@@ -1,4 +1,4 @@
-"""Candidates in closed form: decompositions of a layer, whole or with some of its channels removed.
+"""Candidates in closed form: decompositions of a whole layer, or of one with some of its channels removed.
 
 A decomposition at a rank is an `Offer` as long as only its cost is known, a `Candidate` once its weights are, and a
 `LayerChoice` of the profile once its sensitivity is.
@@ -95,12 +95,12 @@ def offers(
     """Every decomposition of a layer at the largest aligned rank within each share of its MACs.
 
     Args:
-        geometry: of the layer.
+        geometry: geometry of the layer.
         size: spatial size of its input.
         align: ranks are multiples of this.
         methods: names of the decompositions.
-        ratios: the shares.
-        maps: inputs of that size that the layer sees for one image.
+        ratios: the shares of MACs, between 0 and 1.
+        maps: number of inputs of that size that the layer processes per image.
     """
     found = []
     for name in methods:
@@ -114,7 +114,7 @@ def offers(
 
 
 def timed(offered: Sequence[Offer], whole: Geometry, times: Times) -> list[Offer]:
-    """The offers that are faster than the layer itself, with their seconds; all of them where nothing is timed."""
+    """The offers that are faster than the layer itself, with their seconds; without times, all offers."""
     if times is None:
         return list(offered)
     found = [replace(o, seconds=times[o.links]) for o in offered]
@@ -124,19 +124,19 @@ def timed(offered: Sequence[Offer], whole: Geometry, times: Times) -> list[Offer
 def front(
     geometry: Geometry, weight: np.ndarray, moment: np.ndarray, offered: Sequence[Offer], shelf: Shelf = MEMORY
 ) -> list[Candidate]:
-    """The Pareto front of local error against cost: the offers that no cheaper one beats in error, cheapest last.
+    """The Pareto front of local error against cost, as candidates, the cheapest last.
 
-    Only these are worth measuring: at equal cost a larger local error does not make a better network.
+    No other offer is worth measuring: at equal or higher cost, a larger local error does not make a better network.
 
     Every decomposition ends in a least-squares solution, whose residual is orthogonal to it. So the error
     tr((W - Ŵ) M (W - Ŵ)ᵀ) is tr(W M Wᵀ) - tr(Ŵ M Wᵀ), and the product W M is computed once for all offers.
 
     Args:
-        geometry: the layer's.
-        weight: (O, I, *kernel).
-        moment: (n, n) centred second moment of the layer's patches, float64.
-        offered: the offers, those of one method next to each other.
-        shelf: where the factors are kept.
+        geometry: geometry of the layer.
+        weight: its weight, (O, I, *kernel), float64.
+        moment: centred second moment of the layer's patches, (n, n), float64.
+        offered: the offers; those of one method are next to each other.
+        shelf: where the factors are stored.
     """
     flat = weight.reshape(len(weight), -1)
     answers = flat @ moment
@@ -158,7 +158,7 @@ def front(
 
 
 def whole_offers(subject: Subject, align: int, fine: bool = True) -> list[Offer]:
-    """The offers for a whole layer; none for a grouped Conv. Without `fine`, only every second of `RATIOS`."""
+    """The offers for a whole layer; none for a grouped Conv. Without `fine`, only every second of `RATIOS` is used."""
     if subject.grouped:
         return []
     ratios = RATIOS if fine else RATIOS[1::2]
@@ -168,7 +168,7 @@ def whole_offers(subject: Subject, align: int, fine: bool = True) -> list[Offer]
 def decompositions(
     subject: Subject, offered: Sequence[Offer], times: Times = None, shelf: Shelf = MEMORY
 ) -> list[Candidate]:
-    """The front of a whole layer: over its offers, or with times, over those that are faster than the layer."""
+    """The Pareto front of a whole layer over its offers; with times, over those that are faster than the layer."""
     geometry = subject.layer.geometry
     offered = timed(offered, geometry, times)
     if not offered:
@@ -179,7 +179,7 @@ def decompositions(
 def removal(
     group: ChannelGroup, layers: dict[str, Subject], align: int, fine: bool = True, shelf: Shelf = MEMORY
 ) -> tuple[Any, ...]:
-    """A task for a worker: `eliminate` and its arguments, for a group's channels down to each number on offer."""
+    """The task of eliminating a group's channels for all pruning steps: `eliminate` and its arguments."""
     consumers = [
         Consumer(shelf.keep(layers[s.node.name].layer.values), layers[s.node.name].moments.second, c)
         for s, c in group.members("consumes")
@@ -205,7 +205,7 @@ class Curve:
         self._sensitivities = np.maximum.accumulate(np.log([s for _, s in usable])) if usable else self._errors
 
     def __call__(self, error: float) -> float:
-        """Nats at a local error; the error itself where no point is usable."""
+        """The sensitivity in nats at a local error; the error itself if there is no usable point."""
         if error <= 0 or not len(self._errors):
             return max(error, 0.0)
         at = math.log(error)
@@ -215,14 +215,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Variant:
-    """A layer as a pair of choices of its input and output group leaves it, and the offers for it then.
+    """A layer as it is left by one choice for its input group and one for its output group.
 
     Attributes:
-        inputs, outputs: index of the choice of the input and output group.
-        kept_in, kept_out: masks over the layer's input and output channels; all False at one end where the layer is
-            removed with its residual branch.
-        geometry: of what is left of the layer.
-        offers: its decompositions.
+        inputs, outputs: indices of these choices.
+        kept_in, kept_out: masks of the input channels (I,) and output channels (O,) that stay; one of the masks is all
+            False if the layer is removed with its residual branch.
+        geometry: geometry of the remaining layer.
+        offers: the decompositions to try on it.
     """
 
     inputs: int
@@ -239,7 +239,7 @@ class Variant:
 
     @property
     def chains(self) -> list[tuple[Geometry, ...]]:
-        """The chains whose times are needed: the layer itself as a chain of one, and those of the offers."""
+        """The chains whose times are needed: the remaining layer as a chain of one link, and those of the offers."""
         return [] if self.removed else [(self.geometry,), *(o.links for o in self.offers)]
 
 
@@ -251,16 +251,17 @@ def variants(
     methods: Sequence[str],
     fine: bool = True,
 ) -> Iterator[Variant]:
-    """Yield the layer with each pair of choices of its groups.
+    """Yield the layer for each pair of choices of its input and output group.
 
-    Decompositions are on offer for a layer that is pruned at one end. (Those of the whole layer are `whole_offers`.) A
-    layer that is pruned at both ends is not decomposed, because the combinations would be too many.
+    A layer that is pruned at one end has decompositions on offer. A layer that is pruned at both ends has none, because
+    the combinations would be too many. Those of the whole layer are not included: see `whole_offers`.
 
     Args:
         subject: the layer.
-        input_group, output_group: profiles of its groups; None where it has none that can be pruned.
+        input_group, output_group: profiles of its groups; None for a group that it does not have or that cannot be
+            pruned.
         align, methods: as for `offers`.
-        fine: whether to use all of `RATIOS_WHEN_PRUNED`, or every second.
+        fine: whether to use all of `RATIOS_WHEN_PRUNED`; else every second one.
     """
     geometry, ratios = subject.layer.geometry, RATIOS_WHEN_PRUNED if fine else RATIOS_WHEN_PRUNED[1::2]
     for a, gone_in in enumerate(_removed(input_group)):
@@ -297,8 +298,8 @@ def layer_choices(
         plain: the decompositions of the whole layer.
         measured: their sensitivities in nats, in the same order.
         own: the layer's `variants`.
-        repaired: the layer's weight after least squares, for each choice of its input group but the first.
-        times: of all chains of the layer.
+        repaired: the layer's repaired weight (O, I, *kernel), by index of its input group's choice; none for the first.
+        times: times of all chains of the layer.
     """
     curve = Curve([(c.error, s) for c, s in zip(plain, measured, strict=True)])
     moment = subject.moments.second.array

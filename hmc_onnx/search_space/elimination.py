@@ -6,9 +6,11 @@ B ← B - B_F (P_FF)⁻¹ P_F:. (This is Hassibi & Stork's optimal brain surgeon
 linear layer.) The score of a channel that several layers read is the sum of their errors, each as a share of its
 layer's own response.
 
-In a large group a few channels are removed at a time, all of them scored before the first is removed: the update of P
-is bound by memory, and costs the same for one channel as for several. With fewer than 2 `LOTS` channels it is one at a
+In a large group, several channels are scored and then removed together, because the update of P is bound by memory
+bandwidth and takes the same time for one channel as for several. With fewer than 2 `LOTS` channels, one is removed at a
 time.
+
+A class is a set of channels that are removed together; usually it is one channel (see `passes.channels`).
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ class Consumer:
     """A layer that reads the channels of the group.
 
     Attributes:
-        weight: (O, I, *kernel).
-        moment: (n, n) second moment of its patches, float64.
-        classes: (I,) the class of each input channel; -1 for a channel that cannot be removed.
+        weight: its weight, (O, I, *kernel), float.
+        moment: centred second moment of its patches, (n, n) with n = I times the kernel's size, float64.
+        classes: class of each input channel, int (I,); -1 for a channel that cannot be removed.
     """
 
     weight: Kept
@@ -49,9 +51,9 @@ class Elimination:
     """The result of an elimination.
 
     Attributes:
-        order: the classes in the order of removal, int.
-        weights: for each requested number m of removals, every consumer's repaired weight after the first m, float32,
-            of full shape and zero where removed.
+        order: the removed classes in the order of removal, int (removals,).
+        weights: for each requested number m of removals, the repaired weight of every consumer after the first m
+            removals, float32 (O, I, *kernel), with zeros for removed channels.
     """
 
     order: np.ndarray
@@ -60,11 +62,11 @@ class Elimination:
 
 @dataclass(frozen=True)
 class Floors:
-    """Lower bounds on the classes that stay.
+    """Lower bounds on the channels that stay.
 
     Attributes:
-        carried: class arrays, one for each parameter axis and tensor that carries the classes.
-        least: how many entries of each of these must stay.
+        carried: for each parameter axis and each tensor that carries the classes, the class of each of its channels.
+        least: number of channels that must stay in each of these.
     """
 
     carried: Sequence[np.ndarray] = ()
@@ -82,15 +84,15 @@ def eliminate(
     """Remove classes step by step, always those that add the least error.
 
     Args:
-        consumers: at least one.
+        consumers: the layers that read the group; at least one.
         size: number of classes.
-        counts: numbers of removals at which the weights are recorded, in rising order.
-        floors: lower bounds on what stays; default: one class.
-        kept: how many classes of each cell stay at each of the counts; default: any classes may be removed.
-        shelf: where arrays as large as the weights are kept.
+        counts: numbers of removals at which to record the weights, in ascending order.
+        floors: lower bounds on the channels that stay; default: none.
+        kept: for each count, how many classes of each cell stay; default: any classes may be removed.
+        shelf: where arrays as large as the weights are stored.
 
     Returns:
-        As many removals as the largest count, or as the floors allow.
+        As many removals as the largest count, or fewer if the floors do not allow more.
     """
     states = [_State(c, size, shelf) for c in consumers]
     alive = np.ones(size, bool)
@@ -132,7 +134,7 @@ def eliminate(
 
 
 class _State:
-    """P and B of one consumer during the elimination. Both are on the shelf, as they may be too large for memory."""
+    """P and B of one consumer during the elimination; both are on the shelf, as they may be too large for memory."""
 
     def __init__(self, consumer: Consumer, size: int, shelf: Shelf) -> None:
         weight, moment = consumer.weight.array, consumer.moment.array
@@ -161,7 +163,7 @@ class _State:
         return scores * self.scale
 
     def remove(self, classes: Sequence[int]) -> None:
-        """Remove classes, and solve again for the features that stay."""
+        """Remove classes, and update P and the least-squares solution B for the features that stay."""
         f = np.concatenate([self.features[c] for c in classes])
         if len(f) == 0:
             return
@@ -174,7 +176,7 @@ class _State:
         p[f, f] = 1  # keeps the blocks of removed features invertible; they are never read again
 
     def weight(self) -> Kept:
-        """The repaired weight so far, float32, on the shelf, as those of all groups and counts exceed the model."""
+        """The repaired weight so far, float32, on the shelf, as those of all groups and counts outgrow the model."""
         return self._shelf.keep(self._b.array.reshape(self.shape).astype(np.float32))
 
     def drop(self) -> None:

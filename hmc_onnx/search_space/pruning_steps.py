@@ -1,10 +1,11 @@
 """Pruning steps: the numbers of channels that a group may keep, such that each layer keeps a multiple of `align`.
 
-Where stages are joined by shortcuts that pad with zeros, a layer carries only some of the group's classes. The classes
-that the same layers carry form a cell. Of each cell a multiple of the alignment is kept, and thus of each layer too.
+A class is a set of channels that are removed together; usually it is one channel. If shortcuts that pad with zeros join
+stages of different widths, a layer carries only some of the group's classes. The classes that the same layers carry
+form a cell. Each cell keeps a multiple of the alignment, and so does each layer.
 
-The alignment counts channels: where a GroupNormalization ties four channels to a class, two classes make a multiple of
-8. Where a grouped Conv loses whole groups, it counts these.
+The alignment counts channels: if a GroupNormalization ties four channels to a class, two classes make 8 channels. For a
+grouped Conv that loses whole groups, it counts groups.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ __all__ = ["Steps", "carried", "steps"]
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
-# Shares of a group's channels that are on offer to be kept.
+# Shares of a group's channels that the steps keep.
 SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The numbers of classes on offer.
+    """The numbers of classes that a group may keep.
 
     Attributes:
-        cells: the classes of each cell.
-        keeps: for each step, how many classes of each cell stay; the steps go from the most to the fewest.
+        cells: the classes of each cell, int arrays.
+        keeps: for each step, how many classes of each cell stay; from the most classes to the fewest.
     """
 
     cells: list[np.ndarray]
@@ -38,11 +39,11 @@ class Steps:
 
     @property
     def counts(self) -> list[int]:
-        """How many classes are removed at each step."""
+        """The number of classes that are removed at each step."""
         return [sum(map(len, self.cells)) - sum(keep) for keep in self.keeps]
 
     def any(self, step: int) -> list[int]:
-        """Classes that could be removed at a step, the right number of each cell: for use where only sizes matter."""
+        """Arbitrary classes of the number that a step removes from each cell, for use where only sizes matter."""
         gone = [cell[: len(cell) - keep] for cell, keep in zip(self.cells, self.keeps[step], strict=True)]
         return [int(c) for part in gone for c in part]
 
@@ -52,8 +53,8 @@ def steps(group: ChannelGroup, align: int, fine: bool = True) -> Steps:
 
     Args:
         group: the channel group.
-        align: of each cell as many classes are kept as make a multiple of this number of channels in every layer.
-        fine: whether all of `SHARES` are on offer, or every second.
+        align: each cell keeps so many classes that every layer has a multiple of this number of channels.
+        fine: whether to use all of `SHARES`; else every second one.
     """
     widths = _widths(group)
     cells = _cells(group)
@@ -71,10 +72,10 @@ def steps(group: ChannelGroup, align: int, fine: bool = True) -> Steps:
 
 
 def carried(group: ChannelGroup) -> list[np.ndarray]:
-    """The class of each channel, in each layer and each tensor of activations that carries the group.
+    """The class of each channel, int, for each layer and each activation tensor that carries the group.
 
-    An axis of activations may have one entry for several channels, as within a GroupNormalization that is written with
-    a Reshape; the entry is repeated then.
+    An axis of an activation tensor may have one entry for several channels, for example inside a GroupNormalization
+    that is exported with Reshapes. Such an entry is repeated for each channel.
     """
     ends = [classes for _, classes in [*group.members("produces"), *group.members("consumes")]]
     width = np.gcd.reduce(_widths(group), axis=0)
@@ -87,7 +88,7 @@ def carried(group: ChannelGroup) -> list[np.ndarray]:
 
 
 def _widths(group: ChannelGroup) -> np.ndarray:
-    """How many channels each class has in each layer, or how many groups in a grouped Conv: (slots, classes)."""
+    """Number of channels (of groups, in a grouped Conv) that each class has in each layer, int (slots, classes)."""
     found = []
     for slot, classes in zip(group.slots, group.classes, strict=True):
         if slot.node.op in LAYERS:
@@ -99,9 +100,9 @@ def _widths(group: ChannelGroup) -> np.ndarray:
 
 
 def _unit(widths: np.ndarray, cell: np.ndarray, align: int) -> int:
-    """How many classes of a cell make a multiple of `align` channels in every layer that carries them.
+    """The number of classes of a cell that make a multiple of `align` channels in every layer that carries them.
 
-    Where a class is one channel, that is `align`. A class that a GroupNormalization ties is several channels.
+    It is `align` if each class is one channel, and smaller if a GroupNormalization ties several channels to a class.
     """
     of_cell = widths[:, cell]
     return align // math.gcd(align, int(np.gcd.reduce(of_cell[of_cell > 0])))

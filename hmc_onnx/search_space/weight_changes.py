@@ -1,4 +1,4 @@
-"""Candidates as changes of a graph's initializers: in this form their sensitivity is measured."""
+"""Candidates as changes of a graph's initializers, the form in which their sensitivity is measured."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def group_changes(
 
     Args:
         subjects: the layers and groups.
-        eliminations: of each group, by name.
-        nodes: of the graph, by name.
+        eliminations: the elimination of each group, by name.
+        nodes: the nodes of the graph, by name.
     """
     for name, group in subjects.groups.items():
         consumers = [subjects.layers[s.node.name] for s, _ in group.members("consumes")]

@@ -64,7 +64,7 @@ class Operator:
     def refuse(self, what: str) -> ModelError:
         """The error to raise for a node that the rule does not cover; `what` says why."""
         return ModelError(
-            f"node '{self.name}' ({self.op}) cannot be fine-tuned through: {what}; compress without fine-tuning"
+            f"fine-tuning does not support node '{self.name}' ({self.op}), because {what}: compress without fine-tuning"
         )
 
 
