@@ -146,7 +146,7 @@ class Run(Context):
             answers = [judged.run(feeds)[0] for feeds in chunks]
             if answers[0].ndim == 2 and len(answers[0]) == len(next(iter(chunks[0].values()))):
                 scores = np.concatenate(answers)
-        found = findings(self.served, replace(some, source=self.data.source), scores)
+        found = findings(self.served, some, scores)
         if len(self.data) < FEW_IMAGES:
             found.append(_few(len(self.data)))
         return found
