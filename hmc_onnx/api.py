@@ -26,6 +26,7 @@ from hmc_onnx.records.goal import Goal, Target, parse_target
 from hmc_onnx.records.images import Images
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import Profile
+from hmc_onnx.records.provenance import Provenance, with_provenance
 from hmc_onnx.records.settings import QUICK, Settings
 from hmc_onnx.records.work import HERE, Work
 from hmc_onnx.reporting.summary import as_html, as_text
@@ -57,6 +58,7 @@ __all__ = [
     "Preprocess",
     "Profile",
     "Progress",
+    "Provenance",
     "Result",
     "Run",
     "Runtime",
@@ -95,9 +97,14 @@ class Result:
     profile: Profile | None
     report: Verification
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model atomically; raises OutputError."""
-        save(self.model, path)
+    def save(self, path: str | os.PathLike[str], metadata: bool = True) -> None:
+        """Write the model atomically; raises OutputError.
+
+        Args:
+            path: of the file.
+            metadata: whether the file says how it was made (`Provenance`).
+        """
+        save(self.model if metadata else with_provenance(self.model, None), path)
 
     def __str__(self) -> str:
         return as_text(comparison(self.report))
@@ -141,7 +148,7 @@ def compress(
         images = run.data if test is None else fit(proto, test)
         check_labels(proto, images, settings.runtime, settings.judge)
         found = run.reach(goal)
-        served = run.serve(found.model)
+        served = run.serve(run.recorded(found.model, found.plan))
         report = run.verify(served, images).model_copy(update={"curve": found.curve})
         return Result(brought_in(served), found.plan, run.profiled, report)
 
@@ -162,7 +169,9 @@ def profile(model: ModelLike, calibration: DataLike, settings: Settings | None =
         return Run(proto, calibration, settings, work).profile()
 
 
-def apply(model: ModelLike, plan: Plan, calibration: DataLike, work: Work = HERE) -> onnx.ModelProto:
+def apply(
+    model: ModelLike, plan: Plan, calibration: DataLike, work: Work = HERE, metadata: bool = True
+) -> onnx.ModelProto:
     """Carry a plan out and check the result.
 
     Args:
@@ -170,12 +179,15 @@ def apply(model: ModelLike, plan: Plan, calibration: DataLike, work: Work = HERE
         plan: made for it.
         calibration: the images that it was made with.
         work: its `memory` bounds what is held of the activations.
+        metadata: whether the model says how it was made (`Provenance`).
 
     Raises:
         PlanError: the plan is for another model or other data, or asks for what cannot be.
     """
     with opened(model) as proto:
-        return brought_in(Run(proto, calibration, plan.settings, work).apply(plan))
+        run = Run(proto, calibration, plan.settings, work)
+        compressed = run.apply(plan)
+        return brought_in(run.recorded(compressed, plan) if metadata else with_provenance(compressed, None))
 
 
 def verify(

@@ -15,6 +15,7 @@ from hmc_onnx.cli.groups import (
     Data,
     Images,
     Labels,
+    Metadata,
     Output,
     PlanFile,
     Quick,
@@ -67,6 +68,7 @@ def commands() -> TyperGroup:
     "compress",
     COMMANDS["compress"],
     Output,
+    Metadata,
     Config,
     Data,
     Images,
@@ -104,14 +106,14 @@ def compress(model: Model, given: Given) -> None:
         check_labels(proto, run.data if test is None else test, settings.runtime, settings.judge)
         found = run.reach(goal)
         shown: list[Any] = [plan_tables(found.plan)]
-        result, stopped = brought_in(found.model), None
+        result, stopped = brought_in(run.recorded(found.model, found.plan)), None
         if training is not None:
             folder = None if run.work.work_dir is None else run.work.work_dir / "finetuning"
             tuned = trained(result, proto, given, training, folder)
             shown, result, stopped = [*shown, epochs_table(tuned.history)], tuned.model, tuned.stopped
         result = run.serve(result)
         checked = run.verify(result, test).model_copy(update={"curve": found.curve})
-    save(result, output)
+    save(_with_metadata(result, given), output)
     if report is not None:
         checked.save(report)
     show(*shown, comparison(checked), f"Written: {output}")
@@ -123,9 +125,23 @@ def compress(model: Model, given: Given) -> None:
 def inspect(model: Model, given: Given) -> None:
     """Show what a model is made of."""
     from hmc_onnx.analysis.inspection import inspect as tables
+    from hmc_onnx.analysis.model_inputs import check_kind
+    from hmc_onnx.records.provenance import Provenance
+    from hmc_onnx.reporting.tables import provenance_table
+    from passes.core.errors import ModelError
 
-    asked = given.of(Images).preprocess()
-    show(tables(supported(model, given), asked.size, asked.layout))
+    asked, proto = given.of(Images).preprocess(), opened(model, given)
+    made = Provenance.read(proto)
+    if made is None:
+        show(tables(check_kind(proto), asked.size, asked.layout))
+        return
+    show(provenance_table(made))
+    try:
+        check_kind(proto)
+    except ModelError as e:
+        show(f"Its layers are not shown: {e}")
+        return
+    show(tables(proto, asked.size, asked.layout))
 
 
 @command(app, "profile", COMMANDS["profile"], Output, Config, Data, Images, Settings, Quick, Work)
@@ -168,7 +184,7 @@ def plan(
     show(plan_tables(result), f"Written: {output}")
 
 
-@command(app, "apply", COMMANDS["apply"], PlanFile, Output, Config, Data, Images)
+@command(app, "apply", COMMANDS["apply"], PlanFile, Output, Metadata, Config, Data, Images)
 def apply(model: Model, given: Given) -> None:
     """Carry a plan out."""
     from hmc_onnx.records.plan import Plan
@@ -180,8 +196,9 @@ def apply(model: Model, given: Given) -> None:
     chosen, proto = Plan.load(given.of(PlanFile).plan), supported(model, given)
     images = calibration_images(proto, given, chosen.settings.samples, chosen.settings.seed)
     with progress_bar() as progress:
-        compressed = Run(proto, images, chosen.settings, Work(progress=progress)).apply(chosen)
-    save(brought_in(compressed), output)
+        run = Run(proto, images, chosen.settings, Work(progress=progress))
+        compressed = run.recorded(run.apply(chosen), chosen)
+    save(_with_metadata(brought_in(compressed), given), output)
     show(f"Written: {output}")
 
 
@@ -214,6 +231,13 @@ def verify(
     if report is not None:
         result.save(report)
     show(comparison(result))
+
+
+def _with_metadata(proto: Any, given: Given) -> Any:
+    """A compressed model as the user wants it: with what it says of how it was made, or without."""
+    from hmc_onnx.records.provenance import with_provenance
+
+    return proto if given.of(Metadata).metadata else with_provenance(proto, None)
 
 
 def _outputs(given: Given, *inputs: Path) -> tuple[Path, Path | None]:

@@ -21,6 +21,7 @@ __all__ = [
     "Data",
     "Images",
     "Labels",
+    "Metadata",
     "Output",
     "PlanFile",
     "Quick",
@@ -39,6 +40,17 @@ class Output(Options):
     panel: ClassVar[str] = FILES
 
     output: Annotated[Path, Option(short="-o", metavar="FILE", file=False)] = Field(description="The file to write.")
+
+
+class Metadata(Options):
+    """Whether a file says how it was made."""
+
+    panel: ClassVar[str] = FILES
+
+    metadata: bool = Field(
+        default=True,
+        description="Write into the file's metadata how it was made: tool, version, original, target, plan.",
+    )
 
 
 class Config(Options):
@@ -132,8 +144,8 @@ class Report(Options):
 
 
 RECORDS: tuple[Any, ...] = (
-    Output, Config, PlanFile, Teacher, Data, Images, TestImages, Labels, Goal, Settings, Quick, Work, Training,
-    FineTuning, Report,
+    Output, Metadata, Config, PlanFile, Teacher, Data, Images, TestImages, Labels, Goal, Settings, Quick, Work,
+    Training, FineTuning, Report,
 )  # fmt: skip
 GROUPS = [Group(record) for record in RECORDS]
 """All options of all commands."""
