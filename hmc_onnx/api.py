@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import onnx
 
-import hmc_onnx.finetune as finetune  # the package of this name can be called
+import hmc_onnx.finetune as finetune  # the packages of these names can be called
+import hmc_onnx.handoff as handoff
 from calib.data.calibration import CalibrationData, CalibrationDataReader, from_reader
 from calib.data.preprocess import Preprocess
 from calib.measure.latency_table import LatencyTable, read_table
@@ -19,10 +20,13 @@ from hmc_onnx.comparison.judging import check_labels
 from hmc_onnx.comparison.verification import Network
 from hmc_onnx.comparison.verification import verify as compare
 from hmc_onnx.finetune.options import FineTuning
+from hmc_onnx.handoff.handed_over import HandedOver
+from hmc_onnx.handoff.handed_over import read as handed_over
 from hmc_onnx.planning.accuracy_search import Found
 from hmc_onnx.planning.program import solve
 from hmc_onnx.records.comparison import Verification, Visited
 from hmc_onnx.records.goal import Goal, Target, parse_target
+from hmc_onnx.records.handoff import Handoff
 from hmc_onnx.records.images import Images
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import Profile
@@ -48,6 +52,8 @@ __all__ = [
     "FineTuning",
     "Found",
     "Goal",
+    "HandedOver",
+    "Handoff",
     "HmcError",
     "Images",
     "LatencyTable",
@@ -72,6 +78,8 @@ __all__ = [
     "compress",
     "finetune",
     "from_reader",
+    "handed_over",
+    "handoff",
     "load",
     "load_data",
     "opened",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 from typer.core import TyperGroup
 
 from hmc_onnx.cli.console import progress_bar, show
 from hmc_onnx.cli.groups import (
+    Against,
     Config,
     Data,
     Images,
@@ -54,8 +55,10 @@ MEASURING = Group(Settings, without=("latency",))
 def commands() -> TyperGroup:
     """All commands, whole."""
     from hmc_onnx.cli.finetuning import app as finetuning
+    from hmc_onnx.cli.handoff import app as handoff
     from hmc_onnx.cli.latency import app as latency
 
+    app.add_typer(handoff)
     app.add_typer(finetuning)
     app.add_typer(latency, name="latency", help=COMMANDS["latency"])
     found = typer.main.get_command(app)
@@ -206,6 +209,7 @@ def apply(model: Model, given: Given) -> None:
     app,
     "verify",
     COMMANDS["verify"],
+    Against,
     Config,
     Data,
     Images,
@@ -215,19 +219,24 @@ def apply(model: Model, given: Given) -> None:
 )
 def verify(
     a: Annotated[Path, typer.Argument(metavar="A", help="The original model.", show_default=False)],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The compressed model.", show_default=False)],
     given: Given,
+    b: Annotated[
+        Optional[Path],  # noqa: UP045  typer reads annotations at run time
+        typer.Argument(metavar="B", help="The compressed model, where `--against` names none.", show_default=False),
+    ] = None,
 ) -> None:
     """Compare two models."""
-    from hmc_onnx.comparison.verification import Network
+    from hmc_onnx.cli.handoff import second_model
+    from hmc_onnx.comparison.verification import BATCHES, Network
     from hmc_onnx.comparison.verification import verify as compare
     from hmc_onnx.reporting.tables import comparison
 
-    _, report = _outputs(given, a, b)
-    settings, first, second = given.of(Settings), opened(a, given), opened(b, given)
+    _, report = _outputs(given, a, *([] if b is None else [b]))
+    settings, first = given.of(Settings), opened(a, given)
+    second, runtime, sizes = second_model(b, given.of(Against).against, given, settings.runtime)
     samples = settings.samples if "samples" in given else None
     images = images_at(given.need("data"), first, given, samples, settings.seed)
-    result = compare(Network(first, outputs=settings.judge), Network(second), images, settings.runtime)
+    result = compare(Network(first, outputs=settings.judge), Network(second), images, runtime, sizes or BATCHES)
     if report is not None:
         result.save(report)
     show(comparison(result))
