@@ -8,7 +8,7 @@ import onnx
 
 from hmc_onnx.handoff.served import Served
 
-__all__ = ["engine_options", "profile_shapes"]
+__all__ = ["engine_options", "profiles"]
 
 
 def engine_options(served: Served, folder: str) -> dict[str, str]:
@@ -34,12 +34,20 @@ def engine_options(served: Served, folder: str) -> dict[str, str]:
         options["trt_fp16_enable"] = "1"
     if any(node.op_type == "QuantizeLinear" for node in served.proto.graph.node):
         options["trt_int8_enable"] = "1"
-    if served.open:
-        for which, batch in (("min", 1), ("opt", served.batch), ("max", served.batch)):
-            options[f"trt_profile_{which}_shapes"] = profile_shapes(served.shapes_at(batch))
-    return options
+    return options | {f"trt_profile_{which}_shapes": shapes for which, shapes in profiles(served).items()}
 
 
-def profile_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Shapes as onnxruntime and trtexec take them: "input:8x3x224x224", with commas between inputs."""
+def profiles(served: Served) -> dict[str, str]:
+    """The smallest ("min"), the planned ("opt") and the largest ("max") shapes of the inputs; none where all are fixed.
+
+    They are written as onnxruntime and trtexec take them: "input:8x3x224x224", with commas between inputs.
+    """
+    if all(None not in dims for dims in served.inputs.values()):
+        return {}
+    least = 1 if served.open else served.batch
+    numbers = {"min": least, "opt": served.batch, "max": served.batch}
+    return {which: _written(served.shapes_at(batch)) for which, batch in numbers.items()}
+
+
+def _written(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())

@@ -145,7 +145,9 @@ def _preprocessing(how: Preprocess, dtype: str) -> list[str]:
 
 def _answer(served: Served) -> tuple[str, str]:
     """The output that says most, and what to print of it: the class where it chooses one, else its values."""
-    output = next(o for o in Model(served.proto).compared if o.name in served.outputs)
+    output = next((o for o in Model(served.proto).compared if o.name in served.outputs), None)
+    if output is None:
+        raise ModelError("the model has no output of a fixed size that serve.py could print: use another target")
     if output.tensor != output.name:  # the output is the chosen class itself
         return output.name, "answer[0]"
     if output.kind in ("scores", "probabilities"):

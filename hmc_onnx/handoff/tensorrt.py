@@ -6,7 +6,7 @@ import json
 import shlex
 from pathlib import Path
 
-from hmc_onnx.handoff.engines import engine_options, profile_shapes
+from hmc_onnx.handoff.engines import engine_options, profiles
 from hmc_onnx.handoff.served import Served
 from hmc_onnx.handoff.tensorrt_check import check
 from passes.core.errors import ModelError, SettingsError
@@ -59,10 +59,7 @@ def build_command(served: Served) -> list[str]:
     engine's file is named by the model's digest, so that one of other weights is not taken for it.
     """
     command = ["--onnx=model.onnx", f"--saveEngine={_engine(served)}"]
-    if any(None in dims for dims in served.inputs.values()):
-        least = 1 if served.open else served.batch
-        for which, batch in (("min", least), ("opt", served.batch), ("max", served.batch)):
-            command.append(f"--{which}Shapes={profile_shapes(served.shapes_at(batch))}")
+    command += [f"--{which}Shapes={shapes}" for which, shapes in profiles(served).items()]
     return [*command, "--timingCacheFile=timing.cache", "--skipInference"]
 
 
