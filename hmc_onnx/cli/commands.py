@@ -226,14 +226,16 @@ def verify(
     ] = None,
 ) -> None:
     """Compare two models."""
-    from hmc_onnx.cli.handoff import second_model
+    from hmc_onnx.cli.handoff import check_one_of, second_model
     from hmc_onnx.comparison.verification import BATCHES, Network
     from hmc_onnx.comparison.verification import verify as compare
     from hmc_onnx.reporting.tables import comparison
 
+    against = given.of(Against).against
+    check_one_of(b, against)
     _, report = _outputs(given, a, *([] if b is None else [b]))
     settings, first = given.of(Settings), opened(a, given)
-    second, runtime, sizes = second_model(b, given.of(Against).against, given, settings.runtime)
+    second, runtime, sizes = second_model(b, against, given, settings.runtime)
     samples = settings.samples if "samples" in given else None
     images = images_at(given.need("data"), first, given, samples, settings.seed)
     result = compare(Network(first, outputs=settings.judge), Network(second), images, runtime, sizes or BATCHES)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from calib.runtime.sessions import Runtime
 
-__all__ = ["app", "second_model"]
+__all__ = ["app", "check_one_of", "second_model"]
 
 app = typer.Typer()
 
@@ -40,6 +40,12 @@ def handoff(
     show(*remarks, f"Written: {place.output}")
 
 
+def check_one_of(b: Path | None, against: Path | None) -> None:
+    """Check that either a file or a folder is given; raises SettingsError."""
+    if (b is None) == (against is None):
+        raise SettingsError("give either the compressed model's file or, with `against`, the folder of a handoff")
+
+
 def second_model(
     b: Path | None, against: Path | None, given: Given, runtime: Runtime
 ) -> tuple[onnx.ModelProto, Runtime, tuple[int, ...] | None]:
@@ -50,17 +56,12 @@ def second_model(
         against: the folder that it was handed over in, which says how it is served.
         given: the options; a provider or threads that were given go before what the folder says.
         runtime: that these options make.
-
-    Raises:
-        SettingsError: both are given, or neither.
     """
     from calib.runtime.sessions import Runtime
     from hmc_onnx.cli.reading import opened
     from hmc_onnx.handoff.handed_over import read
     from passes.graph.external import on_disk
 
-    if (b is None) == (against is None):
-        raise SettingsError("give either the compressed model's file or, with `against`, the folder of a handoff")
     if b is not None:
         return opened(b, given), runtime, None
     assert against is not None

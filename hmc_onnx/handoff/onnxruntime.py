@@ -135,7 +135,7 @@ def _preprocessing(how: Preprocess, dtype: str) -> list[str]:
     if how.order == "bgr":
         lines.append("pixels = pixels[:, :, ::-1]")
     if dtype != "uint8":
-        scaled = f"(pixels / {how.scale:g} - np.array({list(how.mean)})) / np.array({list(how.std)})"
+        scaled = f"(pixels / {how.scale!r} - np.array({list(how.mean)})) / np.array({list(how.std)})"
         kind = "" if dtype == "float32" else f'.astype("{dtype}")'
         lines.append(f"pixels = ({scaled}).astype(np.float32){kind}")
     if how.layout == "NCHW":

@@ -24,7 +24,7 @@ cd "$(dirname "$0")"
 trtexec=${{TRTEXEC:-trtexec}}
 # The types are those of the graph. TensorRT 11 takes no others; TensorRT 10 has to be told.
 typed=
-if "$trtexec" --help 2>/dev/null | grep -q -e --stronglyTyped; then typed=--stronglyTyped; fi
+if "$trtexec" --help 2>&1 | grep -q -e --stronglyTyped; then typed=--stronglyTyped; fi
 "$trtexec" $typed \\
 {arguments}
 """

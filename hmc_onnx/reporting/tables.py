@@ -176,6 +176,8 @@ def _layers(plan: Plan) -> NarrowTable:
 def provenance_table(provenance: Provenance) -> Table:
     """What a compressed file says of how it was made."""
     table = Table(title="How this file was made", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # digests are shown whole
     for what, said in provenance.rows().items():
         table.add_row(what, escape(said))
     return table

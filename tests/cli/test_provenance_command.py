@@ -33,6 +33,7 @@ def test_inspect_shows_how_a_file_was_made(cli: Cli, given: Path, planned: Path,
     made = Provenance.read(load(tmp_path / "out.onnx"))
     assert made is not None
     words = cli("inspect", tmp_path / "out.onnx").words
+    assert made.original in words
     assert "How this file was made" in words and made.plan in words and "planned for batch 4" in words
     assert "Layers that compute" in words
 
