@@ -129,6 +129,7 @@ def inspect(model: Model, given: Given) -> None:
     """Show what a model is made of."""
     from hmc_onnx.analysis.inspection import inspect as tables
     from hmc_onnx.analysis.model_inputs import check_kind
+    from hmc_onnx.cli.wording import in_options
     from hmc_onnx.records.provenance import Provenance
     from hmc_onnx.reporting.tables import provenance_table
     from passes.core.errors import ModelError
@@ -142,7 +143,7 @@ def inspect(model: Model, given: Given) -> None:
     try:
         check_kind(proto)
     except ModelError as e:
-        show(f"Its layers are not shown: {e}")
+        show(f"Its layers are not shown: {in_options(str(e))}")
         return
     show(tables(proto, asked.size, asked.layout))
 
