@@ -33,11 +33,13 @@ from hmc_onnx.records.comparison import Verification
 from hmc_onnx.records.goal import Goal, Strategy, Target
 from hmc_onnx.records.plan import HeldBack, Plan
 from hmc_onnx.records.profile import Profile
+from hmc_onnx.records.provenance import Provenance, with_provenance
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.records.work import HERE, Work
 from hmc_onnx.rewriting.applying import apply
 from passes.core.errors import DataError, HmcWarning, PlanError, SettingsError
 from passes.graph.external import on_disk
+from passes.graph.model import digest
 
 __all__ = ["DataLike", "ModelLike", "Run", "opened", "purpose_of"]
 
@@ -213,13 +215,21 @@ class Run(Context):
             raise PlanError("the plan was made with other calibration data: give the same data and seed, or plan again")
         return apply(self, plan)
 
+    def recorded(self, compressed: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
+        """A copy of a compressed model, in float32, whose metadata say what was done to it and by which plan."""
+        batch = declared_batch(self.served, self.data.feeds)
+        return with_provenance(compressed, Provenance.of_plan(plan, digest(self.served), batch))
+
     def serve(self, compressed: onnx.ModelProto) -> onnx.ModelProto:
         """A compressed model in the precision of the settings; in float32 it is the model itself.
 
         Raises:
             ModelError: the model cannot be quantised.
         """
-        return self.served_form(compressed)
+        served, recorded = self.served_form(compressed), Provenance.read(compressed)
+        if recorded is None or recorded.precision == self.settings.precision:
+            return served
+        return with_provenance(served, recorded.model_copy(update={"precision": self.settings.precision}))
 
     def verify(self, compressed: onnx.ModelProto, images: DataLike | None = None) -> Verification:
         """Compare a compressed model with the original.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 from typer.core import TyperGroup
 
 from hmc_onnx.cli.console import progress_bar, show
 from hmc_onnx.cli.groups import (
+    Against,
     Config,
     Data,
     Images,
     Labels,
+    Metadata,
     Output,
     PlanFile,
     Quick,
@@ -53,8 +55,10 @@ MEASURING = Group(Settings, without=("latency",))
 def commands() -> TyperGroup:
     """All commands, whole."""
     from hmc_onnx.cli.finetuning import app as finetuning
+    from hmc_onnx.cli.handoff import app as handoff
     from hmc_onnx.cli.latency import app as latency
 
+    app.add_typer(handoff)
     app.add_typer(finetuning)
     app.add_typer(latency, name="latency", help=COMMANDS["latency"])
     found = typer.main.get_command(app)
@@ -67,6 +71,7 @@ def commands() -> TyperGroup:
     "compress",
     COMMANDS["compress"],
     Output,
+    Metadata,
     Config,
     Data,
     Images,
@@ -104,14 +109,14 @@ def compress(model: Model, given: Given) -> None:
         run.check_data(goal)
         found = run.reach(goal)
         shown: list[Any] = [plan_tables(found.plan)]
-        result, stopped = brought_in(found.model), None
+        result, stopped = brought_in(run.recorded(found.model, found.plan)), None
         if training is not None:
             folder = None if run.work.work_dir is None else run.work.work_dir / "finetuning"
             tuned = trained(result, proto, given, training, folder)
             shown, result, stopped = [*shown, epochs_table(tuned.history)], tuned.model, tuned.stopped
         result = run.serve(result)
         checked = run.verify(result, test).model_copy(update={"curve": found.curve})
-    save(result, output)
+    save(_with_metadata(result, given), output)
     if report is not None:
         checked.save(report)
     show(*shown, comparison(checked), f"Written: {output}")
@@ -123,9 +128,24 @@ def compress(model: Model, given: Given) -> None:
 def inspect(model: Model, given: Given) -> None:
     """Show what a model is made of."""
     from hmc_onnx.analysis.inspection import inspect as tables
+    from hmc_onnx.analysis.model_inputs import check_kind
+    from hmc_onnx.cli.wording import in_options
+    from hmc_onnx.records.provenance import Provenance
+    from hmc_onnx.reporting.tables import provenance_table
+    from passes.core.errors import ModelError
 
-    asked = given.of(Images).preprocess()
-    show(tables(supported(model, given), asked.size, asked.layout))
+    asked, proto = given.of(Images).preprocess(), opened(model, given)
+    made = Provenance.read(proto)
+    if made is None:
+        show(tables(check_kind(proto), asked.size, asked.layout))
+        return
+    show(provenance_table(made))
+    try:
+        check_kind(proto)
+    except ModelError as e:
+        show(f"Its layers are not shown: {in_options(str(e))}")
+        return
+    show(tables(proto, asked.size, asked.layout))
 
 
 @command(app, "profile", COMMANDS["profile"], Output, Config, Data, Images, Settings, Quick, Work)
@@ -168,7 +188,7 @@ def plan(
     show(plan_tables(result), f"Written: {output}")
 
 
-@command(app, "apply", COMMANDS["apply"], PlanFile, Output, Config, Data, Images)
+@command(app, "apply", COMMANDS["apply"], PlanFile, Output, Metadata, Config, Data, Images)
 def apply(model: Model, given: Given) -> None:
     """Carry a plan out."""
     from hmc_onnx.records.plan import Plan
@@ -180,8 +200,9 @@ def apply(model: Model, given: Given) -> None:
     chosen, proto = Plan.load(given.of(PlanFile).plan), supported(model, given)
     images = calibration_images(proto, given, chosen.settings, chosen.held_back)
     with progress_bar() as progress:
-        compressed = Run(proto, images, chosen.settings, Work(progress=progress), chosen.held_back).apply(chosen)
-    save(brought_in(compressed), output)
+        run = Run(proto, images, chosen.settings, Work(progress=progress), chosen.held_back)
+        compressed = run.recorded(run.apply(chosen), chosen)
+    save(_with_metadata(brought_in(compressed), given), output)
     show(f"Written: {output}")
 
 
@@ -189,6 +210,7 @@ def apply(model: Model, given: Given) -> None:
     app,
     "verify",
     COMMANDS["verify"],
+    Against,
     Config,
     Data,
     Images,
@@ -198,22 +220,36 @@ def apply(model: Model, given: Given) -> None:
 )
 def verify(
     a: Annotated[Path, typer.Argument(metavar="A", help="The original model.", show_default=False)],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The compressed model.", show_default=False)],
     given: Given,
+    b: Annotated[
+        Optional[Path],  # noqa: UP045  typer reads annotations at run time
+        typer.Argument(metavar="B", help="The compressed model, where `--against` names none.", show_default=False),
+    ] = None,
 ) -> None:
     """Compare two models."""
-    from hmc_onnx.comparison.verification import Network
+    from hmc_onnx.cli.handoff import check_one_of, second_model
+    from hmc_onnx.comparison.verification import BATCHES, Network
     from hmc_onnx.comparison.verification import verify as compare
     from hmc_onnx.reporting.tables import comparison
 
-    _, report = _outputs(given, a, b)
-    settings, first, second = given.of(Settings), opened(a, given), opened(b, given)
+    against = given.of(Against).against
+    check_one_of(b, against)
+    _, report = _outputs(given, a, *([] if b is None else [b]))
+    settings, first = given.of(Settings), opened(a, given)
+    second, runtime, sizes = second_model(b, against, given, settings.runtime)
     samples = settings.samples if "samples" in given else None
     images = images_at(given.need("data"), first, given, samples, settings.seed)
-    result = compare(Network(first, outputs=settings.judge), Network(second), images, settings.runtime)
+    result = compare(Network(first, outputs=settings.judge), Network(second), images, runtime, sizes or BATCHES)
     if report is not None:
         result.save(report)
     show(comparison(result))
+
+
+def _with_metadata(proto: Any, given: Given) -> Any:
+    """A compressed model as the user wants it: with what it says of how it was made, or without."""
+    from hmc_onnx.records.provenance import with_provenance
+
+    return proto if given.of(Metadata).metadata else with_provenance(proto, None)
 
 
 def _outputs(given: Given, *inputs: Path) -> tuple[Path, Path | None]:

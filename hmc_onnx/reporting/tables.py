@@ -13,8 +13,9 @@ from hmc_onnx.analysis.narrow_table import NarrowTable
 from hmc_onnx.finetune.options import Epoch, best_epoch
 from hmc_onnx.records.comparison import OutputComparison, Verification, Visited
 from hmc_onnx.records.plan import Plan
+from hmc_onnx.records.provenance import Provenance
 
-__all__ = ["comparison", "epochs_table", "latency_table", "plan_tables"]
+__all__ = ["comparison", "epochs_table", "latency_table", "plan_tables", "provenance_table"]
 
 LEGEND = (
     "loses least by: the kind of compression by which the network loses least where it is done to this layer alone. "
@@ -179,6 +180,16 @@ def _layers(plan: Plan) -> NarrowTable:
             escape(layer.reason),
         )
     return shown
+
+
+def provenance_table(provenance: Provenance) -> Table:
+    """What a compressed file says of how it was made."""
+    table = Table(title="How this file was made", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # digests are shown whole
+    for what, said in provenance.rows().items():
+        table.add_row(what, escape(said))
+    return table
 
 
 def epochs_table(history: Sequence[Epoch]) -> Table:

@@ -389,7 +389,7 @@ def test_commands_that_cannot_be_parsed(refuses: Refuses) -> None:
     refuses("compres", says=("'compres', did you mean 'compress'", "see 'hmc-onnx --help'"), code=2)
     refuses("compress", says=("MODEL", "see 'hmc-onnx compress --help'"), code=2)
     refuses("compress", "model.onnx", says=("--output", "see 'hmc-onnx compress --help'"), code=2)
-    refuses("verify", "model.onnx", says=("B", "see 'hmc-onnx verify --help'"), code=2)
+    refuses("verify", "model.onnx", says=("give either the compressed model's file", "--against"))
     refuses("apply", "model.onnx", "-o", "out.onnx", says=("--plan", "see 'hmc-onnx apply --help'"), code=2)
 
 
