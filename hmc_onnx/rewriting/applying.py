@@ -15,17 +15,17 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from calib.measure.moments import Moments, sample_positions, sampled_outputs, sampled_patches
+from calib.measure.moments import sample_positions, sampled_outputs, sampled_patches
 from calib.measure.walk import Walk
 from calib.runtime.observing import observe
 from hmc_onnx.analysis.subjects import find_subjects
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
+from hmc_onnx.rewriting.fitting import Fit, fitted_bias
 from passes.branches import remove_branch
 from passes.channels import ChannelGroup
 from passes.core.errors import PlanError
-from passes.core.linear_algebra import damped, ridge
 from passes.decompose import DECOMPOSITIONS, compose
 from passes.graph.external import folder_of, let_go, move_out
 from passes.graph.layers import Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
@@ -36,9 +36,6 @@ from passes.residual import residual_sum
 
 __all__ = ["apply", "shaped"]
 
-# Strength of the ridge penalty towards the layer's own weights, as a share of the mean eigenvalue of the second moment
-# of its patches.
-RIDGE = 1e-3
 LAYERS = ("Conv", "Gemm")
 UNCHANGED = (KEEP, REMOVED)
 
@@ -198,15 +195,15 @@ class _Walks:
 def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: str, rank: int) -> None:
     """Fit a layer to the compressed network's input and decompose it as planned; a grouped Conv is fitted by groups."""
     layer = layer_of(node, shapes)
-    groups = _paired_moments(layer, node, shapes, walks)
+    groups = _fits(layer, node, shapes, walks)
     own = np.split(layer.weight, len(groups))
-    weight = np.concatenate([_solve(w, moments) for w, moments in zip(own, groups, strict=True)])
+    weight = np.concatenate([fit.weight(w) for w, fit in zip(own, groups, strict=True)])
     if method == KEEP:
         kernels = np.split(weight, len(groups))
-        bias = np.concatenate([_bias(k, m) for k, m in zip(kernels, groups, strict=True)])
+        bias = np.concatenate([fitted_bias(k, fit.moments) for k, fit in zip(kernels, groups, strict=True)])
         write_layer(model.graph, node, weight, bias)
         return
-    moments = groups[0]
+    moments = groups[0].moments
     decomposition = DECOMPOSITIONS.get(method)
     if decomposition is None:
         raise PlanError(f"layer '{node.name}': unknown method '{method}', use keep or {', '.join(DECOMPOSITIONS)}")
@@ -216,12 +213,12 @@ def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: 
         raise PlanError(f"layer '{node.name}': {method} of rank {rank} does not apply: {reason or f'1 to {most} do'}")
     factors = decomposition.factors(layer.geometry, weight, moments.second, rank)
     links = decomposition.links(layer.geometry, rank)
-    bias = _bias(compose(links, factors), moments)
+    bias = fitted_bias(compose(links, factors), moments)
     replace_by_chain(model.graph, node, list(zip(links, factors, strict=True)), bias)
 
 
-def _paired_moments(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) -> list[Moments]:
-    """Moments of the compressed network's patches and the original's responses at the same positions, by group."""
+def _fits(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) -> list[Fit]:
+    """Fits of the compressed network's patches to the original's responses at the same positions, one a group."""
     settings = walks.plan.settings
     keep = walks.kept.outputs.get(layer.name, slice(None))  # all channels where the layer is in no channel group
     shortcut = _shortcut(node, shapes, walks)
@@ -231,7 +228,8 @@ def _paired_moments(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) 
     size = tuple(d for d in shapes[layer.input][2:] if d is not None)
     positions = sample_positions(layer.geometry, size, settings.positions, walks.rng)
     geometry = layer.geometry.one_group()
-    groups = [Moments() for _ in range(layer.geometry.groups)]
+    patches = len(positions) * sum(walks.compressed.images)
+    groups = [Fit(geometry.features, patches) for _ in range(layer.geometry.groups)]
     held = walks.compressed.chunks
     answers = walks.original.chunks
     for mine, theirs in zip(held, answers, strict=True):
@@ -240,8 +238,8 @@ def _paired_moments(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) 
             target = target + sampled_outputs(shortcut.of(theirs), positions)[:, keep]
             target = target - sampled_outputs(shortcut.of(mine), positions)
         inputs = np.split(mine[layer.input], len(groups), axis=1)
-        for moments, x, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
-            moments.update(sampled_patches(x, geometry, positions), t)
+        for fit, x, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
+            fit.update(sampled_patches(x, geometry, positions), t, len(x))
     return groups
 
 
@@ -265,15 +263,3 @@ def _shortcut(node: gs.Node, shapes: Shapes, walks: _Walks) -> _Shortcut | None:
     if any(n.op in LAYERS for walk in (walks.compressed, walks.original) for n in walk.missing(name)):
         return None
     return _Shortcut(name, joined.order)
-
-
-def _solve(weight: np.ndarray, moments: Moments) -> np.ndarray:
-    """argmin_B E‖t - B x‖² + λ‖B - W‖²: least squares, which keeps W where the data give no information."""
-    second, cross = moments.second, moments.cross
-    own = weight.reshape(len(weight), -1)
-    solved = np.linalg.solve(damped(second, RIDGE), (cross + ridge(second, RIDGE) * own).T).T
-    return np.asarray(solved.reshape(weight.shape))
-
-
-def _bias(kernel: np.ndarray, moments: Moments) -> np.ndarray:
-    return moments.target_mean - kernel.reshape(len(kernel), -1) @ moments.mean
