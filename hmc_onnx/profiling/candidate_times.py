@@ -7,11 +7,14 @@ with its layer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 
+from calib.measure.kernel_times import KernelTimes, kernel_times
 from calib.measure.latency import DISTURBED, interleaved
 from calib.measure.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
 from calib.runtime.sessions import Runtime, Session, providers
@@ -20,7 +23,7 @@ from hmc_onnx.records.profile import GroupChoice, GroupProfile, LatencyProfile
 from hmc_onnx.search_space.candidates import variants, whole_offers
 from hmc_onnx.search_space.pruning_steps import steps
 from passes.channels import ChannelGroup
-from passes.core.errors import OutputError, SettingsError
+from passes.core.errors import HmcWarning, OutputError, SettingsError
 from passes.decompose import DECOMPOSITIONS
 from passes.graph.layers import Geometry
 from passes.graph.model import element_type
@@ -38,6 +41,9 @@ STEPS = (64, 32, 16, 8, 4, 2)
 # A step is accepted as the alignment when a width that is half a step narrower saves less than this share of the time
 # that it would save if time were proportional to width.
 PAYS = 0.5
+# Share of the model's time by which the time of its layers alone may differ from that of their kernels within it, and
+# how often both are measured again if it differs by more.
+APART, TRIES = 0.2, 3
 
 
 class Clock:
@@ -97,18 +103,68 @@ class Clock:
             )
         if entry is not None and self._settled:
             return entry
-        models = [self._context.served]
+        models = {self._key: self._context.served}
         if self._served_key != self._key:
-            models.append(self._context.served_form(self._context.normal.finished(), timed_only=True))
-        timings = interleaved([Session(m, self.runtime) for m in models], self._context.serving_feeds)
-        time = timings.latency(0)
-        if entry is None or entry.seconds is None or entry.seconds > DISTURBED * time.value:
-            for key, model in zip((self._key, self._served_key), range(len(models)), strict=False):
-                own = timings.latency(model)  # both from one measurement, so that they can be compared
-                self.table.put(key, Entry(seconds=own.value, uncertainty=own.uncertainty))
-            entry = self.table.entries[self._key]
+            models[self._served_key] = self._context.served_form(self._context.normal.finished(), timed_only=True)
+        self._time_models(models)
+        self._make_comparable(models)
+        return self.table.entries[self._key]
+
+    def _time_models(self, models: Mapping[str, onnx.ModelProto]) -> None:
+        """Time whole models side by side; times that the table has stay, unless they are of a busier machine."""
+        timings = interleaved([Session(m, self.runtime) for m in models.values()], self._context.serving_feeds)
+        first = self.table.entries.get(self._key)
+        known = None if first is None or not set(models) <= set(self.table.entries) else first.seconds
+        if known is not None and known <= DISTURBED * timings.latency(0).value:
+            return
+        for i, key in enumerate(models):
+            own = timings.latency(i)  # all from one measurement, so that they can be compared
+            self.table.put(key, Entry(seconds=own.value, uncertainty=own.uncertainty))
+        self.keep()
+
+    def _make_comparable(self, models: Mapping[str, onnx.ModelProto]) -> None:
+        """Time the layers alone, and see whether that agrees with the time of the whole model.
+
+        Both are timed one after the other, and what disturbs one of them looks like work that no choice can save. Where
+        the rest of the model's time contradicts the times of its kernels, all is timed again; and where no run of the
+        whole is calm, its time is that of its kernels.
+        """
+        layers = [(name, (subject.layer.geometry,)) for name, subject in self.layers.items()]
+        self.measure(layers)
+        probes, feeds = [self.probe(*layer) for layer in layers], self._context.serving_feeds
+        share = 0.0
+        for attempt in range(TRIES):
+            by_kernel = kernel_times(models[self._served_key], feeds, self.runtime)
+            if by_kernel is None or any(self.table.entries[str(probe)].seconds is None for probe in probes):
+                return  # there is nothing to compare: onnxruntime does not say, or cannot run a layer alone
+            share = by_kernel.layers / by_kernel.whole
+            if self._apart(probes, share) <= APART:
+                return
+            self._time_models(models)
+            self.table.measure_again(probes, self.runtime, self._context.progress)
+            if attempt > 0:
+                for key, model in models.items():
+                    self._lower(key, kernel_times(model, feeds, self.runtime))
             self.keep()
-        return entry
+        if self._apart(probes, share) > APART:
+            warnings.warn(
+                "the times of the layers alone contradict that of the whole model, however often they are measured: "
+                "the machine is busy, so plans for a latency may be off",
+                HmcWarning,
+                stacklevel=2,
+            )
+
+    def _apart(self, probes: Sequence[Probe], share: float) -> float:
+        """How far the share of the model's time that its layers take alone is from that which they take within it."""
+        entries, whole = [self.table.entries[str(probe)] for probe in probes], self.table.entries[self._served_key]
+        if whole.seconds is None or not all(entry.usable for entry in entries):
+            return np.inf
+        return abs(sum(entry.seconds or 0.0 for entry in entries) / whole.seconds - share)
+
+    def _lower(self, key: str, found: KernelTimes | None) -> None:
+        entry = self.table.entries[key]
+        if found is not None and entry.seconds is not None and found.whole < entry.seconds:
+            self.table.put(key, entry.model_copy(update={"seconds": found.whole}))
 
     def probe(self, name: str, chain: Chain) -> Probe:
         """A layer's chain as a probe."""
