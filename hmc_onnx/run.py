@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,11 @@ from hmc_onnx.comparison.judging import Judged, check_decides, check_labels
 from hmc_onnx.comparison.verification import BATCHES, Network, verify
 from hmc_onnx.execution.context import Context, check_convertible
 from hmc_onnx.planning.accuracy_search import Found, Search
+from hmc_onnx.planning.nearest import nearest
 from hmc_onnx.planning.planner import Planner, timed_here
-from hmc_onnx.planning.program import unchanged
+from hmc_onnx.planning.program import unchanged, unreachable
+from hmc_onnx.profiling.candidate_times import Clock
+from hmc_onnx.profiling.least_time import least_latency
 from hmc_onnx.profiling.profiler import profile
 from hmc_onnx.records.comparison import Verification
 from hmc_onnx.records.goal import Goal, Strategy, Target
@@ -48,6 +52,9 @@ LOOKED_AT = 128
 
 # With fewer images, what is fitted to them is clearly worse on new images (`benchmarks/few_images.py`).
 FEW_IMAGES = 256
+
+# Factor by which the least time must exceed a target to be out of reach for sure, as it is only about the least.
+CLEARLY = 1.15
 
 ModelLike = onnx.ModelProto | str | os.PathLike[str]
 DataLike = CalibrationData | CalibrationDataReader | Iterable[Any]
@@ -131,8 +138,13 @@ class Run(Context):
             ModelError: the model has no layer that could be compressed.
         """
         if self._profile is None:
-            self._profile = profile(self)
+            self._profile = profile(self, self.clock)
         return self._profile
+
+    @cached_property
+    def clock(self) -> Clock | None:
+        """The times of the model and its candidates, where the settings want them measured."""
+        return Clock(self) if self.settings.latency else None
 
     def findings(self) -> list[Finding]:
         """What is likely wrong with the images, their preprocessing or their labels; to be asked before the work.
@@ -179,8 +191,15 @@ class Run(Context):
         wanted = Goal.of(target).target
         if wanted is None:
             raise SettingsError("a plan is for a target, such as macs=0.5: a bound on the loss has to be searched for")
-        plan = unchanged(self) if wanted == Target() else self._planner(strategy).plan(wanted)
+        plan = unchanged(self) if wanted == Target() else self._planned(wanted, strategy)
         return plan.model_copy(update={"held_back": self._fewer})
+
+    def _planned(self, target: Target, strategy: Strategy) -> Plan:
+        if self._profile is None and self.clock is not None and target.latency is not None:
+            least = least_latency(self, self.clock)
+            if least > CLEARLY * target.latency:  # which profiling for many minutes would not change
+                raise unreachable(target, strategy, Target(latency=min(least, 1.0)), self.settings.align or 1)
+        return self._planner(strategy).plan(target)
 
     def search(self, max_drop: float, strategy: Strategy = "hmc") -> Found:
         """The fastest network that loses no more than `max_drop` (0 to 1) on images that nothing was fitted to.
@@ -202,7 +221,11 @@ class Run(Context):
         if goal.target is None:
             assert goal.max_drop is not None
             return self.search(goal.max_drop, goal.strategy)
-        plan = self.plan(goal.target, goal.strategy)
+        plan = (
+            nearest(goal.target, partial(self.plan, strategy=goal.strategy))
+            if goal.or_nearest
+            else self.plan(goal.target, goal.strategy)
+        )
         return Found(self.apply(plan), plan, [])
 
     def apply(self, plan: Plan) -> onnx.ModelProto:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -167,7 +167,7 @@ def profile(model: Model, given: Given) -> None:
     )
 
 
-@command(app, "plan", COMMANDS["plan"], Output, Config, Group(Goal, only=("target", "strategy")))
+@command(app, "plan", COMMANDS["plan"], Output, Config, Group(Goal, only=("target", "or_nearest", "strategy")))
 def plan(
     profile: Annotated[
         Path, typer.Argument(metavar="PROFILE", help="The profile, as `hmc-onnx profile` wrote it.", show_default=False)
@@ -175,6 +175,7 @@ def plan(
     given: Given,
 ) -> None:
     """Choose candidates within a target."""
+    from hmc_onnx.planning.nearest import nearest
     from hmc_onnx.planning.program import solve
     from hmc_onnx.records.profile import Profile
     from hmc_onnx.reporting.tables import plan_tables
@@ -183,7 +184,8 @@ def plan(
     given.need("target")
     goal = given.of(Goal)
     assert goal.target is not None
-    result = solve(Profile.load(profile), goal.target, goal.strategy)
+    solved = partial(solve, Profile.load(profile), strategy=goal.strategy)
+    result = nearest(goal.target, solved) if goal.or_nearest else solved(goal.target)
     result.save(output)
     show(plan_tables(result), f"Written: {output}")
 

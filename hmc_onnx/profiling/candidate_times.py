@@ -30,7 +30,7 @@ from passes.graph.model import element_type
 from passes.graph.shapes import infer_shapes
 from passes.probe import Probe, epilogue
 
-__all__ = ["Chain", "Clock", "default_align", "measure_table"]
+__all__ = ["Chain", "Clock", "any_removal", "default_align", "measure_table"]
 
 Chain = tuple[Geometry, ...]
 
@@ -88,6 +88,7 @@ class Clock:
         }
         self._macs = {n: s.macs() for n, s in self.layers.items()}
         self._by_macs: set[str] = set()
+        self._timed = False
 
     def time_whole(self) -> Entry:
         """The time of a run of the whole model. A cached time is replaced if it was measured on a busy machine.
@@ -101,8 +102,9 @@ class Clock:
                 f"the latency table (of {self.table.machine}) has no time of this model at batch {self.batch}: make it "
                 f"there with 'hmc-onnx latency measure MODEL --batch {self.batch}'"
             )
-        if entry is not None and self._settled:
+        if entry is not None and (self._settled or self._timed):
             return entry
+        self._timed = True
         models = {self._key: self._context.served}
         if self._served_key != self._key:
             models[self._served_key] = self._context.served_form(self._context.normal.finished(), timed_only=True)
@@ -267,7 +269,7 @@ def measure_table(context: Context) -> LatencyTable:
     clock = Clock(context)
     clock.time_whole()
     align = settings.align or clock.align()
-    groups = {n: _any_removal(g, align, settings.fine, n in subjects.removable) for n, g in subjects.groups.items()}
+    groups = {n: any_removal(g, align, settings.fine, n in subjects.removable) for n, g in subjects.groups.items()}
     chains: list[tuple[str, Chain]] = []
     for name, subject in subjects.layers.items():
         ends = [groups[n] if n is not None else None for n in (subject.input_group, subject.output_group)]
@@ -279,7 +281,7 @@ def measure_table(context: Context) -> LatencyTable:
     return clock.table
 
 
-def _any_removal(group: ChannelGroup, align: int, fine: bool, removable: bool) -> GroupProfile:
+def any_removal(group: ChannelGroup, align: int, fine: bool, removable: bool) -> GroupProfile:
     """A profile of a group in which each choice removes the right number of channels, but arbitrary ones."""
     on_offer = steps(group, align, fine)
     gone = [[], *map(on_offer.any, range(len(on_offer.keeps))), *([list(range(group.size))] if removable else [])]

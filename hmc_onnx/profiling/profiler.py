@@ -57,14 +57,18 @@ CONFIDENCE = 0.95
 MOST_OPTIONS = 32
 
 
-def profile(context: Context) -> Profile:
+def profile(context: Context, clock: Clock | None = None) -> Profile:
     """Profile the model of a run.
+
+    Args:
+        context: the run.
+        clock: its times, if latency is measured; default: a new one.
 
     Raises:
         ModelError: the model has no layer that could be compressed.
         SettingsError: the latency table does not fit.
     """
-    profiler = _Profiler(context)
+    profiler = _Profiler(context, clock)
     with pool(context.work, context.checkpoint) as workers:
         return profiler.profile(workers)
 
@@ -72,7 +76,8 @@ def profile(context: Context) -> Profile:
 class _Profiler:
     """One run of the profiling stage, and the state that its steps share."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, clock: Clock | None) -> None:
+        self.clock = (clock or Clock(context)) if context.settings.latency else None
         check_evaluation_mode(context.normal)
         self.context, self.settings = context, context.settings
         self.model = context.normal.copy()
@@ -92,7 +97,7 @@ class _Profiler:
         """Compute and measure all candidates; the tasks run in the workers of the pool."""
         context, settings, layers, subjects = self.context, self.settings, self.layers, self.subjects
         self.shelf = workers.shelf() if context.large else MEMORY
-        clock = Clock(context) if settings.latency else None
+        clock = self.clock
         if clock is not None:
             clock.time_whole()
         align = settings.align or (clock.align() if clock else default_align(settings.runtime))
