@@ -16,6 +16,7 @@ from calib.runtime.batching import at_once, batch_size, declared_batch, input_sh
 from calib.runtime.observing import observe
 from calib.runtime.sessions import CPU, Runtime, Session
 from hmc_onnx.analysis.model_inputs import fit
+from hmc_onnx.comparison.changes import find_changes
 from hmc_onnx.comparison.judging import Judged, check_labels, labelled, predictions
 from hmc_onnx.records.comparison import BatchComparison, OutputComparison, Side, Timing, Unchanged, Verification
 from passes.core.errors import ModelError
@@ -132,11 +133,11 @@ def verify(
     shapes = input_shapes(a.proto, data)
     sides = [network.side(shapes, top1, runtime) for network, top1 in zip((a, b), accuracies, strict=True)]
     main = compared[at] if at is not None else next(o for o in compared if o.kind != "other")
-    own = next(report for report in against if report.name == main.name)
+    own, where = next(report for report in against if report.name == main.name), compared.index(main)
     unchanged = None
     if third is not None and a.unchanged is not None:
         precision, proto = a.unchanged
-        original = reference[compared.index(main)]
+        original = reference[where]
         theirs = next(x for o, x in zip(third.outputs, third.batches(chunks), strict=True) if o.name == main.name)
         unchanged = Unchanged(
             precision=precision,
@@ -164,6 +165,7 @@ def verify(
         outputs=[*against, *(_left_out(o) for o in _not_compared(a, against, compared))],
         batches=[] if fixed else _other_sizes(first, second, compared, reference, data, size),
         unchanged=unchanged,
+        changes=find_changes(main, reference[where], answers[where], images, data, None if at is None else labels),
     )
 
 

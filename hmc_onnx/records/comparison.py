@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from hmc_onnx.records.changes import Changes
 from passes.core.records import Frozen
 
 __all__ = ["BatchComparison", "OutputComparison", "Side", "Timing", "Unchanged", "Verification", "Visited"]
@@ -118,6 +119,8 @@ class Verification(Frozen):
         outputs: what each output is, and how far the two are apart in it.
         batches: the divergence at other batch sizes; empty where the model declares one.
         unchanged: the original in another precision, where that is served.
+        changes: accuracy class by class, and the images that are answered otherwise; None in reports of earlier
+            versions.
     """
 
     version: Literal[1] = 1
@@ -136,3 +139,4 @@ class Verification(Frozen):
     outputs: list[OutputComparison] = Field(default_factory=list)
     batches: list[BatchComparison] = Field(default_factory=list)
     unchanged: Unchanged | None = None
+    changes: Changes | None = Field(default=None, exclude_if=lambda value: value is None)
