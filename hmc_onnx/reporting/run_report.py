@@ -29,25 +29,32 @@ from hmc_onnx.records.report import (
 __all__ = ["left_alone", "provenance", "run_report"]
 
 PACKAGES = ("hmc-onnx", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "torch")
-# Advice by a pattern of the reason; the first that matches is given.
+# Advice by a pattern of the reason, from which names in quotes are taken out; the first that matches is given.
 ADVICE = (
-    (r"is the model's output", "Nothing to do: what reads the output needs all of its columns."),
+    (r"is the models output", "Nothing to do: what reads the output needs all of its columns."),
     (
-        r"inside .* node|where nothing is changed",
+        r"^it is inside ",
         "Export the model without control flow: a fixed input size, and no branches on tensors, often remove it.",
     ),
     (
-        r"not known|size",
-        "Export with a fixed input height and width, or give --size, so that shapes can be followed.",
+        r"size of its input is not known|unknown (shape|rank)|number of channels",
+        "Export with a fixed input height and width, so that shapes are known and not computed.",
     ),
-    (r"computed, not constant", "Export with constant weights: fold weight normalisation and the like before export."),
-    (r"grouped Conv", "Nothing to do: it is cheap for its size, and only whole groups of it can be pruned."),
-    (r"no operator of ONNX|domain|not known to", "Export with operators of ONNX in place of custom ones."),
+    (
+        r"computed, not constant|has computed|computes its",
+        "Export with constant weights: fold weight normalisation and the like before the export.",
+    ),
+    (r"grouped Conv", "Nothing to do: it costs little for its size, and only whole groups of it can be pruned."),
+    (
+        r"custom domain|has no rule",
+        "Export with operators of convolutional networks that docs/operators.md lists, in place of this one.",
+    ),
     (r"no layer with constant weights reads it", "Nothing to do: no layer follows that could be made smaller by it."),
-    (r"is left as it is", "It is tied to the layer that is named: what helps there helps here."),
-    (r"NaN|infinit", "Check the trained weights: this layer holds values that are not numbers."),
+    (r"takes part and is left as it is", "It is tied to the layer that is named: what helps there helps here."),
+    (r"NaN or infinite", "Check the trained weights: this layer holds values that are not numbers."),
+    (r"weights are \w+, not", "Give the model in float32 or float16; a quantised model cannot be compressed."),
 )
-NO_ADVICE = "Its channels are tied to an operator that needs all of them; docs/operators.md lists those that do not."
+NO_ADVICE = "Its channels are tied to what needs all of them; docs/operators.md says what is followed of each operator."
 
 
 def run_report(
@@ -108,7 +115,8 @@ def left_alone(declined: dict[str, str]) -> list[LeftAlone]:
 
 
 def _advice(reason: str) -> str:
-    return next((advice for pattern, advice in ADVICE if re.search(pattern, reason)), NO_ADVICE)
+    plain = re.sub(r"'[^']*'", "''", reason.replace("model's", "models"))
+    return next((advice for pattern, advice in ADVICE if re.search(pattern, plain)), NO_ADVICE)
 
 
 def _layers(plan: Plan, profile: Profile) -> list[LayerReport]:

@@ -104,6 +104,25 @@ def test_what_is_left_alone_is_gathered_by_reason_with_advice() -> None:
     assert left_alone({"x": "something else"})[0].advice == NO_ADVICE
 
 
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("it is inside If node '/size/If', where nothing is changed and no MACs are counted", "control flow"),
+        ("the size of its input is not known, and so its MACs are not counted", "fixed input height"),
+        ("its weights are computed, not constant", "constant weights"),
+        ("operator Einsum (node 'the model output') has no rule", "operators.md lists"),
+        ("it is an operator of the custom domain 'com.microsoft'", "operators.md lists"),
+        ("the grouped Conv 'x' would lose inputs of each of its groups, and is left as it is", "whole groups"),
+        ("'conv1' takes part and is left as it is", "what helps there"),
+        ("some of its weights are NaN or infinite", "trained weights"),
+        ("its weights are int8, not float32, float16, bfloat16 or float64", "float32"),
+        ("Reshape node '/unknown shape/Reshape' mixes channels", "tied to what needs all"),
+    ],
+)
+def test_advice_goes_by_the_reason_and_not_by_names_in_it(reason: str, advice: str) -> None:
+    assert advice in left_alone({"x": reason})[0].advice
+
+
 def test_the_reasons_of_a_real_network_have_advice_of_their_own() -> None:
     model = normalise(resnet((1, 1), (8, 16), shortcut="A"))
     found = left_alone(find_subjects(model, batch_one(model)).declined)
