@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ __all__ = ["page", "write_page"]
 
 # Rows of the table of layers that are shown at first; a button shows the others.
 FIRST_ROWS = 60
+DRAWN_BY: dict[str, Callable[[Any], str]] = {
+    "trade_off": draw_trade_off,
+    "grouping": draw_grouping,
+    "classes": draw_classes,
+}
 BEARS = {"prune": "pruning", "lowrank": "low rank", "both": "both alike", "keep": "none on offer"}
 
 
@@ -34,18 +40,14 @@ def write_page(report: RunReport, path: str | os.PathLike[str]) -> None:
 
 def page(report: RunReport) -> str:
     """The page; the same report gives the same text."""
-    pictures = {
-        "trade_off": (trade_off(report), draw_trade_off),
-        "grouping": (grouping(report), draw_grouping),
-        "classes": (class_picture(report), draw_classes),
-    }
-    drawn = {name: None if shown is None else Markup(draw(shown)) for name, (shown, draw) in pictures.items()}  # type: ignore[operator]
+    shown = {"trade_off": trade_off(report), "grouping": grouping(report), "classes": class_picture(report)}
+    drawn = {name: None if record is None else Markup(DRAWN_BY[name](record)) for name, record in shown.items()}
     with_curves = [layer for layer in report.layers if layer.curves]
     curves = LayerCurves(with_curves)
     return _template().render(
         report=report,
         timing=served_timing(report),
-        shown={name: record for name, (record, _) in pictures.items()},
+        shown=shown,
         drawn=drawn,
         frame=Markup(curves.frame()) if with_curves else "",
         curves={layer.name: Markup(curves.draw(layer)) for layer in with_curves},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -98,6 +99,12 @@ def test_the_page_of_a_very_long_network_is_small() -> None:
     text = page(report(500, prefix="/model/stage/blocks/block/conv"))
     assert text.count('<tbody class="layer"') == 500
     assert len(text.encode()) < 3_000_000
+
+
+def test_what_draws_is_imported_for_a_page_only() -> None:
+    code = "import sys, hmc_onnx.cli.commands as c; c.commands(); import hmc_onnx.run, hmc_onnx.reporting.run_report\n"
+    code += "assert not {'matplotlib', 'jinja2'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_pictures_take_their_colours_from_the_page() -> None:
