@@ -67,6 +67,8 @@ def _template() -> Any:
     )
     environment.filters |= {
         "count": _count,
+        "bytes": lambda value: f"{_count(value)}{'' if value >= 1e3 else ' '}B",
+        "ms": lambda value: f"{value:.{1 if value >= 10 else 2}f} ms",
         "percent": lambda value: f"{value:.1%}".replace("%", " %"),
         "points": lambda value: f"{100 * value:+.2f}".replace("-", "−"),
         "bears": lambda name: BEARS.get(name, name),

@@ -78,7 +78,7 @@ def test_names_are_shown_as_they_are() -> None:
 def test_what_was_measured_is_said() -> None:
     words = " ".join("".join(Page(page(whole())).words).split())
     for said in (
-        "91.0 %→90.0 %", "80.00 ms→48.00 ms", "0.600 ± 0.010 of the time",
+        "91.0 %→90.0 %", "80.0 ms→48.0 ms", "800 B→400 B", "0.600 ± 0.010 of the time",
         "The quantiser alone (the original in int8, nothing else done) gives a top-1 of 90.5 % in 0.80 of the time",
         "3 of 100 images get another class", "label cat <&>: now right", "label dog: now wrong",
         "hmc-onnx compress 'a b.onnx'", "It is the model's output 'y'.", "because of <b>&a/layer2", "svd, rank 4",

@@ -53,7 +53,7 @@ class LayerCurves:
         """The symbol that holds the axes of all the pictures."""
         with style("layers"):
             made, axes = self._empty()
-            axes.set_xlabel("share kept: MACs, of pruning channels")
+            axes.set_xlabel("share kept (of MACs; for pruning, of channels)")
             axes.set_ylabel("sensitivity, nats")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
             inside = svg(made, "", within=True)
@@ -77,7 +77,7 @@ class LayerCurves:
         return _within_frame(svg(self._drawn, "", within=True), f"Sensitivity curves of layer {layer.name}")
 
     def _empty(self) -> tuple[Any, Any]:
-        made, axes = figure(WIDTH, HEIGHT, (52, 14, 40, 10))
+        made, axes = figure(WIDTH, HEIGHT, (52, 22, 40, 10))
         nats_axis(axes.yaxis, self._low, self._high)
         axes.set_xlim(0, 1)
         return made, axes
