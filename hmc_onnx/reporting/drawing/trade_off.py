@@ -27,7 +27,9 @@ def draw_trade_off(shown: TradeOff) -> str:
         for i, p in enumerate(shown.points):
             marker, colour = MARKERS[p.kind]
             spread = {"xerr": p.time_uncertainty or None, "yerr": 100 * p.change_uncertainty or None}
-            axes.errorbar(p.time, 100 * p.change, **spread, fmt="none", ecolor=COLOURS["muted"], elinewidth=1)
+            axes.errorbar(
+                p.time, 100 * p.change, **spread, fmt="none", ecolor=COLOURS[colour], elinewidth=1, alpha=0.45
+            )
             size = 11 if p.kind == "result" else 6
             gid = f"point-{i}"
             axes.plot(p.time, 100 * p.change, marker, color=COLOURS[colour], markersize=size, gid=gid)
