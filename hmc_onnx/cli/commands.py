@@ -35,7 +35,7 @@ from hmc_onnx.cli.reading import (
     settings_of,
     supported,
 )
-from hmc_onnx.finetune.options import FineTuning
+from hmc_onnx.finetune.options import Epoch, FineTuning
 from hmc_onnx.records.goal import Goal
 from hmc_onnx.records.output import check_output
 from hmc_onnx.records.settings import Settings
@@ -57,9 +57,11 @@ def commands() -> TyperGroup:
     from hmc_onnx.cli.finetuning import app as finetuning
     from hmc_onnx.cli.handoff import app as handoff
     from hmc_onnx.cli.latency import app as latency
+    from hmc_onnx.cli.report import app as report
 
     app.add_typer(handoff)
     app.add_typer(finetuning)
+    app.add_typer(report)
     app.add_typer(latency, name="latency", help=COMMANDS["latency"])
     found = typer.main.get_command(app)
     assert isinstance(found, TyperGroup)
@@ -88,6 +90,7 @@ def commands() -> TyperGroup:
 def compress(model: Model, given: Given) -> None:
     """Compress a model."""
     from hmc_onnx.cli.finetuning import check_training, trained
+    from hmc_onnx.cli.report import write_report
     from hmc_onnx.comparison.judging import check_labels
     from hmc_onnx.reporting.tables import comparison, epochs_table, plan_tables
     from hmc_onnx.run import Run, purpose_of
@@ -109,16 +112,18 @@ def compress(model: Model, given: Given) -> None:
         run.check_data(goal)
         found = run.reach(goal)
         shown: list[Any] = [plan_tables(found.plan)]
+        epochs: list[Epoch] = []
         result, stopped = brought_in(run.recorded(found.model, found.plan)), None
         if training is not None:
             folder = None if run.work.work_dir is None else run.work.work_dir / "finetuning"
             tuned = trained(result, proto, given, training, folder)
             shown, result, stopped = [*shown, epochs_table(tuned.history)], tuned.model, tuned.stopped
+            epochs = tuned.history
         result = run.serve(result)
         checked = run.verify(result, test).model_copy(update={"curve": found.curve})
     save(_with_metadata(result, given), output)
     if report is not None:
-        checked.save(report)
+        write_report(report, checked, (model, output), run.runtime, (found.plan, run.profiled, epochs))
     show(*shown, comparison(checked), f"Written: {output}")
     if stopped is not None:
         raise stopped
@@ -230,6 +235,7 @@ def verify(
 ) -> None:
     """Compare two models."""
     from hmc_onnx.cli.handoff import check_one_of, second_model
+    from hmc_onnx.cli.report import write_report
     from hmc_onnx.comparison.verification import BATCHES, Network
     from hmc_onnx.comparison.verification import verify as compare
     from hmc_onnx.reporting.tables import comparison
@@ -243,7 +249,7 @@ def verify(
     images = images_at(given.need("data"), first, given, samples, settings.seed)
     result = compare(Network(first, outputs=settings.judge), Network(second), images, runtime, sizes or BATCHES)
     if report is not None:
-        result.save(report)
+        write_report(report, result, (a, b or against or a), settings.runtime)
     show(comparison(result))
 
 

@@ -158,12 +158,14 @@ class Training(Options):
 
 
 class Report(Options):
-    """The comparison in a file."""
+    """The report in a file."""
 
     panel: ClassVar[str] = "Report"
 
     report: Annotated[Path | None, Option(metavar="FILE", file=False)] = Field(
-        default=None, description="Write the comparison of the models to this file too, as JSON."
+        default=None,
+        description="Write a report of the run to this file too: a page where its name ends in .html, else JSON, of "
+        "which `hmc-onnx report` makes the page.",
     )
 
 

@@ -41,9 +41,7 @@ def test_bounds_that_cannot_be_had_together_are_eased_until_they_can() -> None:
             raise Unreachable("not together", Target(macs=0.4, params=0.3))
         return Plan.model_construct(target=target)
 
-    with pytest.warns(
-        HmcWarning, match=r"params=0\.1 cannot be reached .*, macs=0\.42,params=0\.315,"
-    ):
+    with pytest.warns(HmcWarning, match=r"params=0\.1 cannot be reached .*, macs=0\.42,params=0\.315,"):
         found = nearest(Target(macs=0.1, params=0.1), plan)
     assert (found.target.macs, found.target.params) == pytest.approx((0.42, 0.315))
 
