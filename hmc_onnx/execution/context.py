@@ -130,7 +130,7 @@ class Context:
     @cached_property
     def subjects(self) -> Subjects:
         """The layers and channel groups that can be compressed, and for the others why not."""
-        found = find_subjects(self.normal, self.inputs)
+        found = find_subjects(self.normal, self.inputs, self.settings.selection)
         removable = self.settings.latency if self.settings.branches is None else self.settings.branches
         return found if removable else found.without_removal()
 

@@ -144,7 +144,7 @@ class Clock:
         own = self.table.seconds(self.probe(name, (self.layers[name].layer.geometry,)))
         if own is None:
             self._by_macs.add(name)
-            own = whole * self._macs[name] / sum(self._macs.values())
+            own = whole * self._macs[name] / self._context.cost.macs
         found = {}
         for chain in chains:
             seconds = None if name in self._by_macs else self.table.seconds(self.probe(name, chain))

@@ -11,6 +11,7 @@ from calib.measure.latency_table import LatencyTable
 from calib.runtime.quantisation import Calibration
 from calib.runtime.sessions import Runtime
 from hmc_onnx.records.options import Option, Options
+from hmc_onnx.records.selection import Selection
 from passes.graph.outputs import KINDS, parse_kinds
 
 __all__ = ["QUICK", "Precision", "Settings"]
@@ -59,6 +60,17 @@ class Settings(Options):
     branches: Annotated[bool | None, PYTHON] = Field(
         default=None, description="Offer to remove whole residual branches. None: where latency is measured."
     )
+    keep: Annotated[tuple[str, ...], Option(metavar="PATTERN", example="[stem.*, fc]")] = Field(
+        default=(),
+        exclude_if=lambda given: not given,
+        description="Leave the layers alone whose names match, such as 'stem.*' (as in a shell; may be repeated): they "
+        "are not decomposed, pruned or repaired. `precision` and `finetune` are for the whole network still.",
+    )
+    only: Annotated[tuple[str, ...], Option(metavar="PATTERN", example="['layer3.*']")] = Field(
+        default=(),
+        exclude_if=lambda given: not given,
+        description="Leave all layers alone but those whose names match (may be repeated).",
+    )
     exhaustive: bool = Field(
         default=False, description="Measure every candidate's sensitivity on all images, which takes longer."
     )
@@ -93,6 +105,11 @@ class Settings(Options):
     def model_post_init(self, _: object) -> None:
         """Check what is said of outputs."""
         parse_kinds(self.judge)
+
+    @property
+    def selection(self) -> Selection:
+        """The layers that are left alone."""
+        return Selection(self.keep, self.only)
 
     @property
     def runtime(self) -> Runtime:
