@@ -193,7 +193,7 @@ def apply(model: Model, given: Given) -> None:
     Data,
     Images,
     Labels,
-    Group(Settings, only=("samples", "seed", "provider", "threads", "judge")),
+    Group(Settings, only=("samples", "seed", "provider", "provider_option", "threads", "judge")),
     Report,
 )
 def verify(

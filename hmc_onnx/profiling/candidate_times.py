@@ -14,7 +14,7 @@ import numpy as np
 
 from calib.measure.latency import DISTURBED, interleaved
 from calib.measure.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
-from calib.runtime.sessions import Runtime, Session, providers
+from calib.runtime.sessions import Runtime, Session
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.profile import GroupChoice, GroupProfile, LatencyProfile
 from hmc_onnx.search_space.candidates import variants, whole_offers
@@ -33,6 +33,7 @@ Chain = tuple[Geometry, ...]
 
 # The alignment where none is measured; TensorRT processes 8 channels together in float16.
 DEFAULT_ALIGN, TENSORRT_ALIGN = 4, 8
+TENSORRT = ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 # Alignments to try, from the widest.
 STEPS = (64, 32, 16, 8, 4, 2)
 # A step is accepted as the alignment when a width that is half a step narrower saves less than this share of the time
@@ -57,7 +58,7 @@ class Clock:
         self._key = f"model {context.digest} × {self.batch}"
         precision = context.settings.precision
         self._served_key = self._key if precision == "fp32" else f"{self._key} {precision}"
-        on_cpu = providers(self.runtime.provider)[0] == "CPUExecutionProvider"
+        on_cpu = self.runtime.on_cpu
         # a CPU has no kernels of float16: there a plan for it is made by the times of float32
         self._dtype = {"int8": "int8", "fp16": None if on_cpu else "float16"}.get(precision)
         table, folder = context.latency_table, context.work.work_dir
@@ -192,7 +193,7 @@ class Clock:
 
 def default_align(runtime: Runtime) -> int:
     """The alignment for a provider where none is measured."""
-    return TENSORRT_ALIGN if runtime.provider == "tensorrt" else DEFAULT_ALIGN
+    return TENSORRT_ALIGN if runtime.name in TENSORRT else DEFAULT_ALIGN
 
 
 def measure_table(context: Context) -> LatencyTable:
