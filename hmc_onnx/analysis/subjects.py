@@ -27,7 +27,7 @@ from passes.residual import residual_sum
 MOST_FEATURES = 10_000
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
-__all__ = ["Subject", "Subjects", "find_subjects"]
+__all__ = ["LAYERS", "Subject", "Subjects", "find_subjects"]
 
 
 @dataclass

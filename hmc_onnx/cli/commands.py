@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hmc_onnx.cli.console import progress_bar, show
+from hmc_onnx.cli.console import progress_bar, show, show_json
 from hmc_onnx.cli.groups import (
     Config,
     Data,
     Images,
+    Json,
     Labels,
     Output,
     PlanFile,
@@ -79,6 +80,7 @@ def commands() -> TyperGroup:
     Training,
     Group(FineTuning, needs="finetune"),
     Report,
+    Json,
 )
 def compress(model: Model, given: Given) -> None:
     """Compress a model."""
@@ -114,21 +116,29 @@ def compress(model: Model, given: Given) -> None:
     save(result, output)
     if report is not None:
         checked.save(report)
-    show(*shown, comparison(checked), f"Written: {output}")
+    if given.of(Json).json_:
+        made = {"plan": found.plan.model_dump(mode="json"), "comparison": checked.model_dump(mode="json")}
+        show_json({**made, "written": str(output)})
+    else:
+        show(*shown, comparison(checked), f"Written: {output}")
     if stopped is not None:
         raise stopped
 
 
-@command(app, "inspect", COMMANDS["inspect"], INPUT)
+@command(app, "inspect", COMMANDS["inspect"], INPUT, Json)
 def inspect(model: Model, given: Given) -> None:
     """Show what a model is made of."""
+    from hmc_onnx.analysis.inspection import describe
     from hmc_onnx.analysis.inspection import inspect as tables
 
     asked = given.of(Images).preprocess()
+    if given.of(Json).json_:
+        show_json(describe(supported(model, given), asked.size, asked.layout))
+        return
     show(tables(supported(model, given), asked.size, asked.layout))
 
 
-@command(app, "profile", COMMANDS["profile"], Output, Config, Data, Images, Settings, Quick, Work)
+@command(app, "profile", COMMANDS["profile"], Output, Config, Data, Images, Settings, Quick, Work, Json)
 def profile(model: Model, given: Given) -> None:
     """Measure the candidates of a model."""
     from hmc_onnx.run import Run
@@ -141,13 +151,17 @@ def profile(model: Model, given: Given) -> None:
         result = Run(proto, images, settings, given.of(Work, progress=progress)).profile()
     result.save(output)
     candidates = sum(c.measured for layer in result.layers for c in layer.choices)
+    if given.of(Json).json_:
+        counts = {"layers": len(result.layers), "groups": len(result.groups), "measured": candidates}
+        show_json({**counts, "declined": result.declined, "written": str(output)})
+        return
     show(
         f"{len(result.layers)} layers, {len(result.groups)} channel groups, {candidates} decompositions measured",
         f"Written: {output}",
     )
 
 
-@command(app, "plan", COMMANDS["plan"], Output, Config, Group(Goal, only=("target", "strategy")))
+@command(app, "plan", COMMANDS["plan"], Output, Config, Group(Goal, only=("target", "strategy")), Json)
 def plan(
     profile: Annotated[
         Path, typer.Argument(metavar="PROFILE", help="The profile, as `hmc-onnx profile` wrote it.", show_default=False)
@@ -165,6 +179,9 @@ def plan(
     assert goal.target is not None
     result = solve(Profile.load(profile), goal.target, goal.strategy)
     result.save(output)
+    if given.of(Json).json_:
+        show_json(result.model_dump(mode="json"))
+        return
     show(plan_tables(result), f"Written: {output}")
 
 
@@ -195,6 +212,7 @@ def apply(model: Model, given: Given) -> None:
     Labels,
     Group(Settings, only=("samples", "seed", "provider", "provider_option", "threads", "judge")),
     Report,
+    Json,
 )
 def verify(
     a: Annotated[Path, typer.Argument(metavar="A", help="The original model.", show_default=False)],
@@ -213,6 +231,9 @@ def verify(
     result = compare(Network(first, outputs=settings.judge), Network(second), images, settings.runtime)
     if report is not None:
         result.save(report)
+    if given.of(Json).json_:
+        show_json(result.model_dump(mode="json"))
+        return
     show(comparison(result))
 
 

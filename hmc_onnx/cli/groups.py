@@ -20,6 +20,7 @@ __all__ = [
     "Config",
     "Data",
     "Images",
+    "Json",
     "Labels",
     "Output",
     "PlanFile",
@@ -131,9 +132,19 @@ class Report(Options):
     )
 
 
+class Json(Options):
+    """The result for scripts."""
+
+    panel: ClassVar[str] = "Report"
+
+    json_: Annotated[bool, Option(negative=False, file=False)] = Field(
+        default=False, description="Print the result on standard output as one JSON document, in place of tables."
+    )
+
+
 RECORDS: tuple[Any, ...] = (
     Output, Config, PlanFile, Teacher, Data, Images, TestImages, Labels, Goal, Settings, Quick, Work, Training,
-    FineTuning, Report,
+    FineTuning, Report, Json,
 )  # fmt: skip
 GROUPS = [Group(record) for record in RECORDS]
 """All options of all commands."""

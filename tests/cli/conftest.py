@@ -16,7 +16,7 @@ from zoo import images, resnet
 
 from passes.graph.files import save
 
-PROGRESS = re.compile(r"[a-z ]+: \d+ steps")
+PROGRESS = re.compile(r"[a-z ]+: (\d+ steps|\d+ of \d+ \(\d+%\)(, about \d+ (s|min) left)?)")
 
 
 @dataclass(frozen=True)
