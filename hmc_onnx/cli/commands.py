@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from hmc_onnx.cli.console import progress_bar, show, show_json
+from hmc_onnx.cli.console import console, progress_bar, show, show_json
 from hmc_onnx.cli.groups import (
     Config,
     Data,
+    DryRun,
     Images,
     Json,
     Labels,
@@ -35,10 +36,13 @@ from hmc_onnx.cli.reading import (
     supported,
 )
 from hmc_onnx.finetune.options import FineTuning
-from hmc_onnx.records.goal import Goal
+from hmc_onnx.records.goal import Goal, Target
 from hmc_onnx.records.output import check_output
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.records.work import Work
+
+if TYPE_CHECKING:
+    from hmc_onnx.execution.context import Context
 
 __all__ = ["INPUT", "Model", "commands"]
 
@@ -81,6 +85,7 @@ def commands() -> TyperGroup:
     Group(FineTuning, needs="finetune"),
     Report,
     Json,
+    DryRun,
 )
 def compress(model: Model, given: Given) -> None:
     """Compress a model."""
@@ -104,6 +109,8 @@ def compress(model: Model, given: Given) -> None:
     with progress_bar() as progress:
         run = Run(proto, calibration, settings, given.of(Work, progress=progress), goal.max_drop is not None)
         check_labels(proto, run.data if test is None else test, settings.runtime, settings.judge)
+        if (given.of(DryRun).dry_run or goal.target != Target()) and _looked_ahead(run, given):
+            return
         found = run.reach(goal)
         shown: list[Any] = [plan_tables(found.plan)]
         result, stopped = brought_in(found.model), None
@@ -138,7 +145,7 @@ def inspect(model: Model, given: Given) -> None:
     show(tables(supported(model, given), asked.size, asked.layout))
 
 
-@command(app, "profile", COMMANDS["profile"], Output, Config, Data, Images, Settings, Quick, Work, Json)
+@command(app, "profile", COMMANDS["profile"], Output, Config, Data, Images, Settings, Quick, Work, Json, DryRun)
 def profile(model: Model, given: Given) -> None:
     """Measure the candidates of a model."""
     from hmc_onnx.run import Run
@@ -148,7 +155,10 @@ def profile(model: Model, given: Given) -> None:
     proto = supported(model, given)
     images = calibration_images(proto, given, settings.samples, settings.seed)
     with progress_bar() as progress:
-        result = Run(proto, images, settings, given.of(Work, progress=progress)).profile()
+        run = Run(proto, images, settings, given.of(Work, progress=progress))
+        if _looked_ahead(run, given):
+            return
+        result = run.profile()
     result.save(output)
     candidates = sum(c.measured for layer in result.layers for c in layer.choices)
     if given.of(Json).json_:
@@ -235,6 +245,25 @@ def verify(
         show_json(result.model_dump(mode="json"))
         return
     show(comparison(result))
+
+
+def _looked_ahead(context: Context, given: Given) -> bool:
+    """Say before the work about how long it takes; True if no more than that is asked for.
+
+    A run that goes on from a work folder takes less.
+    """
+    from hmc_onnx.profiling.estimate import estimate
+    from hmc_onnx.reporting.tables import left_alone
+
+    found = estimate(context)
+    if not given.of(DryRun).dry_run:
+        console(stderr=True).print(f"profile: {found}", markup=False, soft_wrap=True)
+        return False
+    if given.of(Json).json_:
+        show_json(found.dump())
+    else:
+        show(*([left_alone(found.declined)] if found.declined else []), f"To do: {found}. Nothing was written.")
+    return True
 
 
 def _outputs(given: Given, *inputs: Path) -> tuple[Path, Path | None]:

@@ -19,6 +19,7 @@ __all__ = [
     "GROUPS",
     "Config",
     "Data",
+    "DryRun",
     "Images",
     "Json",
     "Labels",
@@ -132,6 +133,16 @@ class Report(Options):
     )
 
 
+class DryRun(Options):
+    """A look ahead."""
+
+    panel: ClassVar[str] = "Work"
+
+    dry_run: Annotated[bool, Option(negative=False, file=False)] = Field(
+        default=False, description="Show what would be done, and about how long it takes, and do nothing."
+    )
+
+
 class Json(Options):
     """The result for scripts."""
 
@@ -144,7 +155,7 @@ class Json(Options):
 
 RECORDS: tuple[Any, ...] = (
     Output, Config, PlanFile, Teacher, Data, Images, TestImages, Labels, Goal, Settings, Quick, Work, Training,
-    FineTuning, Report, Json,
+    FineTuning, Report, Json, DryRun,
 )  # fmt: skip
 GROUPS = [Group(record) for record in RECORDS]
 """All options of all commands."""

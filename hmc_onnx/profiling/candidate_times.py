@@ -27,7 +27,7 @@ from passes.graph.model import element_type
 from passes.graph.shapes import infer_shapes
 from passes.probe import Probe, epilogue
 
-__all__ = ["Chain", "Clock", "default_align", "measure_table"]
+__all__ = ["Chain", "Clock", "any_removal", "default_align", "measure_table"]
 
 Chain = tuple[Geometry, ...]
 
@@ -206,7 +206,7 @@ def measure_table(context: Context) -> LatencyTable:
     clock = Clock(context)
     clock.time_whole()
     align = settings.align or clock.align()
-    groups = {n: _any_removal(g, align, settings.fine, n in subjects.removable) for n, g in subjects.groups.items()}
+    groups = {n: any_removal(g, align, settings.fine, n in subjects.removable) for n, g in subjects.groups.items()}
     chains: list[tuple[str, Chain]] = []
     for name, subject in subjects.layers.items():
         ends = [groups[n] if n is not None else None for n in (subject.input_group, subject.output_group)]
@@ -218,7 +218,7 @@ def measure_table(context: Context) -> LatencyTable:
     return clock.table
 
 
-def _any_removal(group: ChannelGroup, align: int, fine: bool, removable: bool) -> GroupProfile:
+def any_removal(group: ChannelGroup, align: int, fine: bool, removable: bool) -> GroupProfile:
     """A profile of a group that says how many channels are removed in each choice; which ones is arbitrary."""
     on_offer = steps(group, align, fine)
     gone = [[], *map(on_offer.any, range(len(on_offer.keeps))), *([list(range(group.size))] if removable else [])]

@@ -43,7 +43,7 @@ from passes.core.errors import ModelError
 from passes.core.shelf import MEMORY, Kept
 from passes.graph.layers import own_values
 
-__all__ = ["profile"]
+__all__ = ["profile", "sensitivity_images"]
 
 # Sensitivity is measured on MOST_IMAGES images for a network of up to IMAGE_MACS MACs; for a larger one on fewer, in
 # proportion, but not less than LEAST_IMAGES.
@@ -176,10 +176,8 @@ class _Profiler:
             *group_changes(self.subjects, eliminations, self.nodes),
             *layer_changes(self.layers, plain, self.nodes),
         ]
-        context, macs = self.context, self.context.cost.macs
-        images = settings.kl_samples or int(
-            min(max(MOST_IMAGES * IMAGE_MACS / max(macs, 1), LEAST_IMAGES), MOST_IMAGES)
-        )
+        context = self.context
+        images = sensitivity_images(context)
         chunk = min(settings.chunk, math.ceil(images / KL_CHUNKS))
         proto = self.model.to_proto()
         # There is one GPU, which workers would have to share; and of a large model, each worker's sessions would hold a
@@ -232,6 +230,12 @@ class _Profiler:
             seconds=choices[0].seconds,
             choices=choices,
         )
+
+
+def sensitivity_images(context: Context) -> int:
+    """The number of images that sensitivity is measured on."""
+    in_proportion = MOST_IMAGES * IMAGE_MACS / max(context.cost.macs, 1)
+    return context.settings.kl_samples or int(min(max(in_proportion, LEAST_IMAGES), MOST_IMAGES))
 
 
 def _task(*call: Any) -> tuple[Any, ...]:

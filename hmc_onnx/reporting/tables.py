@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group
 from rich.markup import escape
@@ -14,7 +14,7 @@ from hmc_onnx.finetune.options import Epoch, best_epoch
 from hmc_onnx.records.comparison import OutputComparison, Verification, Visited
 from hmc_onnx.records.plan import Plan
 
-__all__ = ["comparison", "epochs_table", "latency_table", "plan_tables"]
+__all__ = ["comparison", "epochs_table", "latency_table", "left_alone", "plan_tables"]
 
 LEGEND = (
     "loses least by: the kind of compression by which the network loses least where it is done to this layer alone. "
@@ -141,11 +141,16 @@ def plan_tables(plan: Plan) -> Group:
     if not plan.proven:
         parts.append(f"This is not proven to be the best plan: another may lose {plan.gap:.1%} less.")
     if plan.declined:
-        left = NarrowTable("Left as they are", ("what", "why"), sentences=("why",))
-        for name, reason in plan.declined.items():
-            left.add_row(escape(name), escape(reason))
-        parts.append(left)
+        parts.append(left_alone(plan.declined))
     return Group(*parts)
+
+
+def left_alone(declined: Mapping[str, str]) -> NarrowTable:
+    """What is left as it is, and why."""
+    left = NarrowTable("Left as they are", ("what", "why"), sentences=("why",))
+    for name, reason in declined.items():
+        left.add_row(escape(name), escape(reason))
+    return left
 
 
 def _layers(plan: Plan) -> NarrowTable:

@@ -16,7 +16,7 @@ from zoo import images, resnet
 
 from passes.graph.files import save
 
-PROGRESS = re.compile(r"[a-z ]+: (\d+ steps|\d+ of \d+ \(\d+%\)(, about \d+ (s|min) left)?)")
+PROGRESS = re.compile(r"[a-z ]+: (\d+ steps|\d+ of \d+ \(\d+%\)(, about \d+ (s|min) left)?|about \d+ minutes? and .*)")
 
 
 @dataclass(frozen=True)

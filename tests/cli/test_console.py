@@ -65,3 +65,19 @@ def test_results_are_one_json_document_on_standard_output(cli: Cli, given: Path,
     assert Plan.model_validate(planned) == Plan.load(plan)
     verified = Verification.model_validate(json.loads(cli("verify", model, out, *data, "--json").out))
     assert verified.b.macs == made["plan"]["macs"]
+
+
+@pytest.mark.parametrize(
+    "command", [("compress", "--target", "macs=0.6"), ("profile",), ("compress", "--target", "none")]
+)
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    cli: Cli, given: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    out = tmp_path / "out"
+    arguments = [given / "model.onnx", "-o", out, "--data", given / "splits.npz", "--dry-run", *command[1:]]
+    done = cli(command[0], *arguments)
+    assert (done.code, done.errors) == (0, [])
+    assert "To do: about 1 minute" in done.words
+    assert "it is the model's output" in done.words
+    assert list(tmp_path.iterdir()) == []
+    assert json.loads(cli(command[0], *arguments, "--json").out)["layers"] == 6
