@@ -129,7 +129,7 @@ class Run(Context):
         check_convertible(served, settings.precision)
         self._profile: Profile | None = None
         self._planners: dict[Strategy, Planner] = {}
-        providers(settings.provider)
+        providers(settings.provider, settings.provider_option)
 
     def profile(self) -> Profile:
         """What each candidate costs, and how much accuracy it loses; measured when it is first asked for.

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from calib.measure.latency import undisturbed
-from calib.runtime.sessions import CPU, Runtime, Session, providers
+from calib.runtime.sessions import CPU, Runtime, Session
 
 __all__ = ["KernelTimes", "kernel_times"]
 
@@ -48,7 +48,7 @@ def kernel_times(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], runtim
     Raises:
         ModelError: onnxruntime cannot run the model.
     """
-    if providers(runtime.provider)[0] != "CPUExecutionProvider":
+    if not runtime.on_cpu:
         return None
     session = Session(model, runtime, profiled=True)
     runs: list[float] = []

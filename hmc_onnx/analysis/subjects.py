@@ -6,13 +6,14 @@ can be pruned. It loses either whole groups together with the layers around it, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from calib.measure.moments import Centred
+from hmc_onnx.records.selection import ALL, Selection
 from passes.channels import ChannelGroup, Channels, trace
 from passes.core.declined import Declined, Why
 from passes.decompose import chain_macs
@@ -27,7 +28,7 @@ from passes.residual import residual_sum
 MOST_FEATURES = 10_000
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
-__all__ = ["Subject", "Subjects", "find_subjects"]
+__all__ = ["LAYERS", "Subject", "Subjects", "find_subjects"]
 
 
 @dataclass
@@ -102,13 +103,18 @@ class Subjects:
         return replace(self, removable=set())
 
 
-def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjects:
+def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]], selection: Selection = ALL) -> Subjects:
     """Find the layers and channel groups of a model.
 
     Args:
         model: a model in normal form; it is not changed.
         inputs: shape of each input at batch size 1, or at the declared batch size.
+        selection: the layers that the user leaves alone. Their channels are not pruned, as that would change them.
+
+    Raises:
+        SettingsError: the selection does not fit the model.
     """
+    alone = selection.left_alone([n.name for n in model.graph.nodes if n.op in LAYERS])
     shapes = model.shapes_at(inputs)
     batch = images_of(inputs)
     layers: dict[str, Subject] = {}
@@ -118,7 +124,7 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
         inside |= _inside(node, model.graph)
         if node.op not in ("Conv", "Gemm"):
             continue
-        reason = why_not_a_layer(node, shapes) or _size_unknown(shapes, node)
+        reason = alone.get(node.name) or why_not_a_layer(node, shapes) or _size_unknown(shapes, node)
         if reason is not None:
             declined[node.name] = reason
             continue
@@ -130,7 +136,7 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
         size = tuple(d for d in shapes[node.inputs[0].name][2:] if d is not None)
         maps = maps_an_image(shapes[node.inputs[0].name], len(size), batch)
         layers[node.name] = Subject(layer, size, position, maps=maps)
-    channels, refused = _prunable(model, dict(inputs), layers)
+    channels, refused = _prunable(model, dict(inputs), layers, alone)
     declined |= {f"channels of {name}": reason for name, reason in refused.items()}
     groups = {group.name: group for group in channels.groups if group.name not in refused}
     for group in groups.values():
@@ -149,12 +155,12 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
         del layers[name]
         said = "it is a grouped Conv, which is only pruned, and its channels cannot be"
         declined[name] = Declined(name, Why.GROUPED, said)
-    removable = _removable(model.graph, layers, groups, shapes)
+    removable = _removable(model.graph, layers, groups, shapes, alone.keys())
     return Subjects(layers, groups, removable, declined | inside, inside, channels)
 
 
 def _prunable(
-    model: Model, inputs: dict[str, tuple[int, ...]], layers: Mapping[str, Subject]
+    model: Model, inputs: dict[str, tuple[int, ...]], layers: Mapping[str, Subject], alone: Mapping[str, Declined]
 ) -> tuple[Channels, dict[str, Declined]]:
     """The channels of a model, and by name the reason why each refused group cannot be pruned.
 
@@ -166,18 +172,18 @@ def _prunable(
     split = _split(channels, layers)
     if split:
         by_group = trace(model, inputs, whole_groups=split)
-        refused = _refused(by_group, layers)
+        refused = _refused(by_group, layers, alone)
         fit = [g for g in by_group.groups if g.name not in refused and g.size > 1]
         whole = {str(s.node.name) for g in fit for s, _ in g.members("follows")} & split
         while True:
             channels = trace(model, inputs, whole_groups=whole)
-            refused = _refused(channels, layers)
+            refused = _refused(channels, layers, alone)
             fit = [g for g in channels.groups if g.name not in refused and g.size > 1]
             in_vain = _split(channels, layers) - {str(s.node.name) for g in fit for s, _ in g.members("produces")}
             if not in_vain:
                 break
             whole |= in_vain
-    refused = _refused(channels, layers)
+    refused = _refused(channels, layers, alone)
     return channels.joined({g.name for g in channels.groups if g.name not in refused}), refused
 
 
@@ -187,9 +193,10 @@ def _split(channels: Channels, layers: Mapping[str, Subject]) -> set[str]:
     return {str(n.name) for n in nodes if n.name in layers and layers[n.name].grouped}
 
 
-def _refused(channels: Channels, layers: Mapping[str, Subject]) -> dict[str, Declined]:
+def _refused(channels: Channels, layers: Mapping[str, Subject], alone: Mapping[str, Declined]) -> dict[str, Declined]:
     """The groups that cannot be pruned, with the reasons, by name."""
-    refused = {g.name: reason for g in channels.groups if (reason := g.declined or _unfit(g, layers)) is not None}
+    reasons = {g.name: g.declined or _unfit(g, layers, alone) for g in channels.groups}
+    refused = {name: reason for name, reason in reasons.items() if reason is not None}
     while True:
         fit = [g for g in channels.groups if g.name not in refused]
         prunable = np.zeros(channels.count, bool)
@@ -210,12 +217,16 @@ def _mixed_by(group: ChannelGroup, layers: Mapping[str, Subject], prunable: np.n
 
 
 def _removable(
-    graph: gs.Graph, layers: dict[str, Subject], groups: dict[str, ChannelGroup], shapes: Shapes
+    graph: gs.Graph,
+    layers: dict[str, Subject],
+    groups: dict[str, ChannelGroup],
+    shapes: Shapes,
+    alone: Set[str],
 ) -> set[str]:
     """Names of the groups inside residual branches that can be removed; marks the last layer of each such branch.
 
     These are the groups whose only reader is the last layer of a branch, and those before them in the branch. Of two
-    branches that end in one sum, only one can be removed.
+    branches that end in one sum, only one can be removed; one with a layer in it that is left `alone` cannot.
     """
     nodes = {n.name: n for n in graph.nodes}
     readers = {name: [s.node.name for s, _ in group.members("consumes")] for name, group in groups.items()}
@@ -226,6 +237,8 @@ def _removable(
         joined = residual_sum(graph, nodes[layer.layer.name], shapes)
         if layer.output_group == name or joined is None or not joined.removable:
             continue
+        if alone and alone & {n.name for n in _read_only_by(nodes[layer.layer.name])}:
+            continue
         if id(joined.add) not in sums:
             sums.add(id(joined.add))
             layer.ends_branch = True
@@ -235,6 +248,17 @@ def _removable(
         size = len(found)
         found |= {name for name, layer in only.items() if layer.output_group in found}
     return found
+
+
+def _read_only_by(node: gs.Node) -> list[gs.Node]:
+    """A node and those before it that nothing reads without it: what goes when it goes."""
+    gone, waiting = {id(node): node}, [node]
+    while waiting:
+        for before in (t.inputs[0] for t in waiting.pop().inputs if t.inputs):
+            if id(before) not in gone and all(id(r) in gone for t in before.outputs for r in t.outputs):
+                gone[id(before)] = before
+                waiting.append(before)
+    return list(gone.values())
 
 
 def _inside(node: gs.Node, graph: gs.Graph) -> dict[str, Declined]:
@@ -257,8 +281,15 @@ def _size_unknown(shapes: Shapes, node: gs.Node) -> Declined | None:
     return Declined(node.name, Why.UNKNOWN_SIZE, "the size of its input is not known, and so its MACs are not counted")
 
 
-def _unfit(group: ChannelGroup, layers: Mapping[str, Subject]) -> Declined | None:
-    """Why a traced group is refused, or None: the least-squares repair needs supported layers at both ends."""
+def _unfit(group: ChannelGroup, layers: Mapping[str, Subject], alone: Mapping[str, Declined]) -> Declined | None:
+    """Why a traced group is refused, or None.
+
+    Pruning it would change a layer that is left alone; or the least-squares repair lacks supported layers at both ends.
+    """
+    for slot in group.slots:
+        if slot.node.name in alone:
+            said = f"'{slot.node.name}' takes part, which is {alone[slot.node.name].reason}"
+            return Declined(group.name, Why.CHOSEN, said)
     for slot, _ in [*group.members("produces"), *group.members("consumes")]:
         name = str(slot.node.name)
         if name not in layers:

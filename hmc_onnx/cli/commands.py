@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from typer.core import TyperGroup
 
-from hmc_onnx.cli.console import progress_bar, show
+from hmc_onnx.cli.console import console, progress_bar, show, show_json
 from hmc_onnx.cli.groups import (
     Against,
     Config,
     Data,
+    DryRun,
     Images,
+    Json,
     Labels,
     Metadata,
     Output,
@@ -36,10 +38,13 @@ from hmc_onnx.cli.reading import (
     supported,
 )
 from hmc_onnx.finetune.options import Epoch, FineTuning
-from hmc_onnx.records.goal import Goal
+from hmc_onnx.records.goal import Goal, Target
 from hmc_onnx.records.output import check_output
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.records.work import Work
+
+if TYPE_CHECKING:
+    from hmc_onnx.execution.context import Context
 
 __all__ = ["INPUT", "Model", "commands"]
 
@@ -86,6 +91,8 @@ def commands() -> TyperGroup:
     Training,
     Group(FineTuning, needs="finetune"),
     Report,
+    Json,
+    DryRun,
 )
 def compress(model: Model, given: Given) -> None:
     """Compress a model."""
@@ -110,6 +117,8 @@ def compress(model: Model, given: Given) -> None:
         run = Run(proto, calibration, settings, given.of(Work, progress=progress), purpose)
         check_labels(proto, run.data if test is None else test, settings.runtime, settings.judge)
         run.check_data(goal)
+        if (given.of(DryRun).dry_run or goal.target != Target()) and _looked_ahead(run, given):
+            return
         found = run.reach(goal)
         shown: list[Any] = [plan_tables(found.plan)]
         epochs: list[Epoch] = []
@@ -124,14 +133,19 @@ def compress(model: Model, given: Given) -> None:
     save(_with_metadata(result, given), output)
     if report is not None:
         write_report(report, checked, (model, output), run.runtime, (found.plan, run.profiled, epochs))
-    show(*shown, comparison(checked), f"Written: {output}")
+    if given.of(Json).json_:
+        made = {"plan": found.plan.model_dump(mode="json"), "comparison": checked.model_dump(mode="json")}
+        show_json({**made, "written": str(output)})
+    else:
+        show(*shown, comparison(checked), f"Written: {output}")
     if stopped is not None:
         raise stopped
 
 
-@command(app, "inspect", COMMANDS["inspect"], INPUT)
+@command(app, "inspect", COMMANDS["inspect"], INPUT, Json)
 def inspect(model: Model, given: Given) -> None:
     """Show what a model is made of."""
+    from hmc_onnx.analysis.inspection import describe
     from hmc_onnx.analysis.inspection import inspect as tables
     from hmc_onnx.analysis.model_inputs import check_kind
     from hmc_onnx.cli.wording import in_options
@@ -141,6 +155,10 @@ def inspect(model: Model, given: Given) -> None:
 
     asked, proto = given.of(Images).preprocess(), opened(model, given)
     made = Provenance.read(proto)
+    if given.of(Json).json_:
+        described = describe(check_kind(proto), asked.size, asked.layout)
+        show_json(described | ({} if made is None else {"provenance": made.model_dump(mode="json")}))
+        return
     if made is None:
         show(tables(check_kind(proto), asked.size, asked.layout))
         return
@@ -153,7 +171,7 @@ def inspect(model: Model, given: Given) -> None:
     show(tables(proto, asked.size, asked.layout))
 
 
-@command(app, "profile", COMMANDS["profile"], Output, Config, Data, Images, Settings, Quick, Work)
+@command(app, "profile", COMMANDS["profile"], Output, Config, Data, Images, Settings, Quick, Work, Json, DryRun)
 def profile(model: Model, given: Given) -> None:
     """Measure the candidates of a model."""
     from hmc_onnx.run import Run
@@ -163,16 +181,23 @@ def profile(model: Model, given: Given) -> None:
     proto = supported(model, given)
     images = calibration_images(proto, given, settings)
     with progress_bar() as progress:
-        result = Run(proto, images, settings, given.of(Work, progress=progress)).profile()
+        run = Run(proto, images, settings, given.of(Work, progress=progress))
+        if _looked_ahead(run, given):
+            return
+        result = run.profile()
     result.save(output)
     candidates = sum(c.measured for layer in result.layers for c in layer.choices)
+    if given.of(Json).json_:
+        counts = {"layers": len(result.layers), "groups": len(result.groups), "measured": candidates}
+        show_json({**counts, "declined": result.declined, "written": str(output)})
+        return
     show(
         f"{len(result.layers)} layers, {len(result.groups)} channel groups, {candidates} decompositions measured",
         f"Written: {output}",
     )
 
 
-@command(app, "plan", COMMANDS["plan"], Output, Config, Group(Goal, only=("target", "or_nearest", "strategy")))
+@command(app, "plan", COMMANDS["plan"], Output, Config, Group(Goal, only=("target", "or_nearest", "strategy")), Json)
 def plan(
     profile: Annotated[
         Path, typer.Argument(metavar="PROFILE", help="The profile, as `hmc-onnx profile` wrote it.", show_default=False)
@@ -192,6 +217,9 @@ def plan(
     solved = partial(solve, Profile.load(profile), strategy=goal.strategy)
     result = nearest(goal.target, solved) if goal.or_nearest else solved(goal.target)
     result.save(output)
+    if given.of(Json).json_:
+        show_json(result.model_dump(mode="json"))
+        return
     show(plan_tables(result), f"Written: {output}")
 
 
@@ -222,8 +250,9 @@ def apply(model: Model, given: Given) -> None:
     Data,
     Images,
     Labels,
-    Group(Settings, only=("samples", "seed", "provider", "threads", "judge")),
+    Group(Settings, only=("samples", "seed", "provider", "provider_option", "threads", "judge")),
     Report,
+    Json,
 )
 def verify(
     a: Annotated[Path, typer.Argument(metavar="A", help="The original model.", show_default=False)],
@@ -250,6 +279,9 @@ def verify(
     result = compare(Network(first, outputs=settings.judge), Network(second), images, runtime, sizes or BATCHES)
     if report is not None:
         write_report(report, result, (a, b or against or a), settings.runtime)
+    if given.of(Json).json_:
+        show_json(result.model_dump(mode="json"))
+        return
     show(comparison(result))
 
 
@@ -258,6 +290,25 @@ def _with_metadata(proto: Any, given: Given) -> Any:
     from hmc_onnx.records.provenance import with_provenance
 
     return proto if given.of(Metadata).metadata else with_provenance(proto, None)
+
+
+def _looked_ahead(context: Context, given: Given) -> bool:
+    """Say before the work about how long it takes; True if no more than that is asked for.
+
+    A run that goes on from a work folder takes less.
+    """
+    from hmc_onnx.profiling.estimate import estimate
+    from hmc_onnx.reporting.tables import left_alone
+
+    found = estimate(context)
+    if not given.of(DryRun).dry_run:
+        console(stderr=True).print(f"profile: {found}", markup=False, soft_wrap=True)
+        return False
+    if given.of(Json).json_:
+        show_json(found.dump())
+    else:
+        show(*([left_alone(found.declined)] if found.declined else []), f"To do: {found}. Nothing was written.")
+    return True
 
 
 def _outputs(given: Given, *inputs: Path) -> tuple[Path, Path | None]:

@@ -22,8 +22,10 @@ __all__ = [
     "Config",
     "Data",
     "Destination",
+    "DryRun",
     "Handoff",
     "Images",
+    "Json",
     "Labels",
     "Metadata",
     "Output",
@@ -169,9 +171,29 @@ class Report(Options):
     )
 
 
+class DryRun(Options):
+    """A look ahead."""
+
+    panel: ClassVar[str] = "Work"
+
+    dry_run: Annotated[bool, Option(negative=False, file=False)] = Field(
+        default=False, description="Show what would be done, and about how long it takes, and do nothing."
+    )
+
+
+class Json(Options):
+    """The result for scripts."""
+
+    panel: ClassVar[str] = "Report"
+
+    json_: Annotated[bool, Option(negative=False, file=False)] = Field(
+        default=False, description="Print the result on standard output as one JSON document, in place of tables."
+    )
+
+
 RECORDS: tuple[Any, ...] = (
     Output, Metadata, Destination, Against, Config, PlanFile, Teacher, Data, Images, TestImages, Labels, Goal, Settings,
-    Quick, Work, Training, FineTuning, Handoff, Report,
+    Quick, Work, Training, FineTuning, Handoff, Report, Json, DryRun,
 )  # fmt: skip
 GROUPS = [Group(record) for record in RECORDS]
 """All options of all commands."""

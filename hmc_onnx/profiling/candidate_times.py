@@ -17,7 +17,7 @@ import onnx
 from calib.measure.kernel_times import KernelTimes, kernel_times
 from calib.measure.latency import DISTURBED, interleaved
 from calib.measure.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
-from calib.runtime.sessions import Runtime, Session, providers
+from calib.runtime.sessions import Runtime, Session
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.profile import GroupChoice, GroupProfile, LatencyProfile
 from hmc_onnx.search_space.candidates import variants, whole_offers
@@ -36,6 +36,7 @@ Chain = tuple[Geometry, ...]
 
 # The default alignment, in channels. TensorRT processes 8 channels together in float16.
 DEFAULT_ALIGN, TENSORRT_ALIGN = 4, 8
+TENSORRT = ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 # Alignments to try, from the widest.
 STEPS = (64, 32, 16, 8, 4, 2)
 # A step is accepted as the alignment when a width that is half a step narrower saves less than this share of the time
@@ -63,7 +64,7 @@ class Clock:
         self._key = f"model {context.digest} × {self.batch}"
         precision = context.settings.precision
         self._served_key = self._key if precision == "fp32" else f"{self._key} {precision}"
-        on_cpu = providers(self.runtime.provider)[0] == "CPUExecutionProvider"
+        on_cpu = self.runtime.on_cpu
         # onnxruntime has no float16 kernels on CPUs, so a plan for float16 uses the times of float32 there
         self._dtype = {"int8": "int8", "fp16": None if on_cpu else "float16"}.get(precision)
         table, folder = context.latency_table, context.work.work_dir
@@ -206,7 +207,7 @@ class Clock:
         own = self.table.seconds(self.probe(name, (self.layers[name].layer.geometry,)))
         if own is None:
             self._by_macs.add(name)
-            own = whole * self._macs[name] / sum(self._macs.values())
+            own = whole * self._macs[name] / self._context.cost.macs
         found = {}
         for chain in chains:
             seconds = None if name in self._by_macs else self.table.seconds(self.probe(name, chain))
@@ -255,7 +256,7 @@ class Clock:
 
 def default_align(runtime: Runtime) -> int:
     """The alignment for a provider, in channels, if it is not measured."""
-    return TENSORRT_ALIGN if runtime.provider == "tensorrt" else DEFAULT_ALIGN
+    return TENSORRT_ALIGN if runtime.name in TENSORRT else DEFAULT_ALIGN
 
 
 def measure_table(context: Context) -> LatencyTable:

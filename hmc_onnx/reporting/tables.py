@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -15,7 +15,7 @@ from hmc_onnx.records.comparison import OutputComparison, Verification, Visited
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.provenance import Provenance
 
-__all__ = ["comparison", "epochs_table", "latency_table", "plan_tables", "provenance_table"]
+__all__ = ["comparison", "epochs_table", "latency_table", "left_alone", "plan_tables", "provenance_table"]
 
 LEGEND = (
     "loses least by: the kind of compression by which the network loses least where it is done to this layer alone. "
@@ -151,11 +151,16 @@ def plan_tables(plan: Plan) -> Group:
     if not plan.proven:
         parts.append(f"This is not proven to be the best plan: another may lose {plan.gap:.1%} less.")
     if plan.declined:
-        left = NarrowTable("Left as they are", ("what", "why"), sentences=("why",))
-        for name, reason in plan.declined.items():
-            left.add_row(escape(name), escape(reason))
-        parts.append(left)
+        parts.append(left_alone(plan.declined))
     return Group(*parts)
+
+
+def left_alone(declined: Mapping[str, str]) -> NarrowTable:
+    """What is left as it is, and why."""
+    left = NarrowTable("Left as they are", ("what", "why"), sentences=("why",))
+    for name, reason in declined.items():
+        left.add_row(escape(name), escape(reason))
+    return left
 
 
 def _layers(plan: Plan) -> NarrowTable:

@@ -138,7 +138,7 @@ class _Kept:
 
 
 def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kept:
-    channels = find_subjects(model, inputs).channels
+    channels = find_subjects(model, inputs, plan.settings.selection).channels
     known = {g.name: g for g in channels.groups}
     removed: dict[str, np.ndarray] = {}
     gone: list[ChannelGroup] = []
