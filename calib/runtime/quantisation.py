@@ -26,7 +26,16 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from passes.core.errors import ModelError
 from passes.graph.protos import first_line
 
-__all__ = ["OLDEST_OPSET", "Calibration", "FeedReader", "quantise", "quantise_for_timing", "raise_opset", "saturates"]
+__all__ = [
+    "OLDEST_OPSET",
+    "Calibration",
+    "FeedReader",
+    "quantise",
+    "quantise_for_timing",
+    "raise_opset",
+    "saturates",
+    "weight_levels",
+]
 
 Calibration = Literal["minmax", "entropy", "percentile"]
 
@@ -183,6 +192,11 @@ def _quantised(
         return onnx.load(folder / "quantised.onnx")
     except Exception as e:  # the quantiser's errors share no base
         raise ModelError(f"onnxruntime's quantiser cannot quantise the model: {first_line(e)}") from e
+
+
+def weight_levels(provider: str) -> int:
+    """The largest integer that the quantiser makes of a weight; the smallest is its opposite."""
+    return 64 if provider == "CPUExecutionProvider" and saturates() else 127
 
 
 @cache

@@ -19,7 +19,7 @@ from calib.measure.latency_table import LatencyTable, read_table
 from calib.runtime.batching import calibration_chunks, input_shapes, serving_batch, serving_feeds
 from calib.runtime.half import in_half
 from calib.runtime.observing import observe
-from calib.runtime.quantisation import quantise, quantise_for_timing, raise_opset
+from calib.runtime.quantisation import quantise, quantise_for_timing, raise_opset, weight_levels
 from calib.runtime.sessions import Runtime
 from hmc_onnx.analysis.subjects import Subjects, find_subjects
 from hmc_onnx.execution.checkpoint import Journal
@@ -101,6 +101,11 @@ class Context:
         if timed_only:
             return quantise_for_timing(raise_opset(proto), provider)
         return quantise(raise_opset(proto), batches, self.settings.calibration, provider)
+
+    @property
+    def weight_levels(self) -> int:
+        """The largest integer of the grid that INT8 weights lie on; 0 in another precision."""
+        return weight_levels(self.runtime.name) if self.settings.precision == "int8" else 0
 
     @cached_property
     def digest(self) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import onnx
 from google.protobuf.text_format import ParseError
 
-from hmc_onnx.handoff.onnxruntime import PROVIDERS, SESSION, SessionFile
+from calib.runtime.providers import short_name
+from hmc_onnx.handoff.onnxruntime import SESSION, SessionFile
 from hmc_onnx.handoff.served import Served
 from hmc_onnx.handoff.tensorrt import OPTIONS, SCRIPT
 from hmc_onnx.handoff.text_format import parsed
@@ -32,7 +33,7 @@ class HandedOver:
     Attributes:
         proto: the model.
         batch: the most images that the server runs at once; None where the folder does not say.
-        provider: "cpu", "cuda" or "tensorrt"; "auto" where it is left to the server.
+        provider: short name, such as "cpu"; "auto" where it is left to the server.
         threads: of onnxruntime; 0: what it chooses.
     """
 
@@ -64,12 +65,7 @@ def read(folder: str | os.PathLike[str]) -> HandedOver:
 
 def _onnxruntime(folder: Path) -> HandedOver:
     session = read_record(folder / SESSION, SessionFile, "session options", "a file of session options", ModelError)
-    provider = next((name for name, listed in PROVIDERS.items() if listed == session.providers), None)
-    if provider is None:
-        raise ModelError(
-            f"'{folder / SESSION}' lists the providers {', '.join(session.providers)}, which are none that handoff "
-            "writes: write the folder again"
-        )
+    provider = short_name(session.providers[0])
     return HandedOver(load(folder / "model.onnx"), session.batch, provider, session.intra_op_num_threads)
 
 
@@ -95,7 +91,7 @@ def _triton(path: Path) -> HandedOver:
     if said.get("instance_group"):
         provider = "cpu" if said["instance_group"][0]["kind"][0] == "KIND_CPU" else "cuda"
     if said.get("optimization"):
-        provider = "tensorrt"
+        provider = "openvino" if provider == "cpu" else "tensorrt"
     return HandedOver(proto, most or None, provider, threads)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from calib.data.preprocess import Preprocess
+from calib.runtime.providers import known_provider, short_name
 from hmc_onnx.analysis.model_inputs import for_input, signature
 from hmc_onnx.handoff.engines import engine_options
 from hmc_onnx.handoff.served import Dims, Served
@@ -74,7 +75,7 @@ def write(served: Served, folder: Path) -> list[str]:
     text = _script(served)
     save(served.proto, folder / "model.onnx")
     (folder / "serve.py").write_text(text, encoding="utf-8")
-    providers = PROVIDERS["cpu" if served.provider == "auto" else served.provider]
+    providers = _providers(served.provider)
     SessionFile(
         batch=served.batch,
         intra_op_num_threads=served.threads,
@@ -87,6 +88,12 @@ def write(served: Served, folder: Path) -> list[str]:
             "the model was trained with others."
         ]
     return []
+
+
+def _providers(choice: str) -> list[str]:
+    """The list of providers for a session: the one that was chosen, then those that run what it cannot."""
+    name = short_name(known_provider("cpu" if choice == "auto" else choice))
+    return PROVIDERS.get(name) or [known_provider(name), *PROVIDERS["cpu"]]
 
 
 def _script(served: Served) -> str:

@@ -9,6 +9,7 @@ from functools import cached_property
 import onnx
 
 from calib.runtime.batching import declared_batch, serving_batch
+from calib.runtime.providers import known_provider, short_name
 from hmc_onnx.analysis.inspection import closed_shapes
 from hmc_onnx.analysis.model_inputs import signature
 from hmc_onnx.records.handoff import Handoff
@@ -32,7 +33,7 @@ class Served:
         batch: images that may be run at once.
         open: whether the number of images is open in all inputs and outputs, so that a server may change it.
         threads: of onnxruntime; 0: what it chooses.
-        provider: "auto", "cpu", "cuda" or "tensorrt".
+        provider: short name of an execution provider, such as "cpu"; or "auto".
         images: how an image becomes the input; its `size` closes axes that the model leaves open.
     """
 
@@ -69,7 +70,7 @@ class Served:
             serving_batch(proto, inputs, wanted),
             all(dims[:1] == (None,) for dims in (*(d for _, d in inputs.values()), *_outputs(proto).values())),
             (planned.threads if planned else 0) if threads is None else threads,
-            (planned.provider if planned else "auto") if provider is None else provider,
+            (planned.provider if planned else "auto") if provider is None else short_name(known_provider(provider)),
             images,
         )
 

@@ -10,7 +10,7 @@ import onnx
 from hmc_onnx.handoff.engines import engine_options
 from hmc_onnx.handoff.served import Dims, Served
 from hmc_onnx.handoff.text_format import Constant, written
-from passes.core.errors import ModelError
+from passes.core.errors import ModelError, SettingsError
 from passes.graph.files import save, weights_of
 
 __all__ = ["ENGINES", "config", "tensors", "write"]
@@ -57,6 +57,10 @@ def write(served: Served, folder: Path) -> list[str]:
     return []
 
 
+# Where Triton's backend for onnxruntime runs the providers that it has.
+KINDS = {"cpu": "KIND_CPU", "openvino": "KIND_CPU", "cuda": "KIND_GPU", "tensorrt": "KIND_GPU"}
+
+
 def config(served: Served) -> dict[str, Any]:
     """Triton's ModelConfig.
 
@@ -72,8 +76,14 @@ def config(served: Served) -> dict[str, Any]:
         **tensors(served),
     }
     if served.provider != "auto":
-        kind = Constant("KIND_CPU" if served.provider == "cpu" else "KIND_GPU")
-        message["instance_group"] = {"count": 1, "kind": kind}
+        if served.provider not in KINDS:
+            raise SettingsError(
+                f"`provider` {served.provider}: Triton's backend for onnxruntime does not have it: "
+                f"give {', '.join(KINDS)} or auto"
+            )
+        message["instance_group"] = {"count": 1, "kind": Constant(KINDS[served.provider])}
+    if served.provider == "openvino":
+        message["optimization"] = {"execution_accelerators": {"cpu_execution_accelerator": {"name": "openvino"}}}
     if served.provider == "tensorrt":
         parameters = [
             {"key": key, "value": value} for key, value in _in_tritons_names(engine_options(served, ENGINES)).items()

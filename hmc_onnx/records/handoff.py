@@ -31,7 +31,7 @@ class Handoff(Options):
         default=None, ge=0, description="Threads of onnxruntime on the server; 0: what onnxruntime chooses there."
     )
     provider: Annotated[
-        Literal["auto", "cpu", "cuda", "tensorrt"] | None,
+        str | None,
         Option(default=f"{PLANNED}; auto leaves it to Triton, and is cpu for onnxruntime"),
     ] = Field(default=None, description="Execution provider of onnxruntime on the server.")
     name: Annotated[str | None, Option(default="the file's name without its ending")] = Field(

@@ -19,8 +19,6 @@ from passes.core.records import Frozen
 __all__ = ["PREFIX", "Provenance", "with_provenance"]
 
 PREFIX = "hmc_onnx."
-# onnxruntime's names of providers, as the machine of a plan gives them, and ours.
-PROVIDERS = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
 
 
 class Provenance(Frozen):
@@ -34,7 +32,7 @@ class Provenance(Frozen):
         strategy: that chose among the candidates, such as "hmc".
         plan: SHA-256 of the plan.
         batch: images a run that the plan was made for; None where neither the settings nor a measured time says it.
-        provider: "auto", "cpu", "cuda" or "tensorrt"; where time was measured, the one that it was measured on.
+        provider: short name of an execution provider, or "auto"; that of the measured time, where there is one.
         threads: of onnxruntime; 0 where neither the settings nor a measured time says it.
         finetuned: version of hmc-onnx that fine-tuned the model; None where it was not fine-tuned.
         teacher: SHA-256 of the model that it was fine-tuned against.
@@ -70,7 +68,7 @@ class Provenance(Frozen):
             strategy=plan.strategy,
             plan=hashlib.sha256(plan.model_dump_json().encode()).hexdigest(),
             batch=planned.batch if planned else plan.settings.batch or batch,
-            provider=PROVIDERS.get(planned.machine.provider, "auto") if planned else plan.settings.provider,
+            provider=planned.machine.provider if planned else plan.settings.provider,
             threads=planned.machine.threads if planned else plan.settings.threads,
         )
 

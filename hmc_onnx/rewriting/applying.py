@@ -8,7 +8,7 @@ is computed already, the target is the original sum minus the compressed network
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from hmc_onnx.execution.context import Context
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
 from hmc_onnx.rewriting.fitting import Fit, fitted_bias
+from hmc_onnx.rewriting.rounding import rounded
 from passes.branches import remove_branch
 from passes.channels import ChannelGroup
 from passes.core.errors import PlanError
@@ -64,9 +65,9 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
     observe(compressed, inputs, runtime)
     shapes = compressed.shapes_at(inputs)
     original, changing = (Walk(m, context.chunks, runtime, context.memory // 2) for m in (model, compressed))
-    walks = _Walks(original, changing, kept, plan)
+    walks = _Walks(original, changing, kept, plan, context.weight_levels)
     nodes = {n.name: n for n in compressed.graph.nodes if n.op in LAYERS and n.name in plan.layers}
-    changed = False
+    changed = bool(walks.levels)  # rounding changes every layer
     for done, name in enumerate(_in_order(model, nodes, plan)):
         context.progress("repair", done, len(plan.layers))
         if plan.layers[name].method == REMOVED:
@@ -186,6 +187,8 @@ class _Walks:
     compressed: Walk
     kept: _Kept
     plan: Plan
+    levels: int
+    """The largest integer of the weights' INT8 grid; 0 in other precisions."""
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.plan.settings.seed)
@@ -197,9 +200,11 @@ def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: 
     layer = layer_of(node, shapes)
     groups = _fits(layer, node, shapes, walks)
     own = np.split(layer.weight, len(groups))
-    weight = np.concatenate([fit.weight(w) for w, fit in zip(own, groups, strict=True)])
+    kernels = [fit.weight(w) for w, fit in zip(own, groups, strict=True)]
     if method == KEEP:
-        kernels = np.split(weight, len(groups))
+        if walks.levels:
+            kernels = [rounded(k, walks.levels, fit.moments.second) for k, fit in zip(kernels, groups, strict=True)]
+        weight = np.concatenate(kernels)
         bias = np.concatenate([fitted_bias(k, fit.moments) for k, fit in zip(kernels, groups, strict=True)])
         write_layer(model.graph, node, weight, bias)
         return
@@ -211,8 +216,10 @@ def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: 
     if reason or not 1 <= rank <= decomposition.max_rank(layer.geometry):
         most = decomposition.max_rank(layer.geometry) if reason is None else 0
         raise PlanError(f"layer '{node.name}': {method} of rank {rank} does not apply: {reason or f'1 to {most} do'}")
-    factors = decomposition.factors(layer.geometry, weight, moments.second, rank)
+    factors: Sequence[np.ndarray] = decomposition.factors(layer.geometry, kernels[0], moments.second, rank)
     links = decomposition.links(layer.geometry, rank)
+    if walks.levels:
+        factors = [rounded(factor, walks.levels) for factor in factors]
     bias = fitted_bias(compose(links, factors), moments)
     replace_by_chain(model.graph, node, list(zip(links, factors, strict=True)), bias)
 
