@@ -28,6 +28,7 @@ from passes.branches import remove_branch
 from passes.channels import ChannelGroup
 from passes.core.errors import PlanError
 from passes.decompose import DECOMPOSITIONS, compose
+from passes.graph.cost import images_of, maps_an_image
 from passes.graph.external import folder_of, let_go, move_out
 from passes.graph.layers import Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
 from passes.graph.model import Model
@@ -65,7 +66,7 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
     observe(compressed, inputs, runtime)
     shapes = compressed.shapes_at(inputs)
     original, changing = (Walk(m, context.chunks, runtime, context.memory // 2) for m in (model, compressed))
-    walks = _Walks(original, changing, kept, plan, context.weight_levels)
+    walks = _Walks(original, changing, kept, plan, context.weight_levels, images_of(inputs))
     nodes = {n.name: n for n in compressed.graph.nodes if n.op in LAYERS and n.name in plan.layers}
     changed = bool(walks.levels)  # rounding changes every layer
     for done, name in enumerate(_in_order(model, nodes, plan)):
@@ -189,6 +190,8 @@ class _Walks:
     plan: Plan
     levels: int
     """The largest integer of the weights' INT8 grid; 0 in other precisions."""
+    batch: int
+    """The number of images for which the shapes are inferred."""
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.plan.settings.seed)
@@ -235,18 +238,20 @@ def _fits(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) -> list[Fi
     size = tuple(d for d in shapes[layer.input][2:] if d is not None)
     positions = sample_positions(layer.geometry, size, settings.positions, walks.rng)
     geometry = layer.geometry.one_group()
-    patches = len(positions) * sum(walks.compressed.images)
+    images = walks.compressed.images
+    maps = maps_an_image(shapes[layer.input], len(size), walks.batch)
+    patches = len(positions) * maps * sum(images)
     groups = [Fit(geometry.features, patches) for _ in range(layer.geometry.groups)]
     held = walks.compressed.chunks
     answers = walks.original.chunks
-    for mine, theirs in zip(held, answers, strict=True):
+    for mine, theirs, count in zip(held, answers, images, strict=True):
         target = sampled_outputs(theirs[layer.output], positions)[:, keep]
         if shortcut:
             target = target + sampled_outputs(shortcut.of(theirs), positions)[:, keep]
             target = target - sampled_outputs(shortcut.of(mine), positions)
         inputs = np.split(mine[layer.input], len(groups), axis=1)
         for fit, x, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
-            fit.update(sampled_patches(x, geometry, positions), t, len(x))
+            fit.update(sampled_patches(x, geometry, positions), t, count)
     return groups
 
 

@@ -35,11 +35,14 @@ class Fit:
         self._parts = [Moments()] if patches >= PLENTY * features else [Moments(), Moments()]
 
     def update(self, patches: np.ndarray, targets: np.ndarray, images: int) -> None:
-        """Add patches (images · positions, n) and their targets (images · positions, O), image by image."""
+        """Add patches (images · positions, n) and their targets (images · positions, O), image by image.
+
+        The positions of an image are those in the output of a Conv, or the vectors (tokens) that a Gemm reads.
+        """
         if len(self._parts) == 1:
             self._parts[0].update(patches, targets)
             return
-        at = np.arange(images).repeat(len(patches) // images) % 2
+        at = np.arange(len(patches)) * images // len(patches) % 2
         for part, moments in enumerate(self._parts):
             if (at == part).any():
                 moments.update(patches[at == part], targets[at == part])

@@ -17,11 +17,13 @@ __all__ = ["MatMulToGemm"]
 
 @dataclass(frozen=True)
 class MatMulToGemm(GraphPass):
-    """Rewrite x @ W, and x @ W + b, as a Gemm, with x (N, I) or (N, 1, …, I), constant W (I, O) and b (O).
+    """Rewrite x @ W, and x @ W + b, as a Gemm, with x (N, …, I), constant W (I, O) and b (O).
 
-    The axes of x between the first and the last must have length 1 for a batch of one image and for one of two. (In
-    (T, N, I), where the batch is the second axis, they have it for one image only.) An x of more than two axes, as
-    Keras writes it before a gate, is flattened before the Gemm, and the result reshaped behind it.
+    An x of more than two axes holds several vectors for each image, such as the tokens of a transformer block (N, T, I)
+    or the pixels of an image in NHWC. It is flattened to a matrix with one vector a row before the Gemm, and the result
+    is reshaped behind it. Neither copies anything, so this takes no more time than the MatMul. The lengths of the axes
+    between the first and the last are constants of the Reshape: they must be known, and the same for a batch of one
+    image and for one of two. (In (T, N, I), where the batch is the second axis, they are not.)
 
     Constants must be initializers; MatMuls and Adds with others are left as they are.
     """
@@ -36,8 +38,10 @@ class MatMulToGemm(GraphPass):
             product, weight = matmul.outputs[0], matmul.inputs[1]
             shape = shapes.get(matmul.inputs[0].name, ())
             other = of_two.get(matmul.inputs[0].name, ())
-            between = (*shape[1:-1], *other[1:-1])
-            if len(shape) < 2 or any(d != 1 for d in between) or weight.values.ndim != 2 or not is_float(weight):
+            between = shape[1:-1]
+            if len(shape) < 2 or None in between or between != other[1:-1]:
+                continue
+            if weight.values.ndim != 2 or not is_float(weight):
                 continue
             matmul.op = "Gemm"
             fused += 1
@@ -50,18 +54,21 @@ class MatMulToGemm(GraphPass):
                 zeros = np.zeros(weight.shape[1], element_type(weight))
                 matmul.inputs.append(gs.Constant(unused_name(model.graph, f"{matmul.name}:bias"), zeros))
             if len(shape) > 2:
-                _between_reshapes(model.graph, matmul, len(shape), weight.shape[1])
+                _between_reshapes(model.graph, matmul, [int(d or 0) for d in between], weight.shape[1])
         model.graph.cleanup()
         return fused
 
 
-def _between_reshapes(graph: gs.Graph, gemm: gs.Node, rank: int, outputs: int) -> None:
-    """Flatten a Gemm's input to (N, I), and reshape its output to (N, 1, …, O), of `rank` axes."""
+def _between_reshapes(graph: gs.Graph, gemm: gs.Node, between: list[int], outputs: int) -> None:
+    """Flatten a Gemm's input (N, *between, I) to a matrix, and reshape its output to (N, *between, O)."""
     x, y = gemm.inputs[0], gemm.outputs[0]
     flat = gs.Variable(unused_name(graph, f"{gemm.name}:flat"), x.dtype)
     response = gs.Variable(unused_name(graph, f"{gemm.name}:response"), y.dtype)
-    target = gs.Constant(unused_name(graph, f"{gemm.name}:shape"), np.array([0, *[1] * (rank - 2), outputs]))
-    before = gs.Node("Flatten", unused_name(graph, f"{gemm.name}:flatten"), {"axis": 1}, [x], [flat])
+    one_row = all(d == 1 for d in between)  # for each image: then the Reshape can copy the batch
+    shape = np.array([0 if one_row else -1, *between, outputs])
+    target = gs.Constant(unused_name(graph, f"{gemm.name}:shape"), shape)
+    axis = {"axis": 1 if one_row else len(between) + 1}
+    before = gs.Node("Flatten", unused_name(graph, f"{gemm.name}:flatten"), axis, [x], [flat])
     gemm.inputs[0], gemm.outputs[0] = flat, response
     after = gs.Node("Reshape", unused_name(graph, f"{gemm.name}:reshape"), {}, [response, target], [y])
     at = next(i for i, n in enumerate(graph.nodes) if n is gemm)

@@ -68,3 +68,21 @@ def test_with_few_images_and_no_noise_the_data_are_followed() -> None:
     own = np.zeros_like(true)
     found = fit(3 * FEATURES, noise=0.0).weight(own)
     assert np.abs(found - true).max() < 0.05 * np.abs(true).max()
+
+
+def test_all_tokens_of_an_image_are_in_one_half() -> None:
+    """So copies of a token say no more than the token: between the halves they would look like proof."""
+    x, t, _ = drawn(30, 1.0)
+    own = np.zeros((OUTPUTS, FEATURES))
+    once, copied = Fit(FEATURES, 30), Fit(FEATURES, 30)
+    once.update(x, t, 30)
+    copied.update(x.repeat(4, axis=0), t.repeat(4, axis=0), 30)
+    np.testing.assert_allclose(copied.weight(own), once.weight(own), rtol=1e-6, atol=1e-9)
+
+
+def test_rows_that_are_not_by_image_are_halved_all_the_same() -> None:
+    x, t, _ = drawn(31, 0.1)
+    found = Fit(FEATURES, 31)
+    found.update(x, t, 4)
+    found.update(x[:1], t[:1], 4)
+    assert found.moments.count == 32

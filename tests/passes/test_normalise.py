@@ -377,9 +377,9 @@ def test_matmul_and_add_become_a_gemm(swap: bool, shape: tuple[int, ...]) -> Non
     assert [(n.op_type, n.name) for n in done.graph.node] == [("Flatten", "/Flatten"), ("Gemm", "/fc/MatMul")]
 
 
-def rank_three(b: Builder) -> str:
+def a_bias_for_each_token(b: Builder) -> str:
     x = b.node("Reshape", "input", b.const([0, 3, 64]))
-    return b.node("Add", b.node("MatMul", x, b.const(b.normal(64, 5))), b.const(b.normal(5)))
+    return b.node("Add", b.node("MatMul", x, b.const(b.normal(64, 5))), b.const(b.normal(3, 1)))
 
 
 def a_bias_for_each_row(b: Builder) -> str:
@@ -421,7 +421,7 @@ def a_constant_on_the_left(b: Builder) -> str:
 @pytest.mark.parametrize(
     "build",
     [
-        rank_three,
+        a_bias_for_each_token,
         a_bias_for_each_row,
         a_bias_that_makes_rows,
         a_bias_of_rank_three,
@@ -438,7 +438,7 @@ def test_what_is_no_bias_stays_a_sum(build, opset: int) -> None:
     done = normalised(proto, images(5, 8))
     before = operators(proto).count("Add")
     assert operators(done).count("Add") == before
-    assert operators(done).count("Gemm") == (build not in (rank_three, a_constant_on_the_left))
+    assert operators(done).count("Gemm") == (build is not a_constant_on_the_left)
 
 
 @pytest.mark.parametrize("bias", [None, (), (5,), (1, 1, 1, 5)])
@@ -472,6 +472,50 @@ def test_a_matmul_of_an_open_batch_behind_a_computed_flatten_becomes_a_gemm(
     x = b.matmul(flattened(b, "input", form), 192, 5, bias=False)
     y = b.node("Add", x, b.const(b.normal(*bias)))
     assert operators(normalised(b.model({y: ("N", 5)}), images(5, 8)))[-1] == "Gemm"
+
+
+def tokens(b: Builder, channels: int = 4) -> str:
+    """(N, 64, channels): one vector for each pixel."""
+    x = b.node("Reshape", b.conv("input", 3, channels), b.const([0, channels, -1]))
+    return b.node("Transpose", x, perm=[0, 2, 1])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("opset", [9, 13, 18])
+def test_a_matmul_on_tokens_becomes_a_gemm_for_every_batch(opset: int, count: int, bias: bool) -> None:
+    b = Builder(opset=opset)
+    y = b.matmul(tokens(b), 4, 5, bias=bias, at="up")
+    proto = b.model({b.node("Relu", y): ("N", 64, 5)})
+    done = normalised(proto, images(count, 8))
+    assert operators(done) == ["Conv", "Reshape", "Transpose", "Flatten", "Gemm", "Reshape", "Relu"]
+    gemm = done.graph.node[4]
+    assert (gemm.name, gemm.input[1]) == ("up/MatMul", "up.weight")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_matmul_on_the_pixels_of_an_image_becomes_a_gemm(count: int) -> None:
+    b = Builder()
+    x = b.node("Transpose", b.conv("input", 3, 4), perm=[0, 2, 3, 1])
+    done = normalised(b.model({b.matmul(x, 4, 5): ("N", 8, 8, 5)}), images(count, 8))
+    assert operators(done) == ["Conv", "Transpose", "Flatten", "Gemm", "Reshape"]
+
+
+def test_matmuls_on_tokens_go_on_sharing_their_weight() -> None:
+    b = Builder()
+    weight, x = b.const(b.normal(4, 4), "shared"), tokens(b)
+    for _ in range(2):
+        x = b.node("Relu", b.node("MatMul", x, weight))
+    done = normalised(b.model({x: ("N", 64, 4)}))
+    assert [n.input[1] for n in done.graph.node if n.op_type == "Gemm"] == ["shared", "shared"]
+    assert [t.name for t in done.graph.initializer].count("shared") == 1
+
+
+def test_a_matmul_on_tokens_whose_number_is_not_known_stays() -> None:
+    b = Builder()
+    y = b.matmul(tokens(b), 4, 5)
+    done = normalised(b.model({y: ("N", "T", 5)}, ("N", 3, "H", "W")))
+    assert operators(done) == ["Conv", "Reshape", "Transpose", "MatMul", "Add"]
 
 
 def test_a_linear_layer_over_a_sequence_with_the_batch_on_its_second_axis_stays_a_matmul() -> None:

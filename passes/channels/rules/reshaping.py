@@ -91,9 +91,19 @@ class Reshape(Movement):
     def move(self, node: gs.Node, stream: Stream, tracer: Tracer) -> None:
         """The target shape has constants or computed sizes; 0 stands for the input's size, -1 for what is left."""
         shape, target = tracer.shape(node.inputs[0]), tracer.shape(node.outputs[0])
+        if 0 < stream.axis == len(shape) - 1 and len(target) > 1 and shape[0] != target[0] and shape[-1] == target[-1]:
+            self._last(node, stream, len(target) - 1, tracer)
+            return
         if stream.axis == 0 or not target or shape[0] != target[0] or math.prod(shape) != math.prod(target):
             raise Closed("mixes channels with the batch")
         moved = collapse(spread(stream, shape).reshape(1, *target[1:]), tracer, mixed_axes(node.outputs[0], tracer))
+        if node.op == "Reshape":
+            self._follow(node, stream, moved, tracer)
+        tracer.emit(node.outputs[0], moved.axis, moved.ids)
+
+    def _last(self, node: gs.Node, stream: Stream, axis: int, tracer: Tracer) -> None:
+        """Channels on the last axis, which stays, while those before it are merged or split, as for tokens."""
+        moved = Stream(axis, stream.ids)
         if node.op == "Reshape":
             self._follow(node, stream, moved, tracer)
         tracer.emit(node.outputs[0], moved.axis, moved.ids)
