@@ -70,7 +70,7 @@ class Probe:
 
 
 def _link_text(link: Geometry) -> str:
-    parts = [str(link.outputs)]
+    parts = [str(link.outputs), *(["transposed"] if link.transposed else [])]
     if link.kernel:
         parts.append("×".join(map(str, link.kernel)))
     d = len(link.kernel)
@@ -79,6 +79,7 @@ def _link_text(link: Geometry) -> str:
         ("p", link.pads, (0,) * 2 * d),
         ("d", link.dilations, (1,) * d),
         ("g", (link.groups,), (1,)),
+        ("o", link.output_padding or (0,) * d, (0,) * d),
     ):
         if values != default:
             parts.append(letter + ",".join(map(str, values if len(set(values)) > 1 else values[:1])))
@@ -184,13 +185,15 @@ class _Builder:
         return name
 
     def layer(self, name: str, x: str, geometry: Geometry) -> str:
-        """A Conv or Gemm with random weights, scaled by He's rule so that activations keep their magnitude."""
+        """A layer with random weights, scaled by He's rule so that activations keep their magnitude."""
         weight = self.rng.standard_normal(geometry.weight_shape) * math.sqrt(2 / geometry.features)
+        weight = weight.swapaxes(0, 1) if geometry.transposed else weight
         inputs = [x, self.constant(f"{name}:weight", weight), self.constant(f"{name}:bias", np.zeros(geometry.outputs))]
         if not geometry.kernel:
             return self.node("Gemm", name, inputs, transB=1)
+        longer = {"output_padding": geometry.output_padding} if geometry.output_padding else {}
         return self.node(
-            "Conv",
+            "ConvTranspose" if geometry.transposed else "Conv",
             name,
             inputs,
             kernel_shape=geometry.kernel,
@@ -198,6 +201,7 @@ class _Builder:
             pads=geometry.pads,
             dilations=geometry.dilations,
             group=geometry.groups,
+            **longer,
         )
 
     def constant(self, name: str, values: np.ndarray) -> str:

@@ -47,7 +47,7 @@ def residual_sum(graph: gs.Graph, layer: gs.Node, shapes: Shapes) -> ResidualSum
 
     Args:
         graph: the graph of the layer.
-        layer: a Conv or Gemm.
+        layer: a Conv, ConvTranspose or Gemm.
         shapes: shapes of all tensors by name.
     """
     output = layer.outputs[0]

@@ -14,7 +14,7 @@ from hmc_onnx.analysis.subjects import Subjects, find_subjects
 from passes.channels import ChannelGroup, Channels
 from passes.decompose import DECOMPOSITIONS
 from passes.graph.cost import total
-from passes.graph.layers import layer_of, replace_by_chain, why_not_a_layer
+from passes.graph.layers import OPERATORS, layer_of, replace_by_chain, why_not_a_layer
 from passes.graph.model import Model
 from passes.graph.shapes import infer_shapes
 from passes.graph.signature import same_signature
@@ -108,7 +108,7 @@ def blind(channels: Channels, removed: dict[str, np.ndarray]) -> None:
 def decompose(model: Model, inputs: dict[str, tuple[int, ...]]) -> int:
     """Put chains of full rank in the place of layers, by two methods in turn; how many there were."""
     shapes, methods, count = infer_shapes(model, inputs), itertools.cycle(("svd", "spatial")), 0
-    nodes = [n for n in model.graph.nodes if n.op in ("Conv", "Gemm") and why_not_a_layer(n, shapes) is None]
+    nodes = [n for n in model.graph.nodes if n.op in OPERATORS and why_not_a_layer(n, shapes) is None]
     for node in nodes[:: 1 + len(nodes) // MOST_LAYERS]:
         layer = layer_of(node, shapes)
         method = DECOMPOSITIONS[next(methods)]

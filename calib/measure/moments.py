@@ -100,12 +100,17 @@ def sampled_patches(x: np.ndarray, geometry: Geometry, positions: np.ndarray) ->
 
     Args:
         x: (N, I, *spatial); (N, I) for a Gemm.
-        geometry: geometry of the layer, an ungrouped Conv or a Gemm.
+        geometry: geometry of the layer, ungrouped.
         positions: flat indices into the output's spatial positions.
+
+    The patch of a ConvTranspose has the input value that each tap of the kernel reads for this output, and 0 where it
+    reads none: between the values where the stride is above 1, and outside the image.
     """
     d = len(geometry.kernel)
     if d == 0:
         return x.reshape(-1, geometry.inputs)
+    if geometry.transposed:
+        return _transposed_patches(x, geometry, positions)
     widths = [(0, 0), (0, 0), *((geometry.pads[i], geometry.pads[i + d]) for i in range(d))]
     padded = np.pad(x, widths)
     at = np.unravel_index(positions, geometry.output_size(x.shape[2:]))
@@ -113,6 +118,20 @@ def sampled_patches(x: np.ndarray, geometry: Geometry, positions: np.ndarray) ->
     for k, offset in enumerate(np.ndindex(*geometry.kernel)):
         index = tuple(at[i] * geometry.strides[i] + offset[i] * geometry.dilations[i] for i in range(d))
         patches[..., k] = np.moveaxis(padded[(slice(None), slice(None), *index)], 1, 2)
+    return patches.reshape(-1, geometry.features)
+
+
+def _transposed_patches(x: np.ndarray, geometry: Geometry, positions: np.ndarray) -> np.ndarray:
+    """As `sampled_patches`, for a ConvTranspose."""
+    at = np.unravel_index(positions, geometry.output_size(x.shape[2:]))
+    patches = np.empty((len(x), len(positions), geometry.inputs, math.prod(geometry.kernel)), x.dtype)
+    for k, offset in enumerate(np.ndindex(*geometry.kernel)):
+        read, index = np.ones(len(positions), bool), []
+        for i, n in enumerate(x.shape[2:]):
+            place, rest = np.divmod(at[i] + geometry.pads[i] - offset[i] * geometry.dilations[i], geometry.strides[i])
+            read &= (rest == 0) & (place >= 0) & (place < n)
+            index.append(place.clip(0, n - 1))
+        patches[..., k] = np.moveaxis(x[(slice(None), slice(None), *index)], 1, 2) * read[:, None]
     return patches.reshape(-1, geometry.features)
 
 

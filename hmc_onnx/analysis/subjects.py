@@ -18,7 +18,7 @@ from passes.channels import ChannelGroup, Channels, trace
 from passes.core.declined import Declined, Why
 from passes.decompose import chain_macs
 from passes.graph.cost import images_of, maps_an_image
-from passes.graph.layers import Geometry, Layer, layer_of, why_not_a_layer
+from passes.graph.layers import OPERATORS, Geometry, Layer, layer_of, why_not_a_layer
 from passes.graph.model import Model
 from passes.graph.shapes import Shapes
 from passes.residual import residual_sum
@@ -122,7 +122,7 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]], selection
     inside: dict[str, Declined] = {}
     for position, node in enumerate(model.graph.nodes):
         inside |= _inside(node, model.graph)
-        if node.op not in ("Conv", "Gemm"):
+        if node.op not in OPERATORS:
             continue
         reason = alone.get(node.name) or why_not_a_layer(node, shapes) or _size_unknown(shapes, node)
         if reason is not None:

@@ -69,7 +69,7 @@ class LayerChoice(Frozen):
 
 
 class LayerProfile(Frozen):
-    """A Conv or Gemm with its candidates."""
+    """A layer with its candidates."""
 
     name: str
     input_group: str | None

@@ -30,7 +30,7 @@ from passes.core.errors import PlanError
 from passes.decompose import DECOMPOSITIONS, compose
 from passes.graph.cost import images_of, maps_an_image
 from passes.graph.external import folder_of, let_go, move_out
-from passes.graph.layers import Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
+from passes.graph.layers import OPERATORS, Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
 from passes.graph.model import Model
 from passes.graph.shapes import Shapes
 from passes.graph.signature import same_signature
@@ -38,7 +38,6 @@ from passes.residual import residual_sum
 
 __all__ = ["apply", "shaped"]
 
-LAYERS = ("Conv", "Gemm")
 UNCHANGED = (KEEP, REMOVED)
 
 
@@ -67,7 +66,7 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
     shapes = compressed.shapes_at(inputs)
     original, changing = (Walk(m, context.chunks, runtime, context.memory // 2) for m in (model, compressed))
     walks = _Walks(original, changing, kept, plan, context.weight_levels, images_of(inputs))
-    nodes = {n.name: n for n in compressed.graph.nodes if n.op in LAYERS and n.name in plan.layers}
+    nodes = {n.name: n for n in compressed.graph.nodes if n.op in OPERATORS and n.name in plan.layers}
     changed = bool(walks.levels)  # rounding changes every layer
     for done, name in enumerate(_in_order(model, nodes, plan)):
         context.progress("repair", done, len(plan.layers))
@@ -272,6 +271,6 @@ def _shortcut(node: gs.Node, shapes: Shapes, walks: _Walks) -> _Shortcut | None:
     if joined is None:
         return None
     name = str(joined.other.name)
-    if any(n.op in LAYERS for walk in (walks.compressed, walks.original) for n in walk.missing(name)):
+    if any(n.op in OPERATORS for walk in (walks.compressed, walks.original) for n in walk.missing(name)):
         return None
     return _Shortcut(name, joined.order)

@@ -14,6 +14,7 @@ from hmc_onnx.analysis.subjects import Subject, Subjects
 from hmc_onnx.search_space.candidates import Candidate
 from hmc_onnx.search_space.elimination import Elimination
 from passes.core.shelf import Kept
+from passes.graph.layers import in_layout_of
 from passes.graph.model import element_type
 
 __all__ = ["group_changes", "layer_changes"]
@@ -82,8 +83,6 @@ def _feeds(nodes: dict[str, gs.Node], changed: Sequence[Subject], kernels: Seque
         layer, node, kernel = subject.layer, nodes[subject.layer.name], kept.array
         shift = (layer.weight - kernel).reshape(len(kernel), -1) @ subject.moments.mean
         weight, bias = node.inputs[1:3]
-        if node.op == "Gemm" and not node.attrs.get("transB", 0):
-            kernel = kernel.T
-        feeds[weight.name] = np.ascontiguousarray(kernel, dtype=element_type(weight))
+        feeds[weight.name] = np.ascontiguousarray(in_layout_of(node, kernel), dtype=element_type(weight))
         feeds[bias.name] = (layer.bias + shift).astype(element_type(bias))
     return feeds

@@ -40,7 +40,7 @@ Solver = Callable[[int], Factors]
 
 
 class Decomposition(ABC):
-    """One way to replace a Conv or Gemm by a chain of links; it has no state. `name` is its name in plans."""
+    """One way to replace a layer by a chain of links; it has no state. `name` is its name in plans."""
 
     name: ClassVar[str]
 

@@ -36,6 +36,8 @@ class CP(Decomposition):
     def why_not(self, geometry: Geometry, node: str = "") -> Declined | None:
         if geometry.groups > 1:
             return Declined(node, Why.GROUPED, "it is a grouped Conv, which has no dense tensor to factor")
+        if geometry.transposed:
+            return Declined(node, Why.FORM, "it is a ConvTranspose, and depthwise ones are slow in runtimes")
         if math.prod(geometry.kernel) == 1:
             return Declined(node, Why.KERNEL, "its kernel is 1×1, for which the SVD is the CP decomposition")
         return None

@@ -12,7 +12,7 @@ from passes.core.errors import ModelError
 from passes.decompose.base import Decomposition
 from passes.decompose.registry import DECOMPOSITIONS
 from passes.graph.graph_pass import GraphPass, require_nodes
-from passes.graph.layers import Geometry, Layer, layer_of, replace_by_chain, why_not_a_layer
+from passes.graph.layers import OPERATORS, Geometry, Layer, layer_of, replace_by_chain, why_not_a_layer
 from passes.graph.model import Model
 
 __all__ = ["DecomposeLayer"]
@@ -20,7 +20,10 @@ __all__ = ["DecomposeLayer"]
 
 @dataclass(frozen=True)
 class DecomposeLayer(GraphPass):
-    """Replace a Conv or Gemm by a chain of nodes of the same operator, named `<node>/0`, `<node>/1` and so on.
+    """Replace a Conv, ConvTranspose or Gemm by a chain of nodes, named `<node>/0`, `<node>/1` and so on.
+
+    The links of a Conv are Convs, those of a Gemm are Gemms; one link of a ConvTranspose is a ConvTranspose, and the
+    others are 1×1 Convs.
 
     Attributes:
         node: name of the layer.
@@ -31,7 +34,7 @@ class DecomposeLayer(GraphPass):
         bias: bias of the last link, float64 (outputs,); None: the layer's own.
 
     Requires:
-        Each node has a name of its own, and `node` is a Conv or Gemm with constant weights that the method is for.
+        Each node has a name of its own, and `node` is a layer with constant weights that the method is for.
 
     Ensures:
         The layer is gone, and its chain is there.
@@ -50,7 +53,7 @@ class DecomposeLayer(GraphPass):
             ModelError: the layer is not in the model or cannot be changed, or the method does not apply to it.
         """
         node = next((n for n in model.graph.nodes if n.name == self.node), None)
-        if node is None or node.op not in ("Conv", "Gemm"):
+        if node is None or node.op not in OPERATORS:
             raise ModelError(f"the model has no layer '{self.node}'")
         reason = why_not_a_layer(node, model.shapes)
         if reason is not None:

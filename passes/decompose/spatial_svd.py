@@ -24,6 +24,8 @@ class SpatialSVD(Decomposition):
     def why_not(self, geometry: Geometry, node: str = "") -> Declined | None:
         if geometry.groups > 1:
             return Declined(node, Why.GROUPED, "it is a grouped Conv, which has no dense matrix to factor")
+        if geometry.transposed:
+            return Declined(node, Why.FORM, "it is a ConvTranspose")
         if len(geometry.kernel) != 2 or min(geometry.kernel) == 1:
             return Declined(node, Why.KERNEL, f"its kernel {geometry.kernel} does not extend over two spatial axes")
         return None

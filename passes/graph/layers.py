@@ -1,12 +1,12 @@
-"""The layers that can be compressed: Conv and Gemm with constant weights, both seen as Y = W * X + b.
+"""The layers that can be compressed: Conv, ConvTranspose and Gemm with constant weights, all seen as Y = W * X + b.
 
-A Gemm is a Conv without spatial axes, so one geometry and one weight layout (O, I / groups, *kernel) serve
-both, and every decomposition that is written for the one works for the other.
+A Gemm is a Conv without spatial axes. A ConvTranspose is a Conv of stride 1 over an input with zeros between its values
+(`calib.measure.moments.sampled_patches`). So one geometry and one weight layout (O, I / groups, *kernel) serve all of
+them, and a decomposition that is written for the one works for the others.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,15 +15,18 @@ import onnx_graphsurgeon as gs
 
 from passes.core.declined import Declined, Why
 from passes.core.errors import ModelError
+from passes.graph.geometry import Geometry
 from passes.graph.model import element_type
 from passes.graph.naming import unused_name
 from passes.graph.shapes import Shapes
 
 __all__ = [
     "FLOATS",
+    "OPERATORS",
     "Geometry",
     "Layer",
     "chain_nodes",
+    "in_layout_of",
     "layer_of",
     "own_values",
     "replace_by_chain",
@@ -31,71 +34,9 @@ __all__ = [
     "write_layer",
 ]
 
+OPERATORS = ("Conv", "ConvTranspose", "Gemm")
 # By name, as bfloat16 is a type of ml_dtypes and not of numpy.
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Everything about a Conv but its weights.
-
-    `inputs` and `outputs` are numbers of channels. `pads` is in ONNX's order: all begins, then all ends.
-    Empty `kernel`, `strides`, `pads` and `dilations` make it a Gemm.
-    """
-
-    inputs: int
-    outputs: int
-    kernel: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
-    pads: tuple[int, ...] = ()
-    dilations: tuple[int, ...] = ()
-    groups: int = 1
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        """(O, I / groups, *kernel)."""
-        return (self.outputs, self.inputs // self.groups, *self.kernel)
-
-    @property
-    def inputs_a_group(self) -> int:
-        """I / groups."""
-        return self.inputs // self.groups
-
-    @property
-    def outputs_a_group(self) -> int:
-        """O / groups."""
-        return self.outputs // self.groups
-
-    @property
-    def features(self) -> int:
-        """Number of input values that one output value is computed from: I / groups times the kernel's size."""
-        return self.inputs // self.groups * math.prod(self.kernel)
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, without bias."""
-        return self.outputs * self.features
-
-    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Spatial output size for a spatial input size."""
-        d = len(self.kernel)
-        return tuple(
-            (n + self.pads[i] + self.pads[i + d] - self.dilations[i] * (self.kernel[i] - 1) - 1) // self.strides[i] + 1
-            for i, n in enumerate(size)
-        )
-
-    def macs(self, size: Sequence[int]) -> int:
-        """Multiply-accumulates for one input of the spatial size `size`."""
-        return self.parameters * math.prod(self.output_size(size))
-
-    def resized(self, inputs: int, outputs: int) -> Geometry:
-        """The same Conv with other channel counts; a grouped one keeps the size of its groups."""
-        groups = self.groups if self.groups == 1 else inputs // self.inputs_a_group
-        return replace(self, inputs=inputs, outputs=outputs, groups=groups)
-
-    def one_group(self) -> Geometry:
-        """The geometry of each single group, as a Conv without groups."""
-        return replace(self, inputs=self.inputs_a_group, outputs=self.outputs_a_group, groups=1)
 
 
 @dataclass(frozen=True)
@@ -119,7 +60,7 @@ class Layer:
 
 
 def why_not_a_layer(node: gs.Node, shapes: Shapes) -> Declined | None:
-    """Why a Conv or Gemm cannot be changed; None if it can."""
+    """Why a node of one of the `OPERATORS` cannot be changed; None if it can."""
     found = _objection(node, shapes)
     return None if found is None else Declined(node.name, *found)
 
@@ -142,6 +83,12 @@ def _objection(node: gs.Node, shapes: Shapes) -> tuple[Why, str] | None:
         if bias is not None and tuple(bias.shape) not in ((outputs,), (1, outputs), (1, 1), (1,), ()):
             return Why.FORM, f"its bias has shape {tuple(bias.shape)}, not one value an output"
         return None
+    if node.op == "ConvTranspose":
+        if node.attrs.get("group", 1) > 1:
+            return Why.GROUPED, "it is a grouped ConvTranspose"
+        if node.attrs.get("output_shape") or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+            return Why.FORM, "its pads follow from the size of its input (auto_pad or output_shape)"
+        return None
     if _auto_padded(node) and None in shapes.get(node.inputs[0].name, (None,) * 3)[2:]:
         return Why.UNKNOWN_SIZE, "it has auto_pad and the size of its input is not known"
     return None
@@ -152,8 +99,10 @@ def _auto_padded(node: gs.Node) -> bool:
 
 
 def layer_of(node: gs.Node, shapes: Shapes) -> Layer:
-    """Read a Conv or Gemm for which `why_not_a_layer` gives None; `shapes` are needed for auto_pad only."""
+    """Read a node for which `why_not_a_layer` gives None; `shapes` are needed for auto_pad only."""
     weight = np.asarray(node.inputs[1].values)
+    if node.op == "ConvTranspose":
+        weight = weight.swapaxes(0, 1)
     bias = np.asarray(node.inputs[2].values, np.float64) if _has_bias(node) else None
     if node.op == "Gemm":
         weight = weight if node.attrs.get("transB", 0) else weight.T
@@ -190,7 +139,11 @@ def _conv_geometry(node: gs.Node, weight_shape: tuple[int, ...], shapes: Shapes)
         upper = node.attrs["auto_pad"] == "SAME_UPPER"
         pads = tuple(small + large if upper else large + small)
     groups = node.attrs.get("group", 1)
-    return Geometry(weight_shape[1] * groups, weight_shape[0], kernel, strides, pads, dilations, groups)
+    geometry = Geometry(weight_shape[1] * groups, weight_shape[0], kernel, strides, pads, dilations, groups)
+    if node.op == "ConvTranspose":
+        longer = tuple(node.attrs.get("output_padding", [0] * d))
+        return replace(geometry, transposed=True, output_padding=longer if any(longer) else ())
+    return geometry
 
 
 def write_layer(graph: gs.Graph, node: gs.Node, weight: np.ndarray, bias: np.ndarray) -> None:
@@ -198,21 +151,28 @@ def write_layer(graph: gs.Graph, node: gs.Node, weight: np.ndarray, bias: np.nda
 
     Args:
         graph: the graph of the node.
-        node: a Conv or Gemm.
+        node: a node of one of the `OPERATORS`.
         weight: (O, I / groups, *kernel), float64; O and I may differ from what they were.
         bias: (O,), float64.
     """
     dtype = element_type(node.inputs[1])
+    weight = in_layout_of(node, weight)
     if node.op == "Gemm":
-        weight = weight if node.attrs.get("transB", 0) else weight.T
         node.attrs.pop("alpha", None)
         node.attrs.pop("beta", None)
-    node.inputs[1] = gs.Constant(_own_name(graph, node, 1, f"{node.name}:weight"), weight.astype(dtype))
+    node.inputs[1] = gs.Constant(_own_name(graph, node, 1, f"{node.name}:weight"), np.ascontiguousarray(weight, dtype))
     new_bias = gs.Constant(_own_name(graph, node, 2, f"{node.name}:bias"), bias.astype(dtype))
     if len(node.inputs) > 2:
         node.inputs[2] = new_bias
     else:
         node.inputs.append(new_bias)
+
+
+def in_layout_of(node: gs.Node, weight: np.ndarray) -> np.ndarray:
+    """A weight (O, I / groups, *kernel) with its axes in the order of a node's own weight."""
+    if node.op == "ConvTranspose" or (node.op == "Gemm" and not node.attrs.get("transB", 0)):
+        return weight.swapaxes(0, 1)
+    return weight
 
 
 def own_values(graph: gs.Graph, node: gs.Node, layer: Layer) -> None:
@@ -248,11 +208,13 @@ def chain_nodes(
         last = i == len(links) - 1
         name = unused_name(graph, f"{node.name}/{i}")
         y = node.outputs[0] if last else gs.Variable(unused_name(graph, f"{name}:output"), x.dtype)
-        inputs = [x, gs.Constant(unused_name(graph, f"{name}:weight"), weight.astype(dtype))]
+        op = node.op if node.op == "Gemm" else "ConvTranspose" if geometry.transposed else "Conv"
+        values = np.ascontiguousarray(weight.swapaxes(0, 1) if geometry.transposed else weight, dtype)
+        inputs = [x, gs.Constant(unused_name(graph, f"{name}:weight"), values)]
         if last or (node.op == "Gemm" and graph.opset < 11):  # a Gemm had to have a bias
-            values = bias if last else np.zeros(geometry.outputs)
-            inputs.append(gs.Constant(unused_name(graph, f"{name}:bias"), values.astype(dtype)))
-        nodes.append(gs.Node(node.op, name, _attributes(node.op, geometry), inputs, [] if last else [y]))
+            own_bias = bias if last else np.zeros(geometry.outputs)
+            inputs.append(gs.Constant(unused_name(graph, f"{name}:bias"), own_bias.astype(dtype)))
+        nodes.append(gs.Node(op, name, _attributes(op, geometry), inputs, [] if last else [y]))
         x = y
     return nodes
 
@@ -260,19 +222,20 @@ def chain_nodes(
 def _attributes(op: str, geometry: Geometry) -> dict[str, object]:
     if op == "Gemm":
         return {"transB": 1}
-    return {
+    attributes: dict[str, object] = {
         "kernel_shape": list(geometry.kernel),
         "strides": list(geometry.strides),
         "pads": list(geometry.pads),
         "dilations": list(geometry.dilations),
         "group": geometry.groups,
     }
+    return attributes | ({"output_padding": list(geometry.output_padding)} if geometry.output_padding else {})
 
 
 def replace_by_chain(
     graph: gs.Graph, node: gs.Node, links: Sequence[tuple[Geometry, np.ndarray]], bias: np.ndarray
 ) -> list[gs.Node]:
-    """Replace a node by a chain of nodes of the same operator, as `chain_nodes` makes it; returns the new nodes.
+    """Replace a node by a chain of nodes, as `chain_nodes` makes it; returns the new nodes.
 
     Raises:
         ModelError: the node is not in the graph.

@@ -69,6 +69,12 @@ GEOMETRIES = {
     "3-D": Geometry(2, 3, (2, 3, 2), (1, 2, 2), (0, 1, 1, 1, 0, 1), (2, 1, 1)),
     "1×1": Geometry(6, 2, (1, 1), (2, 2), (0, 0, 0, 0), (1, 1)),
     "Gemm": Geometry(5, 4),
+    "transposed": Geometry(3, 4, (2, 2), (2, 2), (0, 0, 0, 0), (1, 1), transposed=True),
+    "transposed, overlapping": Geometry(3, 4, (4, 3), (2, 1), (1, 0, 2, 1), (1, 2), transposed=True),
+    "transposed, output padding": Geometry(
+        2, 3, (3, 2), (2, 3), (1, 0, 1, 0), (1, 1), transposed=True, output_padding=(1, 2)
+    ),
+    "transposed 1-D": Geometry(3, 4, (5,), (3,), (2, 1), (2,), transposed=True),
 }
 
 
@@ -81,6 +87,9 @@ def alone(geometry: Geometry, weight: np.ndarray, x: np.ndarray) -> onnx.ModelPr
         "dilations": geometry.dilations,
     }
     op, attributes = ("Conv", attributes) if geometry.kernel else ("Gemm", {"transB": 1})
+    if geometry.transposed:
+        op, weight = "ConvTranspose", np.ascontiguousarray(weight.swapaxes(0, 1))
+        attributes["output_padding"] = geometry.output_padding or [0] * len(geometry.kernel)
     graph = helper.make_graph(
         [helper.make_node(op, ["input", "w"], ["y"], **attributes)],
         "alone",

@@ -238,7 +238,7 @@ def test_inspect_says_why_not(cli: Cli, tmp_path: Path) -> None:
     b = Builder()
     x = b.node("Relu", b.conv("input", 3, 8, at="/first"))
     x = b.conv(x, 8, 8, group=8, at="/depthwise")
-    x = b.node("ConvTranspose", x, b.const(b.normal(8, 8, 2, 2)), at="/up")
+    x = b.node("ConvTranspose", x, b.const(b.normal(8, 1, 2, 2)), at="/up", group=8)
     save(b.model(b.gemm(b.mean(x), 8, 5)), tmp_path / "model.onnx")
     done = cli("inspect", tmp_path / "model.onnx")
     assert done.code == 0
@@ -247,7 +247,7 @@ def test_inspect_says_why_not(cli: Cli, tmp_path: Path) -> None:
         for name in ("/first/Conv", "/up/ConvTranspose")
     }
     assert "decompose (" in rows["/first/Conv"]
-    assert "nothing: ConvTranspose is not decomposed" in done.words
+    assert "nothing: it is a grouped ConvTranspose" in done.words
     assert "nothing: it is a grouped Conv" in done.words
 
 

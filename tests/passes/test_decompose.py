@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -34,6 +36,10 @@ GEOMETRIES = {
     "3x3, many outputs": Geometry(2, 24, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
     "5x5, one input": Geometry(1, 3, (5, 5), (1, 1), (2, 2, 2, 2), (1, 1)),
     "Gemm": Geometry(12, 5),
+    "transposed 2x2": Geometry(6, 4, (2, 2), (2, 2), (0, 0, 0, 0), (1, 1), transposed=True),
+    "transposed 4x4": Geometry(4, 6, (4, 4), (2, 2), (1, 1, 1, 1), (1, 1), transposed=True),
+    "transposed, uneven": Geometry(5, 3, (3, 2), (2, 3), (0, 1, 1, 0), (1, 2), transposed=True, output_padding=(1, 0)),
+    "transposed 1-D": Geometry(4, 6, (3,), (2,), (1, 0), (1,), transposed=True),
 }
 GROUPED = Geometry(4, 4, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), groups=2)
 
@@ -48,11 +54,13 @@ SPATIAL = [
     "5x3, uneven",
     "5x5, one input",
 ]
+TRANSPOSED = [shape for shape, geometry in GEOMETRIES.items() if geometry.transposed]
 APPLIES = {
     "svd": list(GEOMETRIES),
     "spatial": SPATIAL,
-    "tucker": [*SPATIAL, "1x3", "1-D", "3-D"],
+    "tucker": [*SPATIAL, "1x3", "1-D", "3-D", *TRANSPOSED],
     "cp": [*SPATIAL, "1x3", "1-D", "3-D"],
+    "input": TRANSPOSED,
 }
 CASES = [(name, shape) for name, shapes in APPLIES.items() for shape in shapes]
 each_case = pytest.mark.parametrize(("name", "shape"), CASES, ids=["-".join(c) for c in CASES])
@@ -77,7 +85,12 @@ def model_of(geometry: Geometry, weight: np.ndarray, bias: np.ndarray) -> onnx.M
     if not geometry.kernel:
         return b.model(b.node("Gemm", *read, at="/fc", transB=1), ("N", geometry.inputs))
     attributes = {k: list(getattr(geometry, k)) for k in ("strides", "pads", "dilations")}
-    y = b.node("Conv", *read, at="/c", kernel_shape=geometry.kernel, **attributes)
+    if geometry.transposed:
+        read[1] = b.const(weight.swapaxes(0, 1).astype(np.float32), "w")
+        attributes["output_padding"] = geometry.output_padding or [0] * len(geometry.kernel)
+    y = b.node(
+        "ConvTranspose" if geometry.transposed else "Conv", *read, at="/c", kernel_shape=geometry.kernel, **attributes
+    )
     return b.model(y, ("N", geometry.inputs, *size_of(geometry)))
 
 
@@ -100,12 +113,13 @@ def test_every_decomposition_is_tested() -> None:
 def test_a_decomposition_applies_to_the_layers_it_is_for_and_says_why_to_no_other(name: str, shape: str) -> None:
     reason = DECOMPOSITIONS[name].why_not(GEOMETRIES[shape])
     assert (reason is None) == (shape in APPLIES[name])
-    assert reason is None or str(reason).startswith("its kernel ")
+    assert reason is None or re.match("its kernel |it is (not )?a ConvTranspose", str(reason))
 
 
 @each_method
 def test_grouped_convs_are_declined(name: str) -> None:
-    assert str(DECOMPOSITIONS[name].why_not(GROUPED)).startswith("it is a grouped Conv, which has no dense ")
+    grouped = replace(GROUPED, transposed=name == "input")
+    assert re.match("it is a grouped Conv(Transpose)?, which has no dense ", str(DECOMPOSITIONS[name].why_not(grouped)))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +148,10 @@ def test_full_rank_is_exact_in_numbers_and_on_onnxruntime(name: str, shape: str)
     model = decomposed(proto, links, (*factors[:-1], factors[-1] * scale))
     done = model.finished()
     onnx.checker.check_model(done, full_check=True)
-    assert [n.op_type for n in done.graph.node] == [proto.graph.node[0].op_type] * len(links)
+    own = proto.graph.node[0].op_type
+    operators = [own if link.transposed == geometry.transposed else "Conv" for link in links]
+    assert [n.op_type for n in done.graph.node] == operators
+    assert operators.count("ConvTranspose") == geometry.transposed
     x = np.random.default_rng(1).normal(size=(2, geometry.inputs, *size_of(geometry))).astype(np.float32)
     assert_same(run(done, x), run(proto, x))
 
@@ -244,6 +261,7 @@ def test_the_rank_for_a_ratio_is_the_largest_aligned_one_within_it(name: str, ra
         (Geometry(16, 16, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1)), (8, 8)),
         (Geometry(24, 16, (1, 1), (2, 2), (0, 0, 0, 0), (1, 1)), (7, 7)),
         (Geometry(64, 40), ()),
+        (Geometry(32, 16, (2, 2), (2, 2), (0, 0, 0, 0), (1, 1), transposed=True), (5, 6)),
     ]:
         if method.why_not(geometry):
             continue

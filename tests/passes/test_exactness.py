@@ -110,7 +110,7 @@ def test_full_rank_is_exact(name: str, shape: str) -> None:
     same(outputs(proto, x), outputs(chain, x))
 
 
-@pytest.mark.parametrize("name", DECOMPOSITIONS)
+@pytest.mark.parametrize("name", sorted({*DECOMPOSITIONS} - {"input"}))  # which is for a ConvTranspose
 def test_more_rank_is_less_error_and_costs_what_the_graph_says(name: str) -> None:
     geometry, method = Geometry(8, 8, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), DECOMPOSITIONS[name]
     rng = np.random.default_rng(0)

@@ -12,7 +12,16 @@ from onnx import TensorProto, helper
 from zoo import Builder, assert_same, images, parsed, resnet, run
 
 from passes.core.errors import ModelError
-from passes.graph.layers import Geometry, Layer, chain_nodes, layer_of, replace_by_chain, why_not_a_layer, write_layer
+from passes.graph.layers import (
+    OPERATORS,
+    Geometry,
+    Layer,
+    chain_nodes,
+    layer_of,
+    replace_by_chain,
+    why_not_a_layer,
+    write_layer,
+)
 from passes.graph.model import Model
 from passes.graph.shapes import infer_shapes
 
@@ -20,8 +29,8 @@ IMAGE = (2, 3, 8, 9)
 
 
 def node_of(model: Model) -> gs.Node:
-    """The last Conv or Gemm."""
-    return next(n for n in reversed(model.graph.nodes) if n.op in ("Conv", "Gemm"))
+    """The last layer."""
+    return next(n for n in reversed(model.graph.nodes) if n.op in OPERATORS)
 
 
 def read(model: Model) -> Layer:
@@ -242,6 +251,29 @@ def test_weights_keep_their_precision(op: str, kind: type) -> None:
     assert_same(run(done, x), run(proto, x), tolerance)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    "attributes",
+    [{}, {"pads": [1, 0, 0, 1], "output_padding": [1, 0]}, {"dilations": [2, 1], "strides": [1, 3]}],
+    ids=["plain", "pads", "dilations"],
+)
+def test_a_conv_transpose_is_read_written_and_rebuilt(attributes: dict, bias: bool) -> None:
+    b = Builder()
+    read_ = ["input", b.const(b.normal(3, 4, 3, 2), "w"), *([b.const(b.normal(4), "b")] if bias else [])]
+    proto = b.model(b.node("ConvTranspose", *read_, **{"strides": [2, 2], **attributes}), IMAGE)
+    x = np.random.default_rng(0).normal(size=IMAGE).astype(np.float32)
+    (expected,) = run(proto, x)
+    layer = read(Model(proto))
+    assert layer.geometry.weight_shape == layer.values.shape == (4, 3, 3, 2)
+    assert layer.geometry.output_size(IMAGE[2:]) == expected.shape[2:]
+    assert_same(run(rewritten(proto), x), [expected])
+    model = Model(proto)
+    write_layer(model.graph, node_of(model), 2 * layer.weight, 2 * layer.bias)
+    done = model.finished()
+    assert "w" in {t.name for t in done.graph.initializer}
+    assert_same(run(done, x), [2 * expected])
+
+
 # Chains
 
 
@@ -377,6 +409,18 @@ def test_automatic_pads_of_an_input_of_unknown_size(mode: str) -> None:
     y = b.node("Conv", x, b.const(b.normal(4, 3, 3, 3)), auto_pad=mode)
     model = Model(b.model({y: [1, 4, 8, 8]}, IMAGE))
     assert sentence(model) == expected
+
+
+def test_a_conv_transpose_of_groups_or_of_pads_that_follow_from_sizes() -> None:
+    for attributes, expected in (
+        ({"group": 3}, "it is a grouped ConvTranspose"),
+        ({"auto_pad": "SAME_UPPER"}, "its pads follow from the size of its input (auto_pad or output_shape)"),
+        ({"output_shape": [16, 18]}, "its pads follow from the size of its input (auto_pad or output_shape)"),
+        ({"auto_pad": "VALID"}, None),
+    ):
+        b = Builder()
+        y = b.node("ConvTranspose", "input", b.const(b.normal(3, 4, 2, 2)), strides=[2, 2], **attributes)
+        assert reason(y, b) == expected
 
 
 def test_a_custom_domain() -> None:

@@ -29,6 +29,12 @@ def conv(inputs: int, outputs: int, *kernel: int, stride: int = 1, dilation: int
     return Geometry(inputs, outputs, kernel, (stride,) * d, pads, (dilation,) * d, groups)
 
 
+def up(inputs: int, outputs: int, kernel: int, pads: tuple[int, ...], longer: tuple[int, ...] = ()) -> Geometry:
+    """A ConvTranspose of stride 2."""
+    size = (kernel, kernel), (2, 2), pads, (1, 1)
+    return Geometry(inputs, outputs, *size, transposed=True, output_padding=longer)
+
+
 PLAIN = Probe((conv(8, 12, 3, 3),), (8, 8), 2)
 PROBES = {
     "Gemm": Probe((Geometry(24, 10),), (), 2),
@@ -47,6 +53,8 @@ PROBES = {
     "3-D": Probe((conv(4, 6, 3, 3, 3, stride=2),), (5, 6, 7), 1),
     "spatial SVD": Probe((conv(8, 3, 3, 1), conv(3, 12, 1, 3)), (8, 8), 1),
     "Tucker": Probe((conv(16, 4, 1, 1), conv(4, 5, 3, 3, stride=2), conv(5, 16, 1, 1)), (11, 11), 1),
+    "transposed": Probe((conv(8, 4, 1, 1), up(4, 12, 4, (1, 1, 1, 1))), (4, 5), 1),
+    "transposed, output padding": Probe((up(8, 12, 3, (1, 1, 0, 0), (1, 0)),), (4, 5), 1),
     "down to one place": Probe((Geometry(8, 12, (5, 5), (1, 1), (0,) * 4, (1, 1)),), (5, 5), 1),
 }
 
@@ -106,6 +114,8 @@ def test_each_part_of_a_probe_is_in_its_text() -> None:
         "pads": (1, 1, 1, 0),
         "dilations": (2, 1),
         "groups": 4,
+        "transposed": True,
+        "output_padding": (1, 0),
     }
     others = [
         *(replace(PLAIN, links=(replace(link, **{name: value}),)) for name, value in changes.items()),
@@ -165,7 +175,9 @@ def test_a_probe_holds_its_links_as_they_are(name: str, follows: tuple[str, ...]
     weights = {t.name: tuple(t.dims) for t in model.graph.initializer}
     for i, link in enumerate(probe.links):
         node = nodes[f"0/link{i}"]
-        assert weights[node.input[1]] == link.weight_shape
+        outputs, inputs, *kernel = link.weight_shape
+        order = (inputs, outputs) if link.transposed else (outputs, inputs)
+        assert weights[node.input[1]] == (*order, *kernel)
         if link.kernel:
             held = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             assert tuple(held["kernel_shape"]) == link.kernel
