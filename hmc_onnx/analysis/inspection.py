@@ -11,7 +11,7 @@ from rich.markup import escape
 from calib.runtime.observing import observe
 from hmc_onnx.analysis.model_inputs import check_evaluation_mode, signature
 from hmc_onnx.analysis.narrow_table import NarrowTable
-from hmc_onnx.analysis.subjects import Subject, find_subjects
+from hmc_onnx.analysis.subjects import Subject, find_subjects, owners
 from passes.channels import ChannelGroup
 from passes.core.errors import ModelError
 from passes.decompose import DECOMPOSITIONS
@@ -54,12 +54,12 @@ def inspect(
         dropped=("output", "kernel", "operator", "parameters", "MACs"),
     )
     model.kinds = parse_kinds(outputs)
-    groups = subjects.channels.groups
+    groups, of = subjects.channels.groups, owners(subjects.layers)
     for node in model.graph.nodes:
         if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue
         weight = shapes.get(node.inputs[1].name, ())
-        subject = subjects.layers.get(node.name)
+        subject = of.get(node.name)
         layers.add_row(
             escape(node.name),
             node.op,
@@ -67,7 +67,7 @@ def inspect(
             _dims(weight),
             f"{cost[node.name].macs:,}",
             f"{cost[node.name].parameters:,}",
-            escape(_possible(subject) if subject else _declined(node.name, node.op, subjects.declined)),
+            escape(_possible(subject, node.name) if subject else _declined(node.name, node.op, subjects.declined)),
         )
     table = NarrowTable(
         "Channel groups: what is pruned together",
@@ -131,8 +131,10 @@ def _closed(name: str, shape: tuple[int | None, ...], size: tuple[int, int] | No
     return closed
 
 
-def _possible(subject: Subject) -> str:
+def _possible(subject: Subject, node: str) -> str:
     geometry = subject.layer.geometry
+    if node != subject.layer.name:
+        return f"what is done to '{subject.layer.name}', whose weights it shares"
     if subject.grouped:
         return "prune whole groups" if subject.input_group is not None else "prune outputs, as many of each group"
     methods = [name for name, d in DECOMPOSITIONS.items() if d.why_not(geometry) is None]

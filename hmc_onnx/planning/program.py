@@ -55,6 +55,7 @@ def unchanged(context: Context) -> Plan:
             macs=subject.macs(),
             parameters=context.costs[name].parameters,
             reason="the target asks for no change",
+            also=[use.name for use in subject.further],
         )
         for name, subject in context.subjects.layers.items()
     }
@@ -333,6 +334,7 @@ def _plan(program: Program, solution: np.ndarray, target: Target, gap: float) ->
                 parameters=c.parameters,
                 seconds=c.seconds,
                 reason=_reason(layer, c, as_it_is),
+                also=layer.also,
             )
     return Plan(
         model=profile.model,

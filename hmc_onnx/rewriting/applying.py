@@ -4,11 +4,17 @@ The original and the compressed network are walked side by side. The weights of 
 over the calibration images: from the layer's input in the *compressed* network to its response in the *original* one.
 So a repair also compensates for the errors of the layers before it. If a layer ends a residual branch, and the shortcut
 is computed already, the target is the original sum minus the compressed network's shortcut.
+
+Nodes that share a weight are the uses of one layer, which is fitted once: the squared errors of all uses are summed,
+and all nodes get the same initializers. It is fitted as soon as all layers before any of its uses have been. This
+is exact where no use depends on another, as in a siamese network, or in a head that is applied at several scales. In a
+recurrent application a use depends on an earlier one, and what it will read is not known yet. It is fitted to what it
+reads in the original network, to which the compressed network comes close once it is fitted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +30,7 @@ from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
 from passes.branches import remove_branch
 from passes.channels import ChannelGroup
+from passes.core.declined import Why
 from passes.core.errors import PlanError
 from passes.core.linear_algebra import damped, ridge
 from passes.decompose import DECOMPOSITIONS, compose
@@ -32,6 +39,7 @@ from passes.graph.layers import Layer, layer_of, replace_by_chain, why_not_a_lay
 from passes.graph.model import Model
 from passes.graph.shapes import Shapes
 from passes.graph.signature import same_signature
+from passes.graph.subgraph import node_inputs
 from passes.residual import residual_sum
 
 __all__ = ["apply", "shaped"]
@@ -67,10 +75,12 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
     observe(compressed, inputs, runtime)
     shapes = compressed.shapes_at(inputs)
     original, changing = (Walk(m, context.chunks, runtime, context.memory // 2) for m in (model, compressed))
-    walks = _Walks(original, changing, kept, plan)
-    nodes = {n.name: n for n in compressed.graph.nodes if n.op in LAYERS and n.name in plan.layers}
+    walks = _Walks(original, changing, kept, plan, context.chunks, context.memory // 2)
+    every = {n.name: n for n in compressed.graph.nodes if n.op in LAYERS}
+    nodes = {name: node for name, node in every.items() if name in plan.layers}
+    ordered = _in_order(model, nodes, plan, kept)
     changed = False
-    for done, name in enumerate(_in_order(model, nodes, plan)):
+    for done, (name, known) in enumerate(_by_dependence(compressed, ordered, kept)):
         context.progress("repair", done, len(plan.layers))
         if plan.layers[name].method == REMOVED:
             changed = True
@@ -79,10 +89,11 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
         if why_not_a_layer(node, shapes):
             raise PlanError(f"the plan changes '{node.name}', which cannot be changed: leave it out")
         step = plan.layers[node.name]
-        pruned = node.name in kept.touched
+        uses = [_Use(every[use], use in known) for use in kept.nodes_of(name)]
+        pruned = any(use.node.name in kept.touched for use in uses)
         changed = changed or pruned or step.method != KEEP
         if changed:
-            _repair(compressed, node, shapes, walks, step.method, step.rank)
+            _repair(compressed, uses, shapes, walks, step.method, step.rank)
             if folder is not None:
                 move_out(compressed.constants(), folder)
     let_go(model.constants())
@@ -104,26 +115,33 @@ def shaped(context: Context, plan: Plan) -> Model:
         PlanError: as for `apply`.
     """
     model, inputs = context.normal.copy(), context.inputs
-    _prune(model, plan, inputs)
+    kept = _prune(model, plan, inputs)
     observe(model, inputs, plan.settings.runtime)
     shapes = model.shapes_at(inputs)
     rng = np.random.default_rng(plan.settings.seed)
+    every = {n.name: n for n in model.graph.nodes}
     for node in [n for n in model.graph.nodes if n.name in plan.layers and plan.layers[n.name].method not in UNCHANGED]:
         layer, step = layer_of(node, shapes), plan.layers[node.name]
         links = DECOMPOSITIONS[step.method].links(layer.geometry, step.rank)
         weights = [rng.standard_normal(link.weight_shape) / np.sqrt(link.features) for link in links]
-        replace_by_chain(model.graph, node, list(zip(links, weights, strict=True)), layer.bias)
+        also = [every[use] for use in kept.nodes_of(node.name)[1:]]
+        replace_by_chain(model.graph, node, list(zip(links, weights, strict=True)), layer.bias, also)
     model.forget_shapes()
     model.tidy()
     return model
 
 
-def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan) -> list[str]:
+def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan, kept: _Kept) -> list[str]:
     """Names of the plan's layers in graph order; raises PlanError unless exactly the removed ones are missing."""
     ordered = [n.name for n in model.graph.nodes if n.name in plan.layers]
     for name, layer in plan.layers.items():
         if name not in ordered:
             raise PlanError(f"the plan names a layer that the model does not have: '{name}'")
+        first = next((first for first, others in kept.shared.items() if name in others), None)
+        if first is not None:
+            raise PlanError(f"layer '{name}' shares its weights with '{first}', and is changed with it: leave it out")
+        if name in kept.tied:
+            raise PlanError(f"the plan changes '{name}', and {kept.tied[name]}: leave it out")
         if (layer.method == REMOVED) != (name not in nodes):
             raise PlanError(
                 f"layer '{name}' must be removed if the plan removes all channels of a group that it reads or writes, "
@@ -132,16 +150,65 @@ def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan) -> list[st
     return ordered
 
 
+def _by_dependence(model: Model, ordered: Sequence[str], kept: _Kept) -> list[tuple[str, list[str]]]:
+    """The layers in the order in which they are fitted, each with the nodes whose inputs are known by then.
+
+    That is graph order, as long as each layer has one node, whose input depends on layers before it only. A shared
+    layer has to wait for the layers before all of its nodes. Where layers wait for each other, or a layer for itself,
+    the first of them in graph order does not wait.
+    """
+    if not kept.shared:
+        return [(name, [name]) for name in ordered]
+    bit = {use: 1 << i for i, name in enumerate(ordered) for use in kept.nodes_of(name)}
+    above: dict[str, int] = {}  # the layers that a tensor depends on, as bits
+    waits: dict[str, int] = {}  # those that the input of a node depends on
+    for node in model.graph.nodes:
+        read = 0
+        for tensor in node_inputs(node):
+            read |= above.get(tensor.name, 0)
+        waits[node.name] = read
+        for tensor in node.outputs:
+            above[tensor.name] = read | bit.get(node.name, 0)
+    left, done, order = list(ordered), 0, []
+    while left:
+        free = (name for name in left if not any(waits.get(use, 0) & ~done for use in kept.nodes_of(name)))
+        name = next(free, left[0])
+        order.append((name, [use for use in kept.nodes_of(name) if not waits.get(use, 0) & ~done]))
+        left.remove(name)
+        done |= bit[name]
+    return order
+
+
 @dataclass(frozen=True)
 class _Kept:
-    """The result of pruning: masks of the original's output channels that each layer keeps; and the pruned layers."""
+    """The result of pruning.
+
+    Attributes:
+        outputs: masks of the original's output channels that each layer's node keeps.
+        inputs: masks of the original's input channels that each pruned layer keeps, by the layer's name.
+        touched: names of the nodes that have lost channels.
+        shared: names of the further nodes of each layer that shares its weight among several, by the layer's name.
+        tied: why nodes that share a weight are no layer, by their names.
+    """
 
     outputs: dict[str, np.ndarray]
+    inputs: dict[str, np.ndarray]
     touched: set[str]
+    shared: dict[str, tuple[str, ...]]
+    tied: dict[str, str]
+
+    def nodes_of(self, name: str) -> tuple[str, ...]:
+        """Names of the nodes that apply a layer, in graph order; the first is the layer's own name."""
+        return name, *self.shared.get(name, ())
+
+    def inputs_of(self, name: str) -> np.ndarray | slice:
+        """The input channels that a layer keeps, as an index."""
+        return self.inputs.get(name, slice(None))
 
 
 def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kept:
-    channels = find_subjects(model, inputs).channels
+    subjects = find_subjects(model, inputs)
+    channels = subjects.channels
     known = {g.name: g for g in channels.groups}
     removed: dict[str, np.ndarray] = {}
     gone: list[ChannelGroup] = []
@@ -166,7 +233,18 @@ def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kep
     channels.remove(removed)
     if gone:
         _remove_branches(model, gone, model.shapes_at(inputs))
-    return _Kept(outputs, touched)
+    layers = subjects.layers
+    return _Kept(
+        outputs=outputs,
+        inputs={
+            n: ~np.isin(s.input_classes, removed[s.input_group])
+            for n, s in layers.items()
+            if s.input_group in removed and s.input_classes is not None
+        },
+        touched=touched,
+        shared={n: tuple(use.name for use in s.further) for n, s in layers.items() if s.further},
+        tied={n: d.reason for n, d in subjects.refused.items() if d.code is Why.SHARED},
+    )
 
 
 def _remove_branches(model: Model, gone: list[ChannelGroup], shapes: Shapes) -> None:
@@ -189,22 +267,37 @@ class _Walks:
     compressed: Walk
     kept: _Kept
     plan: Plan
+    chunks: list[dict[str, np.ndarray]]
+    memory: int
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.plan.settings.seed)
         self.nodes = {n.name: n for n in self.original.model.graph.nodes}
 
+    def anew(self) -> Walk:
+        """Another walk over the original, at its start."""
+        return Walk(self.original.model, self.chunks, self.original.runtime, self.memory)
 
-def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: str, rank: int) -> None:
+
+@dataclass(frozen=True)
+class _Use:
+    """A node of the compressed network that applies a layer; `known` says whether its input can be computed now."""
+
+    node: gs.Node
+    known: bool
+
+
+def _repair(model: Model, uses: Sequence[_Use], shapes: Shapes, walks: _Walks, method: str, rank: int) -> None:
     """Fit a layer to the compressed network's input and decompose it as planned; a grouped Conv is fitted by groups."""
+    node, *also = (use.node for use in uses)
     layer = layer_of(node, shapes)
-    groups = _paired_moments(layer, node, shapes, walks)
+    groups = _paired_moments(layer, uses, shapes, walks)
     own = np.split(layer.weight, len(groups))
     weight = np.concatenate([_solve(w, moments) for w, moments in zip(own, groups, strict=True)])
     if method == KEEP:
         kernels = np.split(weight, len(groups))
         bias = np.concatenate([_bias(k, m) for k, m in zip(kernels, groups, strict=True)])
-        write_layer(model.graph, node, weight, bias)
+        write_layer(model.graph, node, weight, bias, also)
         return
     moments = groups[0]
     decomposition = DECOMPOSITIONS.get(method)
@@ -217,31 +310,42 @@ def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: 
     factors = decomposition.factors(layer.geometry, weight, moments.second, rank)
     links = decomposition.links(layer.geometry, rank)
     bias = _bias(compose(links, factors), moments)
-    replace_by_chain(model.graph, node, list(zip(links, factors, strict=True)), bias)
+    replace_by_chain(model.graph, node, list(zip(links, factors, strict=True)), bias, also)
 
 
-def _paired_moments(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) -> list[Moments]:
-    """Moments of the compressed network's patches and the original's responses at the same positions, by group."""
+def _paired_moments(layer: Layer, uses: Sequence[_Use], shapes: Shapes, walks: _Walks) -> list[Moments]:
+    """Moments of the compressed network's patches and the original's responses at the same positions, by group.
+
+    They are summed over all uses of the layer. Where the input of a use is not known yet, the patches are the original
+    network's.
+    """
     settings = walks.plan.settings
-    keep = walks.kept.outputs.get(layer.name, slice(None))  # all channels where the layer is in no channel group
-    shortcut = _shortcut(node, shapes, walks)
-    also = [shortcut.name] if shortcut else []
-    walks.compressed.advance([layer.input, *also])
-    walks.original.advance([walks.nodes[layer.name].outputs[0].name, *also])
-    size = tuple(d for d in shapes[layer.input][2:] if d is not None)
-    positions = sample_positions(layer.geometry, size, settings.positions, walks.rng)
     geometry = layer.geometry.one_group()
     groups = [Moments() for _ in range(layer.geometry.groups)]
-    held = walks.compressed.chunks
-    answers = walks.original.chunks
-    for mine, theirs in zip(held, answers, strict=True):
-        target = sampled_outputs(theirs[layer.output], positions)[:, keep]
-        if shortcut:
-            target = target + sampled_outputs(shortcut.of(theirs), positions)[:, keep]
-            target = target - sampled_outputs(shortcut.of(mine), positions)
-        inputs = np.split(mine[layer.input], len(groups), axis=1)
-        for moments, x, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
-            moments.update(sampled_patches(x, geometry, positions), t)
+    theirs = [walks.nodes[use.node.name] for use in uses]
+    shortcuts = [_shortcut(use.node, shapes, walks) if use.known else None for use in uses]
+    if not all(shortcuts):  # the uses share their weights, so their targets must be of one kind
+        shortcuts = [None] * len(uses)
+    also = [shortcut.name for shortcut in shortcuts if shortcut]
+    walks.compressed.advance([*(use.node.inputs[0].name for use in uses if use.known), *also])
+    unknown = [node.inputs[0].name for use, node in zip(uses, theirs, strict=True) if not use.known]
+    # An unknown input lies behind layers that are still to be fitted, which the walk must not run past.
+    original = walks.original if not unknown else walks.anew()
+    original.advance([*(node.outputs[0].name for node in theirs), *unknown, *also])
+    for use, other, shortcut in zip(uses, theirs, shortcuts, strict=True):
+        keep = walks.kept.outputs.get(use.node.name, slice(None))  # all channels where it is in no channel group
+        read = use.node.inputs[0].name
+        size = tuple(d for d in shapes[read][2:] if d is not None)
+        positions = sample_positions(layer.geometry, size, settings.positions, walks.rng)
+        for held, answers in zip(walks.compressed.chunks, original.chunks, strict=True):
+            target = sampled_outputs(answers[other.outputs[0].name], positions)[:, keep]
+            if shortcut:
+                target = target + sampled_outputs(shortcut.of(answers), positions)[:, keep]
+                target = target - sampled_outputs(shortcut.of(held), positions)
+            x = held[read] if use.known else answers[other.inputs[0].name][:, walks.kept.inputs_of(layer.name)]
+            inputs = np.split(x, len(groups), axis=1)
+            for moments, part, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
+                moments.update(sampled_patches(part, geometry, positions), t)
     return groups
 
 

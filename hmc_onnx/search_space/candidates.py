@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hmc_onnx.analysis.subjects import Subject
+from hmc_onnx.analysis.subjects import Subject, readers
 from hmc_onnx.records.profile import KEEP, REMOVED, GroupProfile, LayerChoice
 from hmc_onnx.search_space.elimination import Consumer, Floors, eliminate
 from hmc_onnx.search_space.pruning_steps import carried, steps
@@ -162,7 +162,13 @@ def whole_offers(subject: Subject, align: int, fine: bool = True) -> list[Offer]
     if subject.grouped:
         return []
     ratios = RATIOS if fine else RATIOS[1::2]
-    return offers(subject.layer.geometry, subject.size, align, list(DECOMPOSITIONS), ratios, subject.maps)
+    found = offers(subject.layer.geometry, subject.size, align, list(DECOMPOSITIONS), ratios, subject.maps)
+    return _over_all_uses(subject, found)
+
+
+def _over_all_uses(subject: Subject, offered: list[Offer]) -> list[Offer]:
+    """The offers with the MACs of all uses of the layer; `offers` counts those of the first."""
+    return [replace(o, macs=subject.macs(*o.links)) for o in offered] if subject.further else offered
 
 
 def decompositions(
@@ -180,10 +186,7 @@ def removal(
     group: ChannelGroup, layers: dict[str, Subject], align: int, fine: bool = True, shelf: Shelf = MEMORY
 ) -> tuple[Any, ...]:
     """The task of eliminating a group's channels for all pruning steps: `eliminate` and its arguments."""
-    consumers = [
-        Consumer(shelf.keep(layers[s.node.name].layer.values), layers[s.node.name].moments.second, c)
-        for s, c in group.members("consumes")
-    ]
+    consumers = [Consumer(shelf.keep(s.layer.values), s.moments.second, c) for s, c in readers(group, layers)]
     on_offer = steps(group, align, fine)
     floors = Floors(carried(group), align)
     return eliminate, consumers, group.size, on_offer.counts, floors, on_offer, shelf
@@ -279,7 +282,8 @@ def variants(
                 continue
             part = geometry.resized(int(kept_in.sum()), int(kept_out.sum()))
             if not subject.grouped and (a == 0) != (b == 0):
-                offered = offers(part, subject.size, align, methods, ratios, subject.maps)
+                found = offers(part, subject.size, align, methods, ratios, subject.maps)
+                offered = _over_all_uses(subject, found)
             yield Variant(a, b, kept_in, kept_out, part, offered)
 
 

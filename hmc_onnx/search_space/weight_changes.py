@@ -1,4 +1,8 @@
-"""Candidates as changes of a graph's initializers, the form in which their sensitivity is measured."""
+"""Candidates as changes of a graph's initializers, the form in which their sensitivity is measured.
+
+The nodes that apply a shared layer read the same initializers, so a change of these changes all of its uses; it is
+measured from the first of them on.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from calib.measure.sensitivity import Change
-from hmc_onnx.analysis.subjects import Subject, Subjects
+from hmc_onnx.analysis.subjects import Subject, Subjects, readers
 from hmc_onnx.search_space.candidates import Candidate
 from hmc_onnx.search_space.elimination import Elimination
 from passes.core.shelf import Kept
@@ -30,7 +34,7 @@ def group_changes(
         nodes: the nodes of the graph, by name.
     """
     for name, group in subjects.groups.items():
-        consumers = [subjects.layers[s.node.name] for s, _ in group.members("consumes")]
+        consumers = [subject for subject, _ in readers(group, subjects.layers)]
         options = {
             ("group", name, m): partial(_feeds, nodes, consumers, weights)
             for m, weights in eliminations[name].weights.items()
