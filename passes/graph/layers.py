@@ -302,7 +302,7 @@ def replace_by_chain(
     chain = _replace_one(graph, node, links, bias)
     for other in also:
         for mine, first in zip(_replace_one(graph, other, links, bias), chain, strict=True):
-            mine.inputs[1:] = first.inputs[1:]
+            mine.inputs = [mine.inputs[0], *list(first.inputs)[1:]]
     return chain
 
 
