@@ -4,7 +4,7 @@ A grouped Conv (also a depthwise one) is never decomposed, so it counts as a lay
 can be pruned. It loses either whole groups together with the layers around it, or equally many outputs of each group.
 
 Nodes that read the same weight (the branches of a siamese network, a head applied at several scales) are the uses of
-one layer, which is named after the first of them.
+one layer, which is named after the first of them. They may have different biases.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Use:
         size: spatial size of its input.
         position: index of the node in the graph.
         maps: number of inputs of that size that it processes per image.
+        bias: index of its bias among the layer's `biases`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Use:
     size: tuple[int, ...]
     position: int
     maps: int = 1
+    bias: int = 0
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Subject:
             the batch, or if a Gemm reads a sequence.
         moments: moments of its patches, over all its uses, once they are measured.
         further: the uses behind the first one, in graph order; most layers have none.
+        further_biases: the biases (O,), float64, of uses that have another bias than the first one.
     """
 
     layer: Layer
@@ -82,6 +85,12 @@ class Subject:
     maps: int = 1
     moments: Centred = field(default_factory=Centred)
     further: tuple[Use, ...] = ()
+    further_biases: tuple[np.ndarray, ...] = ()
+
+    @property
+    def biases(self) -> tuple[np.ndarray, ...]:
+        """The different biases of all uses, (O,) each, float64; `Use.bias` says which."""
+        return self.layer.bias, *self.further_biases
 
     @property
     def uses(self) -> tuple[Use, ...]:
@@ -221,7 +230,13 @@ def _join_shared(graph: gs.Graph, layers: dict[str, Subject], declined: dict[str
         why = _why_not_one(name, nodes, layers, declined)
         own = [layers.pop(node.name) for node in (nodes if why is not None else nodes[1:]) if node.name in layers]
         if why is None:
-            layers[nodes[0].name].further = tuple(subject.uses[0] for subject in own)
+            first = layers[nodes[0].name]
+            for subject in own:
+                bias = subject.layer.bias
+                at = next((i for i, known in enumerate(first.biases) if np.array_equal(known, bias)), None)
+                if at is None:
+                    at, first.further_biases = len(first.biases), (*first.further_biases, bias)
+                first.further += (replace(subject.uses[0], bias=at),)
         else:
             declined |= {s.layer.name: Declined(s.layer.name, Why.SHARED, why) for s in own}
 
@@ -248,8 +263,6 @@ def _why_not_one(
             different = ["operators"]
         elif any(node.attrs.get(a, d) != first.attrs.get(a, d) for a, d in (("transB", 0), ("alpha", 1), ("beta", 1))):
             different = ["scales or layouts"]
-        elif not different and not np.array_equal(one.bias, other.bias):
-            different = ["biases"]
         if different:
             what = " and ".join(different)
             return f"its weights are shared by '{first.name}' and '{node.name}', whose {what} differ"

@@ -53,7 +53,7 @@ def unchanged(context: Context) -> Plan:
         name: LayerPlan(
             method=KEEP,
             macs=subject.macs(),
-            parameters=context.costs[name].parameters,
+            parameters=sum(context.costs[use.name].parameters for use in subject.uses),
             reason="the target asks for no change",
             also=[use.name for use in subject.further],
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from calib.measure.moments import Centred, Moments, sample_positions, sampled_patches
+from calib.measure.moments import Centred, JointMoments, sample_positions, sampled_patches
 from calib.measure.sensitivity import Bench, Change, cut, forget, measure, windows
 from calib.measure.walk import Walk
 from calib.runtime.batching import calibration_chunks
@@ -86,7 +86,7 @@ class _Profiler:
             raise ModelError(f"the model has nothing to compress ({reasons}): give a network of Convs")
         self.nodes = {n.name: n for n in self.model.graph.nodes}
         for name, subject in self.layers.items():  # gives each layer weights and biases of its own, which can be fed
-            also = [self.nodes[use.name] for use in subject.further]
+            also = [(self.nodes[use.name], subject.biases[use.bias]) for use in subject.further]
             own_values(self.model.graph, self.nodes[name], subject.layer, also)
 
     def profile(self, workers: Pool) -> Profile:
@@ -151,7 +151,7 @@ class _Profiler:
             ((use, name, subject) for name, subject in layers.items() for use in subject.uses),
             key=lambda each: each[0].position,
         )
-        sums: dict[str, Moments] = {}  # of layers of which some uses are still to come
+        sums: dict[str, JointMoments] = {}  # of layers of which some uses are still to come
         for done, (use, name, subject) in enumerate(uses):
             workers.progress("second moments", done, len(uses))
             if subject.grouped:
@@ -162,10 +162,10 @@ class _Profiler:
                 subject.moments = checkpoint.load(f"second moments/{name}")
                 continue
             walk.advance([use.input])
-            moments = sums.pop(name, Moments())
+            moments = sums.pop(name, None) or JointMoments(len(subject.biases))
             for x in walk.values(use.input):
-                moments.update(sampled_patches(x, geometry, positions))
-            if use != subject.uses[-1]:
+                moments.parts[use.bias].update(sampled_patches(x, geometry, positions))
+            if use != subject.uses[-1]:  # the others are still to come
                 sums[name] = moments
                 continue
             subject.moments = moments.centred(self.shelf)
@@ -238,7 +238,9 @@ class _Profiler:
             input_group=subject.input_group,
             output_group=subject.output_group,
             macs=subject.macs(),
-            parameters=self.context.costs[name].parameters,  # without the bias that may be added to the layer
+            parameters=sum(
+                self.context.costs[use.name].parameters for use in subject.uses
+            ),  # without the bias that may be added to the layer
             seconds=choices[0].seconds,
             choices=choices,
             also=[use.name for use in subject.further],

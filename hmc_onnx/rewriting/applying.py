@@ -21,16 +21,16 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from calib.measure.moments import Moments, sample_positions, sampled_outputs, sampled_patches
+from calib.measure.moments import JointMoments, Moments, sample_positions, sampled_outputs, sampled_patches
 from calib.measure.walk import Walk
 from calib.runtime.observing import observe
-from hmc_onnx.analysis.subjects import find_subjects
+from hmc_onnx.analysis.subjects import Use, find_subjects
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
+from hmc_onnx.rewriting.order import repair_order
 from passes.branches import remove_branch
 from passes.channels import ChannelGroup
-from passes.core.declined import Why
 from passes.core.errors import PlanError
 from passes.core.linear_algebra import damped, ridge
 from passes.decompose import DECOMPOSITIONS, compose
@@ -39,7 +39,6 @@ from passes.graph.layers import Layer, layer_of, replace_by_chain, why_not_a_lay
 from passes.graph.model import Model
 from passes.graph.shapes import Shapes
 from passes.graph.signature import same_signature
-from passes.graph.subgraph import node_inputs
 from passes.residual import residual_sum
 
 __all__ = ["apply", "shaped"]
@@ -80,7 +79,8 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
     nodes = {name: node for name, node in every.items() if name in plan.layers}
     ordered = _in_order(model, nodes, plan, kept)
     changed = False
-    for done, (name, known) in enumerate(_by_dependence(compressed, ordered, kept)):
+    order = repair_order(compressed.graph, {n: [use.name for use in kept.uses[n]] for n in ordered})
+    for done, (name, known) in enumerate(order.items()):
         context.progress("repair", done, len(plan.layers))
         if plan.layers[name].method == REMOVED:
             changed = True
@@ -89,7 +89,7 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
         if why_not_a_layer(node, shapes):
             raise PlanError(f"the plan changes '{node.name}', which cannot be changed: leave it out")
         step = plan.layers[node.name]
-        uses = [_Use(every[use], use in known) for use in kept.nodes_of(name)]
+        uses = [_Use(every[use.name], use.bias, use.name in known) for use in kept.uses[name]]
         pruned = any(use.node.name in kept.touched for use in uses)
         changed = changed or pruned or step.method != KEEP
         if changed:
@@ -124,7 +124,8 @@ def shaped(context: Context, plan: Plan) -> Model:
         layer, step = layer_of(node, shapes), plan.layers[node.name]
         links = DECOMPOSITIONS[step.method].links(layer.geometry, step.rank)
         weights = [rng.standard_normal(link.weight_shape) / np.sqrt(link.features) for link in links]
-        also = [every[use] for use in kept.nodes_of(node.name)[1:]]
+        others = [every[use.name] for use in kept.uses[node.name][1:]]
+        also = [(other, layer_of(other, shapes).bias) for other in others]
         replace_by_chain(model.graph, node, list(zip(links, weights, strict=True)), layer.bias, also)
     model.forget_shapes()
     model.tidy()
@@ -137,46 +138,18 @@ def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan, kept: _Kep
     for name, layer in plan.layers.items():
         if name not in ordered:
             raise PlanError(f"the plan names a layer that the model does not have: '{name}'")
-        first = next((first for first, others in kept.shared.items() if name in others), None)
-        if first is not None:
+        first = next((n for n, uses in kept.uses.items() if any(use.name == name for use in uses)), name)
+        if first != name:
             raise PlanError(f"layer '{name}' shares its weights with '{first}', and is changed with it: leave it out")
-        if name in kept.tied:
-            raise PlanError(f"the plan changes '{name}', and {kept.tied[name]}: leave it out")
+        if name not in kept.uses:
+            why = kept.declined.get(name, "it is no Conv or Gemm")
+            raise PlanError(f"the plan changes '{name}', which cannot be changed, as {why}: leave it out")
         if (layer.method == REMOVED) != (name not in nodes):
             raise PlanError(
                 f"layer '{name}' must be removed if the plan removes all channels of a group that it reads or writes, "
                 "and only then: remove both or neither"
             )
     return ordered
-
-
-def _by_dependence(model: Model, ordered: Sequence[str], kept: _Kept) -> list[tuple[str, list[str]]]:
-    """The layers in the order in which they are fitted, each with the nodes whose inputs are known by then.
-
-    That is graph order, as long as each layer has one node, whose input depends on layers before it only. A shared
-    layer has to wait for the layers before all of its nodes. Where layers wait for each other, or a layer for itself,
-    the first of them in graph order does not wait.
-    """
-    if not kept.shared:
-        return [(name, [name]) for name in ordered]
-    bit = {use: 1 << i for i, name in enumerate(ordered) for use in kept.nodes_of(name)}
-    above: dict[str, int] = {}  # the layers that a tensor depends on, as bits
-    waits: dict[str, int] = {}  # those that the input of a node depends on
-    for node in model.graph.nodes:
-        read = 0
-        for tensor in node_inputs(node):
-            read |= above.get(tensor.name, 0)
-        waits[node.name] = read
-        for tensor in node.outputs:
-            above[tensor.name] = read | bit.get(node.name, 0)
-    left, done, order = list(ordered), 0, []
-    while left:
-        free = (name for name in left if not any(waits.get(use, 0) & ~done for use in kept.nodes_of(name)))
-        name = next(free, left[0])
-        order.append((name, [use for use in kept.nodes_of(name) if not waits.get(use, 0) & ~done]))
-        left.remove(name)
-        done |= bit[name]
-    return order
 
 
 @dataclass(frozen=True)
@@ -187,19 +160,15 @@ class _Kept:
         outputs: masks of the original's output channels that each layer's node keeps.
         inputs: masks of the original's input channels that each pruned layer keeps, by the layer's name.
         touched: names of the nodes that have lost channels.
-        shared: names of the further nodes of each layer that shares its weight among several, by the layer's name.
-        tied: why nodes that share a weight are no layer, by their names.
+        uses: the nodes that apply each layer, in graph order, by the layer's name.
+        declined: why other nodes are no layers, by their names.
     """
 
     outputs: dict[str, np.ndarray]
     inputs: dict[str, np.ndarray]
     touched: set[str]
-    shared: dict[str, tuple[str, ...]]
-    tied: dict[str, str]
-
-    def nodes_of(self, name: str) -> tuple[str, ...]:
-        """Names of the nodes that apply a layer, in graph order; the first is the layer's own name."""
-        return name, *self.shared.get(name, ())
+    uses: dict[str, tuple[Use, ...]]
+    declined: dict[str, str]
 
     def inputs_of(self, name: str) -> np.ndarray | slice:
         """The input channels that a layer keeps, as an index."""
@@ -242,8 +211,8 @@ def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kep
             if s.input_group in removed and s.input_classes is not None
         },
         touched=touched,
-        shared={n: tuple(use.name for use in s.further) for n, s in layers.items() if s.further},
-        tied={n: d.reason for n, d in subjects.refused.items() if d.code is Why.SHARED},
+        uses={n: s.uses for n, s in layers.items()},
+        declined=subjects.declined,
     )
 
 
@@ -281,23 +250,33 @@ class _Walks:
 
 @dataclass(frozen=True)
 class _Use:
-    """A node of the compressed network that applies a layer; `known` says whether its input can be computed now."""
+    """A node of the compressed network that applies a layer.
+
+    Attributes:
+        node: the node.
+        bias: index of its bias among the different biases of the layer.
+        known: whether its input can be computed now.
+    """
 
     node: gs.Node
+    bias: int
     known: bool
 
 
 def _repair(model: Model, uses: Sequence[_Use], shapes: Shapes, walks: _Walks, method: str, rank: int) -> None:
     """Fit a layer to the compressed network's input and decompose it as planned; a grouped Conv is fitted by groups."""
-    node, *also = (use.node for use in uses)
+    node = uses[0].node
     layer = layer_of(node, shapes)
     groups = _paired_moments(layer, uses, shapes, walks)
     own = np.split(layer.weight, len(groups))
     weight = np.concatenate([_solve(w, moments) for w, moments in zip(own, groups, strict=True)])
     if method == KEEP:
         kernels = np.split(weight, len(groups))
-        bias = np.concatenate([_bias(k, m) for k, m in zip(kernels, groups, strict=True)])
-        write_layer(model.graph, node, weight, bias, also)
+        biases = [
+            np.concatenate([_bias(k, joint.parts[i]) for k, joint in zip(kernels, groups, strict=True)])
+            for i in range(len(groups[0].parts))
+        ]
+        write_layer(model.graph, node, weight, biases[0], [(use.node, biases[use.bias]) for use in uses[1:]])
         return
     moments = groups[0]
     decomposition = DECOMPOSITIONS.get(method)
@@ -309,11 +288,12 @@ def _repair(model: Model, uses: Sequence[_Use], shapes: Shapes, walks: _Walks, m
         raise PlanError(f"layer '{node.name}': {method} of rank {rank} does not apply: {reason or f'1 to {most} do'}")
     factors = decomposition.factors(layer.geometry, weight, moments.second, rank)
     links = decomposition.links(layer.geometry, rank)
-    bias = _bias(compose(links, factors), moments)
-    replace_by_chain(model.graph, node, list(zip(links, factors, strict=True)), bias, also)
+    biases = [_bias(compose(links, factors), part) for part in moments.parts]
+    also = [(use.node, biases[use.bias]) for use in uses[1:]]
+    replace_by_chain(model.graph, node, list(zip(links, factors, strict=True)), biases[0], also)
 
 
-def _paired_moments(layer: Layer, uses: Sequence[_Use], shapes: Shapes, walks: _Walks) -> list[Moments]:
+def _paired_moments(layer: Layer, uses: Sequence[_Use], shapes: Shapes, walks: _Walks) -> list[JointMoments]:
     """Moments of the compressed network's patches and the original's responses at the same positions, by group.
 
     They are summed over all uses of the layer. Where the input of a use is not known yet, the patches are the original
@@ -321,7 +301,7 @@ def _paired_moments(layer: Layer, uses: Sequence[_Use], shapes: Shapes, walks: _
     """
     settings = walks.plan.settings
     geometry = layer.geometry.one_group()
-    groups = [Moments() for _ in range(layer.geometry.groups)]
+    groups = [JointMoments(1 + max(use.bias for use in uses)) for _ in range(layer.geometry.groups)]
     theirs = [walks.nodes[use.node.name] for use in uses]
     shortcuts = [_shortcut(use.node, shapes, walks) if use.known else None for use in uses]
     if not all(shortcuts):  # the uses share their weights, so their targets must be of one kind
@@ -345,7 +325,7 @@ def _paired_moments(layer: Layer, uses: Sequence[_Use], shapes: Shapes, walks: _
             x = held[read] if use.known else answers[other.inputs[0].name][:, walks.kept.inputs_of(layer.name)]
             inputs = np.split(x, len(groups), axis=1)
             for moments, part, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
-                moments.update(sampled_patches(part, geometry, positions), t)
+                moments.parts[use.bias].update(sampled_patches(part, geometry, positions), t)
     return groups
 
 
@@ -371,7 +351,7 @@ def _shortcut(node: gs.Node, shapes: Shapes, walks: _Walks) -> _Shortcut | None:
     return _Shortcut(name, joined.order)
 
 
-def _solve(weight: np.ndarray, moments: Moments) -> np.ndarray:
+def _solve(weight: np.ndarray, moments: JointMoments) -> np.ndarray:
     """argmin_B E‖t - B x‖² + λ‖B - W‖²: least squares, which keeps W where the data give no information."""
     second, cross = moments.second, moments.cross
     own = weight.reshape(len(weight), -1)

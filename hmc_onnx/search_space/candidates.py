@@ -167,8 +167,13 @@ def whole_offers(subject: Subject, align: int, fine: bool = True) -> list[Offer]
 
 
 def _over_all_uses(subject: Subject, offered: list[Offer]) -> list[Offer]:
-    """The offers with the MACs of all uses of the layer; `offers` counts those of the first."""
-    return [replace(o, macs=subject.macs(*o.links)) for o in offered] if subject.further else offered
+    """The offers with the MACs and the biases of all uses of the layer; `offers` counts those of the first."""
+    if not subject.further:
+        return offered
+    biases = len(subject.further_biases)
+    return [
+        replace(o, macs=subject.macs(*o.links), parameters=o.parameters + biases * o.links[-1].outputs) for o in offered
+    ]
 
 
 def decompositions(
@@ -316,7 +321,7 @@ def layer_choices(
             method=REMOVED if v.removed else KEEP,
             rank=0,
             macs=0 if v.removed else subject.macs(v.geometry),
-            parameters=0 if v.removed else v.geometry.parameters + v.geometry.outputs,
+            parameters=0 if v.removed else v.geometry.parameters + len(subject.biases) * v.geometry.outputs,
             seconds=None if times is None else 0.0 if v.removed else times[v.geometry,],
             error=0.0,
             sensitivity=0.0,

@@ -108,6 +108,21 @@ def chained() -> onnx.ModelProto:
     return b.model(b.gemm(b.node("Flatten", b.node("GlobalAveragePool", x)), 8, 5))
 
 
+def biased() -> onnx.ModelProto:
+    """A weight that three Convs share, two of them with the same bias."""
+    b = Builder()
+    weight, one, other = b.const(b.normal(8, 8, 3, 3, scale=0.2)), b.const(b.normal(8)), b.const(b.normal(8))
+    x = b.node("Relu", b.conv("input", 3, 8, at="stem"))
+    ends = [
+        b.node(
+            "Relu", b.node("Conv", b.node("Relu", b.conv(x, 8, 8, at=f"before{i}")), weight, bias, at="shared", **PADS)
+        )
+        for i, bias in enumerate((one, other, one))
+    ]
+    x = b.node("Concat", *ends, axis=1)
+    return b.model(b.gemm(b.node("Flatten", b.node("GlobalAveragePool", x)), 24, 5))
+
+
 def strided() -> onnx.ModelProto:
     """A Conv of which the second use has a stride."""
     b = Builder()
@@ -119,7 +134,7 @@ def strided() -> onnx.ModelProto:
     return b.model(b.gemm(b.node("Flatten", b.node("GlobalAveragePool", x)), 8, 5))
 
 
-NETWORKS = {"siamese": siamese, "two scales": two_scales, "recurrent": recurrent, "chained": chained}
+NETWORKS = {"siamese": siamese, "two scales": two_scales, "recurrent": recurrent, "chained": chained, "biased": biased}
 each = pytest.mark.parametrize("network", NETWORKS.values(), ids=list(NETWORKS))
 
 
@@ -143,7 +158,7 @@ def test_the_nodes_that_share_a_weight_are_one_layer(network: Callable[[], onnx.
     model, inputs = normalise(network()), inputs_of(network())
     found = find_subjects(model, inputs).layers
     assert sum(subject.macs() for subject in found.values()) == total(model, inputs).macs
-    parameters = [s.layer.geometry.parameters + s.layer.geometry.outputs for s in found.values()]
+    parameters = [s.layer.geometry.parameters + len(s.biases) * s.layer.geometry.outputs for s in found.values()]
     assert sum(parameters) == total(model, inputs).parameters
     assert sum(len(s.uses) for s in found.values()) == sum(n.op in ("Conv", "Gemm") for n in model.graph.nodes)
 
