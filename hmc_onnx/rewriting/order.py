@@ -40,5 +40,5 @@ def repair_order(graph: gs.Graph, layers: Mapping[str, Sequence[str]]) -> dict[s
         name = next(free, left[0])
         order[name] = [node for node in layers[name] if not waits.get(node, 0) & ~done]
         left.remove(name)
-        done |= bit[name]
+        done |= bit[layers[name][0]]
     return order
