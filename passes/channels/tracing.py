@@ -2,9 +2,10 @@
 
 A tensor that carries channels has them along one axis, with one id for each entry (`Stream`). A Conv ends the ids of
 its input (its weight's axis 1 *consumes* them) and begins new ones (its weight's axis 0 *produces* them); an operator
-that adds two tensors ties their ids; one that moves data moves the ids. Tied channels must be removed together: they
-are the connected components of all ties, found once at the end. Removing channels is then a `take` on every parameter
-axis that carries ids, whatever the graph between them looks like.
+that adds two tensors ties their ids; one that moves data moves the ids. Nodes that read the same weight have their ids
+tied, so that the weight stays one. Tied channels must be removed together: they are the connected components of all
+ties, found once at the end. Removing channels is then a `take` on every parameter axis that carries ids, whatever the
+graph between them looks like.
 
 Numbers of channels that the graph computes (by Shape), and arithmetic on them, are followed too: `Tracer.sizes`.
 An operator without a rule closes the ids that it reads: they are reported and never removed.
