@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import onnx
 
-import hmc_onnx.finetune as finetune  # the package of this name can be called
+import hmc_onnx.finetune as finetune  # the packages of these names can be called
+import hmc_onnx.handoff as handoff
 from calib.data.calibration import CalibrationData, CalibrationDataReader, from_reader
 from calib.data.preprocess import Preprocess
 from calib.measure.latency_table import LatencyTable, read_table
@@ -19,13 +20,17 @@ from hmc_onnx.comparison.judging import check_labels
 from hmc_onnx.comparison.verification import Network
 from hmc_onnx.comparison.verification import verify as compare
 from hmc_onnx.finetune.options import FineTuning
+from hmc_onnx.handoff.handed_over import HandedOver
+from hmc_onnx.handoff.handed_over import read as handed_over
 from hmc_onnx.planning.accuracy_search import Found
 from hmc_onnx.planning.program import solve
 from hmc_onnx.records.comparison import Verification, Visited
 from hmc_onnx.records.goal import Goal, Target, parse_target
+from hmc_onnx.records.handoff import Handoff
 from hmc_onnx.records.images import Images
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import Profile
+from hmc_onnx.records.provenance import Provenance, with_provenance
 from hmc_onnx.records.settings import QUICK, Settings
 from hmc_onnx.records.work import HERE, Work
 from hmc_onnx.reporting.summary import as_html, as_text
@@ -47,6 +52,8 @@ __all__ = [
     "FineTuning",
     "Found",
     "Goal",
+    "HandedOver",
+    "Handoff",
     "HmcError",
     "Images",
     "LatencyTable",
@@ -57,6 +64,7 @@ __all__ = [
     "Preprocess",
     "Profile",
     "Progress",
+    "Provenance",
     "Result",
     "Run",
     "Runtime",
@@ -70,6 +78,8 @@ __all__ = [
     "compress",
     "finetune",
     "from_reader",
+    "handed_over",
+    "handoff",
     "load",
     "load_data",
     "opened",
@@ -95,9 +105,14 @@ class Result:
     profile: Profile | None
     report: Verification
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model atomically; raises OutputError."""
-        save(self.model, path)
+    def save(self, path: str | os.PathLike[str], metadata: bool = True) -> None:
+        """Write the model atomically; raises OutputError.
+
+        Args:
+            path: of the file.
+            metadata: whether the file says how it was made (`Provenance`).
+        """
+        save(self.model if metadata else with_provenance(self.model, None), path)
 
     def __str__(self) -> str:
         return as_text(comparison(self.report))
@@ -144,7 +159,7 @@ def compress(
         check_labels(proto, images or run.data, settings.runtime, settings.judge)
         run.check_data(goal)
         found = run.reach(goal)
-        served = run.serve(found.model)
+        served = run.serve(run.recorded(found.model, found.plan))
         report = run.verify(served, images).model_copy(update={"curve": found.curve})
         return Result(brought_in(served), found.plan, run.profiled, report)
 
@@ -165,7 +180,9 @@ def profile(model: ModelLike, calibration: DataLike, settings: Settings | None =
         return Run(proto, calibration, settings, work).profile()
 
 
-def apply(model: ModelLike, plan: Plan, calibration: DataLike, work: Work = HERE) -> onnx.ModelProto:
+def apply(
+    model: ModelLike, plan: Plan, calibration: DataLike, work: Work = HERE, metadata: bool = True
+) -> onnx.ModelProto:
     """Carry a plan out and check the result.
 
     Args:
@@ -173,12 +190,15 @@ def apply(model: ModelLike, plan: Plan, calibration: DataLike, work: Work = HERE
         plan: made for it.
         calibration: the images that it was made with.
         work: its `memory` bounds what is held of the activations.
+        metadata: whether the model says how it was made (`Provenance`).
 
     Raises:
         PlanError: the plan is for another model or other data, or asks for what cannot be.
     """
     with opened(model) as proto:
-        return brought_in(Run(proto, calibration, plan.settings, work, plan.held_back).apply(plan))
+        run = Run(proto, calibration, plan.settings, work, plan.held_back)
+        compressed = run.apply(plan)
+        return brought_in(run.recorded(compressed, plan) if metadata else with_provenance(compressed, None))
 
 
 def verify(

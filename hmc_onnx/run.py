@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -26,18 +27,23 @@ from hmc_onnx.comparison.judging import Judged, check_decides, check_labels
 from hmc_onnx.comparison.verification import BATCHES, Network, verify
 from hmc_onnx.execution.context import Context, check_convertible
 from hmc_onnx.planning.accuracy_search import Found, Search
+from hmc_onnx.planning.nearest import nearest
 from hmc_onnx.planning.planner import Planner, timed_here
-from hmc_onnx.planning.program import unchanged
+from hmc_onnx.planning.program import unchanged, unreachable
+from hmc_onnx.profiling.candidate_times import Clock
+from hmc_onnx.profiling.least_time import least_latency
 from hmc_onnx.profiling.profiler import profile
 from hmc_onnx.records.comparison import Verification
 from hmc_onnx.records.goal import Goal, Strategy, Target
 from hmc_onnx.records.plan import HeldBack, Plan
 from hmc_onnx.records.profile import Profile
+from hmc_onnx.records.provenance import Provenance, with_provenance
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.records.work import HERE, Work
 from hmc_onnx.rewriting.applying import apply
 from passes.core.errors import DataError, HmcWarning, PlanError, SettingsError
 from passes.graph.external import on_disk
+from passes.graph.model import digest
 
 __all__ = ["DataLike", "ModelLike", "Run", "opened", "purpose_of"]
 
@@ -46,6 +52,9 @@ LOOKED_AT = 128
 
 # With fewer images, what is fitted to them is clearly worse on new images (`benchmarks/few_images.py`).
 FEW_IMAGES = 256
+
+# Factor by which the least time must exceed a target to be out of reach for sure, as it is only about the least.
+CLEARLY = 1.15
 
 ModelLike = onnx.ModelProto | str | os.PathLike[str]
 DataLike = CalibrationData | CalibrationDataReader | Iterable[Any]
@@ -120,7 +129,7 @@ class Run(Context):
         check_convertible(served, settings.precision)
         self._profile: Profile | None = None
         self._planners: dict[Strategy, Planner] = {}
-        providers(settings.provider)
+        providers(settings.provider, settings.provider_option)
 
     def profile(self) -> Profile:
         """What each candidate costs, and how much accuracy it loses; measured when it is first asked for.
@@ -129,8 +138,13 @@ class Run(Context):
             ModelError: the model has no layer that could be compressed.
         """
         if self._profile is None:
-            self._profile = profile(self)
+            self._profile = profile(self, self.clock)
         return self._profile
+
+    @cached_property
+    def clock(self) -> Clock | None:
+        """The times of the model and its candidates, where the settings want them measured."""
+        return Clock(self) if self.settings.latency else None
 
     def findings(self) -> list[Finding]:
         """What is likely wrong with the images, their preprocessing or their labels; to be asked before the work.
@@ -146,7 +160,7 @@ class Run(Context):
             answers = [judged.run(feeds)[0] for feeds in chunks]
             if answers[0].ndim == 2 and len(answers[0]) == len(next(iter(chunks[0].values()))):
                 scores = np.concatenate(answers)
-        found = findings(self.served, replace(some, source=self.data.source), scores)
+        found = findings(self.served, some, scores)
         if len(self.data) < FEW_IMAGES:
             found.append(_few(len(self.data)))
         return found
@@ -177,8 +191,15 @@ class Run(Context):
         wanted = Goal.of(target).target
         if wanted is None:
             raise SettingsError("a plan is for a target, such as macs=0.5: a bound on the loss has to be searched for")
-        plan = unchanged(self) if wanted == Target() else self._planner(strategy).plan(wanted)
+        plan = unchanged(self) if wanted == Target() else self._planned(wanted, strategy)
         return plan.model_copy(update={"held_back": self._fewer})
+
+    def _planned(self, target: Target, strategy: Strategy) -> Plan:
+        if self._profile is None and self.clock is not None and target.latency is not None:
+            least = least_latency(self, self.clock)
+            if least > CLEARLY * target.latency:  # which profiling for many minutes would not change
+                raise unreachable(target, strategy, Target(latency=min(least, 1.0)), self.settings.align or 1)
+        return self._planner(strategy).plan(target)
 
     def search(self, max_drop: float, strategy: Strategy = "hmc") -> Found:
         """The fastest network that loses no more than `max_drop` (0 to 1) on images that nothing was fitted to.
@@ -200,7 +221,11 @@ class Run(Context):
         if goal.target is None:
             assert goal.max_drop is not None
             return self.search(goal.max_drop, goal.strategy)
-        plan = self.plan(goal.target, goal.strategy)
+        plan = (
+            nearest(goal.target, partial(self.plan, strategy=goal.strategy))
+            if goal.or_nearest
+            else self.plan(goal.target, goal.strategy)
+        )
         return Found(self.apply(plan), plan, [])
 
     def apply(self, plan: Plan) -> onnx.ModelProto:
@@ -213,13 +238,21 @@ class Run(Context):
             raise PlanError("the plan was made with other calibration data: give the same data and seed, or plan again")
         return apply(self, plan)
 
+    def recorded(self, compressed: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
+        """A copy of a compressed model, in float32, whose metadata say what was done to it and by which plan."""
+        batch = declared_batch(self.served, self.data.feeds)
+        return with_provenance(compressed, Provenance.of_plan(plan, digest(self.served), batch))
+
     def serve(self, compressed: onnx.ModelProto) -> onnx.ModelProto:
         """A compressed model in the precision of the settings; in float32 it is the model itself.
 
         Raises:
             ModelError: the model cannot be quantised.
         """
-        return self.served_form(compressed)
+        served, recorded = self.served_form(compressed), Provenance.read(compressed)
+        if recorded is None or recorded.precision == self.settings.precision:
+            return served
+        return with_provenance(served, recorded.model_copy(update={"precision": self.settings.precision}))
 
     def verify(self, compressed: onnx.ModelProto, images: DataLike | None = None) -> Verification:
         """Compare a compressed model with the original.

@@ -47,11 +47,12 @@ def metadata(wheel: Path) -> Message:
         return Parser().parsestr(archive.read(name).decode())
 
 
-def test_all_modules_and_type_markers_are_in_the_wheel(wheel: Path) -> None:
+def test_all_modules_templates_and_type_markers_are_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         found = {n for n in archive.namelist() if ".dist-info/" not in n}
     modules = {p.relative_to(ROOT).as_posix() for package in PACKAGES for p in (ROOT / package).rglob("*.py")}
-    assert found == modules | {f"{package}/py.typed" for package in PACKAGES}
+    templates = {p.relative_to(ROOT).as_posix() for p in (ROOT / "hmc_onnx/reporting/template").iterdir()}
+    assert found == modules | templates | {f"{package}/py.typed" for package in PACKAGES}
 
 
 def test_the_metadata_are_complete(metadata: Message) -> None:

@@ -105,7 +105,7 @@ class CalibrationData:
             SettingsError: one of the two parts would be empty.
         """
         self._check_parts(n)
-        return self.head(n), self._part(slice(n, None), f"the last {len(self) - n} of {self.source}")
+        return self.head(n), self._part(slice(n, None), f"held back from {self.source}")
 
     def split(self, n: int, seed: int = 0) -> tuple[CalibrationData, CalibrationData]:
         """n samples drawn at random, and the rest, each in the order that they have here; the arrays are copies.
@@ -118,7 +118,7 @@ class CalibrationData:
         drawn, rest = np.sort(order[:n]), np.sort(order[n:])
         return (
             self._part(drawn, f"{n} of {self.source}"),
-            self._part(rest, f"{len(rest)} others of {self.source}"),
+            self._part(rest, f"held back from {self.source}"),
         )
 
     def draw(self, n: int, seed: int = 0) -> CalibrationData:
@@ -132,7 +132,7 @@ class CalibrationData:
         if n >= len(self):
             return self
         self._check_parts(n)
-        return self._part(np.random.default_rng(seed).permutation(len(self))[:n], f"{n} of {self.source}")
+        return self._part(np.random.default_rng(seed).permutation(len(self))[:n], self.source)
 
     def _check_parts(self, n: int) -> None:
         if not 0 < n < len(self):

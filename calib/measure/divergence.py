@@ -19,7 +19,7 @@ from scipy.optimize import brentq
 from scipy.special import log_expit, log_softmax
 
 from passes.core.errors import ModelError
-from passes.graph.outputs import Output
+from passes.graph.outputs import ROWS_VARY, Output
 
 __all__ = [
     "choices",
@@ -117,7 +117,7 @@ def settled(judged: Sequence[Output], reference: Sequence[Batches], images: Sequ
         rows = {_rows(output, b, n) for b, n in zip(batches, images, strict=True)}
         alike = len({b.shape for b in full}) == 1
         if not alike or (rows != {None} and len(rows) > 1):
-            output = replace(output, kind="other", why="rows whose number varies")
+            output = replace(output, kind="other", why=ROWS_VARY)
         elif output.classes and (rows == {None} or batches[0].size == 0):
             output = replace(output, kind="map")  # no entry for each image
         elif output.kind == "scores" and batches[0].ndim > output.axis and batches[0].shape[output.axis] == 1:

@@ -25,7 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from calib.measure.probing import time_probes
 from calib.runtime import ort
-from calib.runtime.sessions import Runtime, providers
+from calib.runtime.providers import short_name
+from calib.runtime.sessions import Runtime
 from passes.core.errors import OutputError, SettingsError
 from passes.core.progress import Progress, silent
 from passes.core.records import Frozen, read_record, write_json
@@ -38,18 +39,25 @@ __all__ = ["Entry", "LatencyTable", "Machine", "cached_table", "cached_tables", 
 KEPT_EVERY = 1.0
 # Seconds to wait for another run that adds to the same file.
 LOCK_TIMEOUT = 30.0
+# Providers that run on the processor; OpenVINO names other devices in its options.
+ON_PROCESSOR = ("cpu", "openvino", "dnnl", "xnnpack", "acl", "armnn")
 
 
 class Machine(Frozen):
-    """What a time depends on besides the probe. `threads` is the number of threads really used, never 0."""
+    """What a time depends on besides the probe.
+
+    `threads` is the number that is really used, never 0; `options` are the provider's, sorted.
+    """
 
     processor: str
     onnxruntime: str
     provider: str
     threads: int
+    options: tuple[str, ...] = Field(default=(), exclude_if=lambda given: not given)
 
     def __str__(self) -> str:
-        return f"{self.processor}, onnxruntime {self.onnxruntime}, {self.provider}, {self.threads} threads"
+        provider = f"{self.provider} ({', '.join(self.options)})" if self.options else self.provider
+        return f"{self.processor}, onnxruntime {self.onnxruntime}, {provider}, {self.threads} threads"
 
 
 class Entry(Frozen):
@@ -104,6 +112,13 @@ class LatencyTable(BaseModel):
                 written = clock.monotonic()
         if missing:
             kept()
+
+    def measure_again(self, probes: Iterable[Probe], runtime: Runtime, progress: Progress = silent) -> None:
+        """Time probes once more, and keep the lower of the two times, as other load only ever adds to one."""
+        for probe, time in time_probes(list({str(p): p for p in probes}.values()), runtime, progress):
+            known = self.seconds(probe)
+            if time is not None and (known is None or time.value < known):
+                self.put(str(probe), Entry(seconds=time.value, uncertainty=time.uncertainty))
 
     def seconds(self, probe: Probe) -> float | None:
         """A probe's time in seconds; None where the table has no usable one."""
@@ -166,9 +181,15 @@ def read_table(path: str | os.PathLike[str]) -> LatencyTable:
 
 def this_machine(runtime: Runtime) -> Machine:
     """This machine, with the provider and threads of a runtime; raises SettingsError as `providers` does."""
-    provider = providers(runtime.provider)[0].removesuffix("ExecutionProvider").lower()
-    processor = _processor() if provider == "cpu" else f"{_accelerator()}, {_processor()}"
-    return Machine(processor=processor, onnxruntime=ort.__version__, provider=provider, threads=runtime.threads_used)
+    provider = short_name(runtime.name)
+    processor = _processor() if provider in ON_PROCESSOR else f"{_accelerator()}, {_processor()}"
+    return Machine(
+        processor=processor,
+        onnxruntime=ort.__version__,
+        provider=provider,
+        threads=runtime.threads_used,
+        options=tuple(sorted(runtime.options)),
+    )
 
 
 def cached_table(machine: Machine) -> tuple[LatencyTable, Path]:

@@ -54,6 +54,18 @@ class Moments:
         self._second += x.T @ x
         self._cross += t.T @ x
 
+    def joined(self, other: Moments) -> Moments:
+        """The moments of the blocks of both."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        n, moved = len(self._second), other._shift - self._shift
+        (x, t), (dx, dt) = np.split(other._sum, [n]), np.split(moved, [n])
+        found = Moments(self.count + other.count, self._sum + other._sum + other.count * moved)
+        found._shift = self._shift
+        found._second = self._second + other._second + np.outer(x, dx) + np.outer(dx, x + other.count * dx)
+        found._cross = self._cross + other._cross + np.outer(t, dx) + np.outer(dt, x + other.count * dx)
+        return found
+
     def centred(self, shelf: Shelf) -> Centred:
         """The mean and the second moment of the patches, which decompositions and eliminations need, on a shelf."""
         return Centred((self.mean,), shelf.keep(self.second))
@@ -100,6 +112,12 @@ class JointMoments:
     def centred(self, shelf: Shelf) -> Centred:
         """As for `Moments`, with a mean for each bias."""
         return Centred(tuple(part.mean for part in self.parts), shelf.keep(self.second))
+
+    def joined(self, other: JointMoments) -> JointMoments:
+        """The moments of the blocks of both."""
+        found = JointMoments(len(self.parts))
+        found.parts = [mine.joined(theirs) for mine, theirs in zip(self.parts, other.parts, strict=True)]
+        return found
 
     @property
     def second(self) -> np.ndarray:

@@ -19,7 +19,7 @@ import onnx
 
 from calib.measure.latency import DISTURBED, Estimate, interleaved, undisturbed
 from calib.runtime.quantisation import quantise_for_timing
-from calib.runtime.sessions import CPU, KernelTime, Runtime, Session, providers
+from calib.runtime.sessions import CPU, KernelTime, Runtime, Session
 from passes.core.errors import ModelError
 from passes.core.progress import Progress, silent
 from passes.graph.layers import Geometry
@@ -49,7 +49,7 @@ def time_probes(
     probes: Sequence[Probe], runtime: Runtime = CPU, progress: Progress = silent
 ) -> Iterator[tuple[Probe, Estimate | None]]:
     """Yield each probe with its time in seconds as it is measured; None for one that onnxruntime cannot run."""
-    by_kernel = providers(runtime.provider)[0] == "CPUExecutionProvider"
+    by_kernel = runtime.on_cpu
     done = 0
     for lot in _lots(probes):
         progress("latency", done, len(probes))
@@ -81,7 +81,7 @@ def _time_lot(lot: list[Probe], runtime: Runtime, by_kernel: bool) -> list[Estim
 
 
 def _served(model: onnx.ModelProto, probe: Probe, runtime: Runtime) -> onnx.ModelProto:
-    return quantise_for_timing(model, providers(runtime.provider)[0]) if probe.dtype == "int8" else model
+    return quantise_for_timing(model, runtime.name) if probe.dtype == "int8" else model
 
 
 def _feeds(session: Session, dtype: str) -> dict[str, np.ndarray]:

@@ -21,6 +21,10 @@ WHEELS = (
     "onnxruntime-openvino",
     "onnxruntime-qnn",
     "onnxruntime-rocm",
+    "onnxruntime-migraphx",
+    "onnxruntime-trt-rtx",
+    "onnxruntime-webgpu",
+    "onnxruntime-cann",
 )
 
 

@@ -18,14 +18,10 @@ from typing import Any, Literal
 import cpuinfo
 import numpy as np
 import onnx
-from onnxruntime.quantization import (
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    TensorsData,
-    quantize_static,
-    save_tensors_data,
-)
+from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from passes.core.errors import ModelError
 from passes.graph.protos import first_line
@@ -81,10 +77,27 @@ def quantise_for_timing(
     tensors = {name for node in proto.graph.node for name in (*node.input, *node.output) if name}
     bounds = (np.array(-ANY_RANGE, np.float32), np.array(ANY_RANGE, np.float32))
     ranges = TensorsData(CalibrationMethod.MinMax, dict.fromkeys(tensors, bounds))
-    with TemporaryDirectory(prefix="hmc_onnx-") as folder:
-        cache = Path(folder) / "ranges.json"
-        save_tensors_data(ranges, cache)
-        return _quantised(proto, Path(folder), provider, in_float, _for(provider) | {"calibration_cache_path": cache})
+    own = onnx.ModelProto()
+    own.CopyFrom(proto)
+    try:
+        with _quiet():  # what `quantize_static` does behind its calibration; ranges can be given to it from 1.31 on
+            quantiser = QDQQuantizer(
+                save_and_reload_model_with_shape_infer(own),
+                True,
+                _seven_bits(provider),
+                QuantType.QInt8,
+                _activations(provider),
+                ranges,
+                [],
+                list(in_float),
+                sorted({*QLinearOpsRegistry, *QDQRegistry}),
+                _for(provider),
+            )
+            quantiser.quantize_model()
+            quantiser.model.topological_sort()
+        return quantiser.model.model
+    except Exception as e:  # the quantiser's errors share no base
+        raise ModelError(f"onnxruntime's quantiser cannot quantise the model: {first_line(e)}") from e
 
 
 def raise_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -131,18 +144,26 @@ def _for(provider: str) -> dict[str, Any]:
     return {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
 
 
+def _activations(provider: str) -> QuantType:
+    return QuantType.QUInt8 if provider == "CPUExecutionProvider" else QuantType.QInt8
+
+
+def _seven_bits(provider: str) -> bool:
+    """Whether weights have seven bits, as sums of products of eight would overflow."""
+    return provider == "CPUExecutionProvider" and saturates()
+
+
 def _calibrating(calibration: Calibration, batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
     return {"calibration_data_reader": FeedReader(batches), "calibrate_method": _METHODS[calibration]}
 
 
-_ARGUMENTS = ("calibration_data_reader", "calibrate_method", "calibration_cache_path")
+_ARGUMENTS = ("calibration_data_reader", "calibrate_method")
 
 
 def _quantised(
     proto: onnx.ModelProto, folder: Path, provider: str, in_float: Collection[str], options: dict[str, Any]
 ) -> onnx.ModelProto:
     given = {name: options.pop(name) for name in _ARGUMENTS if name in options}
-    activations = QuantType.QUInt8 if provider == "CPUExecutionProvider" else QuantType.QInt8
     own = onnx.ModelProto()
     own.CopyFrom(proto)
     try:
@@ -152,8 +173,8 @@ def _quantised(
                 folder / "quantised.onnx",
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
-                reduce_range=provider == "CPUExecutionProvider" and saturates(),
-                activation_type=activations,
+                reduce_range=_seven_bits(provider),
+                activation_type=_activations(provider),
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=list(in_float),
                 extra_options=options,

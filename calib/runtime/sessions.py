@@ -1,4 +1,4 @@
-"""onnxruntime sessions: the choice of the execution provider, and the one class through which all models run."""
+"""onnxruntime sessions: the one class through which all models run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import gc
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
-from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -19,8 +17,10 @@ import numpy as np
 import onnx
 
 from calib.runtime import ort
+from calib.runtime.providers import CPU as CPU_PROVIDER
+from calib.runtime.providers import parse_options, providers
 from calib.runtime.threads import default_threads, unrestricted
-from passes.core.errors import ModelError, SettingsError
+from passes.core.errors import ModelError
 from passes.graph.external import bytes_held, has_external, moved_out, relative
 from passes.graph.precision import in_float32
 from passes.graph.protos import EXTERNAL_DATA_THRESHOLD, first_line, large
@@ -28,14 +28,10 @@ from passes.graph.protos import EXTERNAL_DATA_THRESHOLD, first_line, large
 __all__ = ["CPU", "KernelTime", "Runtime", "Session", "providers"]
 
 
-_PROVIDERS = {
-    "cpu": ["CPUExecutionProvider"],
-    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
-    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
-}
-
 # Session configuration key for the folder of external weights, for a model that is loaded from memory.
 FOLDER = "session.model_external_initializers_file_folder_path"
+OPENVINO = "OpenVINOExecutionProvider"
+Chosen = list[str | tuple[str, dict[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -43,74 +39,44 @@ class Runtime:
     """How onnxruntime runs models.
 
     Attributes:
-        provider: "auto", "cpu", "cuda" or "tensorrt"; see `providers`.
+        provider: as for `providers`.
         threads: number of intra-op threads; 0: `default_threads`.
+        options: options of the provider, "KEY=VALUE" each.
     """
 
     provider: str = "cpu"
     threads: int = 0
+    options: tuple[str, ...] = ()
 
     @property
     def threads_used(self) -> int:
         """The number of intra-op threads that sessions really use, never 0."""
         return self.threads or default_threads()
 
+    @property
+    def name(self) -> str:
+        """onnxruntime's name of the provider; raises as `providers` does."""
+        return providers(self.provider, self.options)[0]
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether onnxruntime's own kernels for the CPU run the model; raises as `providers` does."""
+        return self.name == CPU_PROVIDER
+
+    def session_providers(self) -> list[str | tuple[str, dict[str, str]]]:
+        """The providers in the form that sessions take; raises as `providers` does.
+
+        OpenVINO does not see the number of threads that a session has: it is told by an option.
+        """
+        first, *others = providers(self.provider, self.options)
+        given = parse_options(self.options)
+        on_cpu = given.get("device_type", "CPU").startswith("CPU")
+        if first == OPENVINO and on_cpu and not {"num_of_threads", "load_config"} & given.keys():
+            given["num_of_threads"] = str(self.threads_used)
+        return [(first, given) if given else first, *others]
+
 
 CPU = Runtime()
-
-
-def providers(choice: str) -> list[str]:
-    """onnxruntime's provider list for "auto", "cpu", "cuda" or "tensorrt".
-
-    "auto" is CUDA if a CUDA session can be created on this machine, else the CPU.
-
-    Raises:
-        SettingsError: the choice is unknown, or its provider does not work on this machine.
-    """
-    if choice == "auto":
-        return _PROVIDERS["cuda" if _works("CUDAExecutionProvider") else "cpu"]
-    if choice not in _PROVIDERS:
-        raise SettingsError(f"unknown provider '{choice}': use auto, cpu, cuda or tensorrt")
-    wanted = _PROVIDERS[choice]
-    if not _works(wanted[0]):
-        raise SettingsError(
-            f"provider '{choice}' does not work on this machine (onnxruntime {ort.__version__} cannot start "
-            f"{wanted[0]}): install onnxruntime-gpu with its CUDA libraries on a machine with a GPU, or use cpu"
-        )
-    return wanted
-
-
-@cache
-def _works(provider: str) -> bool:
-    """Whether a session on the provider can be created; onnxruntime lists providers whose libraries are missing."""
-    if provider == "CPUExecutionProvider":
-        return True
-    if provider not in ort.get_available_providers() or not _has_nvidia_driver():
-        return False
-    with redirect_stdout(StringIO()):  # preload_dlls prints the libraries that it does not find
-        ort.preload_dlls()  # CUDA libraries from the nvidia-* wheels, where those are installed
-    value = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Relu", ["x"], ["y"])],
-        "probe",
-        [value("x", onnx.TensorProto.FLOAT, [1])],
-        [value("y", onnx.TensorProto.FLOAT, [1])],
-    )
-    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    with redirect_stdout(StringIO()):
-        session = ort.InferenceSession(proto.SerializeToString(), options, providers=[provider, "CPUExecutionProvider"])
-    return provider in session.get_providers()
-
-
-def _has_nvidia_driver() -> bool:
-    """Whether NVIDIA's driver is installed; without it, onnxruntime would write to stderr that CUDA does not start."""
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 class Session:
@@ -153,7 +119,7 @@ class Session:
         # 0 is onnxruntime's default, which also pins each thread to a core; an explicit number does not
         options.intra_op_num_threads = 0 if not runtime.threads and unrestricted() else runtime.threads_used
         options.log_severity_level = 4
-        chosen = providers(runtime.provider)
+        chosen = runtime.session_providers()
         if filed:
             gc.collect()  # graphs are reference cycles: uncollected ones still hold the weights that they have mapped
         try:
@@ -216,7 +182,7 @@ def _trim() -> None:
         trim(0)
 
 
-def _start(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str]) -> ort.InferenceSession:
+def _start(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: Chosen) -> ort.InferenceSession:
     """A session on the model, or on its float32 version where its types cannot be computed, fed or returned."""
     try:
         session = _load(proto, options, chosen)
@@ -230,11 +196,12 @@ def _start(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str
     return session
 
 
-def _load(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: list[str]) -> ort.InferenceSession:
+def _load(proto: onnx.ModelProto, options: ort.SessionOptions, chosen: Chosen) -> ort.InferenceSession:
     if bytes_held(proto) >= EXTERNAL_DATA_THRESHOLD:
         with TemporaryDirectory() as temporary:
             return _load(moved_out(proto, large(proto), Path(temporary) / "weights"), options, chosen)
     light, folder = relative(proto)
     if folder is not None:
         options.add_session_config_entry(FOLDER, str(folder))
-    return ort.InferenceSession(light.SerializeToString(), options, providers=chosen)
+    # Its own fallback would run the model on the CPU when the provider fails, and say so on standard output.
+    return ort.InferenceSession(light.SerializeToString(), options, providers=chosen, disable_fallback=True)

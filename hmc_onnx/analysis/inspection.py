@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 from rich.console import Group
@@ -11,7 +12,7 @@ from rich.markup import escape
 from calib.runtime.observing import observe
 from hmc_onnx.analysis.model_inputs import check_evaluation_mode, signature
 from hmc_onnx.analysis.narrow_table import NarrowTable
-from hmc_onnx.analysis.subjects import Subject, find_subjects, owners
+from hmc_onnx.analysis.subjects import LAYERS, Subject, find_subjects, owners
 from passes.channels import ChannelGroup
 from passes.core.errors import ModelError
 from passes.decompose import DECOMPOSITIONS
@@ -20,7 +21,7 @@ from passes.graph.model import Model
 from passes.graph.outputs import parse_kinds
 from passes.normal_form.normalise import normalise
 
-__all__ = ["closed_shapes", "inspect"]
+__all__ = ["closed_shapes", "describe", "inspect"]
 
 
 def inspect(
@@ -56,7 +57,7 @@ def inspect(
     model.kinds = parse_kinds(outputs)
     groups, of = subjects.channels.groups, owners(subjects.layers)
     for node in model.graph.nodes:
-        if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        if node.op not in LAYERS:
             continue
         weight = shapes.get(node.inputs[1].name, ())
         subject = of.get(node.name)
@@ -93,6 +94,55 @@ def inspect(
     parameters = sum(c.parameters for c in cost.values())
     tables = (_outputs(model), layers, table, alone) if subjects.inside else (_outputs(model), layers, table)
     return Group(*tables, f"In all: {macs:,} MACs an image, {parameters:,} parameters")
+
+
+def describe(
+    proto: onnx.ModelProto,
+    size: tuple[int, int] | None = None,
+    layout: str = "NCHW",
+    outputs: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What `inspect` shows, for programs: of what JSON has. Takes and raises what `inspect` does.
+
+    Sizes that are not known are None. `declined` is why something is left as it is, None where it is not.
+    """
+    inputs = closed_shapes(proto, size, layout)
+    model = observe(normalise(proto), inputs)
+    check_evaluation_mode(model)
+    model.kinds = parse_kinds(outputs)
+    cost, shapes, subjects = costs(model, inputs), model.shapes_at(inputs), find_subjects(model, inputs)
+    of = owners(subjects.layers)
+    layers = [
+        {
+            "name": node.name,
+            "operator": node.op,
+            "output": list(shapes.get(node.outputs[0].name, ())),
+            "weight": list(shapes.get(node.inputs[1].name, ())),
+            "macs": cost[node.name].macs,
+            "parameters": cost[node.name].parameters,
+            "declined": None if node.name in of else _declined(node.name, node.op, subjects.declined),
+        }
+        for node in model.graph.nodes
+        if node.op in LAYERS
+    ]
+    groups = [
+        {
+            "name": group.name,
+            "channels": group.size,
+            "written_by": [s.node.name for s, _ in group.members("produces")],
+            "read_by": [s.node.name for s, _ in group.members("consumes")],
+            "declined": subjects.declined.get(f"channels of {group.name}"),
+        }
+        for group in subjects.channels.groups
+    ]
+    return {
+        "macs": sum(c.macs for c in cost.values()),
+        "parameters": sum(c.parameters for c in cost.values()),
+        "outputs": [{"name": o.name, "what": o.what, "judged_by": o.judged_by} for o in model.outputs],
+        "layers": layers,
+        "groups": groups,
+        "inside": subjects.inside,
+    }
 
 
 def _outputs(model: Model) -> NarrowTable:

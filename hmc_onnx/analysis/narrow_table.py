@@ -1,4 +1,7 @@
-"""Tables that leave out columns on a narrow console, rather than break a word or a number in two."""
+"""Tables for narrow terminals: long names are shortened in the middle, then columns are left out.
+
+Words and numbers are not broken.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,18 @@ from typing import Literal
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["NarrowTable"]
+__all__ = ["NarrowTable", "shortened"]
 
 # Minimum width of a column of sentences, in characters, so that it does not have one word per line.
 SENTENCE = 20
 # Characters that each column takes in addition to its width: a space on both sides, and a line.
 BORDER = 3
+# Characters that names of the first column are shortened to, where there is no room, and the least that they keep.
+NAME, SHORTEST = 32, 12
 
 
 class NarrowTable:
@@ -23,7 +29,7 @@ class NarrowTable:
 
     Args:
         title: title above the table.
-        columns: headings of the columns.
+        columns: headings of the columns; the first column is of names.
         right: headings of the columns of numbers, which are aligned right.
         sentences: headings of the columns of text, which may be wrapped.
         dropped: headings of the columns that may be left out, in the order in which they are.
@@ -47,16 +53,28 @@ class NarrowTable:
         self._rows.append(cells)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows, every = self._rows, range(len(self._columns))
+        if self._widths(rows, every, options.max_width) is None:
+            rows = self._with_names(NAME)
         for count in range(len(self._dropped) + 1):
-            shown = [i for i, name in enumerate(self._columns) if name not in self._dropped[:count]]
-            widths = self._widths(shown, options.max_width)
+            shown = [i for i in every if self._columns[i] not in self._dropped[:count]]
+            widths = self._widths(rows, shown, options.max_width)
             if widths is not None:
                 break
-        yield self._table(shown, widths, self._dropped[:count])
+        most = NAME
+        while widths is None and most > SHORTEST:
+            most -= 1
+            rows = self._with_names(most)
+            widths = self._widths(rows, shown, options.max_width)
+        yield self._table(self._rows if widths is None else rows, shown, widths, self._dropped[:count])
 
-    def _widths(self, shown: Sequence[int], width: int) -> list[int] | None:
+    def _with_names(self, most: int) -> list[tuple[str, ...]]:
+        """The rows, with names shortened to so many characters at most."""
+        return [(escape(shortened(Text.from_markup(name).plain, most)), *others) for name, *others in self._rows]
+
+    def _widths(self, rows: Sequence[tuple[str, ...]], shown: Sequence[int], width: int) -> list[int] | None:
         """Widths of the shown columns for a table of some width; None if a word would be broken."""
-        texts = [[self._columns[i], *(Text.from_markup(row[i]).plain for row in self._rows)] for i in shown]
+        texts = [[self._columns[i], *(Text.from_markup(row[i]).plain for row in rows)] for i in shown]
         whole = [max(map(cell_len, cells)) for cells in texts]
         least = list(whole)
         for k, i in enumerate(shown):
@@ -73,13 +91,27 @@ class NarrowTable:
             least[k], spare = least[k] + more, spare - more
         return least
 
-    def _table(self, shown: Sequence[int], widths: list[int] | None, left_out: Sequence[str]) -> Table:
+    def _table(
+        self,
+        rows: Sequence[tuple[str, ...]],
+        shown: Sequence[int],
+        widths: list[int] | None,
+        left_out: Sequence[str],
+    ) -> Table:
         table = Table(title=self._title, title_justify="left", caption_justify="left")
         if left_out:
             table.caption = f"No room for: {', '.join(left_out)}; a wider terminal shows them."
         for k, i in enumerate(shown):
             side: Literal["left", "right"] = "right" if self._columns[i] in self._right else "left"
             table.add_column(self._columns[i], justify=side, overflow="fold", width=widths[k] if widths else None)
-        for row in self._rows:
+        for row in rows:
             table.add_row(*(row[i] for i in shown))
         return table
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of so many characters at most: what is too many is left out in the middle."""
+    if len(name) <= most:
+        return name
+    head = (most - 1) // 2
+    return f"{name[:head]}…{name[len(name) - (most - 1 - head) :]}"

@@ -9,13 +9,14 @@ one layer, which is named after the first of them. They may have different biase
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from calib.measure.moments import Centred
+from hmc_onnx.records.selection import ALL, Selection
 from passes.channels import ChannelGroup, Channels, trace
 from passes.core.declined import Declined, Why
 from passes.decompose import chain_macs
@@ -31,7 +32,7 @@ from passes.residual import residual_sum
 MOST_FEATURES = 10_000
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
-__all__ = ["Subject", "Subjects", "Use", "find_subjects", "owners", "readers"]
+__all__ = ["LAYERS", "Subject", "Subjects", "Use", "find_subjects", "owners", "readers"]
 
 
 @dataclass(frozen=True)
@@ -166,13 +167,18 @@ def readers(
     return list(found.values())
 
 
-def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjects:
+def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]], selection: Selection = ALL) -> Subjects:
     """Find the layers and channel groups of a model.
 
     Args:
         model: a model in normal form; it is not changed.
         inputs: shape of each input at batch size 1, or at the declared batch size.
+        selection: the layers that the user leaves alone. Their channels are not pruned, as that would change them.
+
+    Raises:
+        SettingsError: the selection does not fit the model.
     """
+    alone = selection.left_alone([n.name for n in model.graph.nodes if n.op in LAYERS])
     shapes = model.shapes_at(inputs)
     batch = images_of(inputs)
     layers: dict[str, Subject] = {}
@@ -182,7 +188,7 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
         inside |= _inside(node, model.graph)
         if node.op not in ("Conv", "Gemm"):
             continue
-        reason = why_not_a_layer(node, shapes) or _size_unknown(shapes, node)
+        reason = alone.get(node.name) or why_not_a_layer(node, shapes) or _size_unknown(shapes, node)
         if reason is not None:
             declined[node.name] = reason
             continue
@@ -196,7 +202,7 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
         layers[node.name] = Subject(layer, size, position, maps=maps)
     _join_shared(model.graph, layers, declined)
     of = owners(layers)
-    channels, refused = _prunable(model, dict(inputs), of)
+    channels, refused = _prunable(model, dict(inputs), of, alone)
     declined |= {f"channels of {name}": reason for name, reason in refused.items()}
     groups = {group.name: group for group in channels.groups if group.name not in refused}
     for group in groups.values():
@@ -214,7 +220,7 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Subjec
     for name in [n for n, s in layers.items() if s.grouped and s.input_group is None and s.output_group is None]:
         said = "it is a grouped Conv, which is only pruned, and its channels cannot be"
         declined |= {use.name: Declined(use.name, Why.GROUPED, said) for use in layers.pop(name).uses}
-    removable = _removable(model.graph, layers, groups, shapes)
+    removable = _removable(model.graph, layers, groups, shapes, alone.keys())
     return Subjects(layers, groups, removable, declined | inside, inside, channels)
 
 
@@ -270,7 +276,7 @@ def _why_not_one(
 
 
 def _prunable(
-    model: Model, inputs: dict[str, tuple[int, ...]], layers: Mapping[str, Subject]
+    model: Model, inputs: dict[str, tuple[int, ...]], layers: Mapping[str, Subject], alone: Mapping[str, Declined]
 ) -> tuple[Channels, dict[str, Declined]]:
     """The channels of a model, and by name the reason why each refused group cannot be pruned.
 
@@ -284,18 +290,18 @@ def _prunable(
     split = _split(channels, layers)
     if split:
         by_group = trace(model, inputs, whole_groups=split)
-        refused = _refused(by_group, layers)
+        refused = _refused(by_group, layers, alone)
         fit = [g for g in by_group.groups if g.name not in refused and g.size > 1]
         whole = {str(s.node.name) for g in fit for s, _ in g.members("follows")} & split
         while True:
             channels = trace(model, inputs, whole_groups=whole)
-            refused = _refused(channels, layers)
+            refused = _refused(channels, layers, alone)
             fit = [g for g in channels.groups if g.name not in refused and g.size > 1]
             in_vain = _split(channels, layers) - {str(s.node.name) for g in fit for s, _ in g.members("produces")}
             if not in_vain:
                 break
             whole |= in_vain
-    refused = _refused(channels, layers)
+    refused = _refused(channels, layers, alone)
     return channels.joined({g.name for g in channels.groups if g.name not in refused}), refused
 
 
@@ -305,9 +311,10 @@ def _split(channels: Channels, layers: Mapping[str, Subject]) -> set[str]:
     return {str(n.name) for n in nodes if n.name in layers and layers[n.name].grouped}
 
 
-def _refused(channels: Channels, layers: Mapping[str, Subject]) -> dict[str, Declined]:
+def _refused(channels: Channels, layers: Mapping[str, Subject], alone: Mapping[str, Declined]) -> dict[str, Declined]:
     """The groups that cannot be pruned, with the reasons, by name."""
-    refused = {g.name: reason for g in channels.groups if (reason := g.declined or _unfit(g, layers)) is not None}
+    reasons = {g.name: g.declined or _unfit(g, layers, alone) for g in channels.groups}
+    refused = {name: reason for name, reason in reasons.items() if reason is not None}
     while True:
         fit = [g for g in channels.groups if g.name not in refused]
         prunable = np.zeros(channels.count, bool)
@@ -328,12 +335,16 @@ def _mixed_by(group: ChannelGroup, layers: Mapping[str, Subject], prunable: np.n
 
 
 def _removable(
-    graph: gs.Graph, layers: dict[str, Subject], groups: dict[str, ChannelGroup], shapes: Shapes
+    graph: gs.Graph,
+    layers: dict[str, Subject],
+    groups: dict[str, ChannelGroup],
+    shapes: Shapes,
+    alone: Set[str],
 ) -> set[str]:
     """Names of the groups inside residual branches that can be removed; marks the last layer of each such branch.
 
     These are the groups whose only reader is the last layer of a branch, and those before them in the branch. Of two
-    branches that end in one sum, only one can be removed.
+    branches that end in one sum, only one can be removed; one with a layer in it that is left `alone` cannot.
     """
     nodes = {n.name: n for n in graph.nodes}
     reading = {name: [s.node.name for s, _ in group.members("consumes")] for name, group in groups.items()}
@@ -344,6 +355,8 @@ def _removable(
         joined = residual_sum(graph, nodes[layer.layer.name], shapes)
         if layer.output_group == name or joined is None or not joined.removable:
             continue
+        if alone and alone & {n.name for n in _read_only_by(nodes[layer.layer.name])}:
+            continue
         if id(joined.add) not in sums:
             sums.add(id(joined.add))
             layer.ends_branch = True
@@ -353,6 +366,17 @@ def _removable(
         size = len(found)
         found |= {name for name, layer in only.items() if layer.output_group in found}
     return found
+
+
+def _read_only_by(node: gs.Node) -> list[gs.Node]:
+    """A node and those before it that nothing reads without it: what goes when it goes."""
+    gone, waiting = {id(node): node}, [node]
+    while waiting:
+        for before in (t.inputs[0] for t in waiting.pop().inputs if t.inputs):
+            if id(before) not in gone and all(id(r) in gone for t in before.outputs for r in t.outputs):
+                gone[id(before)] = before
+                waiting.append(before)
+    return list(gone.values())
 
 
 def _inside(node: gs.Node, graph: gs.Graph) -> dict[str, Declined]:
@@ -375,8 +399,15 @@ def _size_unknown(shapes: Shapes, node: gs.Node) -> Declined | None:
     return Declined(node.name, Why.UNKNOWN_SIZE, "the size of its input is not known, and so its MACs are not counted")
 
 
-def _unfit(group: ChannelGroup, layers: Mapping[str, Subject]) -> Declined | None:
-    """Why a traced group is refused, or None: the least-squares repair needs supported layers at both ends."""
+def _unfit(group: ChannelGroup, layers: Mapping[str, Subject], alone: Mapping[str, Declined]) -> Declined | None:
+    """Why a traced group is refused, or None.
+
+    Pruning it would change a layer that is left alone; or the least-squares repair lacks supported layers at both ends.
+    """
+    for slot in group.slots:
+        if slot.node.name in alone:
+            said = f"'{slot.node.name}' takes part, which is {alone[slot.node.name].reason}"
+            return Declined(group.name, Why.CHOSEN, said)
     for slot, _ in [*group.members("produces"), *group.members("consumes")]:
         name = str(slot.node.name)
         if name not in layers:

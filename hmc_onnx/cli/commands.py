@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from typer.core import TyperGroup
 
-from hmc_onnx.cli.console import progress_bar, show
+from hmc_onnx.cli.console import console, progress_bar, show, show_json
 from hmc_onnx.cli.groups import (
+    Against,
     Config,
     Data,
+    DryRun,
     Images,
+    Json,
     Labels,
+    Metadata,
     Output,
     PlanFile,
     Quick,
@@ -33,11 +37,14 @@ from hmc_onnx.cli.reading import (
     settings_of,
     supported,
 )
-from hmc_onnx.finetune.options import FineTuning
-from hmc_onnx.records.goal import Goal
+from hmc_onnx.finetune.options import Epoch, FineTuning
+from hmc_onnx.records.goal import Goal, Target
 from hmc_onnx.records.output import check_output
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.records.work import Work
+
+if TYPE_CHECKING:
+    from hmc_onnx.execution.context import Context
 
 __all__ = ["INPUT", "Model", "commands"]
 
@@ -53,9 +60,13 @@ MEASURING = Group(Settings, without=("latency",))
 def commands() -> TyperGroup:
     """All commands, whole."""
     from hmc_onnx.cli.finetuning import app as finetuning
+    from hmc_onnx.cli.handoff import app as handoff
     from hmc_onnx.cli.latency import app as latency
+    from hmc_onnx.cli.report import app as report
 
+    app.add_typer(handoff)
     app.add_typer(finetuning)
+    app.add_typer(report)
     app.add_typer(latency, name="latency", help=COMMANDS["latency"])
     found = typer.main.get_command(app)
     assert isinstance(found, TyperGroup)
@@ -67,6 +78,7 @@ def commands() -> TyperGroup:
     "compress",
     COMMANDS["compress"],
     Output,
+    Metadata,
     Config,
     Data,
     Images,
@@ -79,10 +91,13 @@ def commands() -> TyperGroup:
     Training,
     Group(FineTuning, needs="finetune"),
     Report,
+    Json,
+    DryRun,
 )
 def compress(model: Model, given: Given) -> None:
     """Compress a model."""
     from hmc_onnx.cli.finetuning import check_training, trained
+    from hmc_onnx.cli.report import write_report
     from hmc_onnx.comparison.judging import check_labels
     from hmc_onnx.reporting.tables import comparison, epochs_table, plan_tables
     from hmc_onnx.run import Run, purpose_of
@@ -102,33 +117,61 @@ def compress(model: Model, given: Given) -> None:
         run = Run(proto, calibration, settings, given.of(Work, progress=progress), purpose)
         check_labels(proto, run.data if test is None else test, settings.runtime, settings.judge)
         run.check_data(goal)
+        if (given.of(DryRun).dry_run or goal.target != Target()) and _looked_ahead(run, given):
+            return
         found = run.reach(goal)
         shown: list[Any] = [plan_tables(found.plan)]
-        result, stopped = brought_in(found.model), None
+        epochs: list[Epoch] = []
+        result, stopped = brought_in(run.recorded(found.model, found.plan)), None
         if training is not None:
             folder = None if run.work.work_dir is None else run.work.work_dir / "finetuning"
             tuned = trained(result, proto, given, training, folder)
             shown, result, stopped = [*shown, epochs_table(tuned.history)], tuned.model, tuned.stopped
+            epochs = tuned.history
         result = run.serve(result)
         checked = run.verify(result, test).model_copy(update={"curve": found.curve})
-    save(result, output)
+    save(_with_metadata(result, given), output)
     if report is not None:
-        checked.save(report)
-    show(*shown, comparison(checked), f"Written: {output}")
+        write_report(report, checked, (model, output), run.runtime, (found.plan, run.profiled, epochs))
+    if given.of(Json).json_:
+        made = {"plan": found.plan.model_dump(mode="json"), "comparison": checked.model_dump(mode="json")}
+        show_json({**made, "written": str(output)})
+    else:
+        show(*shown, comparison(checked), f"Written: {output}")
     if stopped is not None:
         raise stopped
 
 
-@command(app, "inspect", COMMANDS["inspect"], INPUT)
+@command(app, "inspect", COMMANDS["inspect"], INPUT, Json)
 def inspect(model: Model, given: Given) -> None:
     """Show what a model is made of."""
+    from hmc_onnx.analysis.inspection import describe
     from hmc_onnx.analysis.inspection import inspect as tables
+    from hmc_onnx.analysis.model_inputs import check_kind
+    from hmc_onnx.cli.wording import in_options
+    from hmc_onnx.records.provenance import Provenance
+    from hmc_onnx.reporting.tables import provenance_table
+    from passes.core.errors import ModelError
 
-    asked = given.of(Images).preprocess()
-    show(tables(supported(model, given), asked.size, asked.layout))
+    asked, proto = given.of(Images).preprocess(), opened(model, given)
+    made = Provenance.read(proto)
+    if given.of(Json).json_:
+        described = describe(check_kind(proto), asked.size, asked.layout)
+        show_json(described | ({} if made is None else {"provenance": made.model_dump(mode="json")}))
+        return
+    if made is None:
+        show(tables(check_kind(proto), asked.size, asked.layout))
+        return
+    show(provenance_table(made))
+    try:
+        check_kind(proto)
+    except ModelError as e:
+        show(f"Its layers are not shown: {in_options(str(e))}")
+        return
+    show(tables(proto, asked.size, asked.layout))
 
 
-@command(app, "profile", COMMANDS["profile"], Output, Config, Data, Images, Settings, Quick, Work)
+@command(app, "profile", COMMANDS["profile"], Output, Config, Data, Images, Settings, Quick, Work, Json, DryRun)
 def profile(model: Model, given: Given) -> None:
     """Measure the candidates of a model."""
     from hmc_onnx.run import Run
@@ -138,16 +181,23 @@ def profile(model: Model, given: Given) -> None:
     proto = supported(model, given)
     images = calibration_images(proto, given, settings)
     with progress_bar() as progress:
-        result = Run(proto, images, settings, given.of(Work, progress=progress)).profile()
+        run = Run(proto, images, settings, given.of(Work, progress=progress))
+        if _looked_ahead(run, given):
+            return
+        result = run.profile()
     result.save(output)
     candidates = sum(c.measured for layer in result.layers for c in layer.choices)
+    if given.of(Json).json_:
+        counts = {"layers": len(result.layers), "groups": len(result.groups), "measured": candidates}
+        show_json({**counts, "declined": result.declined, "written": str(output)})
+        return
     show(
         f"{len(result.layers)} layers, {len(result.groups)} channel groups, {candidates} decompositions measured",
         f"Written: {output}",
     )
 
 
-@command(app, "plan", COMMANDS["plan"], Output, Config, Group(Goal, only=("target", "strategy")))
+@command(app, "plan", COMMANDS["plan"], Output, Config, Group(Goal, only=("target", "or_nearest", "strategy")), Json)
 def plan(
     profile: Annotated[
         Path, typer.Argument(metavar="PROFILE", help="The profile, as `hmc-onnx profile` wrote it.", show_default=False)
@@ -155,6 +205,7 @@ def plan(
     given: Given,
 ) -> None:
     """Choose candidates within a target."""
+    from hmc_onnx.planning.nearest import nearest
     from hmc_onnx.planning.program import solve
     from hmc_onnx.records.profile import Profile
     from hmc_onnx.reporting.tables import plan_tables
@@ -163,12 +214,16 @@ def plan(
     given.need("target")
     goal = given.of(Goal)
     assert goal.target is not None
-    result = solve(Profile.load(profile), goal.target, goal.strategy)
+    solved = partial(solve, Profile.load(profile), strategy=goal.strategy)
+    result = nearest(goal.target, solved) if goal.or_nearest else solved(goal.target)
     result.save(output)
+    if given.of(Json).json_:
+        show_json(result.model_dump(mode="json"))
+        return
     show(plan_tables(result), f"Written: {output}")
 
 
-@command(app, "apply", COMMANDS["apply"], PlanFile, Output, Config, Data, Images)
+@command(app, "apply", COMMANDS["apply"], PlanFile, Output, Metadata, Config, Data, Images)
 def apply(model: Model, given: Given) -> None:
     """Carry a plan out."""
     from hmc_onnx.records.plan import Plan
@@ -180,8 +235,9 @@ def apply(model: Model, given: Given) -> None:
     chosen, proto = Plan.load(given.of(PlanFile).plan), supported(model, given)
     images = calibration_images(proto, given, chosen.settings, chosen.held_back)
     with progress_bar() as progress:
-        compressed = Run(proto, images, chosen.settings, Work(progress=progress), chosen.held_back).apply(chosen)
-    save(brought_in(compressed), output)
+        run = Run(proto, images, chosen.settings, Work(progress=progress), chosen.held_back)
+        compressed = run.recorded(run.apply(chosen), chosen)
+    save(_with_metadata(brought_in(compressed), given), output)
     show(f"Written: {output}")
 
 
@@ -189,31 +245,70 @@ def apply(model: Model, given: Given) -> None:
     app,
     "verify",
     COMMANDS["verify"],
+    Against,
     Config,
     Data,
     Images,
     Labels,
-    Group(Settings, only=("samples", "seed", "provider", "threads", "judge")),
+    Group(Settings, only=("samples", "seed", "provider", "provider_option", "threads", "judge")),
     Report,
+    Json,
 )
 def verify(
     a: Annotated[Path, typer.Argument(metavar="A", help="The original model.", show_default=False)],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The compressed model.", show_default=False)],
     given: Given,
+    b: Annotated[
+        Optional[Path],  # noqa: UP045  typer reads annotations at run time
+        typer.Argument(metavar="B", help="The compressed model, where `--against` names none.", show_default=False),
+    ] = None,
 ) -> None:
     """Compare two models."""
-    from hmc_onnx.comparison.verification import Network
+    from hmc_onnx.cli.handoff import check_one_of, second_model
+    from hmc_onnx.cli.report import write_report
+    from hmc_onnx.comparison.verification import BATCHES, Network
     from hmc_onnx.comparison.verification import verify as compare
     from hmc_onnx.reporting.tables import comparison
 
-    _, report = _outputs(given, a, b)
-    settings, first, second = given.of(Settings), opened(a, given), opened(b, given)
+    against = given.of(Against).against
+    check_one_of(b, against)
+    _, report = _outputs(given, a, *([] if b is None else [b]))
+    settings, first = given.of(Settings), opened(a, given)
+    second, runtime, sizes = second_model(b, against, given, settings.runtime)
     samples = settings.samples if "samples" in given else None
     images = images_at(given.need("data"), first, given, samples, settings.seed)
-    result = compare(Network(first, outputs=settings.judge), Network(second), images, settings.runtime)
+    result = compare(Network(first, outputs=settings.judge), Network(second), images, runtime, sizes or BATCHES)
     if report is not None:
-        result.save(report)
+        write_report(report, result, (a, b or against or a), settings.runtime)
+    if given.of(Json).json_:
+        show_json(result.model_dump(mode="json"))
+        return
     show(comparison(result))
+
+
+def _with_metadata(proto: Any, given: Given) -> Any:
+    """A compressed model as the user wants it: with what it says of how it was made, or without."""
+    from hmc_onnx.records.provenance import with_provenance
+
+    return proto if given.of(Metadata).metadata else with_provenance(proto, None)
+
+
+def _looked_ahead(context: Context, given: Given) -> bool:
+    """Say before the work about how long it takes; True if no more than that is asked for.
+
+    A run that goes on from a work folder takes less.
+    """
+    from hmc_onnx.profiling.estimate import estimate
+    from hmc_onnx.reporting.tables import left_alone
+
+    found = estimate(context)
+    if not given.of(DryRun).dry_run:
+        console(stderr=True).print(f"profile: {found}", markup=False, soft_wrap=True)
+        return False
+    if given.of(Json).json_:
+        show_json(found.dump())
+    else:
+        show(*([left_alone(found.declined)] if found.declined else []), f"To do: {found}. Nothing was written.")
+    return True
 
 
 def _outputs(given: Given, *inputs: Path) -> tuple[Path, Path | None]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from passes.core.progress import Progress
 
-__all__ = ["console", "progress_bar", "show"]
+__all__ = ["console", "progress_bar", "progress_lines", "show", "show_json"]
 
 IN_PIPES = 160  # columns
+# Seconds between two lines of progress on one kind of work, where it is written to a file.
+LINE_EVERY = 10.0
 
 
 def console(stderr: bool = False) -> Any:
@@ -34,22 +38,50 @@ def show(*parts: Any) -> None:
             target.print(part)
 
 
+def show_json(result: Any) -> None:
+    """Print a result, of what JSON has, as one document on standard output."""
+    print(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+def progress_lines(write: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> Progress:
+    """Progress as lines for a log: one when a kind of work begins, then one every `LINE_EVERY` seconds.
+
+    Args:
+        write: is given each line.
+        clock: seconds.
+    """
+    began: dict[str, tuple[float, int]] = {}
+    written: dict[str, float] = {}
+
+    def say(what: str, done: int, of: int) -> None:
+        now = clock()
+        if what not in began:
+            began[what], written[what] = (now, done), now
+            write(f"{what}: {of} steps")
+        elif now - written[what] >= LINE_EVERY:
+            start, at_start = began[what]
+            written[what] = now
+            line = f"{what}: {done} of {of} ({done / max(of, 1):.0%})"
+            if at_start < done < of:
+                line += f", about {_duration((now - start) * (of - done) / (done - at_start))} left"
+            write(line)
+
+    return say
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar for each kind of work, with the time left; a line for each when not on a terminal."""
+    """A bar for each kind of work, with the time left; where there is no terminal, `progress_lines`."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     target = console(stderr=True)
     if not target.is_terminal:
-        said: set[str] = set()
-
-        def say(what: str, done: int, of: int) -> None:
-            if what not in said:
-                said.add(what)
-                target.print(f"{what}: {of} steps", markup=False)
-
-        yield say
+        yield progress_lines(lambda line: target.print(line, markup=False, soft_wrap=True))
         return
     columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bars(*columns, console=target) as bars:

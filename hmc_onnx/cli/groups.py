@@ -10,6 +10,7 @@ from pydantic import Field
 from hmc_onnx.cli.options import Group
 from hmc_onnx.finetune.options import FineTuning
 from hmc_onnx.records.goal import Goal
+from hmc_onnx.records.handoff import Handoff, ServingTarget
 from hmc_onnx.records.images import Images
 from hmc_onnx.records.options import Option, Options
 from hmc_onnx.records.settings import Settings
@@ -17,10 +18,16 @@ from hmc_onnx.records.work import Work
 
 __all__ = [
     "GROUPS",
+    "Against",
     "Config",
     "Data",
+    "Destination",
+    "DryRun",
+    "Handoff",
     "Images",
+    "Json",
     "Labels",
+    "Metadata",
     "Output",
     "PlanFile",
     "Quick",
@@ -41,6 +48,17 @@ class Output(Options):
     output: Annotated[Path, Option(short="-o", metavar="FILE", file=False)] = Field(description="The file to write.")
 
 
+class Metadata(Options):
+    """Whether a file says how it was made."""
+
+    panel: ClassVar[str] = FILES
+
+    metadata: bool = Field(
+        default=True,
+        description="Write into the file's metadata how it was made: tool, version, original, target, plan.",
+    )
+
+
 class Config(Options):
     """A file of options."""
 
@@ -50,6 +68,26 @@ class Config(Options):
         default=None,
         description="YAML file that holds options by their names, such as target: macs=0.5. What is given on the "
         "command line goes before it.",
+    )
+
+
+class Destination(Options):
+    """The server that a model is handed over to, and the folder that is made for it."""
+
+    panel: ClassVar[str] = FILES
+
+    to: Annotated[ServingTarget, Option(file=False)] = Field(description="The server.")
+    output: Annotated[Path, Option(short="-o", metavar="DIR", file=False)] = Field(description="The folder to make.")
+
+
+class Against(Options):
+    """What a model is compared with in place of a second file."""
+
+    panel: ClassVar[str] = FILES
+
+    against: Annotated[Path | None, Option(metavar="DIR", file=False)] = Field(
+        default=None,
+        description="A folder that `hmc-onnx handoff` made, in place of B: its model is run as the server will.",
     )
 
 
@@ -122,18 +160,40 @@ class Training(Options):
 
 
 class Report(Options):
-    """The comparison in a file."""
+    """The report in a file."""
 
     panel: ClassVar[str] = "Report"
 
     report: Annotated[Path | None, Option(metavar="FILE", file=False)] = Field(
-        default=None, description="Write the comparison of the models to this file too, as JSON."
+        default=None,
+        description="Write a report of the run to this file too: a page where its name ends in .html, else JSON, of "
+        "which `hmc-onnx report` makes the page.",
+    )
+
+
+class DryRun(Options):
+    """A look ahead."""
+
+    panel: ClassVar[str] = "Work"
+
+    dry_run: Annotated[bool, Option(negative=False, file=False)] = Field(
+        default=False, description="Show what would be done, and about how long it takes, and do nothing."
+    )
+
+
+class Json(Options):
+    """The result for scripts."""
+
+    panel: ClassVar[str] = "Report"
+
+    json_: Annotated[bool, Option(negative=False, file=False)] = Field(
+        default=False, description="Print the result on standard output as one JSON document, in place of tables."
     )
 
 
 RECORDS: tuple[Any, ...] = (
-    Output, Config, PlanFile, Teacher, Data, Images, TestImages, Labels, Goal, Settings, Quick, Work, Training,
-    FineTuning, Report,
+    Output, Metadata, Destination, Against, Config, PlanFile, Teacher, Data, Images, TestImages, Labels, Goal, Settings,
+    Quick, Work, Training, FineTuning, Handoff, Report, Json, DryRun,
 )  # fmt: skip
 GROUPS = [Group(record) for record in RECORDS]
 """All options of all commands."""

@@ -15,7 +15,9 @@ COMMANDS = {
     "profile": "Measure what each candidate costs and how much accuracy it loses; writes a profile (JSON).",
     "plan": "Choose one candidate for each channel group and layer within a target; writes a plan (JSON).",
     "apply": "Carry a plan out and repair the layers; give the data that the profile was made with.",
-    "verify": "Compare two models: signature, cost, fidelity, accuracy, and latency side by side.",
+    "verify": "Compare two models, or a model and what was handed over: signature, cost, fidelity, accuracy, latency.",
+    "handoff": "Write what a server needs to run a model: Triton, TensorRT or onnxruntime.",
+    "report": "Make an HTML page of the report (JSON) of a run: one file that opens without a network.",
     "finetune": "Train a compressed model against the original, in torch; only its weights' values change.\n\n"
     "Under `torchrun --nproc-per-node N -m hmc_onnx finetune …` it trains in N processes.",
     "latency": "Show, clear or make latency tables: what parts of networks take on a machine.",

@@ -57,7 +57,7 @@ def clear_tables() -> None:
     LATENCY["measure"],
     Output,
     INPUT,
-    Group(Settings, only=("align", "provider", "threads", "batch", "precision")),
+    Group(Settings, only=("align", "provider", "provider_option", "threads", "batch", "precision")),
     Quick,
 )
 def measure(model: Model, given: Given) -> None:

@@ -55,7 +55,7 @@ class OptionField:
     @property
     def flags(self) -> list[str]:
         """Its names on the command line."""
-        name = self.name.replace("_", "-")
+        name = self.name.rstrip("_").replace("_", "-")  # a record cannot have a field "json"
         two = self.type is bool and self.option.command_line and self.option.negative
         long = f"--{name}/--no-{name}" if two else f"--{name}"
         return [long, *([self.option.short] if self.option.short else [])]

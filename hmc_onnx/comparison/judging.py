@@ -14,7 +14,7 @@ from calib.runtime.batching import declared_batch
 from calib.runtime.sessions import CPU, Runtime, Session
 from passes.core.errors import DataError, SettingsError
 from passes.graph.model import Model
-from passes.graph.outputs import Output, parse_kinds
+from passes.graph.outputs import NO_RESULT, Output, parse_kinds
 
 __all__ = ["Judged", "check_decides", "check_labels", "labelled", "matched", "predictions"]
 
@@ -70,7 +70,7 @@ def matched(original: Sequence[Output], model: Model) -> list[Output]:
     return [
         replace(o, tensor=own[o.name].tensor if o.tensor != o.name else o.name)
         for o in original
-        if o.name in own and not own[o.name].why.startswith("no result")
+        if o.name in own and own[o.name].why != NO_RESULT
     ]
 
 

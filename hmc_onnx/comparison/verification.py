@@ -16,6 +16,7 @@ from calib.runtime.batching import at_once, batch_size, declared_batch, input_sh
 from calib.runtime.observing import observe
 from calib.runtime.sessions import CPU, Runtime, Session
 from hmc_onnx.analysis.model_inputs import fit
+from hmc_onnx.comparison.changes import find_changes
 from hmc_onnx.comparison.intervals import of_change, of_mean, of_share
 from hmc_onnx.comparison.judging import Judged, check_labels, labelled, predictions
 from hmc_onnx.records.comparison import (
@@ -145,11 +146,11 @@ def verify(
         for network, known in zip((a, b), right, strict=True)
     ]
     main = compared[at] if at is not None else next(o for o in compared if o.kind != "other")
-    own = next(report for report in against if report.name == main.name)
+    own, where = next(report for report in against if report.name == main.name), compared.index(main)
     unchanged = None
     if third is not None and a.unchanged is not None:
         precision, proto = a.unchanged
-        original = reference[compared.index(main)]
+        original = reference[where]
         theirs = next(x for o, x in zip(third.outputs, third.batches(chunks), strict=True) if o.name == main.name)
         unchanged = Unchanged(
             precision=precision,
@@ -159,12 +160,11 @@ def verify(
             timings=[_timing(n, found, 2) for n, found in timings.items()],
         )
     nats = divergences(reference, answers, judged=compared, images=images)
-    i = compared.index(main)
     return Verification(
         a=sides[0],
         b=sides[1],
         kl=max(float(nats.mean()), 0.0),
-        intervals=_intervals(nats, main, reference[i], answers[i], images, right),
+        intervals=_intervals(nats, main, reference[where], answers[where], images, right),
         agreement=own.agreement,
         cosine=next((report.cosine for report in against if report.cosine is not None), None),
         error=next(
@@ -180,6 +180,7 @@ def verify(
         outputs=[*against, *(_left_out(o) for o in _not_compared(a, against, compared))],
         batches=[] if fixed else _other_sizes(first, second, compared, reference, data, size),
         unchanged=unchanged,
+        changes=find_changes(main, reference[where], answers[where], images, data, None if at is None else labels),
     )
 
 

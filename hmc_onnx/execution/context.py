@@ -20,7 +20,7 @@ from calib.runtime.batching import calibration_chunks, input_shapes, serving_bat
 from calib.runtime.half import in_half
 from calib.runtime.observing import observe
 from calib.runtime.quantisation import quantise, quantise_for_timing, raise_opset
-from calib.runtime.sessions import Runtime, providers
+from calib.runtime.sessions import Runtime
 from hmc_onnx.analysis.subjects import Subjects, find_subjects
 from hmc_onnx.execution.checkpoint import Journal
 from hmc_onnx.records.settings import Precision, Settings
@@ -97,7 +97,7 @@ class Context:
         batches = [] if timed_only else self.chunks[: math.ceil(RANGE_IMAGES / size)]
         if precision == "fp16":
             return in_half(proto, batches)
-        provider = providers(self.runtime.provider)[0]
+        provider = self.runtime.name
         if timed_only:
             return quantise_for_timing(raise_opset(proto), provider)
         return quantise(raise_opset(proto), batches, self.settings.calibration, provider)
@@ -130,7 +130,7 @@ class Context:
     @cached_property
     def subjects(self) -> Subjects:
         """The layers and channel groups that can be compressed, and the reasons why others cannot."""
-        found = find_subjects(self.normal, self.inputs)
+        found = find_subjects(self.normal, self.inputs, self.settings.selection)
         removable = self.settings.latency if self.settings.branches is None else self.settings.branches
         return found if removable else found.without_removal()
 

@@ -26,6 +26,7 @@ from hmc_onnx.finetune.module import GraphModule, updated
 from hmc_onnx.finetune.options import Epoch, FineTuning
 from hmc_onnx.finetune.processes import Processes, processes
 from hmc_onnx.finetune.trainer import Trainer, TrainingError
+from hmc_onnx.records.provenance import Provenance, with_provenance
 from hmc_onnx.records.work import HERE, Work
 from passes.core.errors import DataError, ModelError, SettingsError
 from passes.core.progress import silent
@@ -127,6 +128,10 @@ def finetune_models(
             stopped = e
     result = updated(model, folded(student.values(), inserted) if trainer.improved else {})
     check(result)
+    recorded = Provenance.read(model)
+    if recorded is not None and trainer.improved:
+        trained = {"finetuned": version("hmc-onnx"), "teacher": digest(teacher)}
+        result = with_provenance(result, recorded.model_copy(update=trained))
     return FineTuned(result, trainer.history, stopped, here.rank == 0)
 
 

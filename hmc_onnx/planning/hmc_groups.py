@@ -15,7 +15,7 @@ import numpy as np
 
 from hmc_onnx.records.profile import GroupProfile, LayerProfile, Profile
 
-__all__ = ["BOTH_BELOW", "Bearing", "bearing", "differences"]
+__all__ = ["BOTH_BELOW", "Bearing", "bearing", "differences", "sensitivities"]
 
 Bearing = Literal["lowrank", "prune", "both", "keep"]
 
@@ -44,7 +44,30 @@ def bearing(difference: float | None) -> Bearing:
     return "lowrank" if difference > 0 else "prune"
 
 
+def sensitivities(profile: Profile) -> dict[str, tuple[float | None, float | None]]:
+    """S_prune and S_lowrank of each layer by name, in nats: means over `SHARES`; None where there is no candidate."""
+    groups = {g.name: g for g in profile.groups}
+    layers = {layer.name: layer for layer in profile.layers}
+    at_shares = {layer.name: _at_shares(layer, groups, layers) for layer in profile.layers}
+    return {name: (_mean(prune), _mean(lowrank)) for name, (prune, lowrank) in at_shares.items()}
+
+
+def _mean(values: list[float] | None) -> float | None:
+    return None if values is None else float(np.mean(values))
+
+
 def _difference(layer: LayerProfile, groups: dict[str, GroupProfile], layers: dict[str, LayerProfile]) -> float | None:
+    prune, lowrank = _at_shares(layer, groups, layers)
+    if prune is None or lowrank is None:
+        return None if prune is lowrank else (-1.0 if lowrank is None else 1.0)
+    values = [(p - r) / max(p + r, np.finfo(float).tiny) for p, r in zip(prune, lowrank, strict=True)]
+    return float(np.mean(values))
+
+
+def _at_shares(
+    layer: LayerProfile, groups: dict[str, GroupProfile], layers: dict[str, LayerProfile]
+) -> tuple[list[float] | None, list[float] | None]:
+    """S_prune and S_lowrank at each of `SHARES`; None for a kind that has no candidate."""
     lowrank = [(c.macs / layer.macs, c.sensitivity) for c in layer.choices if c.inputs == c.outputs == 0 and c.rank]
     own = [groups[n] for n in (layer.input_group, layer.output_group) if n is not None]
     prune = [
@@ -52,17 +75,10 @@ def _difference(layer: LayerProfile, groups: dict[str, GroupProfile], layers: di
         for g in own
         if any(0 < c.keep < g.size for c in g.choices)
     ]
-    if not lowrank and not prune:
-        return None
-    if not lowrank:
-        return -1.0
-    if not prune:
-        return 1.0
-    values = []
-    for share in SHARES:
-        s_lowrank, s_prune = _at(lowrank, share), min(_at(p, share) for p in prune)
-        values.append((s_prune - s_lowrank) / max(s_prune + s_lowrank, np.finfo(float).tiny))
-    return float(np.mean(values))
+    return (
+        [min(_at(p, share) for p in prune) for share in SHARES] if prune else None,
+        [_at(lowrank, share) for share in SHARES] if lowrank else None,
+    )
 
 
 def _share(layer: LayerProfile, group: GroupProfile, layers: dict[str, LayerProfile]) -> float:

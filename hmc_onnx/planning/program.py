@@ -28,12 +28,12 @@ from scipy.sparse import coo_array
 
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.hmc_groups import bearing, differences
-from hmc_onnx.records.goal import Strategy, Target
+from hmc_onnx.records.goal import Strategy, Target, Unreachable
 from hmc_onnx.records.plan import OPTIMAL_GAP, GroupPlan, LayerPlan, Plan, PlannedLatency
 from hmc_onnx.records.profile import KEEP, REMOVED, GroupProfile, LatencyProfile, LayerChoice, LayerProfile, Profile
 from passes.core.errors import HmcError, SettingsError
 
-__all__ = ["Program", "solve", "unchanged"]
+__all__ = ["Program", "solve", "unchanged", "unreachable"]
 
 # The costs that may be bounded, and the fields of a target that bound them.
 NAMES = {"seconds": "latency", "macs": "macs", "parameters": "params"}
@@ -77,6 +77,23 @@ def unchanged(context: Context) -> Plan:
 def solve(profile: Profile, target: Target, strategy: Strategy = "hmc") -> Plan:
     """The plan of least total sensitivity; arguments and errors as for `Program.solve`."""
     return Program(profile, strategy).solve(target)
+
+
+def unreachable(target: Target, strategy: Strategy, least: Target, align: int) -> Unreachable:
+    """The error for a target that a strategy cannot reach, given the least possible value of each bound."""
+    aligned = f" or align to fewer than {align} channels" if align > 1 else ""
+    again = (
+        "; if the machine was busy when it was timed, have it timed again "
+        "('hmc-onnx latency clear', and another `work_dir` or `latency_table` where one was given)"
+        if least.latency is not None
+        else ""
+    )
+    possible = " or ".join(f"{name}={share:.3f}" for name, share in least if share is not None)
+    return Unreachable(
+        f"target {target} is below what strategy '{strategy}' can reach on this model, "
+        f"{possible}: keep more{aligned}, or give `or_nearest`{again}",
+        least,
+    )
 
 
 class Program:
@@ -208,26 +225,15 @@ class Program:
         """The layers' choices, each with its index in a solution."""
         return [(j, *pair) for j, pair in enumerate(self.layers, start=len(self.groups))]
 
-    def _unreachable(self, target: Target, corrections: dict[str, float]) -> SettingsError:
+    def _unreachable(self, target: Target, corrections: dict[str, float]) -> Unreachable:
         """The error for a target out of reach; its message gives the least possible value of each bound."""
-        possible = []
+        possible = {}
         for k, correction in corrections.items():
             least, _ = self._minimise(self.cost[k], {})
             assert least is not None
             least_share = self.spent(k, least) / self.original[k] / correction
-            possible.append(f"{NAMES[k]}={math.ceil(least_share * 1000) / 1000:.3f}")  # rounded up, to be feasible
-        align = self.profile.align
-        aligned = f" or align to fewer than {align} channels" if align > 1 else ""
-        again = (
-            "; if the machine was busy when it was timed, have it timed again "
-            "('hmc-onnx latency clear', and another `work_dir` or `latency_table` where one was given)"
-            if "seconds" in corrections
-            else ""
-        )
-        return SettingsError(
-            f"target {target} is below what strategy '{self.strategy}' can reach on this model, "
-            f"{' or '.join(possible)}: keep more{aligned}{again}"
-        )
+            possible[NAMES[k]] = min(math.ceil(least_share * 1000) / 1000, 1.0)  # rounded up, to be feasible
+        return unreachable(target, self.strategy, Target(**possible), self.profile.align)
 
     def _minimise(self, objective: np.ndarray, limits: dict[str, float]) -> tuple[np.ndarray | None, float]:
         """The best solution (None if the limits allow none), and the proven relative gap to the optimum."""

@@ -7,38 +7,45 @@ assumed to be proportional to MACs: for a layer as a part of all layers, and for
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 
+from calib.measure.kernel_times import KernelTimes, kernel_times
 from calib.measure.latency import DISTURBED, interleaved
 from calib.measure.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
-from calib.runtime.sessions import Runtime, Session, providers
+from calib.runtime.sessions import Runtime, Session
 from hmc_onnx.analysis.subjects import owners
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.profile import GroupChoice, GroupProfile, LatencyProfile
 from hmc_onnx.search_space.candidates import variants, whole_offers
 from hmc_onnx.search_space.pruning_steps import steps
 from passes.channels import ChannelGroup
-from passes.core.errors import OutputError, SettingsError
+from passes.core.errors import HmcWarning, OutputError, SettingsError
 from passes.decompose import DECOMPOSITIONS
 from passes.graph.layers import Geometry
 from passes.graph.model import element_type
 from passes.graph.shapes import infer_shapes
 from passes.probe import Probe, epilogue
 
-__all__ = ["Chain", "Clock", "default_align", "measure_table"]
+__all__ = ["Chain", "Clock", "any_removal", "default_align", "measure_table"]
 
 Chain = tuple[Geometry, ...]
 
 # The default alignment, in channels. TensorRT processes 8 channels together in float16.
 DEFAULT_ALIGN, TENSORRT_ALIGN = 4, 8
+TENSORRT = ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 # Alignments to try, from the widest.
 STEPS = (64, 32, 16, 8, 4, 2)
 # A step is accepted as the alignment when a width that is half a step narrower saves less than this share of the time
 # that it would save if time were proportional to width.
 PAYS = 0.5
+# Share of the model's time by which the time of its layers alone may differ from that of their kernels within it, and
+# how often both are measured again if it differs by more.
+APART, TRIES = 0.2, 3
 
 
 class Clock:
@@ -58,7 +65,7 @@ class Clock:
         self._key = f"model {context.digest} × {self.batch}"
         precision = context.settings.precision
         self._served_key = self._key if precision == "fp32" else f"{self._key} {precision}"
-        on_cpu = providers(self.runtime.provider)[0] == "CPUExecutionProvider"
+        on_cpu = self.runtime.on_cpu
         # onnxruntime has no float16 kernels on CPUs, so a plan for float16 uses the times of float32 there
         self._dtype = {"int8": "int8", "fp16": None if on_cpu else "float16"}.get(precision)
         table, folder = context.latency_table, context.work.work_dir
@@ -82,6 +89,7 @@ class Clock:
         }
         self._macs = {n: s.macs() for n, s in self.layers.items()}
         self._by_macs: set[str] = set()
+        self._timed = False
 
     def time_whole(self) -> Entry:
         """The time of a run of the whole model. A cached time is replaced if it was measured on a busy machine.
@@ -95,20 +103,71 @@ class Clock:
                 f"the latency table (of {self.table.machine}) has no time of this model at batch {self.batch}: make it "
                 f"there with 'hmc-onnx latency measure MODEL --batch {self.batch}'"
             )
-        if entry is not None and self._settled:
+        if entry is not None and (self._settled or self._timed):
             return entry
-        models = [self._context.served]
+        self._timed = True
+        models = {self._key: self._context.served}
         if self._served_key != self._key:
-            models.append(self._context.served_form(self._context.normal.finished(), timed_only=True))
-        timings = interleaved([Session(m, self.runtime) for m in models], self._context.serving_feeds)
-        time = timings.latency(0)
-        if entry is None or entry.seconds is None or entry.seconds > DISTURBED * time.value:
-            for key, model in zip((self._key, self._served_key), range(len(models)), strict=False):
-                own = timings.latency(model)  # both from one measurement, so that they can be compared
-                self.table.put(key, Entry(seconds=own.value, uncertainty=own.uncertainty))
-            entry = self.table.entries[self._key]
+            models[self._served_key] = self._context.served_form(self._context.normal.finished(), timed_only=True)
+        self._time_models(models)
+        self._make_comparable(models)
+        return self.table.entries[self._key]
+
+    def _time_models(self, models: Mapping[str, onnx.ModelProto]) -> None:
+        """Time whole models side by side; times that the table has stay, unless they are of a busier machine."""
+        timings = interleaved([Session(m, self.runtime) for m in models.values()], self._context.serving_feeds)
+        first = self.table.entries.get(self._key)
+        known = None if first is None or not set(models) <= set(self.table.entries) else first.seconds
+        if known is not None and known <= DISTURBED * timings.latency(0).value:
+            return
+        for i, key in enumerate(models):
+            own = timings.latency(i)  # all from one measurement, so that they can be compared
+            self.table.put(key, Entry(seconds=own.value, uncertainty=own.uncertainty))
+        self.keep()
+
+    def _make_comparable(self, models: Mapping[str, onnx.ModelProto]) -> None:
+        """Time the layers alone, and see whether that agrees with the time of the whole model.
+
+        Both are timed one after the other, and what disturbs one of them looks like work that no choice can save. Where
+        the rest of the model's time contradicts the times of its kernels, all is timed again; and where no run of the
+        whole is calm, its time is that of its kernels.
+        """
+        layers = [(name, (subject.layer.geometry,)) for name, subject in self.layers.items()]
+        self.measure(layers)
+        probes, feeds = [probe for layer in layers for probe in self.probes(*layer)], self._context.serving_feeds
+        share = 0.0
+        for attempt in range(TRIES):
+            by_kernel = kernel_times(models[self._served_key], feeds, self.runtime)
+            if by_kernel is None or any(self.table.entries[str(probe)].seconds is None for probe in probes):
+                return  # there is nothing to compare: onnxruntime does not say, or cannot run a layer alone
+            share = by_kernel.layers / by_kernel.whole
+            if self._apart(probes, share) <= APART:
+                return
+            self._time_models(models)
+            self.table.measure_again(probes, self.runtime, self._context.progress)
+            if attempt > 0:
+                for key, model in models.items():
+                    self._lower(key, kernel_times(model, feeds, self.runtime))
             self.keep()
-        return entry
+        if self._apart(probes, share) > APART:
+            warnings.warn(
+                "the times of the layers alone contradict that of the whole model, however often they are measured: "
+                "the machine is busy, so plans for a latency may be off",
+                HmcWarning,
+                stacklevel=2,
+            )
+
+    def _apart(self, probes: Sequence[Probe], share: float) -> float:
+        """How far the share of the model's time that its layers take alone is from that which they take within it."""
+        entries, whole = [self.table.entries[str(probe)] for probe in probes], self.table.entries[self._served_key]
+        if whole.seconds is None or not all(entry.usable for entry in entries):
+            return np.inf
+        return abs(sum(entry.seconds or 0.0 for entry in entries) / whole.seconds - share)
+
+    def _lower(self, key: str, found: KernelTimes | None) -> None:
+        entry = self.table.entries[key]
+        if found is not None and entry.seconds is not None and found.whole < entry.seconds:
+            self.table.put(key, entry.model_copy(update={"seconds": found.whole}))
 
     def probes(self, name: str, chain: Chain) -> list[Probe]:
         """A layer's chain as a probe for each use of the layer."""
@@ -159,7 +218,7 @@ class Clock:
         own = self._seconds(name, (self.layers[name].layer.geometry,))
         if own is None:
             self._by_macs.add(name)
-            own = whole * self._macs[name] / sum(self._macs.values())
+            own = whole * self._macs[name] / self._context.cost.macs
         found = {}
         for chain in chains:
             seconds = None if name in self._by_macs else self._seconds(name, chain)
@@ -208,7 +267,7 @@ class Clock:
 
 def default_align(runtime: Runtime) -> int:
     """The alignment for a provider, in channels, if it is not measured."""
-    return TENSORRT_ALIGN if runtime.provider == "tensorrt" else DEFAULT_ALIGN
+    return TENSORRT_ALIGN if runtime.name in TENSORRT else DEFAULT_ALIGN
 
 
 def measure_table(context: Context) -> LatencyTable:
@@ -222,7 +281,7 @@ def measure_table(context: Context) -> LatencyTable:
     clock = Clock(context)
     clock.time_whole()
     align = settings.align or clock.align()
-    groups = {n: _any_removal(g, align, settings.fine, n in subjects.removable) for n, g in subjects.groups.items()}
+    groups = {n: any_removal(g, align, settings.fine, n in subjects.removable) for n, g in subjects.groups.items()}
     chains: list[tuple[str, Chain]] = []
     for name, subject in subjects.layers.items():
         ends = [groups[n] if n is not None else None for n in (subject.input_group, subject.output_group)]
@@ -234,7 +293,7 @@ def measure_table(context: Context) -> LatencyTable:
     return clock.table
 
 
-def _any_removal(group: ChannelGroup, align: int, fine: bool, removable: bool) -> GroupProfile:
+def any_removal(group: ChannelGroup, align: int, fine: bool, removable: bool) -> GroupProfile:
     """A profile of a group in which each choice removes the right number of channels, but arbitrary ones."""
     on_offer = steps(group, align, fine)
     gone = [[], *map(on_offer.any, range(len(on_offer.keeps))), *([list(range(group.size))] if removable else [])]

@@ -20,7 +20,6 @@ from calib.measure.moments import Centred, JointMoments, sample_positions, sampl
 from calib.measure.sensitivity import Bench, Change, cut, forget, measure, windows
 from calib.measure.walk import Walk
 from calib.runtime.batching import calibration_chunks
-from calib.runtime.sessions import Runtime, providers
 from hmc_onnx.analysis.model_inputs import check_evaluation_mode
 from hmc_onnx.analysis.subjects import Subject, Subjects, readers
 from hmc_onnx.execution.context import Context
@@ -44,7 +43,7 @@ from passes.core.errors import ModelError
 from passes.core.shelf import MEMORY, Kept
 from passes.graph.layers import own_values
 
-__all__ = ["profile"]
+__all__ = ["profile", "sensitivity_images"]
 
 # Sensitivity is measured on MOST_IMAGES images for a network of up to IMAGE_MACS MACs; for a larger one on fewer, in
 # proportion, but not less than LEAST_IMAGES.
@@ -57,14 +56,18 @@ CONFIDENCE = 0.95
 MOST_OPTIONS = 32
 
 
-def profile(context: Context) -> Profile:
+def profile(context: Context, clock: Clock | None = None) -> Profile:
     """Profile the model of a run.
+
+    Args:
+        context: the run.
+        clock: its times, if latency is measured; default: a new one.
 
     Raises:
         ModelError: the model has no layer that could be compressed.
         SettingsError: the latency table does not fit.
     """
-    profiler = _Profiler(context)
+    profiler = _Profiler(context, clock)
     with pool(context.work, context.checkpoint) as workers:
         return profiler.profile(workers)
 
@@ -72,7 +75,8 @@ def profile(context: Context) -> Profile:
 class _Profiler:
     """One run of the profiling stage, and the state that its steps share."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, clock: Clock | None) -> None:
+        self.clock = (clock or Clock(context)) if context.settings.latency else None
         check_evaluation_mode(context.normal)
         self.context, self.settings = context, context.settings
         self.model = context.normal.copy()
@@ -93,7 +97,7 @@ class _Profiler:
         """Compute and measure all candidates; the tasks run in the workers of the pool."""
         context, settings, layers, subjects = self.context, self.settings, self.layers, self.subjects
         self.shelf = workers.shelf() if context.large else MEMORY
-        clock = Clock(context) if settings.latency else None
+        clock = self.clock
         if clock is not None:
             clock.time_whole()
         align = settings.align or (clock.align() if clock else default_align(settings.runtime))
@@ -181,27 +185,25 @@ class _Profiler:
         self, eliminations: dict[str, Elimination], plain: dict[str, list[Candidate]], workers: Pool
     ) -> dict[Hashable, float]:
         """The sensitivity of each candidate, in nats; each worker walks the graph once, over some of the images."""
-        settings, provider = self.settings, providers(self.settings.provider)[0]
+        settings = self.settings
         changes = [
             *group_changes(self.subjects, eliminations, self.nodes),
             *layer_changes(self.layers, plain, self.nodes),
         ]
-        context, macs = self.context, self.context.cost.macs
-        images = settings.kl_samples or int(
-            min(max(MOST_IMAGES * IMAGE_MACS / max(macs, 1), LEAST_IMAGES), MOST_IMAGES)
-        )
+        context = self.context
+        images = sensitivity_images(context)
         chunk = min(settings.chunk, math.ceil(images / KL_CHUNKS))
         proto = self.model.to_proto()
         # There is one GPU, which workers would have to share; and of a large model, each worker's sessions would hold a
         # copy of the weights.
-        here = provider != "CPUExecutionProvider" or context.large
+        here = not settings.runtime.on_cpu or context.large
         windowed = list(windows(changes, len(self.model.graph.nodes), MOST_OPTIONS))
         bench = Bench(
             key=f"{context.digest} {context.data.digest()} {settings.model_dump_json()}",
             model=proto,
             cuts=[cut(w) for w in windowed],
             chunks=calibration_chunks(context.normal, context.data, images, chunk, settings.runtime),
-            runtime=settings.runtime if here else Runtime(settings.provider, 1),
+            runtime=settings.runtime if here else replace(settings.runtime, threads=1),
             confidence=None if settings.exhaustive else CONFIDENCE,
             memory=context.memory // (1 if here else workers.workers),
             kinds=context.normal.kinds,
@@ -245,6 +247,12 @@ class _Profiler:
             choices=choices,
             also=[use.name for use in subject.further],
         )
+
+
+def sensitivity_images(context: Context) -> int:
+    """The number of images that sensitivity is measured on."""
+    in_proportion = MOST_IMAGES * IMAGE_MACS / max(context.cost.macs, 1)
+    return context.settings.kl_samples or int(min(max(in_proportion, LEAST_IMAGES), MOST_IMAGES))
 
 
 def _task(*call: Any) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from hmc_onnx.records.changes import Changes
 from passes.core.records import Frozen
 
 __all__ = [
@@ -153,6 +154,8 @@ class Verification(Frozen):
         unchanged: the original in another precision, where that is served.
         new_images: whether nothing was fitted to the images; None where that is not known.
         intervals: how much the images tell of others of their kind; None in reports of earlier versions.
+        changes: accuracy class by class, and the images that are answered otherwise; None in reports of earlier
+            versions.
     """
 
     version: Literal[1] = 1
@@ -173,3 +176,4 @@ class Verification(Frozen):
     unchanged: Unchanged | None = None
     new_images: bool | None = None
     intervals: Intervals | None = None
+    changes: Changes | None = Field(default=None, exclude_if=lambda value: value is None)

@@ -10,7 +10,7 @@ from hmc_onnx.records.options import Option, Options
 from passes.core.errors import SettingsError
 from passes.core.records import Frozen
 
-__all__ = ["Goal", "Strategy", "Target", "parse_target"]
+__all__ = ["Goal", "Strategy", "Target", "Unreachable", "parse_target"]
 
 Strategy = Literal["hmc", "nahc", "ahc", "prune", "lowrank"]
 
@@ -24,6 +24,22 @@ class Target(Frozen):
 
     def __str__(self) -> str:
         return ",".join(f"{k}={v:g}" for k, v in self if v is not None) or "none"
+
+
+class Unreachable(SettingsError):
+    """No network meets a target.
+
+    Attributes:
+        least: for each bound of the target, the least that can be reached if there were no other bound.
+    """
+
+    def __init__(self, message: str, least: Target) -> None:
+        super().__init__(message)
+        self.least = least
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Exceptions are copied between processes by their constructors' arguments."""
+        return Unreachable, (str(self), self.least)
 
 
 class Goal(Options):
@@ -46,6 +62,10 @@ class Goal(Options):
         lt=1,
         description="In place of a target: make the fastest network that loses no more top-1 accuracy than this share, "
         "such as 0.01. Without labels, the loss is the share of images for which another class is chosen.",
+    )
+    or_nearest: bool = Field(
+        default=False,
+        description="Where the target cannot be reached, make the network that comes nearest to it, in place of none.",
     )
     strategy: Strategy = Field(
         default="hmc",

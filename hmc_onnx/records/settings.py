@@ -8,9 +8,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from calib.measure.latency_table import LatencyTable
+from calib.runtime.providers import known_provider, parse_options
 from calib.runtime.quantisation import Calibration
 from calib.runtime.sessions import Runtime
 from hmc_onnx.records.options import Option, Options
+from hmc_onnx.records.selection import Selection
 from passes.graph.outputs import KINDS, parse_kinds
 
 __all__ = ["QUICK", "Precision", "Settings"]
@@ -43,8 +45,16 @@ class Settings(Options):
         default=None, ge=1, description="Ranks and numbers of channels are multiples of this."
     )
     seed: int = Field(default=0, ge=0, description="Seed of the draw of images and positions.")
-    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
-        default="auto", description="Execution provider of onnxruntime that will serve the model."
+    provider: Annotated[str, Option(metavar="NAME")] = Field(
+        default="auto",
+        description="Execution provider of onnxruntime that will serve the model: auto (cuda where it works, else cpu) "
+        "or one that the installed onnxruntime has, by its name (OpenVINOExecutionProvider) or in short (cpu, cuda, "
+        "tensorrt, openvino, dml, coreml, …).",
+    )
+    provider_option: Annotated[tuple[str, ...], Option(metavar="K=V", example="[device_type=GPU]")] = Field(
+        default=(),
+        exclude_if=lambda given: not given,
+        description="An option of that provider, such as device_type=GPU of OpenVINO (may be repeated).",
     )
     threads: int = Field(default=0, ge=0, description="Threads of onnxruntime; 0: one for each core that it may use.")
     latency: bool = Field(
@@ -58,6 +68,17 @@ class Settings(Options):
     )
     branches: Annotated[bool | None, PYTHON] = Field(
         default=None, description="Offer to remove whole residual branches. None: where latency is measured."
+    )
+    keep: Annotated[tuple[str, ...], Option(metavar="NAME", example="[stem.*, fc]")] = Field(
+        default=(),
+        exclude_if=lambda given: not given,
+        description="Leave the layers alone whose names match, such as 'stem.*' (as in a shell; may be repeated): they "
+        "are not decomposed, pruned or repaired. `precision` and `finetune` are for the whole network still.",
+    )
+    only: Annotated[tuple[str, ...], Option(metavar="NAME", example="['layer3.*']")] = Field(
+        default=(),
+        exclude_if=lambda given: not given,
+        description="Leave all layers alone but those whose names match (may be repeated).",
     )
     exhaustive: bool = Field(
         default=False, description="Measure every candidate's sensitivity on all images, which takes longer."
@@ -91,13 +112,20 @@ class Settings(Options):
     )
 
     def model_post_init(self, _: object) -> None:
-        """Check what is said of outputs."""
+        """Check what is said of outputs and of the provider."""
         parse_kinds(self.judge)
+        known_provider(self.provider)
+        parse_options(self.provider_option)
+
+    @property
+    def selection(self) -> Selection:
+        """The layers that are left alone."""
+        return Selection(self.keep, self.only)
 
     @property
     def runtime(self) -> Runtime:
         """How onnxruntime is to run."""
-        return Runtime(self.provider, self.threads)
+        return Runtime(self.provider, self.threads, self.provider_option)
 
 
 # What a quick profile sets where nothing else is said.

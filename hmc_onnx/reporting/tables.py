@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -13,8 +13,9 @@ from hmc_onnx.analysis.narrow_table import NarrowTable
 from hmc_onnx.finetune.options import Epoch, best_epoch
 from hmc_onnx.records.comparison import OutputComparison, Verification, Visited
 from hmc_onnx.records.plan import Plan
+from hmc_onnx.records.provenance import Provenance
 
-__all__ = ["comparison", "epochs_table", "latency_table", "plan_tables"]
+__all__ = ["comparison", "epochs_table", "latency_table", "left_alone", "plan_tables", "provenance_table"]
 
 LEGEND = (
     "loses least by: the kind of compression by which the network loses least where it is done to this layer alone. "
@@ -150,11 +151,16 @@ def plan_tables(plan: Plan) -> Group:
     if not plan.proven:
         parts.append(f"This is not proven to be the best plan: another may lose {plan.gap:.1%} less.")
     if plan.declined:
-        left = NarrowTable("Left as they are", ("what", "why"), sentences=("why",))
-        for name, reason in plan.declined.items():
-            left.add_row(escape(name), escape(reason))
-        parts.append(left)
+        parts.append(left_alone(plan.declined))
     return Group(*parts)
+
+
+def left_alone(declined: Mapping[str, str]) -> NarrowTable:
+    """What is left as it is, and why."""
+    left = NarrowTable("Left as they are", ("what", "why"), sentences=("why",))
+    for name, reason in declined.items():
+        left.add_row(escape(name), escape(reason))
+    return left
 
 
 def _layers(plan: Plan) -> NarrowTable:
@@ -179,6 +185,16 @@ def _layers(plan: Plan) -> NarrowTable:
             escape(layer.reason),
         )
     return shown
+
+
+def provenance_table(provenance: Provenance) -> Table:
+    """What a compressed file says of how it was made."""
+    table = Table(title="How this file was made", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # digests are shown whole
+    for what, said in provenance.rows().items():
+        table.add_row(what, escape(said))
+    return table
 
 
 def epochs_table(history: Sequence[Epoch]) -> Table:

@@ -21,18 +21,18 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from calib.measure.moments import JointMoments, Moments, sample_positions, sampled_outputs, sampled_patches
+from calib.measure.moments import sample_positions, sampled_outputs, sampled_patches
 from calib.measure.walk import Walk
 from calib.runtime.observing import observe
 from hmc_onnx.analysis.subjects import Use, find_subjects
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
+from hmc_onnx.rewriting.fitting import Fit, fitted_bias
 from hmc_onnx.rewriting.order import repair_order
 from passes.branches import remove_branch
 from passes.channels import ChannelGroup
 from passes.core.errors import PlanError
-from passes.core.linear_algebra import damped, ridge
 from passes.decompose import DECOMPOSITIONS, compose
 from passes.graph.external import folder_of, let_go, move_out
 from passes.graph.layers import Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
@@ -43,9 +43,6 @@ from passes.residual import residual_sum
 
 __all__ = ["apply", "shaped"]
 
-# Strength of the ridge penalty towards the layer's own weights, as a share of the mean eigenvalue of the second moment
-# of its patches.
-RIDGE = 1e-3
 LAYERS = ("Conv", "Gemm")
 UNCHANGED = (KEEP, REMOVED)
 
@@ -176,7 +173,7 @@ class _Kept:
 
 
 def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kept:
-    subjects = find_subjects(model, inputs)
+    subjects = find_subjects(model, inputs, plan.settings.selection)
     channels = subjects.channels
     known = {g.name: g for g in channels.groups}
     removed: dict[str, np.ndarray] = {}
@@ -267,18 +264,18 @@ def _repair(model: Model, uses: Sequence[_Use], shapes: Shapes, walks: _Walks, m
     """Fit a layer to the compressed network's input and decompose it as planned; a grouped Conv is fitted by groups."""
     node = uses[0].node
     layer = layer_of(node, shapes)
-    groups = _paired_moments(layer, uses, shapes, walks)
+    groups = _fits(layer, uses, shapes, walks)
     own = np.split(layer.weight, len(groups))
-    weight = np.concatenate([_solve(w, moments) for w, moments in zip(own, groups, strict=True)])
+    weight = np.concatenate([fit.weight(w) for w, fit in zip(own, groups, strict=True)])
     if method == KEEP:
         kernels = np.split(weight, len(groups))
         biases = [
-            np.concatenate([_bias(k, joint.parts[i]) for k, joint in zip(kernels, groups, strict=True)])
-            for i in range(len(groups[0].parts))
+            np.concatenate([fitted_bias(k, fit.moments.parts[i]) for k, fit in zip(kernels, groups, strict=True)])
+            for i in range(groups[0].biases)
         ]
         write_layer(model.graph, node, weight, biases[0], [(use.node, biases[use.bias]) for use in uses[1:]])
         return
-    moments = groups[0]
+    moments = groups[0].moments
     decomposition = DECOMPOSITIONS.get(method)
     if decomposition is None:
         raise PlanError(f"layer '{node.name}': unknown method '{method}', use keep or {', '.join(DECOMPOSITIONS)}")
@@ -288,20 +285,18 @@ def _repair(model: Model, uses: Sequence[_Use], shapes: Shapes, walks: _Walks, m
         raise PlanError(f"layer '{node.name}': {method} of rank {rank} does not apply: {reason or f'1 to {most} do'}")
     factors = decomposition.factors(layer.geometry, weight, moments.second, rank)
     links = decomposition.links(layer.geometry, rank)
-    biases = [_bias(compose(links, factors), part) for part in moments.parts]
+    biases = [fitted_bias(compose(links, factors), part) for part in moments.parts]
     also = [(use.node, biases[use.bias]) for use in uses[1:]]
     replace_by_chain(model.graph, node, list(zip(links, factors, strict=True)), biases[0], also)
 
 
-def _paired_moments(layer: Layer, uses: Sequence[_Use], shapes: Shapes, walks: _Walks) -> list[JointMoments]:
-    """Moments of the compressed network's patches and the original's responses at the same positions, by group.
+def _fits(layer: Layer, uses: Sequence[_Use], shapes: Shapes, walks: _Walks) -> list[Fit]:
+    """Fits of the compressed network's patches to the original's responses at the same positions, one a group.
 
-    They are summed over all uses of the layer. Where the input of a use is not known yet, the patches are the original
+    They are over all uses of the layer. Where the input of a use is not known yet, the patches are the original
     network's.
     """
     settings = walks.plan.settings
-    geometry = layer.geometry.one_group()
-    groups = [JointMoments(1 + max(use.bias for use in uses)) for _ in range(layer.geometry.groups)]
     theirs = [walks.nodes[use.node.name] for use in uses]
     shortcuts = [_shortcut(use.node, shapes, walks) if use.known else None for use in uses]
     if not all(shortcuts):  # the uses share their weights, so their targets must be of one kind
@@ -312,20 +307,25 @@ def _paired_moments(layer: Layer, uses: Sequence[_Use], shapes: Shapes, walks: _
     # An unknown input lies behind layers that are still to be fitted, which the walk must not run past.
     original = walks.original if not unknown else walks.anew()
     original.advance([*(node.outputs[0].name for node in theirs), *unknown, *also])
-    for use, other, shortcut in zip(uses, theirs, shortcuts, strict=True):
+    sizes = [tuple(d for d in shapes[use.node.inputs[0].name][2:] if d is not None) for use in uses]
+    drawn = [sample_positions(layer.geometry, size, settings.positions, walks.rng) for size in sizes]
+    geometry, patches = layer.geometry.one_group(), sum(map(len, drawn)) * sum(walks.compressed.images)
+    biases = 1 + max(use.bias for use in uses)
+    groups = [Fit(geometry.features, patches, biases) for _ in range(layer.geometry.groups)]
+    for use, other, shortcut, positions in zip(uses, theirs, shortcuts, drawn, strict=True):
         keep = walks.kept.outputs.get(use.node.name, slice(None))  # all channels where it is in no channel group
-        read = use.node.inputs[0].name
-        size = tuple(d for d in shapes[read][2:] if d is not None)
-        positions = sample_positions(layer.geometry, size, settings.positions, walks.rng)
         for held, answers in zip(walks.compressed.chunks, original.chunks, strict=True):
             target = sampled_outputs(answers[other.outputs[0].name], positions)[:, keep]
             if shortcut:
                 target = target + sampled_outputs(shortcut.of(answers), positions)[:, keep]
                 target = target - sampled_outputs(shortcut.of(held), positions)
-            x = held[read] if use.known else answers[other.inputs[0].name][:, walks.kept.inputs_of(layer.name)]
+            if use.known:
+                x = held[use.node.inputs[0].name]
+            else:
+                x = answers[other.inputs[0].name][:, walks.kept.inputs_of(layer.name)]
             inputs = np.split(x, len(groups), axis=1)
-            for moments, part, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
-                moments.parts[use.bias].update(sampled_patches(part, geometry, positions), t)
+            for fit, part, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
+                fit.update(sampled_patches(part, geometry, positions), t, len(part), use.bias)
     return groups
 
 
@@ -349,15 +349,3 @@ def _shortcut(node: gs.Node, shapes: Shapes, walks: _Walks) -> _Shortcut | None:
     if any(n.op in LAYERS for walk in (walks.compressed, walks.original) for n in walk.missing(name)):
         return None
     return _Shortcut(name, joined.order)
-
-
-def _solve(weight: np.ndarray, moments: JointMoments) -> np.ndarray:
-    """argmin_B E‖t - B x‖² + λ‖B - W‖²: least squares, which keeps W where the data give no information."""
-    second, cross = moments.second, moments.cross
-    own = weight.reshape(len(weight), -1)
-    solved = np.linalg.solve(damped(second, RIDGE), (cross + ridge(second, RIDGE) * own).T).T
-    return np.asarray(solved.reshape(weight.shape))
-
-
-def _bias(kernel: np.ndarray, moments: Moments) -> np.ndarray:
-    return moments.target_mean - kernel.reshape(len(kernel), -1) @ moments.mean

@@ -1,8 +1,9 @@
-"""Atomic writing of files: a file is written whole or not at all."""
+"""Atomic writing of files and folders: each is written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from passes.core.errors import OutputError
 
-__all__ = ["replacing", "write_atomically"]
+__all__ = ["new_folder", "replacing", "write_atomically"]
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -48,6 +49,32 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder beside a place, that is moved there when the context ends without an error.
+
+    Raises:
+        OutputError: something other than an empty folder is there, or it cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise OutputError(f"'{path}' is there already and is no empty folder: give a new one, or empty it")
+    temporary: Path | None = None
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+        temporary = None
+    except OSError as e:
+        raise OutputError(f"cannot write '{path}' ({e.strerror or e}): make room or give another place") from e
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -23,6 +23,7 @@ class Why(str, Enum):
     CHANNELS = "its channels cannot be followed or are tied to what cannot be pruned"
     NESTED = "it is inside another node"
     SHARED = "its weights are shared with a node that cannot be changed in the same way"
+    CHOSEN = "the user leaves it alone"
 
 
 @dataclass(frozen=True)

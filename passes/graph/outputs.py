@@ -29,12 +29,16 @@ import onnx_graphsurgeon as gs
 
 from passes.core.errors import SettingsError
 
-__all__ = ["CLASSES", "KINDS", "Kind", "Output", "find_outputs", "parse_kinds"]
+__all__ = ["CLASSES", "KINDS", "NO_RESULT", "ROWS_VARY", "Kind", "Output", "find_outputs", "parse_kinds"]
 
 Kind = Literal["scores", "probabilities", "logit", "probability", "embedding", "regression", "map", "boxes", "other"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # Kinds that choose a class for each image, or at each place.
 CLASSES: tuple[Kind, ...] = ("scores", "probabilities", "logit", "probability")
+
+# Reasons why an output is not compared.
+NO_RESULT = "a constant or an input, not a result"
+ROWS_VARY = "rows whose number varies"
 
 _WHAT: dict[Kind, str] = {
     "scores": "class scores",
@@ -159,10 +163,7 @@ def find_outputs(
     found = [_output(tensors[name], value, batch, opset) for name, value in types.items() if name in tensors]
     found = _beside(found, {o.tensor: _tensor(tensors[o.name], o.tensor) for o in found})
     found = [_as_said(o, kinds[o.name], types[o.name], batch) if o.name in kinds else o for o in found]
-    return [*found, *_before_selection(graph, [tensors[o.name] for o in found if o.why == _ROWS_VARY])]
-
-
-_ROWS_VARY = "rows whose number varies"
+    return [*found, *_before_selection(graph, [tensors[o.name] for o in found if o.why == ROWS_VARY])]
 
 
 def _output(tensor: gs.Tensor, value: onnx.ValueInfoProto, batch: str | None, opset: int) -> Output:
@@ -176,7 +177,7 @@ def _output(tensor: gs.Tensor, value: onnx.ValueInfoProto, batch: str | None, op
     if not value.type.HasField("tensor_type"):
         return other("a sequence or a map, not a tensor")
     if maker is None or maker.op == "Constant":
-        return other("a constant or an input, not a result")
+        return other(NO_RESULT)
     if maker.op in ("ArgMax", "TopK") and maker.inputs[0].inputs:
         chosen = maker.inputs[0]
         before, _ = _maker(chosen)
@@ -186,7 +187,7 @@ def _output(tensor: gs.Tensor, value: onnx.ValueInfoProto, batch: str | None, op
         return other("integers or other values that are not floats")
     images = _images(dims, batch)
     if images is None and any(isinstance(d, str) or d is None for d in dims or ()) and _varies(tensor):
-        return other(_ROWS_VARY)
+        return other(ROWS_VARY)
     images = images or 0
     if maker.op in ("Softmax", "LogSoftmax") and (len(dims or ()) <= 2 or all(n.op in SAME_AXES for n in between)):
         axis = maker.attrs.get("axis", -1 if opset >= 13 else 1)

@@ -53,7 +53,9 @@ def test_what_is_left_over_is_a_smaller_chunk_or_none(fixed: int | None, sizes: 
     data = CalibrationData({"input": images(9, 8)}, None, "noise")
     chunks = calibration_chunks(normalise(net(fixed or "N", fixed)), data, 7, 4)
     assert [len(c["input"]) for c in chunks] == sizes
-    np.testing.assert_array_equal(np.concatenate([c["input"] for c in chunks]), images(9, 8)[: sum(sizes)])
+    np.testing.assert_array_equal(
+        np.concatenate([c["input"] for c in chunks]), data.draw(7).feeds["input"][: sum(sizes)]
+    )
 
 
 def test_a_resnet_of_batch_one_is_measured_in_large_batches() -> None:

@@ -16,7 +16,7 @@ from zoo import images, resnet
 
 from passes.graph.files import save
 
-PROGRESS = re.compile(r"[a-z ]+: \d+ steps")
+PROGRESS = re.compile(r"[a-z ]+: (\d+ steps|\d+ of \d+ \(\d+%\)(, about \d+ (s|min) left)?|about \d+ minutes? and .*)")
 # Networks with random weights that are shown noise: of their answers there is much to warn of.
 OF_DATA = re.compile(
     r"warning: .*(no more than a guess|close to equal probabilities|to each of \d+ images|images to calibrate with"

@@ -40,8 +40,8 @@ def test_no_image_is_in_two_parts(purpose: str, count: int, samples: int, sizes:
 
 
 def test_too_few_to_search_with_are_refused() -> None:
-    with pytest.raises(DataError, match="there are 99 images, too few to search with: give 100 or more"):
-        hold_back(numbered(99), 48, 0, "search")
+    with pytest.raises(DataError, match="there are 70 images, too few to search with: give 100 or more"):
+        hold_back(numbered(70), 48, 0, "search")
 
 
 def test_images_that_are_sorted_by_class_are_held_back_from_every_class() -> None:

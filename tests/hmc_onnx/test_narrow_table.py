@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from hmc_onnx.analysis.narrow_table import NarrowTable
+from hmc_onnx.analysis.narrow_table import NarrowTable, shortened
 
 NAMES = ["/layer1/layer1.0/conv1/Conv", "/layer3/layer3.11/conv2/Conv"]
 WHY = "it is decomposed, as the network loses little by that"
@@ -45,9 +45,30 @@ def test_columns_go_in_their_order() -> None:
     assert "No room for: kernel, MACs;" in shown(57)
 
 
-def test_where_not_even_the_names_fit_they_fold() -> None:
+def test_where_not_even_the_names_fit_they_are_shortened_in_the_middle() -> None:
+    text = shown(50)
+    assert max(len(line) for line in text.splitlines()) <= 50
+    assert "/layer1/l" in text
+    assert "v1/Conv" in text
+    assert "…" in text
+    assert set(WHY.split()) <= set(text.replace("│", " ").split())
+
+
+def test_long_names_are_shortened_before_a_column_goes() -> None:
+    table = NarrowTable("Layers", ("layer", "MACs", "why"), right=("MACs",), sentences=("why",), dropped=("MACs",))
+    table.add_row("/layer1/layer1.0/downsample/downsample.0/Conv", "2,359,296", WHY)
+    console = Console(width=74, record=True, file=io.StringIO())
+    console.print(table)
+    words = console.export_text().replace("│", " ").split()
+    assert "/layer1/layer1.…ownsample.0/Conv" in words
+    assert "2,359,296" in words
+
+
+def test_where_nothing_fits_names_fold() -> None:
     text = shown(30)
     assert max(len(line) for line in text.splitlines()) <= 30
-    assert "".join(line.split("│")[1].strip() for line in text.splitlines() if "│" in line).startswith(
-        "/layer1/layer1.0"
-    )
+
+
+@pytest.mark.parametrize(("most", "expected"), [(9, "abcdefghi"), (8, "abc…fghi"), (5, "ab…hi"), (4, "a…hi")])
+def test_a_name_is_shortened_to_a_length(most: int, expected: str) -> None:
+    assert shortened("abcdefghi", most) == expected

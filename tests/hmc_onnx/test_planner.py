@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def told(
 def _clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("calib.measure.latency_table.time_probes", told)
+        patch.setattr("hmc_onnx.profiling.candidate_times.kernel_times", lambda *_: None)  # which would contradict
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -60,9 +62,8 @@ def small() -> onnx.ModelProto:
     return resnet((1,), (8,), size=8, classes=5)
 
 
-def calibration(count: int = 32, labels: bool = False) -> CalibrationData:
-    x = images(count, 8)
-    return CalibrationData({"input": x}, np.arange(count) % 5 if labels else None, "noise")
+def calibration(count: int = 32) -> CalibrationData:
+    return CalibrationData({"input": images(count, 8)}, None, "noise")
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +224,9 @@ def test_the_search_takes_the_fastest_that_keeps_the_bound_on_both_parts(
     original: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, labels: bool
 ) -> None:
     monkeypatch.setattr(searching, "MOST_VISITS", 3)
-    data, work = calibration(240, labels), Work(work_dir=tmp_path / "work")
+    data, work = calibration(240), Work(work_dir=tmp_path / "work")
+    if labels:  # the original's own, as it would not be searched from an accuracy near chance
+        data = dataclasses.replace(data, labels=run(original, data.feeds)[0].argmax(1))
     result = hmc_onnx.compress(original, data, "max_drop=0.2", settings=SETTINGS, work=work)
     curve = result.report.curve
     assert [p.latency for p in curve] == sorted(p.latency for p in curve)

@@ -1,0 +1,82 @@
+"""The command `report`, and how other commands write a report: as a page or as JSON, by the name of the file."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hmc_onnx.cli.console import show
+from hmc_onnx.cli.groups import Output
+from hmc_onnx.cli.help import COMMANDS
+from hmc_onnx.cli.options import Given, command
+from hmc_onnx.records.output import check_output
+
+if TYPE_CHECKING:
+    from calib.runtime.sessions import Runtime
+    from hmc_onnx.finetune.options import Epoch
+    from hmc_onnx.records.comparison import Verification
+    from hmc_onnx.records.plan import Plan
+    from hmc_onnx.records.profile import Profile
+
+__all__ = ["PAGES", "app", "write_report"]
+
+# Endings of the names of pages; all other reports are JSON.
+PAGES = (".html", ".htm")
+
+app = typer.Typer()
+
+
+@command(app, "report", COMMANDS["report"], Output)
+def report(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN.json", help="The report, as `--report RUN.json` wrote it.", show_default=False),
+    ],
+    given: Given,
+) -> None:
+    """Make a page of a report."""
+    from hmc_onnx.records.report import RunReport
+    from hmc_onnx.reporting.page import write_page
+
+    output = given.of(Output).output
+    check_output(output, run)
+    write_page(RunReport.load(run), output)
+    show(f"Written: {output}")
+
+
+def write_report(
+    path: Path,
+    checked: Verification,
+    models: tuple[Path, Path],
+    runtime: Runtime,
+    made: tuple[Plan, Profile | None, Sequence[Epoch]] | None = None,
+) -> None:
+    """Write the report of a command: a page where the file's name ends as a page's, else JSON.
+
+    Args:
+        path: of the file.
+        checked: the comparison.
+        models: files of the original and of the compressed model.
+        runtime: how both were run.
+        made: the plan, the profile and the epochs of fine-tuning, where a network was compressed.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from hmc_onnx.reporting.run_report import provenance, run_report
+
+    line = shlex.join(["hmc-onnx", *sys.argv[1:]])
+    by = provenance(line, models[0].name, models[1].name, runtime)
+    plan, profile, epochs = made or (None, None, ())
+    whole = run_report(checked, plan, profile, epochs, by)
+    if path.suffix.lower() in PAGES:
+        from hmc_onnx.reporting.page import write_page
+
+        write_page(whole, path)
+    else:
+        whole.save(path)

@@ -1,0 +1,77 @@
+"""A compressed model handed over to a server: the files that Triton, TensorRT or onnxruntime need, in one folder.
+
+This package can be called: `hmc_onnx.handoff(model, "triton", "repository")` calls the function `handoff` below.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+import onnx
+
+from hmc_onnx.handoff import onnxruntime, tensorrt, triton
+from hmc_onnx.handoff.handed_over import HandedOver
+from hmc_onnx.handoff.handed_over import read as handed_over
+from hmc_onnx.handoff.served import Served
+from hmc_onnx.records.handoff import Handoff, ServingTarget
+from hmc_onnx.records.images import Images
+from passes.core.atomic import new_folder
+from passes.core.errors import SettingsError
+from passes.graph.files import load
+
+__all__ = ["HandedOver", "Handoff", "handed_over", "handoff"]
+
+WRITERS = {"triton": triton.write, "tensorrt": tensorrt.write, "onnxruntime": onnxruntime.write}
+
+
+def handoff(
+    model: onnx.ModelProto | str | os.PathLike[str],
+    to: ServingTarget,
+    directory: str | os.PathLike[str],
+    *,
+    options: Handoff | None = None,
+    images: Images | None = None,
+) -> list[str]:
+    """Write what a server needs to run a model into a new folder: whole, or not at all.
+
+    Args:
+        model: a model or the path of one, of any precision.
+        to: "triton", "tensorrt" or "onnxruntime".
+        directory: the folder; it may be there already if it is empty.
+        options: how the model will be served; default: what it was planned for.
+        images: how an image becomes the input: for the script of onnxruntime, and for the size of an input that leaves
+            it open.
+
+    Returns:
+        Remarks, a sentence each.
+
+    Raises:
+        ModelError: the model cannot be read, or the server cannot run it.
+        SettingsError: the target is unknown, or an option does not fit the model.
+        OutputError: the folder is not empty, or cannot be written.
+    """
+    if to not in WRITERS:
+        raise SettingsError(f"unknown target '{to}': use {', '.join(get_args(ServingTarget))}")
+    options, images = options or Handoff(), images or Images()
+    if to == "tensorrt":
+        tensorrt.check_provider(options.provider)
+    name = "model" if isinstance(model, onnx.ModelProto) else Path(model).stem
+    proto = model if isinstance(model, onnx.ModelProto) else load(model)
+    with new_folder(directory) as folder:
+        return WRITERS[to](Served.of(proto, name, options, images), folder)
+
+
+class _Callable(ModuleType):
+    """Lets `hmc_onnx.handoff` be what it is called for, though a package of this name is there."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> list[str]:
+        return handoff(*args, **kwargs)
+
+
+__signature__ = inspect.signature(handoff)  # of the module, as it is called
+sys.modules[__name__].__class__ = _Callable

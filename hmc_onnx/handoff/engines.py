@@ -1,0 +1,53 @@
+"""How the TensorRT provider of onnxruntime is to build and keep its engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+
+from hmc_onnx.handoff.served import Served
+
+__all__ = ["engine_options", "profiles"]
+
+
+def engine_options(served: Served, folder: str) -> dict[str, str]:
+    """The provider's options, by onnxruntime's names.
+
+    Cached engines are found by the names of the model's nodes, and not by its weights or shapes (issue 32254 of
+    onnxruntime). A compressed model has the original's names, so its engines are kept under a prefix of their own, in
+    which the model's digest is.
+
+    Args:
+        served: the model.
+        folder: where engines are kept.
+    """
+    options = {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": folder,
+        "trt_engine_cache_prefix": f"{served.name}_{served.digest}",
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": folder,
+    }
+    types = {t.data_type for t in served.proto.graph.initializer}
+    if onnx.TensorProto.FLOAT16 in types:
+        options["trt_fp16_enable"] = "1"
+    if any(node.op_type == "QuantizeLinear" for node in served.proto.graph.node):
+        options["trt_int8_enable"] = "1"
+    return options | {f"trt_profile_{which}_shapes": shapes for which, shapes in profiles(served).items()}
+
+
+def profiles(served: Served) -> dict[str, str]:
+    """The smallest ("min"), the planned ("opt") and the largest ("max") shapes of the inputs; none where all are fixed.
+
+    They are written as onnxruntime and trtexec take them: "input:8x3x224x224", with commas between inputs.
+    """
+    if all(None not in dims for dims in served.inputs.values()):
+        return {}
+    least = 1 if served.open else served.batch
+    numbers = {"min": least, "opt": served.batch, "max": served.batch}
+    return {which: _written(served.shapes_at(batch)) for which, batch in numbers.items()}
+
+
+def _written(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())

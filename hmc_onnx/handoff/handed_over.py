@@ -1,0 +1,103 @@
+"""What was handed over, read back from its folder as the server reads it, to be run and compared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.text_format import ParseError
+
+from hmc_onnx.handoff.onnxruntime import PROVIDERS, SESSION, SessionFile
+from hmc_onnx.handoff.served import Served
+from hmc_onnx.handoff.tensorrt import OPTIONS, SCRIPT
+from hmc_onnx.handoff.text_format import parsed
+from hmc_onnx.handoff.triton import tensors
+from hmc_onnx.records.handoff import Handoff
+from hmc_onnx.records.images import Images
+from passes.core.errors import ModelError
+from passes.core.records import read_record
+from passes.graph.files import load
+
+__all__ = ["HandedOver", "read"]
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    """A model that was handed over, and how its server runs it.
+
+    Attributes:
+        proto: the model.
+        batch: the most images that the server runs at once; None where the folder does not say.
+        provider: "cpu", "cuda" or "tensorrt"; "auto" where it is left to the server.
+        threads: of onnxruntime; 0: what it chooses.
+    """
+
+    proto: onnx.ModelProto
+    batch: int | None
+    provider: str
+    threads: int
+
+
+def read(folder: str | os.PathLike[str]) -> HandedOver:
+    """Read a folder that `handoff` wrote.
+
+    Raises:
+        ModelError: it is no such folder, or what is in it does not fit together.
+    """
+    folder = Path(folder)
+    if (folder / SESSION).is_file():
+        return _onnxruntime(folder)
+    if (folder / SCRIPT).is_file() and (folder / OPTIONS).is_file():
+        return HandedOver(load(folder / "model.onnx"), None, "tensorrt", 0)
+    configs = sorted(folder.glob("*/config.pbtxt"))
+    if len(configs) == 1:
+        return _triton(configs[0])
+    raise ModelError(
+        f"'{folder}' holds no model that was handed over (it has neither {SESSION}, nor {SCRIPT}, nor one model's "
+        "config.pbtxt): give a folder that `hmc-onnx handoff` wrote"
+    )
+
+
+def _onnxruntime(folder: Path) -> HandedOver:
+    session = read_record(folder / SESSION, SessionFile, "session options", "a file of session options", ModelError)
+    provider = next((name for name, listed in PROVIDERS.items() if listed == session.providers), None)
+    if provider is None:
+        raise ModelError(
+            f"'{folder / SESSION}' lists the providers {', '.join(session.providers)}, which are none that handoff "
+            "writes: write the folder again"
+        )
+    return HandedOver(load(folder / "model.onnx"), session.batch, provider, session.intra_op_num_threads)
+
+
+def _triton(path: Path) -> HandedOver:
+    """The model of a repository, after a check that its configuration is what the model asks for."""
+    try:
+        said = parsed(path.read_text(encoding="utf-8"))
+        name, most = said["name"][0], said.get("max_batch_size", [0])[0]
+        parameters = {p["key"][0]: p["value"][0]["string_value"][0] for p in said.get("parameters", [])}
+        threads = int(parameters.get("intra_op_thread_count", 0))
+    except (OSError, ParseError, KeyError, ValueError, TypeError) as e:
+        raise ModelError(f"'{path}' is not the configuration of a model ({e}): write the folder again") from e
+    if path.parent.name != name:
+        raise ModelError(f"'{path}' is of the model '{name}', and its folder has another name: rename one of the two")
+    file = path.parent / "1" / "model.onnx"
+    proto = load(file / "model.onnx" if file.is_dir() else file)
+    served = Served.of(proto, name, Handoff(batch=most or None), Images())
+    expected = tensors(served)
+    for what in ("input", "output"):
+        if [_plain(t) for t in said.get(what, [])] != expected[what]:
+            raise ModelError(f"'{path}' has other {what}s than the model beside it: write the folder again")
+    provider = "auto"
+    if said.get("instance_group"):
+        provider = "cpu" if said["instance_group"][0]["kind"][0] == "KIND_CPU" else "cuda"
+    if said.get("optimization"):
+        provider = "tensorrt"
+    return HandedOver(proto, most or None, provider, threads)
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": message["name"][0], "data_type": message["data_type"][0], "dims": message["dims"]}

@@ -1,0 +1,175 @@
+"""What a run is about to do, and about how long it takes: counted from the graph, and timed on a few steps of it.
+
+The profile takes most of a run. Its stages are estimated one by one: a forward pass over some calibration images and
+the decompositions of one layer are timed, and the counts of what will be done are multiplied by these times.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import joblib
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from calib.measure.probing import LOT_PROBES, SECONDS
+from calib.runtime.sessions import Session
+from hmc_onnx.analysis.subjects import Subject, readers
+from hmc_onnx.execution.context import Context
+from hmc_onnx.profiling.candidate_times import any_removal, default_align
+from hmc_onnx.profiling.profiler import sensitivity_images
+from hmc_onnx.search_space.candidates import front, variants, whole_offers
+from passes.decompose import DECOMPOSITIONS
+
+__all__ = ["Estimate", "estimate"]
+
+# Of what is offered, the share whose sensitivity is measured (the Pareto front), and the share of the images that it is
+# measured on, as most candidates are out early: rough means over the networks of the examples and benchmarks.
+MEASURED, OF_IMAGES = 0.5, 0.5
+# Forward passes that walking once for the second moments and twice for the repair takes, with the moments' own sums;
+# and seconds until worker processes have started.
+WALKS, WORKERS_START = 6, 10.0
+# Copies of the model that are held at once, in float32.
+COPIES = 4
+# Bytes of a process with its libraries, before it holds anything of the model.
+PROCESS = 3e8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a profile, and the repair behind it, come to.
+
+    Attributes:
+        layers: that may be changed.
+        groups: of channels that may be pruned.
+        decompositions: offered for whole layers.
+        prunings: numbers of channels on offer, of all groups, and the residual branches that may be removed.
+        combinations: decompositions offered for pruned layers.
+        declined: why the others are left alone, by name.
+        seconds: that it takes, about.
+        memory: bytes that it takes, about.
+    """
+
+    layers: int
+    groups: int
+    decompositions: int
+    prunings: int
+    combinations: int
+    declined: dict[str, str]
+    seconds: float
+    memory: float
+
+    @property
+    def minutes(self) -> int:
+        """Minutes, at least 1."""
+        return max(1, round(self.seconds / 60))
+
+    def __str__(self) -> str:
+        return (
+            f"about {self.minutes} {'minute' if self.minutes == 1 else 'minutes'} and {self.memory / 1e9:.1f} GB: "
+            f"{self.layers} layers, {self.groups} channel groups, {self.decompositions + self.prunings} candidates, "
+            f"and {self.combinations} decompositions of pruned layers"
+        )
+
+    def dump(self) -> dict[str, Any]:
+        """The fields, of what JSON has."""
+        return asdict(self)
+
+
+def estimate(context: Context) -> Estimate:
+    """Count what is to be done for a run, and time a few steps of it.
+
+    Raises:
+        ModelError: onnxruntime cannot run the model.
+        SettingsError: the options `keep` and `only` do not fit the model.
+    """
+    settings, subjects, workers = context.settings, context.subjects, context.work.jobs or joblib.cpu_count()
+    layers = subjects.layers
+    align = settings.align or default_align(settings.runtime)
+    removals = {n: any_removal(g, align, settings.fine, n in subjects.removable) for n, g in subjects.groups.items()}
+    whole, pruned, chains = {}, {}, set()
+    for name, subject in layers.items():
+        whole[name] = whole_offers(subject, align, settings.fine)
+        ends = [removals[n] if n is not None else None for n in (subject.input_group, subject.output_group)]
+        own = list(variants(subject, ends[0], ends[1], align, list(DECOMPOSITIONS), settings.fine))
+        pruned[name] = [offer for variant in own for offer in variant.offers]
+        every = [o.links for o in whole[name]] + [chain for v in own for chain in v.chains]
+        chains |= {(chain, subject.size, subject.maps) for chain in every}
+    a_start, a_pass = _pass(context)
+    an_offer = _decomposition(layers, align, settings.fine)
+    images = min(sensitivity_images(context), len(context.data.feeds[next(iter(context.data.feeds))]))
+    samples = len(context.chunks) * len(next(iter(context.chunks[0].values())))
+    behind = {name: _share_behind(context, name) for name in layers}
+    tried = sum(len(whole[n]) * MEASURED * behind[n] for n in layers)
+    tried += sum(
+        (len(r.choices) - 1) * max((behind[s.layer.name] for s, _ in readers(subjects.groups[n], layers)), default=0)
+        for n, r in removals.items()
+    )
+    work = {n: len(whole[n]) + len(pruned[n]) for n in layers}
+    seconds = (
+        WALKS * samples * a_pass
+        + a_start * (len(layers) + len(removals))
+        + (WORKERS_START if workers > 1 else 0)
+        + tried * images * OF_IMAGES * a_pass
+        + sum(an_offer * work[n] * _weights(s) for n, s in layers.items()) / workers
+        + (math.ceil(len(chains) / LOT_PROBES) * (SECONDS + 1) if settings.latency else 0)
+    )
+    features = [s.layer.geometry.features for s in layers.values() if not s.grouped]
+    largest = max((math.prod(s.size) * s.layer.geometry.inputs * s.maps for s in layers.values()), default=0)
+    memory = 8.0 * sum(n * n for n in features) + COPIES * 4 * context.cost.parameters
+    memory += min(context.memory, 4 * samples * largest) + PROCESS * (1 + workers * (workers > 1))
+    return Estimate(
+        layers=len(layers),
+        groups=len(subjects.groups),
+        decompositions=sum(map(len, whole.values())),
+        prunings=sum(len(r.choices) - 1 for r in removals.values()),
+        combinations=sum(map(len, pruned.values())),
+        declined=subjects.declined,
+        seconds=seconds,
+        memory=memory,
+    )
+
+
+def _pass(context: Context) -> tuple[float, float]:
+    """Seconds to start a session, and of a forward pass for one image: the faster of two runs of a batch."""
+    feeds = context.chunks[0]
+    Session(context.served, context.runtime)  # the first one loads libraries
+    began = time.perf_counter()
+    session = Session(context.served, context.runtime)
+    start = time.perf_counter() - began
+    times = []
+    for _ in range(2):
+        began = time.perf_counter()
+        session.run(feeds)
+        times.append(time.perf_counter() - began)
+    return start, min(times) / len(next(iter(feeds.values())))
+
+
+def _decomposition(layers: dict[str, Subject], align: int, fine: bool) -> float:
+    """Seconds of one decomposition for each weight of its layer.
+
+    One of each kind is timed, on a layer of median size; before that on the smallest, where libraries are loaded.
+    """
+    able = sorted((s for s in layers.values() if whole_offers(s, align, fine)), key=_weights)
+    seconds = 0.0
+    for subject in (able[0], able[len(able) // 2]) if able else ():
+        offered = list({o.method: o for o in whole_offers(subject, align, fine)}.values())
+        began = time.perf_counter()
+        with threadpool_limits(1, "blas"):  # as where the profile is made
+            front(subject.layer.geometry, subject.layer.weight, np.eye(subject.layer.geometry.features), offered)
+        seconds = (time.perf_counter() - began) / len(offered) / _weights(subject)
+    return seconds
+
+
+def _weights(subject: Subject) -> int:
+    return subject.layer.geometry.outputs * subject.layer.geometry.features
+
+
+def _share_behind(context: Context, name: str) -> float:
+    """The share of the network's MACs that a change of a layer makes run again."""
+    position = context.subjects.layers[name].position
+    behind = sum(context.costs[n.name].macs for n in context.normal.graph.nodes[position:] if n.name in context.costs)
+    return behind / max(context.cost.macs, 1)

@@ -1,0 +1,41 @@
+"""How a compressed model is handed over to a server."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from hmc_onnx.records.options import Option, Options
+
+__all__ = ["Handoff", "ServingTarget"]
+
+ServingTarget = Literal["triton", "tensorrt", "onnxruntime"]
+
+PLANNED = "what the file was planned for"
+
+
+class Handoff(Options):
+    """How a model will be served; what is None is taken from what the file says of itself (`Provenance`).
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    panel: ClassVar[str] = "Handoff"
+
+    batch: Annotated[int | None, Option(default=f"{PLANNED}, else 1")] = Field(
+        default=None, ge=1, description="Images that the server may run at once."
+    )
+    threads: Annotated[int | None, Option(default=f"{PLANNED}, else what onnxruntime chooses")] = Field(
+        default=None, ge=0, description="Threads of onnxruntime on the server; 0: what onnxruntime chooses there."
+    )
+    provider: Annotated[
+        Literal["auto", "cpu", "cuda", "tensorrt"] | None,
+        Option(default=f"{PLANNED}; auto leaves it to Triton, and is cpu for onnxruntime"),
+    ] = Field(default=None, description="Execution provider of onnxruntime on the server.")
+    name: Annotated[str | None, Option(default="the file's name without its ending")] = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+        description="The model's name on the server: letters, digits, '_', '-' and '.'.",
+    )

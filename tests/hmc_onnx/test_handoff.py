@@ -1,0 +1,288 @@
+"""What is handed over to onnxruntime and TensorRT, and what is read back from any of the folders."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from graphs import Builder, images, resnet
+from PIL import Image
+
+from calib.runtime.quantisation import quantise
+from calib.runtime.sessions import Session
+from hmc_onnx.api import Handoff, Images, Provenance, handed_over, handoff
+from hmc_onnx.handoff.tensorrt_check import check
+from hmc_onnx.records.provenance import with_provenance
+from passes.core.errors import ModelError, OutputError, SettingsError
+from passes.graph.files import load, save
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "resnet20-cifar10.onnx"
+MADE = Provenance(
+    version="1", original="a", target="none", precision="fp32", strategy="hmc", plan="b",
+    batch=16, threads=3, provider="cpu",
+)  # fmt: skip
+ALL = ("triton", "tensorrt", "onnxruntime")
+
+
+def fixed(batch: int) -> onnx.ModelProto:
+    """A network that takes `batch` images and no other number."""
+    b = Builder()
+    x = b.add("Flatten", [b.add("GlobalAveragePool", [b.conv("input", 3, 5)])])
+    return b.model(x, (batch, 3, 8, 8))
+
+
+def in_open_size() -> onnx.ModelProto:
+    b = Builder()
+    x = b.add("Flatten", [b.add("GlobalAveragePool", [b.conv("input", 3, 5)])])
+    return b.model(x, ("N", 3, "H", "W"), 5)
+
+
+# the folder
+
+
+@pytest.mark.parametrize("to", ALL)
+def test_a_folder_is_written_whole_or_not_at_all(to: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    handoff(resnet(), to, tmp_path / "empty")
+    assert stat.S_IMODE((tmp_path / "empty").stat().st_mode) & 0o500 == 0o500
+    before = {p: p.read_bytes() for p in (tmp_path / "empty").rglob("*") if p.is_file()}
+    with pytest.raises(OutputError, match="is no empty folder"):
+        handoff(resnet(seed=1), to, tmp_path / "empty")
+    assert before == {p: p.read_bytes() for p in (tmp_path / "empty").rglob("*") if p.is_file()}
+    with pytest.raises(OutputError, match="cannot write"):
+        handoff(resnet(), to, tmp_path / "missing" / "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+
+
+def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="leaves the size of its input"):
+        handoff(in_open_size(), "tensorrt", tmp_path / "new")
+    with pytest.raises(SettingsError, match="unknown target 'openvino': use triton, tensorrt, onnxruntime"):
+        handoff(resnet(), "openvino", tmp_path / "new")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ALL)
+def test_the_same_model_is_handed_over_in_the_same_bytes(to: str, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        handoff(with_provenance(resnet(), MADE), to, tmp_path / folder, options=Handoff(name="net"))
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert len(files) > 1
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+# read back
+
+
+@pytest.mark.parametrize("to", ALL)
+def test_what_is_read_back_is_the_model_as_it_was_planned(to: str, tmp_path: Path) -> None:
+    model = with_provenance(resnet(), MADE)
+    handoff(model, to, tmp_path / "out")
+    found = handed_over(tmp_path / "out")
+    assert found.proto == model
+    if to == "tensorrt":
+        assert found.provider == "tensorrt"
+    else:
+        assert (found.batch, found.provider, found.threads) == (16, "cpu", 3)
+
+
+@pytest.mark.parametrize("to", ["triton", "onnxruntime"])
+def test_options_go_before_what_the_file_says(to: str, tmp_path: Path) -> None:
+    options = Handoff(batch=4, threads=0, provider="cuda")
+    handoff(with_provenance(resnet(), MADE), to, tmp_path / "out", options=options)
+    found = handed_over(tmp_path / "out")
+    assert (found.batch, found.provider, found.threads) == (4, "cuda", 0)
+
+
+def test_a_batch_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="takes batches of 2"):
+        handoff(fixed(2), "onnxruntime", tmp_path / "out", options=Handoff(batch=8))
+
+
+def test_a_folder_of_something_else_or_a_changed_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="holds no model that was handed over"):
+        handed_over(tmp_path)
+    handoff(resnet(), "triton", tmp_path / "out", options=Handoff(name="net"))
+    save(resnet(classes=7), tmp_path / "out" / "net" / "1" / "model.onnx")
+    with pytest.raises(ModelError, match="has other outputs than the model beside it"):
+        handed_over(tmp_path / "out")
+    (tmp_path / "out" / "net" / "config.pbtxt").write_text("name: {")
+    with pytest.raises(ModelError, match="is not the configuration of a model"):
+        handed_over(tmp_path / "out")
+
+
+# onnxruntime
+
+
+def served_class(folder: Path, image: Path) -> str:
+    return subprocess.run(
+        [sys.executable, folder / "serve.py", image], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Images(preset="cifar10"),
+        Images(size=(32, 32), resize=40, interpolation="bicubic", channels="bgr", scale=1, mean=(104, 117, 124)),
+    ],
+    ids=["preset", "caffe"],
+)
+def test_the_script_gives_the_class_that_the_library_gives(options: Images, tmp_path: Path) -> None:
+    handoff(EXAMPLE, "onnxruntime", tmp_path / "out", images=options)
+    session, how = Session(load(EXAMPLE)), options.preprocess()
+    (name,) = session.input_shapes
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (48, 64, 3), np.uint8) // np.array([1, 3, 2], np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    expected = session.run({name: how.apply(Image.open(tmp_path / "image.png"))[None]})[0].argmax()
+    assert served_class(tmp_path / "out", tmp_path / "image.png") == str(expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Images(preset="imagenet"),
+        Images(preset="cifar10", layout="NHWC"),
+        Images(size=(20, 30), interpolation="bicubic", channels="bgr", scale=1, mean=(104, 117, 124)),
+        Images(size=(20, 20), mean=(0.5,), std=(0.25,)),
+    ],
+)
+def test_the_script_makes_of_an_image_exactly_what_the_library_makes(options: Images, tmp_path: Path) -> None:
+    how = options.preprocess()
+    assert how.size is not None
+    shape = (how.channels, *how.size) if how.layout == "NCHW" else (*how.size, how.channels)
+    b = Builder()
+    x = b.add("Identity", [b.add("Mul", ["input", b.weight("one", np.float32(1))])])
+    handoff(b.model(x, ("N", *shape)), "onnxruntime", tmp_path / "out", images=options)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)).save(tmp_path / "image.png")
+    script = tmp_path / "out" / "serve.py"
+    kept = tmp_path / "answer.npy"
+    script.write_text(re.sub(r"\nprint\(.*\)\n", f"\nnp.save({str(kept)!r}, answer)\n", script.read_text()))
+    served_class(tmp_path / "out", tmp_path / "image.png")
+    np.testing.assert_array_equal(np.load(kept)[0], how.apply(Image.open(tmp_path / "image.png")))
+
+
+def test_a_model_of_a_fixed_batch_is_served_one_image(tmp_path: Path) -> None:
+    handoff(fixed(3), "onnxruntime", tmp_path / "out")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "image.png")
+    assert served_class(tmp_path / "out", tmp_path / "image.png") in {"0", "1", "2", "3", "4"}
+
+
+def test_preprocessing_that_does_not_fit_is_refused_and_none_at_all_is_remarked(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"is of shape \(\?, 3, 8, 8\), and images would come out"):
+        handoff(resnet(), "onnxruntime", tmp_path / "out", images=Images(preset="imagenet"))
+    (remark,) = handoff(resnet(), "onnxruntime", tmp_path / "out")
+    assert "divides pixels by 255" in remark
+
+
+def test_the_options_of_a_session_are_onnxruntimes_own(tmp_path: Path) -> None:
+    import onnxruntime
+
+    handoff(with_provenance(resnet(), MADE), "onnxruntime", tmp_path / "out", options=Handoff(provider="tensorrt"))
+    said = json.loads((tmp_path / "out" / "session.json").read_text())
+    assert said["providers"][0] == "TensorrtExecutionProvider" and len(said["provider_options"]) == 3
+    assert set(said["providers"]) <= set(onnxruntime.get_all_providers())
+    assert hasattr(onnxruntime.SessionOptions(), "intra_op_num_threads") and said["intra_op_num_threads"] == 3
+
+
+# TensorRT
+
+
+def command_of(folder: Path, listed: str, tmp_path: Path) -> list[str]:
+    """What the script calls, of a trtexec whose help lists some options."""
+    fake, said = tmp_path / "trtexec", tmp_path / "said"
+    fake.write_text(
+        f'#!/bin/sh\nif [ "$1" = --help ]; then echo "{listed}"; exit 0; fi\n'
+        f'for a in "$@"; do echo "$a"; done >{said}\n'
+    )
+    fake.chmod(0o755)
+    subprocess.run([folder / "build_engine.sh"], check=True, env={"TRTEXEC": str(fake), "PATH": "/usr/bin:/bin"})
+    return said.read_text().splitlines()
+
+
+def test_the_script_builds_a_strongly_typed_engine_for_one_to_the_planned_number_of_images(tmp_path: Path) -> None:
+    handoff(with_provenance(resnet(), MADE), "tensorrt", tmp_path / "out", options=Handoff(name="net"))
+    ten = command_of(tmp_path / "out", "--stronglyTyped   Create a strongly typed network", tmp_path)
+    eleven = command_of(tmp_path / "out", "--onnx=<file>", tmp_path)
+    assert ten == ["--stronglyTyped", *eleven]
+    assert re.fullmatch(r"--saveEngine=net_[0-9a-f]{16}\.engine", eleven.pop(1))
+    assert eleven == [
+        "--onnx=model.onnx",
+        "--minShapes=input:1x3x8x8",
+        "--optShapes=input:16x3x8x8",
+        "--maxShapes=input:16x3x8x8",
+        "--timingCacheFile=timing.cache",
+        "--skipInference",
+    ]
+
+
+def test_a_fixed_batch_has_no_profile_and_an_open_size_is_closed_as_it_is_said(tmp_path: Path) -> None:
+    handoff(fixed(2), "tensorrt", tmp_path / "fixed")
+    assert "Shapes" not in (tmp_path / "fixed" / "build_engine.sh").read_text()
+    handoff(in_open_size(), "tensorrt", tmp_path / "open", images=Images(size=(16, 24)))
+    assert "--optShapes=input:1x3x16x24" in (tmp_path / "open" / "build_engine.sh").read_text()
+
+
+def test_engines_are_kept_apart_by_the_weights(tmp_path: Path) -> None:
+    found = []
+    for i, seed in enumerate((0, 0, 1)):
+        handoff(resnet(seed=seed), "tensorrt", tmp_path / str(i), options=Handoff(name="net", batch=8))
+        found.append(json.loads((tmp_path / str(i) / "provider_options.json").read_text()))
+    assert found[0] == found[1] and found[0]["trt_engine_cache_enable"] == "1"
+    assert found[0]["trt_engine_cache_prefix"] != found[2]["trt_engine_cache_prefix"]
+    assert found[0]["trt_profile_max_shapes"] == "input:8x3x8x8"
+
+
+def test_what_tensorrt_cannot_build_is_refused(tmp_path: Path) -> None:
+    for_cpu = quantise(resnet(), [{"input": images(8)}])
+    with pytest.raises(ModelError, match=r"uint8 activations \(compress with `provider='tensorrt'`"):
+        handoff(for_cpu, "tensorrt", tmp_path / "out")
+    for_gpu = quantise(resnet(), [{"input": images(8)}], provider="CUDAExecutionProvider")
+    handoff(for_gpu, "tensorrt", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "provider_options.json").read_text())["trt_int8_enable"] == "1"
+
+
+def changed(proto: onnx.ModelProto, **node: str) -> onnx.ModelProto:
+    for name, value in node.items():
+        setattr(proto.graph.node[0], name, value)
+    return proto
+
+
+def test_each_thing_that_tensorrt_does_not_take_is_a_sentence() -> None:
+    assert check(resnet()).reasons == [] and check(resnet()).remarks == []
+    assert check(changed(resnet(), op_type="Det")).reasons == [
+        "the Det node 'Conv_1' is an operator that it does not know"
+    ]
+    (plug_in,) = check(changed(resnet(), domain="com.microsoft")).reasons
+    assert "only a plug-in could run" in plug_in
+    shifted = quantise(resnet(), [{"input": images(8)}], provider="CUDAExecutionProvider")
+    for tensor in shifted.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8 and not tensor.dims:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.int8(3), tensor.name))
+    (reason,) = check(shifted).reasons
+    assert "more, has a zero point that is not 0" in reason
+    double = resnet()
+    double.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    assert check(double).reasons == [] and check(double).remarks == [
+        "What is float64, such as 'input', is computed in float32"
+    ]
+    text = resnet()
+    text.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.STRING
+    assert check(text).reasons == ["'input' is of type string"]
+    old, new = resnet(), resnet()
+    old.opset_import[0].version, new.opset_import[0].version = 8, 25
+    assert len(check(old).reasons) == 1 and len(check(new).remarks) == 1
+
+
+def test_tensorrt_is_no_place_for_another_provider(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="`provider` cpu"):
+        handoff(resnet(), "tensorrt", tmp_path / "out", options=Handoff(provider="cpu"))
