@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from calib.measure.probing import LOT_PROBES, SECONDS
 from calib.runtime.sessions import Session
-from hmc_onnx.analysis.subjects import Subject
+from hmc_onnx.analysis.subjects import Subject, readers
 from hmc_onnx.execution.context import Context
 from hmc_onnx.profiling.candidate_times import any_removal, default_align
 from hmc_onnx.profiling.profiler import sensitivity_images
@@ -105,7 +105,7 @@ def estimate(context: Context) -> Estimate:
     behind = {name: _share_behind(context, name) for name in layers}
     tried = sum(len(whole[n]) * MEASURED * behind[n] for n in layers)
     tried += sum(
-        (len(r.choices) - 1) * max((behind[s.node.name] for s, _ in subjects.groups[n].members("consumes")), default=0)
+        (len(r.choices) - 1) * max((behind[s.layer.name] for s, _ in readers(subjects.groups[n], layers)), default=0)
         for n, r in removals.items()
     )
     work = {n: len(whole[n]) + len(pruned[n]) for n in layers}

@@ -47,6 +47,7 @@ class LayerPlan(Frozen):
     parameters: int = 0
     seconds: float | None = None
     reason: str = ""
+    also: list[str] = Field(default_factory=list, exclude_if=lambda value: not value)
 
 
 class PlannedLatency(Frozen):
@@ -120,5 +121,6 @@ class Plan(Frozen):
                 lines.append(f"channels of {name}: {left} of {group.size} are kept")
         for name, layer in self.layers.items():
             method = f"{layer.method} of rank {layer.rank}" if layer.rank else layer.method
-            lines.append(f"{name}: {method}: {layer.reason}")
+            together = ", ".join([name, *layer.also])
+            lines.append(f"{together}: {method}: {layer.reason}")
         return "\n".join(lines)
