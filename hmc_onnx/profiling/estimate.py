@@ -27,7 +27,7 @@ from passes.decompose import DECOMPOSITIONS
 __all__ = ["Estimate", "estimate"]
 
 # Of what is offered, the share whose sensitivity is measured (the Pareto front), and the share of the images that it is
-# measured on, as most candidates are out early: rough means over the networks of the examples and benchmarks.
+# measured on, as most candidates are out early. These and the numbers below are rough guesses.
 MEASURED, OF_IMAGES = 0.5, 0.5
 # Forward passes that walking once for the second moments and twice for the repair takes, with the moments' own sums;
 # and seconds until worker processes have started.

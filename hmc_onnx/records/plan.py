@@ -9,6 +9,7 @@ from pydantic import Field
 
 from calib.measure.latency_table import Machine
 from hmc_onnx.records.goal import Strategy, Target
+from hmc_onnx.records.profile import KEEP
 from hmc_onnx.records.settings import Settings
 from passes.core.errors import PlanError
 from passes.core.records import Frozen, read_record
@@ -109,6 +110,13 @@ class Plan(Frozen):
     def proven(self) -> bool:
         """Whether no plan within the target is known to be possible that loses less, but for a negligible share."""
         return self.gap <= OPTIMAL_GAP
+
+    @property
+    def changes(self) -> bool:
+        """Whether any channel is removed or any layer decomposed."""
+        return any(group.removed for group in self.groups.values()) or any(
+            layer.method != KEEP for layer in self.layers.values()
+        )
 
     def explain(self) -> str:
         """What is done to each channel group and layer that is changed, and why: a line each."""

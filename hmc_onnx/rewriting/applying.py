@@ -24,15 +24,13 @@ import onnx_graphsurgeon as gs
 from calib.measure.moments import sample_positions, sampled_outputs, sampled_patches
 from calib.measure.walk import Walk
 from calib.runtime.observing import observe
-from hmc_onnx.analysis.subjects import Use, find_subjects
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
 from hmc_onnx.rewriting.fitting import Fit, fitted_bias
 from hmc_onnx.rewriting.order import repair_order
+from hmc_onnx.rewriting.pruning import Kept, prune
 from hmc_onnx.rewriting.rounding import rounded
-from passes.branches import remove_branch
-from passes.channels import ChannelGroup
 from passes.core.errors import PlanError
 from passes.decompose import DECOMPOSITIONS, compose
 from passes.graph.external import folder_of, let_go, move_out
@@ -66,7 +64,7 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
         raise PlanError("the plan was made for another model: plan again, or give the model it was made for")
     model, inputs, runtime = context.normal, context.inputs, context.runtime
     compressed, folder = model.copy(), folder_of(model.constants())
-    kept = _prune(compressed, plan, inputs)
+    kept = prune(compressed, plan, inputs)
     if folder is not None:
         move_out(compressed.constants(), folder)
     observe(compressed, inputs, runtime)
@@ -76,7 +74,8 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
     every = {n.name: n for n in compressed.graph.nodes if n.op in LAYERS}
     nodes = {name: node for name, node in every.items() if name in plan.layers}
     ordered = _in_order(model, nodes, plan, kept)
-    changed = bool(context.weight_levels)  # rounding changes every layer
+    # rounding to INT8 changes every layer; where nothing else does, that is left to the quantiser
+    changed = bool(context.weight_levels) and plan.changes
     order = repair_order(compressed.graph, {n: [use.name for use in kept.uses[n]] for n in ordered})
     for done, (name, known) in enumerate(order.items()):
         context.progress("repair", done, len(plan.layers))
@@ -113,7 +112,7 @@ def shaped(context: Context, plan: Plan) -> Model:
         PlanError: as for `apply`.
     """
     model, inputs = context.normal.copy(), context.inputs
-    kept = _prune(model, plan, inputs)
+    kept = prune(model, plan, inputs)
     observe(model, inputs, plan.settings.runtime)
     shapes = model.shapes_at(inputs)
     rng = np.random.default_rng(plan.settings.seed)
@@ -130,7 +129,7 @@ def shaped(context: Context, plan: Plan) -> Model:
     return model
 
 
-def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan, kept: _Kept) -> list[str]:
+def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan, kept: Kept) -> list[str]:
     """Names of the plan's layers in graph order; raises PlanError unless exactly the removed ones are missing."""
     ordered = [n.name for n in model.graph.nodes if n.name in plan.layers]
     for name, layer in plan.layers.items():
@@ -150,89 +149,11 @@ def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan, kept: _Kep
     return ordered
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """The result of pruning.
-
-    Attributes:
-        outputs: masks of the original's output channels that each layer's node keeps.
-        inputs: masks of the original's input channels that each pruned layer keeps, by the layer's name.
-        touched: names of the nodes that have lost channels.
-        uses: the nodes that apply each layer, in graph order, by the layer's name.
-        declined: why other nodes are no layers, by their names.
-    """
-
-    outputs: dict[str, np.ndarray]
-    inputs: dict[str, np.ndarray]
-    touched: set[str]
-    uses: dict[str, tuple[Use, ...]]
-    declined: dict[str, str]
-
-    def inputs_of(self, name: str) -> np.ndarray | slice:
-        """The input channels that a layer keeps, as an index."""
-        return self.inputs.get(name, slice(None))
-
-
-def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kept:
-    subjects = find_subjects(model, inputs, plan.settings.selection)
-    channels = subjects.channels
-    known = {g.name: g for g in channels.groups}
-    removed: dict[str, np.ndarray] = {}
-    gone: list[ChannelGroup] = []
-    for name, group in plan.groups.items():
-        if name not in known or known[name].size != group.size:
-            raise PlanError(f"the plan names a channel group that the model does not have: '{name}'")
-        if any(not 0 <= c < group.size for c in group.removed):
-            raise PlanError(f"the plan removes channels of '{name}' that it does not have: it has {group.size}")
-        if len(set(group.removed)) == group.size:
-            gone.append(known[name])
-        elif group.removed:
-            removed[name] = np.array(group.removed)
-    outputs: dict[str, np.ndarray] = {}
-    touched = set()
-    for group_ in channels.groups:
-        for slot, classes in zip(group_.slots, group_.classes, strict=True):
-            lost = np.isin(classes, removed.get(group_.name, np.zeros(0, int)))
-            if slot.role == "produces" or (slot.node.op == "Conv" and slot.index == 1 and slot.axis == 0):
-                outputs[slot.node.name] = outputs.get(slot.node.name, True) & ~lost
-            if lost.any():
-                touched.add(slot.node.name)
-    channels.remove(removed)
-    if gone:
-        _remove_branches(model, gone, model.shapes_at(inputs))
-    layers = subjects.layers
-    return _Kept(
-        outputs=outputs,
-        inputs={
-            n: ~np.isin(s.input_classes, removed[s.input_group])
-            for n, s in layers.items()
-            if s.input_group in removed and s.input_classes is not None
-        },
-        touched=touched,
-        uses={n: s.uses for n, s in layers.items()},
-        declined=subjects.declined,
-    )
-
-
-def _remove_branches(model: Model, gone: list[ChannelGroup], shapes: Shapes) -> None:
-    """Remove the residual branches of groups that keep no channels; raises PlanError if a group is in none."""
-    readers = {group.name: [s.node for s, _ in group.members("consumes")] for group in gone}
-    for nodes in readers.values():
-        joined = residual_sum(model.graph, nodes[0], shapes) if len(nodes) == 1 else None
-        if joined is not None and joined.removable:
-            remove_branch(model.graph, nodes[0])
-    model.graph.cleanup()
-    left = {id(n) for n in model.graph.nodes}
-    for name, nodes in readers.items():
-        if any(id(n) in left for n in nodes):
-            raise PlanError(f"the plan removes all channels of '{name}', which is no residual branch: keep some")
-
-
 @dataclass
 class _Walks:
     original: Walk
     compressed: Walk
-    kept: _Kept
+    kept: Kept
     plan: Plan
     context: Context
 
