@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from passes.core.declined import Declined, Why
 from passes.core.errors import ModelError
 from passes.graph.model import element_type
-from passes.graph.naming import unused_name
+from passes.graph.naming import UnusedNames, unused_name
 from passes.graph.shapes import Shapes
 
 __all__ = [
@@ -281,16 +281,17 @@ def chain_nodes(
     no output: the caller disconnects `node` and gives its output to the last one.
     """
     nodes: list[gs.Node] = []
+    unused = UnusedNames(graph)
     dtype = element_type(node.inputs[1])
     x = node.inputs[0]
     for i, (geometry, weight) in enumerate(links):
         last = i == len(links) - 1
-        name = unused_name(graph, f"{node.name}/{i}")
-        y = node.outputs[0] if last else gs.Variable(unused_name(graph, f"{name}:output"), x.dtype)
-        inputs = [x, gs.Constant(unused_name(graph, f"{name}:weight"), weight.astype(dtype))]
+        name = unused(f"{node.name}/{i}")
+        y = node.outputs[0] if last else gs.Variable(unused(f"{name}:output"), x.dtype)
+        inputs = [x, gs.Constant(unused(f"{name}:weight"), weight.astype(dtype))]
         if last or (node.op == "Gemm" and graph.opset < 11):  # a Gemm had to have a bias
             values = bias if last else np.zeros(geometry.outputs)
-            inputs.append(gs.Constant(unused_name(graph, f"{name}:bias"), values.astype(dtype)))
+            inputs.append(gs.Constant(unused(f"{name}:bias"), values.astype(dtype)))
         nodes.append(gs.Node(node.op, name, _attributes(node.op, geometry), inputs, [] if last else [y]))
         x = y
     return nodes
