@@ -16,7 +16,7 @@ import onnx
 from onnxsim.pruning import apply_structured_wanda_pruning
 
 # Images that the activations are measured on: Wanda needs few.
-IMAGES, BATCH = 128, 64
+IMAGES, BATCH = 64, 64
 BISECTIONS = 7
 MOST = 0.95
 
