@@ -7,8 +7,8 @@
 The rows: the original; onnxruntime's quantiser alone; Torch-Pruning, by magnitude and by Taylor's criterion, and
 onnxsim's structured Wanda pruning for each of `--macs`; ours in float32 for each of `--macs` and `--latency`, and in
 INT8 for each of `--int8` (shares of the float32 original's time at `--batch`). All get the same calibration images and
-no labels, and nobody trains. The other tools run in an environment of their own; where one fails on the network, its
-row says how. "minutes" is what a user would wait for that one file: for ours with the profile, which all rows of a kind
+no labels, and nobody trains. The other tools run in an environment of their own; where one fails on the network, a
+sentence says how. "minutes" is what a user would wait for that one file: for ours with the profile, which all rows of a kind
 share here.
 
 Networks and rows are kept in the work folder, and a run that was cut off goes on; top-1, of all test images, and times
@@ -188,6 +188,9 @@ def compared(entries: list[Entry], made: Made, args: argparse.Namespace) -> None
             entry.times[batch] = float(np.median(seconds[:, i] / seconds[:, 0]))
     header = ["tool", "asked", "top-1", "MACs", *(f"time, batch {b}" for b in args.batches), "minutes"]
     print("\n" + table(header, [line(entry, args.batches) for entry in entries]))
+    for entry in entries:
+        if entry.why:
+            print(f"\n{entry.tool}, {entry.asked}: {entry.why}")
     if args.plot:
         plot(running, args.batches[-1], f"{args.model.stem}: {len(test)} test images", args.plot)
 
@@ -196,7 +199,7 @@ def line(entry: Entry, batches: list[int]) -> list[str]:
     """A row of the table."""
     minutes = "" if entry.minutes is None else f"{entry.minutes:.1f}"
     if entry.model is None:
-        return [entry.tool, entry.asked, entry.why.replace("|", "/"), *[""] * (1 + len(batches)), minutes]
+        return [entry.tool, entry.asked, "see below", *[""] * (1 + len(batches)), minutes]
     times = [f"{entry.times[b]:.3f}" for b in batches]
     return [entry.tool, entry.asked, f"{entry.top1:.2f}", f"{entry.macs:.3f}", *times, minutes]
 
