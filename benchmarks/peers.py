@@ -8,8 +8,8 @@ The rows: the original; onnxruntime's quantiser alone; Torch-Pruning, by magnitu
 onnxsim's structured Wanda pruning for each of `--macs`; ours in float32 for each of `--macs` and `--latency`, and in
 INT8 for each of `--int8` (shares of the float32 original's time at `--batch`). All get the same calibration images and
 no labels, and nobody trains. The other tools run in an environment of their own; where one fails on the network, a
-sentence says how. "minutes" is what a user would wait for that one file: for ours with the profile, which all rows of a kind
-share here.
+sentence says how. "minutes" is what a user would wait for that one file: for ours with the profile, which all rows of
+a kind share here.
 
 Networks and rows are kept in the work folder, and a run that was cut off goes on; top-1, of all test images, and times
 are measured at the end for all networks in turns. A time is the median over the turns of the ratio to the original's.
