@@ -85,7 +85,7 @@ def not_followed(model: nn.Module, example: Tensor, heads: list[nn.Module]) -> l
 def gradients(model: nn.Module, images: Tensor) -> None:
     """Gradients of the cross-entropy with the network's own answers as labels, on some of the images."""
     model.zero_grad()
-    for x in images[: 4 * BATCH].split(BATCH):
+    for x in images[: 2 * BATCH].split(BATCH):
         answers = model(x)
         nn.functional.cross_entropy(answers, answers.detach().softmax(1).multinomial(1)[:, 0]).backward()
 
