@@ -180,7 +180,7 @@ def predicted(results: Results, cp: str, args: argparse.Namespace) -> list[str]:
             found = spearmanr(*np.array(pairs).T)
             said = f"rank correlation of D with the choice {found.statistic:.2f} (p = {found.pvalue:.1g})"
         else:
-            said = "no rank correlation of D with the choice, as nothing differs"
+            said = "no rank correlation of D with the choice, as these layers were all treated alike"
         lines.append(f"{target}: {said}, {len(pairs)} layers of all seeds")
     return lines
 
