@@ -26,6 +26,7 @@ FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
 # Input positions of the weights that may be trained, by operator; all other constants are fixed.
 WEIGHTS: dict[str, Sequence[int]] = {
     "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
     "Gemm": (1, 2),
     "MatMul": (0, 1),
     "BatchNormalization": (1, 2),
@@ -36,7 +37,7 @@ WEIGHTS: dict[str, Sequence[int]] = {
 }
 STATISTICS = (3, 4)  # input positions of a BatchNormalization's mean and variance
 # An Add behind one of these operators adds a bias, which may be trained, too.
-WITHOUT_BIAS = ("Conv", "MatMul")
+WITHOUT_BIAS = ("Conv", "ConvTranspose", "MatMul")
 
 
 class GraphModule(nn.Module):

@@ -1,4 +1,4 @@
-"""Rules for Conv, Gemm, MatMul and pooling."""
+"""Rules for Conv, ConvTranspose, Gemm, MatMul and pooling."""
 
 from __future__ import annotations
 
@@ -55,6 +55,46 @@ def _conv(op: Operator) -> Callable[..., Tensor]:
         return convolve(x, w, b, strides, padding, dilations, op.get("group", 1))
 
     return run
+
+
+@rule("ConvTranspose")
+def _conv_transpose(op: Operator) -> Callable[..., Tensor]:
+    def run(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        d = w.dim() - 2
+        strides, dilations = op.get("strides") or [1] * d, op.get("dilations") or [1] * d
+        longer = op.get("output_padding") or [0] * d
+        whole = [  # without pads and output_padding
+            (n - 1) * s + dil * (k - 1) + 1
+            for n, s, k, dil in zip(x.shape[2:], strides, w.shape[2:], dilations, strict=True)
+        ]
+        pads = _cut_off(op, x, strides, [n + m for n, m in zip(whole, longer, strict=True)])
+        convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[d - 1]
+        groups = op.get("group", 1)
+        torch_takes = all(m < max(s, dil) for m, s, dil in zip(longer, strides, dilations, strict=True))
+        if torch_takes and pads[:d] == pads[d:] and min(pads) >= 0:
+            return convolve(x, w, b, strides, pads[:d], longer, groups, dilations)
+        y = convolve(x, w, None, strides, [0] * d, [0] * d, groups, dilations)
+        y = _padded(y, [-p for p in pads[:d]] + [m - p for m, p in zip(longer, pads[d:], strict=True)])
+        return y if b is None else y + b.reshape(-1, *[1] * d)
+
+    return run
+
+
+def _cut_off(op: Operator, x: Tensor, strides: Sequence[int], whole: Sequence[int]) -> list[int]:
+    """How much of the whole output of a ConvTranspose is cut off at both ends, in the order of ONNX's pads.
+
+    An end is negative where `output_shape` asks for more than there is.
+    """
+    d, auto, shape = len(whole), op.get("auto_pad", "NOTSET"), op.get("output_shape")
+    if not shape and auto in ("NOTSET", "VALID"):
+        return list(op.get("pads") or [0] * 2 * d) if auto == "NOTSET" else [0] * 2 * d
+    sizes = shape[-d:] if shape else [n * s for n, s in zip(x.shape[2:], strides, strict=True)]
+    totals = [n - size for n, size in zip(whole, sizes, strict=True)]
+    small, large = [max(t, 0) // 2 for t in totals], [t - max(t, 0) // 2 for t in totals]
+    if auto == "SAME_UPPER":
+        return small + large
+    beginnings = [max(n, 0) for n in large]  # what is missing is added at the end
+    return beginnings + [t - n for t, n in zip(totals, beginnings, strict=True)]
 
 
 @rule("Gemm")

@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from calib.runtime.sessions import Session
-from hmc_onnx.finetune.module import GraphModule
+from hmc_onnx.finetune.module import GraphModule, updated
 from hmc_onnx.finetune.operators import RULES
 from passes.core.errors import ModelError
 
@@ -19,6 +19,7 @@ RNG = np.random.default_rng(0)
 IMAGE = RNG.standard_normal((2, 4, 7, 6), np.float32)
 POSITIVE = np.abs(IMAGE) + 0.5
 WEIGHT = RNG.standard_normal((6, 4, 3, 3), np.float32)
+SPREAD = RNG.standard_normal((4, 6, 3, 3), np.float32)  # of a ConvTranspose, inputs first
 BIAS = RNG.standard_normal(6, np.float32)
 CHANNEL = np.abs(RNG.standard_normal(4, np.float32)) + 0.5
 
@@ -31,6 +32,9 @@ def floats(*values: float) -> np.ndarray:
     return np.array(values, np.float32)
 
 
+FLOOR = {"coordinate_transformation_mode": "asymmetric"}
+CORNERS = {"coordinate_transformation_mode": "align_corners"}
+
 # operator, opset, input, other inputs (None: left out), attributes
 CASES: list[tuple[str, int, np.ndarray, list[np.ndarray | None], dict[str, Any]]] = [
     ("Conv", 11, IMAGE, [WEIGHT, BIAS], {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
@@ -41,6 +45,20 @@ CASES: list[tuple[str, int, np.ndarray, list[np.ndarray | None], dict[str, Any]]
     ("Conv", 11, IMAGE, [WEIGHT[:4, :2], BIAS[:4]], {"group": 2}),
     ("Conv", 11, IMAGE[..., 0], [WEIGHT[..., 0], BIAS], {"pads": [1, 2]}),
     ("Conv", 11, IMAGE[:, :, :, :, None], [WEIGHT[..., None], BIAS], {}),
+    ("ConvTranspose", 11, IMAGE, [SPREAD, BIAS], {}),
+    ("ConvTranspose", 11, IMAGE, [SPREAD, BIAS], {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]}),
+    ("ConvTranspose", 11, IMAGE, [SPREAD, BIAS], {"strides": [3, 2], "pads": [0, 1, 2, 0], "output_padding": [2, 0]}),
+    ("ConvTranspose", 11, IMAGE, [SPREAD], {"dilations": [2, 1], "pads": [1, 0, 1, 0]}),
+    ("ConvTranspose", 11, IMAGE, [SPREAD[:, :3], BIAS], {"group": 2, "strides": [2, 2]}),
+    ("ConvTranspose", 11, IMAGE, [SPREAD[:, :1], BIAS[:4]], {"group": 4, "strides": [2, 2]}),
+    ("ConvTranspose", 11, IMAGE, [SPREAD, BIAS], {"strides": [2, 2], "output_shape": [14, 12]}),
+    ("ConvTranspose", 11, IMAGE, [SPREAD, BIAS], {"strides": [2, 2], "output_shape": [15, 14]}),
+    ("ConvTranspose", 11, IMAGE, [SPREAD], {"strides": [2, 2], "output_shape": [14, 12], "auto_pad": "SAME_UPPER"}),
+    ("ConvTranspose", 11, IMAGE, [SPREAD], {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+    ("ConvTranspose", 11, IMAGE, [SPREAD], {"strides": [2, 1], "auto_pad": "SAME_LOWER"}),
+    ("ConvTranspose", 11, IMAGE, [SPREAD], {"strides": [2, 2], "auto_pad": "VALID"}),
+    ("ConvTranspose", 11, IMAGE[..., 0], [SPREAD[..., 0], BIAS], {"strides": [2], "pads": [1, 0]}),
+    ("ConvTranspose", 11, IMAGE[..., None], [SPREAD[..., None], BIAS], {"strides": [2, 2, 1]}),
     ("Gemm", 7, IMAGE[0, 0], [IMAGE[0, 1], IMAGE[0, 2, 0, :1]], {"transA": 1, "alpha": 0.5, "beta": 2.0}),
     ("Gemm", 11, IMAGE[0, 0], [IMAGE[0, 1]], {"transB": 1}),
     ("Gemm", 13, IMAGE[0, 0], [IMAGE[0, 1], IMAGE[0, 1, :, 0]], {"transB": 1}),
@@ -111,6 +129,30 @@ CASES: list[tuple[str, int, np.ndarray, list[np.ndarray | None], dict[str, Any]]
     ("Pad", 13, IMAGE, [ints(0, 0, 1, 2, 0, 0, 2, 1)], {"mode": "edge"}),
     ("Gather", 11, IMAGE, [ints(3, -1, 0)], {"axis": 1}),
     ("Gather", 13, IMAGE, [np.int64(-2)], {"axis": -1}),
+    ("Upsample", 7, IMAGE, [], {"scales": [1.0, 1.0, 2.0, 3.0]}),
+    ("Upsample", 9, IMAGE, [floats(1, 1, 2, 1.5)], {}),
+    ("Resize", 10, IMAGE, [floats(1, 1, 2, 0.5)], {}),
+    *(
+        ("Resize", 13, IMAGE, [None, floats(1, 1, *scales)], {**FLOOR, "nearest_mode": rounding, "mode": "nearest"})
+        for scales in ((2, 2), (1.7, 0.5), (0.6, 3))
+        for rounding in ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
+    ),
+    *(
+        ("Resize", 13, IMAGE, [None, None, ints(2, 4, *sizes)], {"coordinate_transformation_mode": c, "mode": mode})
+        for c in ("half_pixel", "pytorch_half_pixel", "align_corners")
+        for mode in ("nearest", "linear", "cubic")
+        for sizes in ((14, 12), (9, 4))
+    ),
+    *(
+        ("Resize", 11, IMAGE, [floats(), floats(1, 1, 2.3, 0.6)], {"coordinate_transformation_mode": c, "mode": mode})
+        for c in ("half_pixel", "pytorch_half_pixel", "align_corners")
+        for mode in ("nearest", "linear", "cubic")
+    ),
+    ("Resize", 13, IMAGE, [None, None, ints(2, 4, 1, 1)], {"coordinate_transformation_mode": "pytorch_half_pixel"}),
+    ("Resize", 13, IMAGE, [None, None, ints(2, 4, 1, 1)], {**CORNERS, "mode": "linear"}),
+    ("Resize", 18, IMAGE, [None, None, ints(14, 9)], {"mode": "linear", "axes": [2, 3]}),
+    ("Resize", 19, IMAGE[..., 0], [None, floats(1, 1, 2)], {"mode": "linear"}),
+    ("Resize", 19, IMAGE[..., None], [None, floats(1, 1, 2, 1.5, 1)], {"mode": "linear"}),
     ("Expand", 8, IMAGE[:, :1], [ints(2, 4, 1, 6)], {}),
     ("Tile", 13, IMAGE, [ints(1, 2, 1, 3)], {}),
     ("Shape", 13, IMAGE, [], {}),
@@ -196,11 +238,59 @@ def test_every_rule_is_tried() -> None:
         ("DepthToSpace", 13, {"blocksize": 2}, "DepthToSpace"),
         ("AveragePool", 19, {"kernel_shape": [2, 2], "dilations": [2, 2]}, "dilations"),
         ("Pad", 19, {"pads": [1] * 8, "mode": "wrap"}, "wrap"),
+        ("Resize", 13, {"mode": "linear", "coordinate_transformation_mode": "asymmetric"}, "asymmetric"),
+        ("Resize", 13, {"coordinate_transformation_mode": "tf_crop_and_resize"}, "tf_crop_and_resize"),
+        ("Resize", 13, {"mode": "cubic", "cubic_coeff_a": -0.5}, "cubic_coeff_a is -0.5"),
+        ("Resize", 18, {"mode": "linear", "antialias": 1}, "antialias"),
     ],
 )
 def test_what_has_no_rule_is_refused_by_name(op: str, opset: int, attributes: dict[str, Any], what: str) -> None:
     with pytest.raises(ModelError, match=f"'{op.lower()}'.*{what}"):
         GraphModule(model(op, opset, IMAGE, [], attributes))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "attributes", "what"),
+    [
+        ((2, 2, 7, 6), {}, "batch or channels"),
+        ((2, 4, 1, 6), {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"}, "length 1"),
+    ],
+)
+def test_sizes_that_torch_cannot_resize_to_are_refused(
+    sizes: tuple[int, ...], attributes: dict[str, Any], what: str
+) -> None:
+    module = GraphModule(model("Resize", 13, IMAGE, [None, None, ints(*sizes)], attributes))
+    with pytest.raises(ModelError, match=f"'resize'.*{what}"):
+        module(torch.from_numpy(IMAGE))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("Resize", 13, IMAGE, [None, floats(1, 1, 2, 2)], {}),
+        ("Resize", 13, IMAGE, [None, floats(1, 1, 2, 2)], {"mode": "linear"}),
+        ("ConvTranspose", 11, IMAGE, [SPREAD, BIAS], {"strides": [2, 2], "pads": [0, 1, 1, 0]}),
+    ],
+    ids=["nearest", "linear", "ConvTranspose"],
+)
+def test_the_gradient_is_that_of_the_rule(case: Any) -> None:
+    module = GraphModule(model(*case)).double()
+    x = torch.from_numpy(IMAGE[:1, :, :3, :2]).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: module(v)[0], (x,))
+    module(x)[0].square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+def test_the_weights_of_a_conv_transpose_are_trained_in_its_initializers() -> None:
+    proto = model("ConvTranspose", 11, IMAGE, [SPREAD, BIAS], {"strides": [2, 2]})
+    module = GraphModule(proto)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(2)
+    changed = updated(proto, module.values())
+    assert module.trained == {"c0", "c1"}
+    twice = Session(changed).run({"x": IMAGE})[0]
+    np.testing.assert_allclose(twice, 2 * Session(proto).run({"x": IMAGE})[0], rtol=1e-5, atol=1e-5)
 
 
 def test_a_custom_domain_is_refused() -> None:
