@@ -77,10 +77,12 @@ def blocks(page: Path) -> list[Block]:
 
 
 def stand_in() -> onnx.ModelProto:
-    """A network of two residual blocks, N×3×224×224 to N×5, whose layers have the names of a ResNet's."""
+    """A network of two residual blocks, N×3×224×224 to N×5, whose layers have the names of a ResNet's.
+
+    torch 2.13 on the CPU crashes in the backward pass of the same network with half the channels.
+    """
     b = Builder()
-    x = b.add("Relu", [b.conv("input", 3, 16, kernel=7, stride=4)])
-    x = b.add("MaxPool", [x], kernel_shape=[4, 4], strides=[4, 4])
+    x = b.add("Relu", [b.conv("input", 3, 16, kernel=7, stride=16)])
     for inputs, outputs, stride in ((16, 16, 1), (16, 32, 2)):
         y = b.conv(b.add("Relu", [b.conv(x, inputs, outputs, stride=stride)]), outputs, outputs)
         if inputs != outputs:
