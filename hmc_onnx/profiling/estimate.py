@@ -16,6 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from calib.measure.probing import LOT_PROBES, SECONDS
+from calib.runtime.batching import declared_batch
 from calib.runtime.sessions import Session
 from hmc_onnx.analysis.subjects import Subject, readers
 from hmc_onnx.execution.context import Context
@@ -135,7 +136,8 @@ def estimate(context: Context) -> Estimate:
 
 def _pass(context: Context) -> tuple[float, float]:
     """Seconds to start a session, and of a forward pass for one image: the faster of two runs of a batch."""
-    feeds = context.chunks[0]
+    declared = declared_batch(context.served, context.data.feeds)
+    feeds = context.serving_feeds if declared else context.chunks[0]
     Session(context.served, context.runtime)  # the first one loads libraries
     began = time.perf_counter()
     session = Session(context.served, context.runtime)
