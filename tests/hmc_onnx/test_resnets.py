@@ -24,7 +24,7 @@ from zoo import run
 import hmc_onnx
 from hmc_onnx.analysis.model_inputs import signature
 
-SETTINGS = hmc_onnx.Settings(samples=32, kl_samples=4, positions=16, align=2, chunk=16, provider="cpu", threads=1)
+SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=4, positions=8, align=2, chunk=16, provider="cpu", threads=1)
 
 
 @dataclass(frozen=True)
