@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check all clean
+.PHONY: demo test test-all check docs all clean
 
 all: check test
 
@@ -28,5 +28,12 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.venv/docs-installed: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+docs: .venv/docs-installed  ## the documentation site, in site/
+	$(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf .venv out build dist *.egg-info
+	rm -rf .venv out site build dist *.egg-info

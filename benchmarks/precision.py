@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from testing import accuracy, arguments
+from testing import accuracy, arguments, preprocessing
 
 import hmc_onnx
 from calib.measure.latency import interleaved
@@ -32,14 +32,12 @@ def main() -> None:
     parser.add_argument("--targets", type=float, nargs="*", default=[0.37, 0.30])
     parser.add_argument("--precision", default="int8", choices=["int8", "fp16", "fp32"])
     parser.add_argument("--samples", type=int, default=1024)
-    parser.add_argument("--size", type=int, nargs=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work-dir", type=Path, help="a run that was cut off goes on from it")
     args = parser.parse_args()
 
     proto = hmc_onnx.load(args.model)
-    size = tuple(args.size) if args.size else None
-    preprocess = hmc_onnx.preprocessing(args.preset, size=size)
+    preprocess = preprocessing(args)
     calibration = hmc_onnx.load_data(proto, args.data, preprocess, samples=args.samples, seed=args.seed)
     test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
     settings = hmc_onnx.Settings(

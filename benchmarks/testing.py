@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 
+import hmc_onnx
 from calib.data.calibration import CalibrationData
 from calib.measure.divergence import top1
 from calib.runtime.sessions import Session
+from passes.core.atomic import write_atomically
 
-__all__ = ["accuracy", "arguments"]
+__all__ = ["Rows", "accuracy", "arguments", "preprocessing", "table"]
 
 
 def arguments(doc: str) -> argparse.ArgumentParser:
@@ -20,7 +25,13 @@ def arguments(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="with a train and a labelled test split")
     parser.add_argument("--preset", default="cifar10")
+    parser.add_argument("--size", type=int, nargs=2, help="height and width of the input, where not the preset's")
     return parser
+
+
+def preprocessing(args: argparse.Namespace) -> hmc_onnx.Preprocess:
+    """How an image becomes the input, as the arguments say."""
+    return hmc_onnx.preprocessing(args.preset, **({"size": tuple(args.size)} if args.size else {}))
 
 
 def accuracy(model: onnx.ModelProto, test: CalibrationData) -> float:
@@ -29,3 +40,38 @@ def accuracy(model: onnx.ModelProto, test: CalibrationData) -> float:
     outputs = [session.run(feeds)[0] for feeds, _ in test.chunks(250)]
     assert test.labels is not None
     return 100 * top1(outputs, test.labels)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+class Rows:
+    """Results that are finished, by name, kept in a JSON file: a run that was cut off goes on behind them.
+
+    Args:
+        path: of the file; None: nothing is kept.
+        identity: what all results depend on, as JSON has it. Results of another identity are refused.
+    """
+
+    def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
+        self.path, self.identity = path, json.loads(json.dumps(identity, default=str))
+        self.rows: dict[str, Any] = {}
+        if path is not None and path.exists():
+            found = json.loads(path.read_text())
+            if found["identity"] != self.identity:
+                raise SystemExit(f"'{path}' holds results of {found['identity']}: give another --work-dir")
+            self.rows = found["rows"]
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """The result of that name; `make` makes it where it is not there, as JSON has it."""
+        if name not in self.rows:
+            self.rows[name] = make()
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(
+                    self.path, json.dumps({"identity": self.identity, "rows": self.rows}, indent=1).encode()
+                )
+        return self.rows[name]

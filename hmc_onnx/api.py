@@ -207,7 +207,8 @@ def verify(
     """Compare model b with model a: cost, fidelity, accuracy, and latency side by side.
 
     Args:
-        a, b: models or paths; b must have a's signature.
+        a: the original: a model or a path.
+        b: the compressed one; it must have a's signature.
         images: with or without labels.
         runtime: how to run them.
         outputs: what outputs are, where they would be taken for something else, such as "features=embedding".

@@ -53,8 +53,13 @@ def few_iterations() -> Iterator[None]:
 
 @pytest.fixture
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of the channels, or an SVD of half the MACs: for tests of many graphs, not of the choice among many."""
+    """Half of the channels, or an SVD of half the MACs: for tests of many graphs, not of the choice among many.
+
+    The repair follows the few images that such a test has as closely as it can, so that a mistake shows.
+    """
     from passes.decompose import DECOMPOSITIONS
+
+    monkeypatch.setattr("hmc_onnx.rewriting.fitting.PLENTY", 0)
 
     for constant in ("pruning_steps.SHARES", "candidates.RATIOS", "candidates.RATIOS_WHEN_PRUNED"):
         monkeypatch.setattr(f"hmc_onnx.search_space.{constant}", (0.5,))

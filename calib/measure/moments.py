@@ -8,6 +8,7 @@ float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,14 +16,17 @@ import numpy as np
 from passes.core.shelf import Kept, Shelf
 from passes.graph.layers import Geometry
 
-__all__ = ["Centred", "Moments", "sample_positions", "sampled_outputs", "sampled_patches"]
+__all__ = ["Centred", "JointMoments", "Moments", "sample_positions", "sampled_outputs", "sampled_patches"]
 
 
 @dataclass(frozen=True)
 class Centred:
-    """The mean patch (n,) and the centred second moment Sxx (n, n) of a layer's patches, float64."""
+    """The mean patch (n,) and the centred second moment Sxx (n, n) of a layer's patches, float64.
 
-    mean: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    Nodes that share a weight may have several biases; there is a mean for each of these, and usually one.
+    """
+
+    means: tuple[np.ndarray, ...] = ()
     second: Kept = field(default_factory=lambda: Kept(np.zeros((0, 0))))
 
 
@@ -64,7 +68,7 @@ class Moments:
 
     def centred(self, shelf: Shelf) -> Centred:
         """The mean and the second moment of the patches, which decompositions and eliminations need, on a shelf."""
-        return Centred(self.mean, shelf.keep(self.second))
+        return Centred((self.mean,), shelf.keep(self.second))
 
     @property
     def mean(self) -> np.ndarray:
@@ -87,6 +91,49 @@ class Moments:
         """Stx (O, n)."""
         x, t = np.split(self._sum / self.count, [len(self._second)])
         return self._cross / self.count - np.outer(t, x)
+
+
+class JointMoments:
+    """The moments of nodes that share a weight B, with one bias or with several.
+
+    The least-squares fit of B and of all biases needs second moments about the mean of each bias's own patches, summed
+    over the biases.
+
+    Args:
+        biases: number of biases.
+
+    Attributes:
+        parts: moments of the patches and targets of each bias.
+    """
+
+    def __init__(self, biases: int = 1) -> None:
+        self.parts = [Moments() for _ in range(biases)]
+
+    def centred(self, shelf: Shelf) -> Centred:
+        """As for `Moments`, with a mean for each bias."""
+        return Centred(tuple(part.mean for part in self.parts), shelf.keep(self.second))
+
+    def joined(self, other: JointMoments) -> JointMoments:
+        """The moments of the blocks of both."""
+        found = JointMoments(len(self.parts))
+        found.parts = [mine.joined(theirs) for mine, theirs in zip(self.parts, other.parts, strict=True)]
+        return found
+
+    @property
+    def second(self) -> np.ndarray:
+        """Sxx (n, n), the mean over all patches."""
+        return self._pooled([part.second for part in self.parts])
+
+    @property
+    def cross(self) -> np.ndarray:
+        """Stx (O, n), the mean over all patches."""
+        return self._pooled([part.cross for part in self.parts])
+
+    def _pooled(self, each: Sequence[np.ndarray]) -> np.ndarray:
+        if len(each) == 1:
+            return each[0]
+        counts = [part.count for part in self.parts]
+        return np.average(each, axis=0, weights=counts)
 
 
 def sample_positions(geometry: Geometry, size: tuple[int, ...], most: int, rng: np.random.Generator) -> np.ndarray:

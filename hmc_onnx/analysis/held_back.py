@@ -34,7 +34,7 @@ class Parts:
 
 def images_to_ask_for(samples: int, purpose: HeldBack) -> int:
     """How many images a reader should give, so that `samples` are left to calibrate with."""
-    return samples + (0 if purpose == "nothing" else min(samples, MOST[purpose]))
+    return samples + (0 if purpose == "nothing" else max(min(samples, MOST[purpose]), LEAST[purpose]))
 
 
 def hold_back(data: CalibrationData, samples: int, seed: int, purpose: HeldBack) -> Parts:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from calib.runtime.observing import observe
 from hmc_onnx.analysis.model_inputs import check_evaluation_mode, signature
 from hmc_onnx.analysis.narrow_table import NarrowTable
-from hmc_onnx.analysis.subjects import LAYERS, Subject, find_subjects
+from hmc_onnx.analysis.subjects import LAYERS, Subject, find_subjects, owners
 from passes.channels import ChannelGroup
 from passes.core.errors import ModelError
 from passes.decompose import DECOMPOSITIONS
@@ -55,12 +55,12 @@ def inspect(
         dropped=("output", "kernel", "operator", "parameters", "MACs"),
     )
     model.kinds = parse_kinds(outputs)
-    groups = subjects.channels.groups
+    groups, of = subjects.channels.groups, owners(subjects.layers)
     for node in model.graph.nodes:
         if node.op not in LAYERS:
             continue
         weight = shapes.get(node.inputs[1].name, ())
-        subject = subjects.layers.get(node.name)
+        subject = of.get(node.name)
         layers.add_row(
             escape(node.name),
             node.op,
@@ -68,7 +68,7 @@ def inspect(
             _dims(weight),
             f"{cost[node.name].macs:,}",
             f"{cost[node.name].parameters:,}",
-            escape(_possible(subject) if subject else _declined(node.name, node.op, subjects.declined)),
+            escape(_possible(subject, node.name) if subject else _declined(node.name, node.op, subjects.declined)),
         )
     table = NarrowTable(
         "Channel groups: what is pruned together",
@@ -111,6 +111,7 @@ def describe(
     check_evaluation_mode(model)
     model.kinds = parse_kinds(outputs)
     cost, shapes, subjects = costs(model, inputs), model.shapes_at(inputs), find_subjects(model, inputs)
+    of = owners(subjects.layers)
     layers = [
         {
             "name": node.name,
@@ -119,7 +120,7 @@ def describe(
             "weight": list(shapes.get(node.inputs[1].name, ())),
             "macs": cost[node.name].macs,
             "parameters": cost[node.name].parameters,
-            "declined": None if node.name in subjects.layers else _declined(node.name, node.op, subjects.declined),
+            "declined": None if node.name in of else _declined(node.name, node.op, subjects.declined),
         }
         for node in model.graph.nodes
         if node.op in LAYERS
@@ -180,8 +181,10 @@ def _closed(name: str, shape: tuple[int | None, ...], size: tuple[int, int] | No
     return closed
 
 
-def _possible(subject: Subject) -> str:
+def _possible(subject: Subject, node: str) -> str:
     geometry = subject.layer.geometry
+    if node != subject.layer.name:
+        return f"what is done to '{subject.layer.name}', whose weights it shares"
     if subject.grouped:
         return "prune whole groups" if subject.input_group is not None else "prune outputs, as many of each group"
     methods = [name for name, d in DECOMPOSITIONS.items() if d.why_not(geometry) is None]

@@ -2,12 +2,15 @@
 
 A grouped Conv (also a depthwise one) is never decomposed, so it counts as a layer only if it is in a channel group that
 can be pruned. It loses either whole groups together with the layers around it, or equally many outputs of each group.
+
+Nodes that read the same weight (the branches of a siamese network, a head applied at several scales) are the uses of
+one layer, which is named after the first of them. They may have different biases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -21,6 +24,7 @@ from passes.graph.cost import images_of, maps_an_image
 from passes.graph.layers import OPERATORS, Geometry, Layer, layer_of, why_not_a_layer
 from passes.graph.model import Model
 from passes.graph.shapes import Shapes
+from passes.graph.sharing import shared_weights
 from passes.residual import residual_sum
 
 # Upper bound on a layer's features (inputs times kernel size): their second-moment matrix takes 800 MB.
@@ -28,7 +32,29 @@ from passes.residual import residual_sum
 MOST_FEATURES = 10_000
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
-__all__ = ["LAYERS", "Subject", "Subjects", "find_subjects"]
+__all__ = ["LAYERS", "Subject", "Subjects", "Use", "find_subjects", "owners", "readers"]
+
+
+@dataclass(frozen=True)
+class Use:
+    """A node that applies a layer.
+
+    Attributes:
+        name: name of the node.
+        input, output: names of the tensors that it reads and writes.
+        size: spatial size of its input.
+        position: index of the node in the graph.
+        maps: number of inputs of that size that it processes per image.
+        bias: index of its bias among the layer's `biases`.
+    """
+
+    name: str
+    input: str
+    output: str
+    size: tuple[int, ...]
+    position: int
+    maps: int = 1
+    bias: int = 0
 
 
 @dataclass
@@ -36,15 +62,17 @@ class Subject:
     """A layer that can be compressed.
 
     Attributes:
-        layer: its geometry and weights.
-        size: spatial size of its input.
-        position: index of its node in the graph.
+        layer: its geometry and weights; names and tensors are those of its first node.
+        size: spatial size of its input; of the first, where several nodes apply the layer.
+        position: index of its first node in the graph.
         input_group, output_group: names of the prunable channel groups that it reads and writes; None if there is none.
         input_classes, output_classes: the class of each input and output channel in these groups, int.
         ends_branch: whether it is the last layer of a residual branch that can be removed.
         maps: number of inputs of that size that it processes per image; more than 1 if crops or frames are folded into
             the batch, or if a Gemm reads a sequence.
-        moments: moments of its patches, once they are measured.
+        moments: moments of its patches, over all its uses, once they are measured.
+        further: the uses behind the first one, in graph order; most layers have none.
+        further_biases: the biases (O,), float64, of uses that have another bias than the first one.
     """
 
     layer: Layer
@@ -57,6 +85,19 @@ class Subject:
     ends_branch: bool = False
     maps: int = 1
     moments: Centred = field(default_factory=Centred)
+    further: tuple[Use, ...] = ()
+    further_biases: tuple[np.ndarray, ...] = ()
+
+    @property
+    def biases(self) -> tuple[np.ndarray, ...]:
+        """The different biases of all uses, (O,) each, float64; `Use.bias` says which."""
+        return self.layer.bias, *self.further_biases
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """All uses of the layer, in graph order."""
+        layer = self.layer
+        return Use(layer.name, layer.input, layer.output, self.size, self.position, self.maps), *self.further
 
     @property
     def grouped(self) -> bool:
@@ -64,8 +105,8 @@ class Subject:
         return self.layer.geometry.groups > 1
 
     def macs(self, *links: Geometry) -> int:
-        """MACs per image of the layer, or of a chain of links that replaces it."""
-        return chain_macs(links or (self.layer.geometry,), self.size) * self.maps
+        """MACs per image of the layer, or of a chain of links that replaces it, over all uses."""
+        return sum(chain_macs(links or (self.layer.geometry,), use.size) * use.maps for use in self.uses)
 
 
 @dataclass(frozen=True)
@@ -103,6 +144,29 @@ class Subjects:
         return replace(self, removable=set())
 
 
+def owners(layers: Mapping[str, Subject]) -> dict[str, Subject]:
+    """The layer of each node that applies one, by the node's name."""
+    return {use.name: subject for subject in layers.values() for use in subject.uses}
+
+
+def readers(
+    group: ChannelGroup, layers: Mapping[str, Subject], role: str = "consumes"
+) -> list[tuple[Subject, np.ndarray]]:
+    """The layers that read a channel group, each once, with the class of each of its input channels.
+
+    Args:
+        group: a group whose producers and consumers are all in `layers`.
+        layers: the layers by name.
+        role: "consumes", or "produces" for the layers that write the group, with the classes of their outputs.
+    """
+    of = owners(layers)
+    found: dict[str, tuple[Subject, np.ndarray]] = {}
+    for slot, classes in group.members(role):
+        subject = of[slot.node.name]
+        found.setdefault(subject.layer.name, (subject, classes))
+    return list(found.values())
+
+
 def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]], selection: Selection = ALL) -> Subjects:
     """Find the layers and channel groups of a model.
 
@@ -136,33 +200,87 @@ def find_subjects(model: Model, inputs: Mapping[str, tuple[int, ...]], selection
         size = tuple(d for d in shapes[node.inputs[0].name][2:] if d is not None)
         maps = maps_an_image(shapes[node.inputs[0].name], len(size), batch)
         layers[node.name] = Subject(layer, size, position, maps=maps)
-    channels, refused = _prunable(model, dict(inputs), layers, alone)
+    _join_shared(model.graph, layers, declined)
+    of = owners(layers)
+    channels, refused = _prunable(model, dict(inputs), of, alone)
     declined |= {f"channels of {name}": reason for name, reason in refused.items()}
     groups = {group.name: group for group in channels.groups if group.name not in refused}
     for group in groups.values():
         for slot, classes in group.members("produces"):
-            layers[slot.node.name].output_group, layers[slot.node.name].output_classes = group.name, classes
+            of[slot.node.name].output_group, of[slot.node.name].output_classes = group.name, classes
         for slot, classes in group.members("consumes"):
-            layers[slot.node.name].input_group, layers[slot.node.name].input_classes = group.name, classes
+            of[slot.node.name].input_group, of[slot.node.name].input_classes = group.name, classes
         for slot, classes in group.members("follows"):
-            subject = layers.get(slot.node.name)
+            subject = of.get(slot.node.name)
             if subject is not None and subject.grouped and slot.index == 1:
                 one_each = classes[:: subject.layer.geometry.outputs_a_group]
                 subject.input_group = subject.output_group = group.name
                 subject.input_classes = np.repeat(one_each, subject.layer.geometry.inputs_a_group)
                 subject.output_classes = classes
     for name in [n for n, s in layers.items() if s.grouped and s.input_group is None and s.output_group is None]:
-        del layers[name]
         said = "it is a grouped Conv, which is only pruned, and its channels cannot be"
-        declined[name] = Declined(name, Why.GROUPED, said)
+        declined |= {use.name: Declined(use.name, Why.GROUPED, said) for use in layers.pop(name).uses}
     removable = _removable(model.graph, layers, groups, shapes, alone.keys())
     return Subjects(layers, groups, removable, declined | inside, inside, channels)
+
+
+def _join_shared(graph: gs.Graph, layers: dict[str, Subject], declined: dict[str, Declined]) -> None:
+    """Make one layer of the nodes that share a weight, in place, or decline all of them.
+
+    Args:
+        graph: the graph.
+        layers: a layer for each node, by the node's name; those of further uses are taken out.
+        declined: the reasons why nodes are no layers, to which those of shared weights are added.
+    """
+    for name, nodes in shared_weights(graph).items():
+        why = _why_not_one(name, nodes, layers, declined)
+        own = [layers.pop(node.name) for node in (nodes if why is not None else nodes[1:]) if node.name in layers]
+        if why is None:
+            first = layers[nodes[0].name]
+            for subject in own:
+                bias = subject.layer.bias
+                at = next((i for i, known in enumerate(first.biases) if np.array_equal(known, bias)), None)
+                if at is None:
+                    at, first.further_biases = len(first.biases), (*first.further_biases, bias)
+                first.further += (replace(subject.uses[0], bias=at),)
+        else:
+            declined |= {s.layer.name: Declined(s.layer.name, Why.SHARED, why) for s in own}
+
+
+def _why_not_one(
+    name: str, nodes: Sequence[gs.Node], layers: Mapping[str, Subject], declined: Mapping[str, Declined]
+) -> str | None:
+    """Why the nodes that share a weight cannot be changed as one layer, as a sentence; None if they can."""
+    for node in nodes:
+        if node.name not in layers:
+            why = declined.get(node.name)
+            left = f", which is left alone: {why}" if why is not None else f" ({node.op})"
+            return f"its weights are shared with '{node.name}'{left}"
+        if [t.name for t in node.inputs].index(name) != 1:
+            return f"'{node.name}' ({node.op}) reads its weights in another place, too"
+    first, *others = nodes
+    one = layers[first.name].layer
+    for node in others:
+        other = layers[node.name].layer
+        different = [
+            f.name for f in fields(Geometry) if getattr(one.geometry, f.name) != getattr(other.geometry, f.name)
+        ]
+        if node.op != first.op:
+            different = ["operators"]
+        elif any(node.attrs.get(a, d) != first.attrs.get(a, d) for a, d in (("transB", 0), ("alpha", 1), ("beta", 1))):
+            different = ["scales or layouts"]
+        if different:
+            what = " and ".join(different)
+            return f"its weights are shared by '{first.name}' and '{node.name}', whose {what} differ"
+    return None
 
 
 def _prunable(
     model: Model, inputs: dict[str, tuple[int, ...]], layers: Mapping[str, Subject], alone: Mapping[str, Declined]
 ) -> tuple[Channels, dict[str, Declined]]:
     """The channels of a model, and by name the reason why each refused group cannot be pruned.
+
+    `layers`, here and in the functions below, holds the layer of each node that applies one, by the node's name.
 
     Prunable groups that one layer reads concatenated are joined. A grouped Conv loses whole groups if that is possible
     and there is more than one class to choose from. Otherwise it loses equally many outputs of each group, and keeps
@@ -229,8 +347,8 @@ def _removable(
     branches that end in one sum, only one can be removed; one with a layer in it that is left `alone` cannot.
     """
     nodes = {n.name: n for n in graph.nodes}
-    readers = {name: [s.node.name for s, _ in group.members("consumes")] for name, group in groups.items()}
-    only = {name: layers[own[0]] for name, own in readers.items() if len(own) == 1}
+    reading = {name: [s.node.name for s, _ in group.members("consumes")] for name, group in groups.items()}
+    only = {name: layers[own[0]] for name, own in reading.items() if len(own) == 1}
     found: set[str] = set()
     sums: set[int] = set()
     for name, layer in only.items():

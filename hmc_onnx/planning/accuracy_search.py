@@ -19,6 +19,7 @@ from calib.runtime.sessions import Runtime
 from hmc_onnx.comparison.judging import Judged, labelled, predictions
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.planner import Planner
+from hmc_onnx.planning.program import unchanged
 from hmc_onnx.records.comparison import Visited
 from hmc_onnx.records.goal import Target
 from hmc_onnx.records.plan import Plan
@@ -68,7 +69,12 @@ class Search:
             SettingsError: no network within the bound is faster than the original.
         """
         visited: list[tuple[Visited, Plan, onnx.ModelProto | None]] = []
-        low, high, share = 0.0, 1.0, FIRST
+        low, high = 0.0, 1.0
+        first = self._original()
+        if first is not None:
+            visited.append((*first, None))
+            high = min(high, first[0].latency) if first[0].drop <= max_drop else high
+        share = round(high * FIRST, 3)
         for visit in range(MOST_VISITS):
             self._context.progress("search", visit, MOST_VISITS)
             point, plan, compressed = self._visited(share, f"{max_drop!r} {share!r} {self._digest}")
@@ -83,9 +89,15 @@ class Search:
             share = round((low + high) / 2, 3) if low else round(high * FIRST, 3)
         self._context.progress("search", MOST_VISITS, MOST_VISITS)
         visited.sort(key=lambda visit: visit[0].latency)
-        chosen = next((i for i, (p, *_) in enumerate(visited) if max(p.drop, p.confirmed) <= max_drop), None)
+        faster = [(i, max(p.drop, p.confirmed)) for i, (p, *_) in enumerate(visited) if p.latency < 1]
+        if not faster:
+            raise SettingsError(
+                f"no network is faster on this machine than the original in float32, whatever it loses: "
+                f"give another `precision` than {self._context.settings.precision}, or another `batch`"
+            )
+        chosen = next((i for i, loss in faster if loss <= max_drop), None)
         if chosen is None:
-            least = min((max(p.drop, p.confirmed) for p, *_ in visited), default=1.0)
+            least = min(loss for _, loss in faster)
             raise SettingsError(
                 f"no faster network was found that loses at most {max_drop:g}, the least that was tried loses "
                 f"{least:.4f}: allow more, or calibrate on more images"
@@ -93,6 +105,27 @@ class Search:
         curve = [p.model_copy(update={"chosen": i == chosen}) for i, (p, *_) in enumerate(visited)]
         _, plan, model = visited[chosen]
         return Found(model or apply(self._context, plan), plan, curve)
+
+    def _original(self) -> tuple[Visited, Plan] | None:
+        """The original in the precision that is served, with nothing else done to it; None where it is served as it is.
+
+        So the search is never behind what a quantiser alone gives.
+        """
+        context, times = self._context, self._planner.latency
+        if context.settings.precision == "fp32" or times is None or times.unchanged is None:
+            return None
+        checkpoint, key = context.checkpoint, f"visited/original {self._digest}"
+        if key in checkpoint:
+            return checkpoint.load(key)
+        served = context.served_form(context.normal.finished())
+        (drop, _), (confirmed, uncertainty) = (judge.drop(served) for judge in self._judges)
+        share = times.unchanged / times.seconds
+        point = Visited(
+            target=share, latency=share, drop=drop, confirmed=confirmed, uncertainty=uncertainty, chosen=False
+        )
+        found = point, unchanged(context)
+        checkpoint.save(key, found)
+        return found
 
     def _visited(self, share: float, key: str) -> tuple[Visited | None, Plan | None, onnx.ModelProto | None]:
         """A network for a share of the time; the model is None if the result comes from the checkpoint."""

@@ -43,6 +43,11 @@ class Planner:
         self._context, self._profile = context, profile
         self._program = Program(profile, strategy)
 
+    @property
+    def latency(self) -> LatencyProfile | None:
+        """The times of the whole model, where latency was measured."""
+        return self._profile.latency
+
     def plan(self, target: Target, most: int = MOST_PLANS) -> Plan:
         """The plan of least sensitivity that meets the target; for a latency, the network is measured.
 

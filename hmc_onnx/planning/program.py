@@ -53,8 +53,9 @@ def unchanged(context: Context) -> Plan:
         name: LayerPlan(
             method=KEEP,
             macs=subject.macs(),
-            parameters=context.costs[name].parameters,
+            parameters=sum(context.costs[use.name].parameters for use in subject.uses),
             reason="the target asks for no change",
+            also=[use.name for use in subject.further],
         )
         for name, subject in context.subjects.layers.items()
     }
@@ -339,6 +340,7 @@ def _plan(program: Program, solution: np.ndarray, target: Target, gap: float) ->
                 parameters=c.parameters,
                 seconds=c.seconds,
                 reason=_reason(layer, c, as_it_is),
+                also=layer.also,
             )
     return Plan(
         model=profile.model,

@@ -1,8 +1,8 @@
 """The time of a model, of its layers, and of the candidates for them: looked up in a latency table, or measured.
 
-A chain's time is that of its probe: its links and the elementwise operators that follow the layer. Where a probe cannot
-be timed, the time is assumed to be proportional to MACs: for a layer as a part of all layers, and for a chain compared
-with its layer.
+A chain's time is that of its probe: its links and the elementwise operators that follow the layer. Of a layer that
+several nodes apply it is the sum over them, each with a probe of its own. Where a probe cannot be timed, the time is
+assumed to be proportional to MACs: for a layer as a part of all layers, and for a chain compared with its layer.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from calib.measure.kernel_times import KernelTimes, kernel_times
 from calib.measure.latency import DISTURBED, interleaved
 from calib.measure.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
 from calib.runtime.sessions import Runtime, Session
+from hmc_onnx.analysis.subjects import owners
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.profile import GroupChoice, GroupProfile, LatencyProfile
 from hmc_onnx.search_space.candidates import variants, whole_offers
@@ -82,10 +83,9 @@ class Clock:
                 table = own if self._settled else table
         self.table = table
         graph, shapes = context.normal.graph, infer_shapes(context.normal, context.inputs)
+        uses = owners(self.layers)
         self._kinds = {
-            n.name: (element_type(n.inputs[1]).name, epilogue(graph, n, shapes))
-            for n in graph.nodes
-            if n.name in self.layers
+            n.name: (element_type(n.inputs[1]).name, epilogue(graph, n, shapes)) for n in graph.nodes if n.name in uses
         }
         self._macs = {n: s.macs() for n, s in self.layers.items()}
         self._by_macs: set[str] = set()
@@ -134,7 +134,7 @@ class Clock:
         """
         layers = [(name, (subject.layer.geometry,)) for name, subject in self.layers.items()]
         self.measure(layers)
-        probes, feeds = [self.probe(*layer) for layer in layers], self._context.serving_feeds
+        probes, feeds = [probe for layer in layers for probe in self.probes(*layer)], self._context.serving_feeds
         share = 0.0
         for attempt in range(TRIES):
             by_kernel = kernel_times(models[self._served_key], feeds, self.runtime)
@@ -169,11 +169,19 @@ class Clock:
         if found is not None and entry.seconds is not None and found.whole < entry.seconds:
             self.table.put(key, entry.model_copy(update={"seconds": found.whole}))
 
-    def probe(self, name: str, chain: Chain) -> Probe:
-        """A layer's chain as a probe."""
-        dtype, follows = self._kinds[name]
-        subject = self.layers[name]
-        return Probe(chain, subject.size, self.batch * subject.maps, self._dtype or dtype, follows)
+    def probes(self, name: str, chain: Chain) -> list[Probe]:
+        """A layer's chain as a probe for each use of the layer."""
+        found = []
+        for use in self.layers[name].uses:
+            dtype, follows = self._kinds[use.name]
+            found.append(Probe(chain, use.size, self.batch * use.maps, self._dtype or dtype, follows))
+        return found
+
+    def _seconds(self, name: str, chain: Chain) -> float | None:
+        """Seconds of a layer's chain, over all uses of the layer; None if it could not be timed."""
+        each = [self.table.seconds(probe) for probe in self.probes(name, chain)]
+        known = [seconds for seconds in each if seconds is not None]
+        return sum(known) if len(known) == len(each) else None
 
     def measure(self, chains: Iterable[tuple[str, Chain]]) -> None:
         """Time the chains that the table lacks, and write the table.
@@ -184,7 +192,10 @@ class Clock:
         if self._foreign:
             return
         self.table.measure(
-            (self.probe(name, chain) for name, chain in chains), self.runtime, self._context.progress, self.keep
+            (probe for name, chain in chains for probe in self.probes(name, chain)),
+            self.runtime,
+            self._context.progress,
+            self.keep,
         )
 
     def keep(self) -> None:
@@ -204,13 +215,13 @@ class Clock:
         """Seconds of each of some chains for a layer; the layer itself is a chain of one link."""
         whole = self.table.entries[self._served_key].seconds
         assert whole is not None
-        own = self.table.seconds(self.probe(name, (self.layers[name].layer.geometry,)))
+        own = self._seconds(name, (self.layers[name].layer.geometry,))
         if own is None:
             self._by_macs.add(name)
             own = whole * self._macs[name] / self._context.cost.macs
         found = {}
         for chain in chains:
-            seconds = None if name in self._by_macs else self.table.seconds(self.probe(name, chain))
+            seconds = None if name in self._by_macs else self._seconds(name, chain)
             if seconds is None:
                 self._by_macs.add(name)
                 seconds = own * self.layers[name].macs(*chain) / max(self._macs[name], 1)
@@ -231,7 +242,7 @@ class Clock:
         wide = layer.resized(*(max(n, 2 * STEPS[0]) for n in (layer.inputs, layer.outputs)))
         chains = {w: DECOMPOSITIONS["svd"].links(wide, w) for step in STEPS for w in _widths(step)}
         self.measure((name, chain) for chain in chains.values())
-        seconds = {w: self.table.seconds(self.probe(name, chain)) for w, chain in chains.items()}
+        seconds = {w: self._seconds(name, chain) for w, chain in chains.items()}
         for step in STEPS:
             ends = [(seconds[w], seconds[w - step // 2], w) for w in _widths(step)[1::2]]
             saved = [(a - b) / a / (step / 2 / w) for a, b, w in ends if a is not None and b is not None]

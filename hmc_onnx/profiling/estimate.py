@@ -16,8 +16,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from calib.measure.probing import LOT_PROBES, SECONDS
+from calib.runtime.batching import declared_batch
 from calib.runtime.sessions import Session
-from hmc_onnx.analysis.subjects import Subject
+from hmc_onnx.analysis.subjects import Subject, readers
 from hmc_onnx.execution.context import Context
 from hmc_onnx.profiling.candidate_times import any_removal, default_align
 from hmc_onnx.profiling.profiler import sensitivity_images
@@ -27,7 +28,7 @@ from passes.decompose import DECOMPOSITIONS
 __all__ = ["Estimate", "estimate"]
 
 # Of what is offered, the share whose sensitivity is measured (the Pareto front), and the share of the images that it is
-# measured on, as most candidates are out early: rough means over the networks of the examples and benchmarks.
+# measured on, as most candidates are out early. These and the numbers below are rough guesses.
 MEASURED, OF_IMAGES = 0.5, 0.5
 # Forward passes that walking once for the second moments and twice for the repair takes, with the moments' own sums;
 # and seconds until worker processes have started.
@@ -105,7 +106,7 @@ def estimate(context: Context) -> Estimate:
     behind = {name: _share_behind(context, name) for name in layers}
     tried = sum(len(whole[n]) * MEASURED * behind[n] for n in layers)
     tried += sum(
-        (len(r.choices) - 1) * max((behind[s.node.name] for s, _ in subjects.groups[n].members("consumes")), default=0)
+        (len(r.choices) - 1) * max((behind[s.layer.name] for s, _ in readers(subjects.groups[n], layers)), default=0)
         for n, r in removals.items()
     )
     work = {n: len(whole[n]) + len(pruned[n]) for n in layers}
@@ -135,7 +136,8 @@ def estimate(context: Context) -> Estimate:
 
 def _pass(context: Context) -> tuple[float, float]:
     """Seconds to start a session, and of a forward pass for one image: the faster of two runs of a batch."""
-    feeds = context.chunks[0]
+    declared = declared_batch(context.served, context.data.feeds)
+    feeds = context.serving_feeds if declared else context.chunks[0]
     Session(context.served, context.runtime)  # the first one loads libraries
     began = time.perf_counter()
     session = Session(context.served, context.runtime)

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from calib.measure.moments import Centred, Moments, sample_positions, sampled_patches
+from calib.measure.moments import Centred, JointMoments, sample_positions, sampled_patches
 from calib.measure.sensitivity import Bench, Change, cut, forget, measure, windows
 from calib.measure.walk import Walk
 from calib.runtime.batching import calibration_chunks
 from hmc_onnx.analysis.model_inputs import check_evaluation_mode
-from hmc_onnx.analysis.subjects import Subject, Subjects
+from hmc_onnx.analysis.subjects import Subject, Subjects, readers
 from hmc_onnx.execution.context import Context
 from hmc_onnx.execution.executor import Pool, Task, pool
 from hmc_onnx.profiling.candidate_times import Chain, Clock, default_align
@@ -90,7 +90,8 @@ class _Profiler:
             raise ModelError(f"the model has nothing to compress ({reasons}): give a network of Convs")
         self.nodes = {n.name: n for n in self.model.graph.nodes}
         for name, subject in self.layers.items():  # gives each layer weights and biases of its own, which can be fed
-            own_values(self.model.graph, self.nodes[name], subject.layer)
+            also = [(self.nodes[use.name], subject.biases[use.bias]) for use in subject.further]
+            own_values(self.model.graph, self.nodes[name], subject.layer, also)
 
     def profile(self, workers: Pool) -> Profile:
         """Compute and measure all candidates; the tasks run in the workers of the pool."""
@@ -113,7 +114,7 @@ class _Profiler:
         nats = self._sensitivities(eliminations, plain, workers)
 
         groups = {
-            g.name: _group_profile(g, eliminations[g.name], nats, g.name in subjects.removable)
+            g.name: _group_profile(g, layers, eliminations[g.name], nats, g.name in subjects.removable)
             for g in subjects.groups.values()
         }
         own = {n: self._variants(s, groups, plain[n], align) for n, s in layers.items()}
@@ -146,23 +147,31 @@ class _Profiler:
         )
 
     def _measure_moments(self, workers: Pool) -> None:
-        """Walk over the graph, and accumulate the second moments of each layer's input patches."""
+        """Walk over the graph, and accumulate the second moments of each layer's input patches, over all its uses."""
         context, settings, layers, checkpoint = self.context, self.settings, self.layers, workers.journal
         walk = Walk(self.model, context.chunks, settings.runtime, context.memory)
         rng = np.random.default_rng(settings.seed)
-        for done, (name, subject) in enumerate(layers.items()):
-            workers.progress("second moments", done, len(layers))
+        uses = sorted(
+            ((use, name, subject) for name, subject in layers.items() for use in subject.uses),
+            key=lambda each: each[0].position,
+        )
+        sums: dict[str, JointMoments] = {}  # of layers of which some uses are still to come
+        for done, (use, name, subject) in enumerate(uses):
+            workers.progress("second moments", done, len(uses))
             if subject.grouped:
                 continue
             geometry = subject.layer.geometry
-            positions = sample_positions(geometry, subject.size, settings.positions, rng)
+            positions = sample_positions(geometry, use.size, settings.positions, rng)
             if f"second moments/{name}" in checkpoint:
                 subject.moments = checkpoint.load(f"second moments/{name}")
                 continue
-            walk.advance([subject.layer.input])
-            moments = Moments()
-            for x in walk.values(subject.layer.input):
-                moments.update(sampled_patches(x, geometry, positions))
+            walk.advance([use.input])
+            moments = sums.pop(name, None) or JointMoments(len(subject.biases))
+            for x in walk.values(use.input):
+                moments.parts[use.bias].update(sampled_patches(x, geometry, positions))
+            if use != subject.uses[-1]:  # the others are still to come
+                sums[name] = moments
+                continue
             subject.moments = moments.centred(self.shelf)
             if not np.isfinite(subject.moments.second.array).all():
                 raise ModelError(
@@ -170,7 +179,7 @@ class _Profiler:
                     "check the weights of the layers before it, and that the images are preprocessed as for training"
                 )
             checkpoint.save(f"second moments/{name}", subject.moments)
-        workers.progress("second moments", len(layers), len(layers))
+        workers.progress("second moments", len(uses), len(uses))
 
     def _sensitivities(
         self, eliminations: dict[str, Elimination], plain: dict[str, list[Candidate]], workers: Pool
@@ -231,9 +240,12 @@ class _Profiler:
             input_group=subject.input_group,
             output_group=subject.output_group,
             macs=subject.macs(),
-            parameters=self.context.costs[name].parameters,  # without the bias that may be added to the layer
+            parameters=sum(
+                self.context.costs[use.name].parameters for use in subject.uses
+            ),  # without the bias that may be added to the layer
             seconds=choices[0].seconds,
             choices=choices,
+            also=[use.name for use in subject.further],
         )
 
 
@@ -255,7 +267,11 @@ def _measuring(
 
 
 def _group_profile(
-    group: ChannelGroup, elimination: Elimination, nats: dict[Hashable, float], removable: bool
+    group: ChannelGroup,
+    layers: dict[str, Subject],
+    elimination: Elimination,
+    nats: dict[Hashable, float],
+    removable: bool,
 ) -> GroupProfile:
     choices = [GroupChoice(keep=group.size, removed=[], sensitivity=0.0)]
     for m in sorted(elimination.weights):
@@ -267,8 +283,8 @@ def _group_profile(
     return GroupProfile(
         name=group.name,
         size=group.size,
-        producers=[s.node.name for s, _ in group.members("produces")],
-        consumers=[s.node.name for s, _ in group.members("consumes")],
+        producers=[subject.layer.name for subject, _ in readers(group, layers, "produces")],
+        consumers=[subject.layer.name for subject, _ in readers(group, layers)],
         choices=choices,
     )
 
@@ -277,6 +293,6 @@ def _repaired(subject: Subject, subjects: Subjects, eliminations: dict[str, Elim
     """The consumer's repaired weight (O, I, *kernel), by index of its input group's choice; none for the first."""
     if subject.input_group is None or subject.grouped:
         return {}
-    names = [s.node.name for s, _ in subjects.groups[subject.input_group].members("consumes")]
+    names = [s.layer.name for s, _ in readers(subjects.groups[subject.input_group], subjects.layers)]
     place, weights = names.index(subject.layer.name), eliminations[subject.input_group].weights
     return {choice: weights[m][place] for choice, m in enumerate(sorted(weights), start=1)}

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from calib.measure.latency_table import Machine
 from hmc_onnx.records.goal import Strategy, Target
+from hmc_onnx.records.profile import KEEP
 from hmc_onnx.records.settings import Settings
 from passes.core.errors import PlanError
 from passes.core.records import Frozen, read_record
@@ -47,6 +48,7 @@ class LayerPlan(Frozen):
     parameters: int = 0
     seconds: float | None = None
     reason: str = ""
+    also: list[str] = Field(default_factory=list, exclude_if=lambda value: not value)
 
 
 class PlannedLatency(Frozen):
@@ -109,6 +111,13 @@ class Plan(Frozen):
         """Whether no plan within the target is known to be possible that loses less, but for a negligible share."""
         return self.gap <= OPTIMAL_GAP
 
+    @property
+    def changes(self) -> bool:
+        """Whether any channel is removed or any layer decomposed."""
+        return any(group.removed for group in self.groups.values()) or any(
+            layer.method != KEEP for layer in self.layers.values()
+        )
+
     def explain(self) -> str:
         """What is done to each channel group and layer that is changed, and why: a line each."""
         lines = [f"strategy {self.strategy}, target {self.target}: {self.macs:,} MACs, {self.parameters:,} parameters"]
@@ -120,5 +129,6 @@ class Plan(Frozen):
                 lines.append(f"channels of {name}: {left} of {group.size} are kept")
         for name, layer in self.layers.items():
             method = f"{layer.method} of rank {layer.rank}" if layer.rank else layer.method
-            lines.append(f"{name}: {method}: {layer.reason}")
+            together = ", ".join([name, *layer.also])
+            lines.append(f"{together}: {method}: {layer.reason}")
         return "\n".join(lines)

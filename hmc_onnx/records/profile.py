@@ -69,7 +69,11 @@ class LayerChoice(Frozen):
 
 
 class LayerProfile(Frozen):
-    """A layer with its candidates."""
+    """A layer with its candidates.
+
+    Nodes that share a weight are one layer, named after the first of them; `also` names the others. Their MACs and
+    seconds are added, and their parameters counted once.
+    """
 
     name: str
     input_group: str | None
@@ -78,6 +82,7 @@ class LayerProfile(Frozen):
     parameters: int
     seconds: float | None = None
     choices: list[LayerChoice]
+    also: list[str] = Field(default_factory=list, exclude_if=lambda value: not value)
 
 
 class LatencyProfile(Frozen):

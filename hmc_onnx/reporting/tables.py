@@ -175,7 +175,7 @@ def _layers(plan: Plan) -> NarrowTable:
     )
     for name, layer in plan.layers.items():
         shown.add_row(
-            escape(name),
+            escape(name if not layer.also else f"{name} and {len(layer.also)} of the same weights"),
             layer.bears,
             "" if layer.difference is None else f"{layer.difference:+.2f}",
             layer.method,

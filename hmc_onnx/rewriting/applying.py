@@ -4,6 +4,12 @@ The original and the compressed network are walked side by side. The weights of 
 over the calibration images: from the layer's input in the *compressed* network to its response in the *original* one.
 So a repair also compensates for the errors of the layers before it. If a layer ends a residual branch, and the shortcut
 is computed already, the target is the original sum minus the compressed network's shortcut.
+
+Nodes that share a weight are the uses of one layer, which is fitted once: the squared errors of all uses are summed,
+and all nodes get the same initializers. It is fitted as soon as all layers before any of its uses have been. This
+is exact where no use depends on another, as in a siamese network, or in a head that is applied at several scales. In a
+recurrent application a use depends on an earlier one, and what it will read is not known yet. It is fitted to what it
+reads in the original network, to which the compressed network comes close once it is fitted.
 """
 
 from __future__ import annotations
@@ -18,14 +24,13 @@ import onnx_graphsurgeon as gs
 from calib.measure.moments import sample_positions, sampled_outputs, sampled_patches
 from calib.measure.walk import Walk
 from calib.runtime.observing import observe
-from hmc_onnx.analysis.subjects import find_subjects
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
 from hmc_onnx.rewriting.fitting import Fit, fitted_bias
+from hmc_onnx.rewriting.order import repair_order
+from hmc_onnx.rewriting.pruning import Kept, prune
 from hmc_onnx.rewriting.rounding import rounded
-from passes.branches import remove_branch
-from passes.channels import ChannelGroup
 from passes.core.errors import PlanError
 from passes.decompose import DECOMPOSITIONS, compose
 from passes.graph.cost import images_of, maps_an_image
@@ -59,16 +64,20 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
         raise PlanError("the plan was made for another model: plan again, or give the model it was made for")
     model, inputs, runtime = context.normal, context.inputs, context.runtime
     compressed, folder = model.copy(), folder_of(model.constants())
-    kept = _prune(compressed, plan, inputs)
+    kept = prune(compressed, plan, inputs)
     if folder is not None:
         move_out(compressed.constants(), folder)
     observe(compressed, inputs, runtime)
     shapes = compressed.shapes_at(inputs)
     original, changing = (Walk(m, context.chunks, runtime, context.memory // 2) for m in (model, compressed))
-    walks = _Walks(original, changing, kept, plan, context.weight_levels, images_of(inputs))
-    nodes = {n.name: n for n in compressed.graph.nodes if n.op in OPERATORS and n.name in plan.layers}
-    changed = bool(walks.levels)  # rounding changes every layer
-    for done, name in enumerate(_in_order(model, nodes, plan)):
+    walks = _Walks(original, changing, kept, plan, context)
+    every = {n.name: n for n in compressed.graph.nodes if n.op in OPERATORS}
+    nodes = {name: node for name, node in every.items() if name in plan.layers}
+    ordered = _in_order(model, nodes, plan, kept)
+    # rounding to INT8 changes every layer; where nothing else does, that is left to the quantiser
+    changed = bool(context.weight_levels) and plan.changes
+    order = repair_order(compressed.graph, {n: [use.name for use in kept.uses[n]] for n in ordered})
+    for done, (name, known) in enumerate(order.items()):
         context.progress("repair", done, len(plan.layers))
         if plan.layers[name].method == REMOVED:
             changed = True
@@ -77,10 +86,11 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
         if why_not_a_layer(node, shapes):
             raise PlanError(f"the plan changes '{node.name}', which cannot be changed: leave it out")
         step = plan.layers[node.name]
-        pruned = node.name in kept.touched
+        uses = [_Use(every[use.name], use.bias, use.name in known) for use in kept.uses[name]]
+        pruned = any(use.node.name in kept.touched for use in uses)
         changed = changed or pruned or step.method != KEEP
         if changed:
-            _repair(compressed, node, shapes, walks, step.method, step.rank)
+            _repair(compressed, uses, shapes, walks, step.method, step.rank)
             if folder is not None:
                 move_out(compressed.constants(), folder)
     let_go(model.constants())
@@ -102,26 +112,35 @@ def shaped(context: Context, plan: Plan) -> Model:
         PlanError: as for `apply`.
     """
     model, inputs = context.normal.copy(), context.inputs
-    _prune(model, plan, inputs)
+    kept = prune(model, plan, inputs)
     observe(model, inputs, plan.settings.runtime)
     shapes = model.shapes_at(inputs)
     rng = np.random.default_rng(plan.settings.seed)
+    every = {n.name: n for n in model.graph.nodes}
     for node in [n for n in model.graph.nodes if n.name in plan.layers and plan.layers[n.name].method not in UNCHANGED]:
         layer, step = layer_of(node, shapes), plan.layers[node.name]
         links = DECOMPOSITIONS[step.method].links(layer.geometry, step.rank)
         weights = [rng.standard_normal(link.weight_shape) / np.sqrt(link.features) for link in links]
-        replace_by_chain(model.graph, node, list(zip(links, weights, strict=True)), layer.bias)
+        others = [every[use.name] for use in kept.uses[node.name][1:]]
+        also = [(other, layer_of(other, shapes).bias) for other in others]
+        replace_by_chain(model.graph, node, list(zip(links, weights, strict=True)), layer.bias, also)
     model.forget_shapes()
     model.tidy()
     return model
 
 
-def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan) -> list[str]:
+def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan, kept: Kept) -> list[str]:
     """Names of the plan's layers in graph order; raises PlanError unless exactly the removed ones are missing."""
     ordered = [n.name for n in model.graph.nodes if n.name in plan.layers]
     for name, layer in plan.layers.items():
         if name not in ordered:
             raise PlanError(f"the plan names a layer that the model does not have: '{name}'")
+        first = next((n for n, uses in kept.uses.items() if any(use.name == name for use in uses)), name)
+        if first != name:
+            raise PlanError(f"layer '{name}' shares its weights with '{first}', and is changed with it: leave it out")
+        if name not in kept.uses:
+            why = kept.declined.get(name, "it is no Conv or Gemm")
+            raise PlanError(f"the plan changes '{name}', which cannot be changed, as {why}: leave it out")
         if (layer.method == REMOVED) != (name not in nodes):
             raise PlanError(
                 f"layer '{name}' must be removed if the plan removes all channels of a group that it reads or writes, "
@@ -130,85 +149,54 @@ def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan) -> list[st
     return ordered
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """The result of pruning: masks of the original's output channels that each layer keeps; and the pruned layers."""
-
-    outputs: dict[str, np.ndarray]
-    touched: set[str]
-
-
-def _prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> _Kept:
-    channels = find_subjects(model, inputs, plan.settings.selection).channels
-    known = {g.name: g for g in channels.groups}
-    removed: dict[str, np.ndarray] = {}
-    gone: list[ChannelGroup] = []
-    for name, group in plan.groups.items():
-        if name not in known or known[name].size != group.size:
-            raise PlanError(f"the plan names a channel group that the model does not have: '{name}'")
-        if any(not 0 <= c < group.size for c in group.removed):
-            raise PlanError(f"the plan removes channels of '{name}' that it does not have: it has {group.size}")
-        if len(set(group.removed)) == group.size:
-            gone.append(known[name])
-        elif group.removed:
-            removed[name] = np.array(group.removed)
-    outputs: dict[str, np.ndarray] = {}
-    touched = set()
-    for group_ in channels.groups:
-        for slot, classes in zip(group_.slots, group_.classes, strict=True):
-            lost = np.isin(classes, removed.get(group_.name, np.zeros(0, int)))
-            if slot.role == "produces" or (slot.node.op == "Conv" and slot.index == 1 and slot.axis == 0):
-                outputs[slot.node.name] = outputs.get(slot.node.name, True) & ~lost
-            if lost.any():
-                touched.add(slot.node.name)
-    channels.remove(removed)
-    if gone:
-        _remove_branches(model, gone, model.shapes_at(inputs))
-    return _Kept(outputs, touched)
-
-
-def _remove_branches(model: Model, gone: list[ChannelGroup], shapes: Shapes) -> None:
-    """Remove the residual branches of groups that keep no channels; raises PlanError if a group is in none."""
-    readers = {group.name: [s.node for s, _ in group.members("consumes")] for group in gone}
-    for nodes in readers.values():
-        joined = residual_sum(model.graph, nodes[0], shapes) if len(nodes) == 1 else None
-        if joined is not None and joined.removable:
-            remove_branch(model.graph, nodes[0])
-    model.graph.cleanup()
-    left = {id(n) for n in model.graph.nodes}
-    for name, nodes in readers.items():
-        if any(id(n) in left for n in nodes):
-            raise PlanError(f"the plan removes all channels of '{name}', which is no residual branch: keep some")
-
-
 @dataclass
 class _Walks:
     original: Walk
     compressed: Walk
-    kept: _Kept
+    kept: Kept
     plan: Plan
-    levels: int
-    """The largest integer of the weights' INT8 grid; 0 in other precisions."""
-    batch: int
-    """The number of images for which the shapes are inferred."""
+    context: Context
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.plan.settings.seed)
         self.nodes = {n.name: n for n in self.original.model.graph.nodes}
 
+    def anew(self) -> Walk:
+        """Another walk over the original, at its start."""
+        return Walk(self.original.model, self.context.chunks, self.original.runtime, self.context.memory // 2)
 
-def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: str, rank: int) -> None:
+
+@dataclass(frozen=True)
+class _Use:
+    """A node of the compressed network that applies a layer.
+
+    Attributes:
+        node: the node.
+        bias: index of its bias among the different biases of the layer.
+        known: whether its input can be computed now.
+    """
+
+    node: gs.Node
+    bias: int
+    known: bool
+
+
+def _repair(model: Model, uses: Sequence[_Use], shapes: Shapes, walks: _Walks, method: str, rank: int) -> None:
     """Fit a layer to the compressed network's input and decompose it as planned; a grouped Conv is fitted by groups."""
+    node = uses[0].node
     layer = layer_of(node, shapes)
-    groups = _fits(layer, node, shapes, walks)
+    groups, levels = _fits(layer, uses, shapes, walks), walks.context.weight_levels
     own = np.split(layer.weight, len(groups))
     kernels = [fit.weight(w) for w, fit in zip(own, groups, strict=True)]
     if method == KEEP:
-        if walks.levels:
-            kernels = [rounded(k, walks.levels, fit.moments.second) for k, fit in zip(kernels, groups, strict=True)]
-        weight = np.concatenate(kernels)
-        bias = np.concatenate([fitted_bias(k, fit.moments) for k, fit in zip(kernels, groups, strict=True)])
-        write_layer(model.graph, node, weight, bias)
+        if levels:
+            kernels = [rounded(k, levels, fit.moments.second) for k, fit in zip(kernels, groups, strict=True)]
+        biases = [
+            np.concatenate([fitted_bias(k, fit.moments.parts[i]) for k, fit in zip(kernels, groups, strict=True)])
+            for i in range(groups[0].biases)
+        ]
+        also = [(use.node, biases[use.bias]) for use in uses[1:]]
+        write_layer(model.graph, node, np.concatenate(kernels), biases[0], also)
         return
     moments = groups[0].moments
     decomposition = DECOMPOSITIONS.get(method)
@@ -220,37 +208,54 @@ def _repair(model: Model, node: gs.Node, shapes: Shapes, walks: _Walks, method: 
         raise PlanError(f"layer '{node.name}': {method} of rank {rank} does not apply: {reason or f'1 to {most} do'}")
     factors: Sequence[np.ndarray] = decomposition.factors(layer.geometry, kernels[0], moments.second, rank)
     links = decomposition.links(layer.geometry, rank)
-    if walks.levels:
-        factors = [rounded(factor, walks.levels) for factor in factors]
-    bias = fitted_bias(compose(links, factors), moments)
-    replace_by_chain(model.graph, node, list(zip(links, factors, strict=True)), bias)
+    if levels:
+        factors = [rounded(factor, levels) for factor in factors]
+    biases = [fitted_bias(compose(links, factors), part) for part in moments.parts]
+    also = [(use.node, biases[use.bias]) for use in uses[1:]]
+    replace_by_chain(model.graph, node, list(zip(links, factors, strict=True)), biases[0], also)
 
 
-def _fits(layer: Layer, node: gs.Node, shapes: Shapes, walks: _Walks) -> list[Fit]:
-    """Fits of the compressed network's patches to the original's responses at the same positions, one a group."""
+def _fits(layer: Layer, uses: Sequence[_Use], shapes: Shapes, walks: _Walks) -> list[Fit]:
+    """Fits of the compressed network's patches to the original's responses at the same positions, one a group.
+
+    They are over all uses of the layer. Where the input of a use is not known yet, the patches are the original
+    network's.
+    """
     settings = walks.plan.settings
-    keep = walks.kept.outputs.get(layer.name, slice(None))  # all channels where the layer is in no channel group
-    shortcut = _shortcut(node, shapes, walks)
-    also = [shortcut.name] if shortcut else []
-    walks.compressed.advance([layer.input, *also])
-    walks.original.advance([walks.nodes[layer.name].outputs[0].name, *also])
-    size = tuple(d for d in shapes[layer.input][2:] if d is not None)
-    positions = sample_positions(layer.geometry, size, settings.positions, walks.rng)
-    geometry = layer.geometry.one_group()
-    images = walks.compressed.images
-    maps = maps_an_image(shapes[layer.input], len(size), walks.batch)
-    patches = len(positions) * maps * sum(images)
-    groups = [Fit(geometry.features, patches) for _ in range(layer.geometry.groups)]
-    held = walks.compressed.chunks
-    answers = walks.original.chunks
-    for mine, theirs, count in zip(held, answers, images, strict=True):
-        target = sampled_outputs(theirs[layer.output], positions)[:, keep]
-        if shortcut:
-            target = target + sampled_outputs(shortcut.of(theirs), positions)[:, keep]
-            target = target - sampled_outputs(shortcut.of(mine), positions)
-        inputs = np.split(mine[layer.input], len(groups), axis=1)
-        for fit, x, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
-            fit.update(sampled_patches(x, geometry, positions), t, count)
+    theirs = [walks.nodes[use.node.name] for use in uses]
+    shortcuts = [_shortcut(use.node, shapes, walks) if use.known else None for use in uses]
+    if not all(shortcuts):  # the uses share their weights, so their targets must be of one kind
+        shortcuts = [None] * len(uses)
+    also = [shortcut.name for shortcut in shortcuts if shortcut]
+    walks.compressed.advance([*(use.node.inputs[0].name for use in uses if use.known), *also])
+    unknown = [node.inputs[0].name for use, node in zip(uses, theirs, strict=True) if not use.known]
+    # An unknown input lies behind layers that are still to be fitted, which the walk must not run past.
+    original = walks.original if not unknown else walks.anew()
+    original.advance([*(node.outputs[0].name for node in theirs), *unknown, *also])
+    sizes = [tuple(d for d in shapes[use.node.inputs[0].name][2:] if d is not None) for use in uses]
+    drawn = [sample_positions(layer.geometry, size, settings.positions, walks.rng) for size in sizes]
+    geometry, images = layer.geometry.one_group(), walks.compressed.images
+    batch = images_of(walks.context.inputs)
+    maps = [
+        maps_an_image(shapes[use.node.inputs[0].name], len(size), batch) for use, size in zip(uses, sizes, strict=True)
+    ]
+    patches = sum(len(own) * n for own, n in zip(drawn, maps, strict=True)) * sum(images)
+    biases = 1 + max(use.bias for use in uses)
+    groups = [Fit(geometry.features, patches, biases) for _ in range(layer.geometry.groups)]
+    for use, other, shortcut, positions in zip(uses, theirs, shortcuts, drawn, strict=True):
+        keep = walks.kept.outputs.get(use.node.name, slice(None))  # all channels where it is in no channel group
+        for held, answers, count in zip(walks.compressed.chunks, original.chunks, images, strict=True):
+            target = sampled_outputs(answers[other.outputs[0].name], positions)[:, keep]
+            if shortcut:
+                target = target + sampled_outputs(shortcut.of(answers), positions)[:, keep]
+                target = target - sampled_outputs(shortcut.of(held), positions)
+            if use.known:
+                x = held[use.node.inputs[0].name]
+            else:
+                x = answers[other.inputs[0].name][:, walks.kept.inputs_of(layer.name)]
+            inputs = np.split(x, len(groups), axis=1)
+            for fit, part, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
+                fit.update(sampled_patches(part, geometry, positions), t, count, use.bias)
     return groups
 
 

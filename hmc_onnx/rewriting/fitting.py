@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calib.measure.moments import Moments
+from calib.measure.moments import JointMoments, Moments
 from passes.core.linear_algebra import damped, ridge
 
 __all__ = ["Fit", "fitted_bias"]
@@ -28,27 +28,30 @@ class Fit:
     Args:
         features: number of inputs of the layer's matrix, I k k for a Conv.
         patches: number of patches that will be given in all.
+        biases: number of biases; nodes that share the weights may have different ones.
     """
 
-    def __init__(self, features: int, patches: int) -> None:
+    def __init__(self, features: int, patches: int, biases: int = 1) -> None:
+        self.biases = biases
         # of all images, or of those at even and at odd places
-        self._parts = [Moments()] if patches >= PLENTY * features else [Moments(), Moments()]
+        self._parts = [JointMoments(biases) for _ in range(1 if patches >= PLENTY * features else 2)]
 
-    def update(self, patches: np.ndarray, targets: np.ndarray, images: int) -> None:
+    def update(self, patches: np.ndarray, targets: np.ndarray, images: int, bias: int = 0) -> None:
         """Add patches (images · positions, n) and their targets (images · positions, O), image by image.
 
-        The positions of an image are those in the output of a Conv, or the vectors (tokens) that a Gemm reads.
+        The positions of an image are those in the output of a Conv, or the vectors (tokens) that a Gemm reads. `bias`
+        is the index of the bias that is added to the answers to these patches.
         """
         if len(self._parts) == 1:
-            self._parts[0].update(patches, targets)
+            self._parts[0].parts[bias].update(patches, targets)
             return
         at = np.arange(len(patches)) * images // len(patches) % 2
-        for part, moments in enumerate(self._parts):
+        for part, joint in enumerate(self._parts):
             if (at == part).any():
-                moments.update(patches[at == part], targets[at == part])
+                joint.parts[bias].update(patches[at == part], targets[at == part])
 
     @property
-    def moments(self) -> Moments:
+    def moments(self) -> JointMoments:
         """The moments over all images."""
         return self._parts[0] if len(self._parts) == 1 else self._parts[0].joined(self._parts[1])
 
@@ -61,7 +64,7 @@ class Fit:
         return _solved(own, self.moments, self._strength(own)).reshape(own.shape)
 
     def _strength(self, own: np.ndarray) -> float:
-        if len(self._parts) == 1 or not all(part.count for part in self._parts):
+        if len(self._parts) == 1 or not all(part.count for joint in self._parts for part in joint.parts):
             return RIDGE
         pairs = (self._parts, self._parts[::-1])
         errors = [sum(_error(_solved(own, a, s), b) for a, b in pairs) for s in STRENGTHS]
@@ -73,12 +76,12 @@ def fitted_bias(kernel: np.ndarray, moments: Moments) -> np.ndarray:
     return moments.target_mean - kernel.reshape(len(kernel), -1) @ moments.mean
 
 
-def _solved(own: np.ndarray, moments: Moments, strength: float) -> np.ndarray:
+def _solved(own: np.ndarray, moments: JointMoments, strength: float) -> np.ndarray:
     second, matrix = moments.second, own.reshape(len(own), -1)
     right = moments.cross + ridge(second, strength) * matrix
     return np.asarray(np.linalg.solve(damped(second, strength), right.T).T)
 
 
-def _error(matrix: np.ndarray, moments: Moments) -> float:
+def _error(matrix: np.ndarray, moments: JointMoments) -> float:
     """E‖t - B x‖² about the means, less the variance of t, which is the same for every B."""
     return float(np.einsum("on,on->", matrix @ moments.second - 2 * moments.cross, matrix))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hmc_onnx.analysis.subjects import Subject
+from hmc_onnx.analysis.subjects import Subject, readers
 from hmc_onnx.records.profile import KEEP, REMOVED, GroupProfile, LayerChoice
 from hmc_onnx.search_space.elimination import Consumer, Floors, eliminate
 from hmc_onnx.search_space.pruning_steps import carried, steps
@@ -162,7 +162,18 @@ def whole_offers(subject: Subject, align: int, fine: bool = True) -> list[Offer]
     if subject.grouped:
         return []
     ratios = RATIOS if fine else RATIOS[1::2]
-    return offers(subject.layer.geometry, subject.size, align, list(DECOMPOSITIONS), ratios, subject.maps)
+    found = offers(subject.layer.geometry, subject.size, align, list(DECOMPOSITIONS), ratios, subject.maps)
+    return _over_all_uses(subject, found)
+
+
+def _over_all_uses(subject: Subject, offered: list[Offer]) -> list[Offer]:
+    """The offers with the MACs and the biases of all uses of the layer; `offers` counts those of the first."""
+    if not subject.further:
+        return offered
+    biases = len(subject.further_biases)
+    return [
+        replace(o, macs=subject.macs(*o.links), parameters=o.parameters + biases * o.links[-1].outputs) for o in offered
+    ]
 
 
 def decompositions(
@@ -180,10 +191,7 @@ def removal(
     group: ChannelGroup, layers: dict[str, Subject], align: int, fine: bool = True, shelf: Shelf = MEMORY
 ) -> tuple[Any, ...]:
     """The task of eliminating a group's channels for all pruning steps: `eliminate` and its arguments."""
-    consumers = [
-        Consumer(shelf.keep(layers[s.node.name].layer.values), layers[s.node.name].moments.second, c)
-        for s, c in group.members("consumes")
-    ]
+    consumers = [Consumer(shelf.keep(s.layer.values), s.moments.second, c) for s, c in readers(group, layers)]
     on_offer = steps(group, align, fine)
     floors = Floors(carried(group), align)
     return eliminate, consumers, group.size, on_offer.counts, floors, on_offer, shelf
@@ -279,7 +287,8 @@ def variants(
                 continue
             part = geometry.resized(int(kept_in.sum()), int(kept_out.sum()))
             if not subject.grouped and (a == 0) != (b == 0):
-                offered = offers(part, subject.size, align, methods, ratios, subject.maps)
+                found = offers(part, subject.size, align, methods, ratios, subject.maps)
+                offered = _over_all_uses(subject, found)
             yield Variant(a, b, kept_in, kept_out, part, offered)
 
 
@@ -312,7 +321,7 @@ def layer_choices(
             method=REMOVED if v.removed else KEEP,
             rank=0,
             macs=0 if v.removed else subject.macs(v.geometry),
-            parameters=0 if v.removed else v.geometry.parameters + v.geometry.outputs,
+            parameters=0 if v.removed else v.geometry.parameters + len(subject.biases) * v.geometry.outputs,
             seconds=None if times is None else 0.0 if v.removed else times[v.geometry,],
             error=0.0,
             sensitivity=0.0,

@@ -1,4 +1,8 @@
-"""Candidates as changes of a graph's initializers, the form in which their sensitivity is measured."""
+"""Candidates as changes of a graph's initializers, the form in which their sensitivity is measured.
+
+The nodes that apply a shared layer read the same initializers, so a change of these changes all of its uses; it is
+measured from the first of them on.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from calib.measure.sensitivity import Change
-from hmc_onnx.analysis.subjects import Subject, Subjects
+from hmc_onnx.analysis.subjects import Subject, Subjects, readers
 from hmc_onnx.search_space.candidates import Candidate
 from hmc_onnx.search_space.elimination import Elimination
 from passes.core.shelf import Kept
@@ -31,7 +35,7 @@ def group_changes(
         nodes: the nodes of the graph, by name.
     """
     for name, group in subjects.groups.items():
-        consumers = [subjects.layers[s.node.name] for s, _ in group.members("consumes")]
+        consumers = [subject for subject, _ in readers(group, subjects.layers)]
         options = {
             ("group", name, m): partial(_feeds, nodes, consumers, weights)
             for m, weights in eliminations[name].weights.items()
@@ -63,8 +67,8 @@ def _change(
     costs: Mapping[Any, float],
 ) -> Change:
     first = min(changed, key=lambda s: s.position)
-    initializers = tuple(t.name for s in changed for t in nodes[s.layer.name].inputs[1:3])
-    return Change(first.layer.input, first.position, initializers, options, costs)
+    initializers = dict.fromkeys(t.name for s in changed for use in s.uses for t in nodes[use.name].inputs[1:3])
+    return Change(first.layer.input, first.position, tuple(initializers), options, costs)
 
 
 def _candidate_feeds(nodes: dict[str, gs.Node], subject: Subject, candidate: Candidate) -> dict[str, np.ndarray]:
@@ -81,8 +85,11 @@ def _feeds(nodes: dict[str, gs.Node], changed: Sequence[Subject], kernels: Seque
     feeds = {}
     for subject, kept in zip(changed, kernels, strict=True):
         layer, node, kernel = subject.layer, nodes[subject.layer.name], kept.array
-        shift = (layer.weight - kernel).reshape(len(kernel), -1) @ subject.moments.mean
-        weight, bias = node.inputs[1:3]
+        change = (layer.weight - kernel).reshape(len(kernel), -1)
+        weight = node.inputs[1]
+        for use in subject.uses:
+            bias = nodes[use.name].inputs[2]
+            values = subject.biases[use.bias] + change @ subject.moments.means[use.bias]
+            feeds[bias.name] = values.astype(element_type(bias))
         feeds[weight.name] = np.ascontiguousarray(in_layout_of(node, kernel), dtype=element_type(weight))
-        feeds[bias.name] = (layer.bias + shift).astype(element_type(bias))
     return feeds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -174,6 +175,7 @@ class Channels:
         for slot in slots:
             if not keep[slot.ids].all():
                 _take(self.graph, slot, keep[slot.ids], taken)
+        _keep_names(taken)
         for adjustment in self.adjustments:
             if not keep[adjustment.ids].all():
                 adjustment.apply(keep)
@@ -192,6 +194,14 @@ def _take(graph: gs.Graph, slot: Slot, keep: np.ndarray, taken: Taken) -> None:
     new = gs.Constant(name, values)
     slot.node.inputs[slot.index] = new
     taken[key] = (old, new)
+
+
+def _keep_names(taken: Taken) -> None:
+    """Give constants that have replaced a shared one its name, where all its readers now read the same new one."""
+    made = Counter(id(old) for old, _ in taken.values())
+    for old, new in taken.values():
+        if made[id(old)] == 1 and not old.outputs:
+            new.name = old.name
 
 
 def find_groups(

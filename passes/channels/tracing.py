@@ -2,9 +2,10 @@
 
 A tensor that carries channels has them along one axis, with one id for each entry (`Stream`). A Conv ends the ids of
 its input (its weight's axis 1 *consumes* them) and begins new ones (its weight's axis 0 *produces* them); an operator
-that adds two tensors ties their ids; one that moves data moves the ids. Tied channels must be removed together: they
-are the connected components of all ties, found once at the end. Removing channels is then a `take` on every parameter
-axis that carries ids, whatever the graph between them looks like.
+that adds two tensors ties their ids; one that moves data moves the ids. Nodes that read the same weight have their ids
+tied, so that the weight stays one. Tied channels must be removed together: they are the connected components of all
+ties, found once at the end. Removing channels is then a `take` on every parameter axis that carries ids, whatever the
+graph between them looks like.
 
 Numbers of channels that the graph computes (by Shape), and arithmetic on them, are followed too: `Tracer.sizes`.
 An operator without a rule closes the ids that it reads: they are reported and never removed.
@@ -25,6 +26,7 @@ from passes.core.declined import Declined, Why
 from passes.graph.model import Model, constant_value
 from passes.graph.naming import unused_name
 from passes.graph.shapes import Shapes
+from passes.graph.sharing import shared_weights
 from passes.graph.subgraph import node_inputs
 
 __all__ = ["Size", "Stream", "Tracer", "trace"]
@@ -58,9 +60,16 @@ Sizes = tuple[Size | None, ...]
 
 
 class TwoWays(Protocol):
-    """A grouped Conv, which loses whole groups or equally many channels of each; ties elsewhere decide which."""
+    """A grouped Conv, which loses whole groups or equally many channels of each; ties elsewhere decide which.
+
+    Attributes:
+        node: the Conv or ConvTranspose.
+        inputs, outputs: ids (groups, channels of each group).
+    """
 
     node: gs.Node
+    inputs: np.ndarray
+    outputs: np.ndarray
 
     @property
     def depthwise(self) -> bool:
@@ -173,6 +182,38 @@ class Tracer:
         """Decide at the end in which way a grouped Conv may lose channels."""
         self.postponed.append(grouped)
 
+    def tie_shared_weights(self) -> None:
+        """Tie the channels of all nodes that read a weight, so that it is pruned alike for all and stays shared.
+
+        Where one of them reads or writes channels that cannot be removed, those of the others are closed.
+        """
+        shared = shared_weights(self.graph)
+        readers = {id(node): name for name, nodes in shared.items() for node in nodes}
+        ends: dict[str, dict[int, dict[object, np.ndarray]]] = {}  # by weight, reader, and end: an axis, or in and out
+
+        def record(node: gs.Node, end: object, ids: np.ndarray) -> None:
+            ends.setdefault(readers[id(node)], {}).setdefault(id(node), {})[end] = ids
+
+        for slot in self.slots:
+            if id(slot.node) in readers and slot.node.inputs[slot.index].name == readers[id(slot.node)]:
+                record(slot.node, slot.axis, slot.ids)
+        for grouped in self.postponed:
+            if id(grouped.node) in readers:
+                record(grouped.node, "inputs", grouped.inputs)
+                record(grouped.node, "outputs", grouped.outputs)
+        for name, nodes in shared.items():
+            own = [ends.get(name, {}).get(id(node), {}) for node in nodes]
+            for end in dict.fromkeys(end for known in own for end in known):
+                first, *others = [known[end] for known in own if end in known]
+                if len(others) == len(nodes) - 1 and all(ids.shape == first.shape for ids in others):
+                    for ids in others:
+                        self.tie(first, ids)
+                    continue
+                told = ", ".join(f"'{node.name}'" for node in nodes)
+                self.at = nodes[0].name
+                for ids in (first, *others):
+                    self.close(ids, f"the weights that {told} share cannot lose these channels for all of them")
+
     def decide(self) -> None:
         """Let grouped Convs lose whole groups, or where other ties connect all their groups, equally many of each."""
         given = [grouped for grouped in self.postponed if grouped.depthwise or grouped.node.name in self.whole_groups]
@@ -273,6 +314,7 @@ def trace(
     for output in model.graph.outputs:
         tracer.at = output.name
         tracer.close_tensors([output], f"it is the model's output '{output.name}'")
+    tracer.tie_shared_weights()
     tracer.decide()
     carriers = {id(s.ids): (name, s.ids) for name, s in tracer.streams.items()}
     groups = find_groups(tracer.count, tracer.slots, tracer.ties, tracer.closed, [ids for _, ids in carriers.values()])

@@ -22,6 +22,7 @@ class Why(str, Enum):
     KERNEL = "its kernel is not one that the method is for"
     CHANNELS = "its channels cannot be followed or are tied to what cannot be pruned"
     NESTED = "it is inside another node"
+    SHARED = "its weights are shared with a node that cannot be changed in the same way"
     CHOSEN = "the user leaves it alone"
 
 

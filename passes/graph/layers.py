@@ -17,7 +17,7 @@ from passes.core.declined import Declined, Why
 from passes.core.errors import ModelError
 from passes.graph.geometry import Geometry
 from passes.graph.model import element_type
-from passes.graph.naming import unused_name
+from passes.graph.naming import UnusedNames, unused_name
 from passes.graph.shapes import Shapes
 
 __all__ = [
@@ -146,7 +146,13 @@ def _conv_geometry(node: gs.Node, weight_shape: tuple[int, ...], shapes: Shapes)
     return geometry
 
 
-def write_layer(graph: gs.Graph, node: gs.Node, weight: np.ndarray, bias: np.ndarray) -> None:
+def write_layer(
+    graph: gs.Graph,
+    node: gs.Node,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    also: Sequence[tuple[gs.Node, np.ndarray]] = (),
+) -> None:
     """Give a node new values, in its own weight type and layout.
 
     Args:
@@ -154,18 +160,27 @@ def write_layer(graph: gs.Graph, node: gs.Node, weight: np.ndarray, bias: np.nda
         node: a node of one of the `OPERATORS`.
         weight: (O, I / groups, *kernel), float64; O and I may differ from what they were.
         bias: (O,), float64.
+        also: further nodes that share the weight, of the same operator and layout, with their biases. Equal biases are
+            one initializer.
     """
     dtype = element_type(node.inputs[1])
+    entries = [(node, bias), *also]
+    nodes = [each for each, _ in entries]
     weight = in_layout_of(node, weight)
     if node.op == "Gemm":
-        node.attrs.pop("alpha", None)
-        node.attrs.pop("beta", None)
-    node.inputs[1] = gs.Constant(_own_name(graph, node, 1, f"{node.name}:weight"), np.ascontiguousarray(weight, dtype))
-    new_bias = gs.Constant(_own_name(graph, node, 2, f"{node.name}:bias"), bias.astype(dtype))
-    if len(node.inputs) > 2:
-        node.inputs[2] = new_bias
-    else:
-        node.inputs.append(new_bias)
+        for each in nodes:
+            each.attrs.pop("alpha", None)
+            each.attrs.pop("beta", None)
+    new_weight = gs.Constant(_own_name(graph, nodes, 1, f"{node.name}:weight"), np.ascontiguousarray(weight, dtype))
+    for each in nodes:
+        each.inputs[1] = new_weight
+    for equal, values in _by_bias(entries):
+        new_bias = gs.Constant(_own_name(graph, equal, 2, f"{equal[0].name}:bias"), values.astype(dtype))
+        for each in equal:
+            if len(each.inputs) > 2:
+                each.inputs[2] = new_bias
+            else:
+                each.inputs.append(new_bias)
 
 
 def in_layout_of(node: gs.Node, weight: np.ndarray) -> np.ndarray:
@@ -175,22 +190,46 @@ def in_layout_of(node: gs.Node, weight: np.ndarray) -> np.ndarray:
     return weight
 
 
-def own_values(graph: gs.Graph, node: gs.Node, layer: Layer) -> None:
+def own_values(graph: gs.Graph, node: gs.Node, layer: Layer, also: Sequence[tuple[gs.Node, np.ndarray]] = ()) -> None:
     """Give a node a weight and a bias of its own, with the values of `layer`.
 
-    A node that has both, read by no other node and without alpha and beta, stays as it is.
+    A node that has both, read by no other node and without alpha and beta, stays as it is. Further nodes that share the
+    weight, `also`, go on sharing it; with each is its bias, and nodes of equal biases share that, too.
     """
-    alone = [len(t.outputs) == 1 for t in node.inputs[1:]]
-    plain = _has_bias(node) and tuple(node.inputs[2].shape) == (layer.geometry.outputs,)
-    if not all(alone) or not plain or {node.attrs.get(scale, 1.0) for scale in ("alpha", "beta")} != {1.0}:
-        write_layer(graph, node, layer.weight, layer.bias)
+    entries = [(node, layer.bias), *also]
+    alone = _only([each for each, _ in entries], node.inputs[1]) and all(
+        len(each.inputs) > 2 and each.inputs[2] is equal[0].inputs[2] and _only(equal, each.inputs[2])
+        for equal, _ in _by_bias(entries)
+        for each in equal
+    )
+    plain = all(_has_bias(n) and tuple(n.inputs[2].shape) == (layer.geometry.outputs,) for n, _ in entries)
+    if not alone or not plain or {node.attrs.get(scale, 1.0) for scale in ("alpha", "beta")} != {1.0}:
+        write_layer(graph, node, layer.weight, layer.bias, also)
 
 
-def _own_name(graph: gs.Graph, node: gs.Node, index: int, otherwise: str) -> str:
-    """The name of a node's initializer if no other node reads it; else an unused name like `otherwise`."""
-    if len(node.inputs) > index and not node.inputs[index].is_empty() and len(node.inputs[index].outputs) == 1:
+def _by_bias(entries: Sequence[tuple[gs.Node, np.ndarray]]) -> list[tuple[list[gs.Node], np.ndarray]]:
+    """The nodes of each bias, with the bias, in the order of their first nodes."""
+    found: list[tuple[list[gs.Node], np.ndarray]] = []
+    for node, bias in entries:
+        known = next((nodes for nodes, other in found if np.array_equal(other, bias)), None)
+        if known is None:
+            found.append(([node], bias))
+        else:
+            known.append(node)
+    return found
+
+
+def _own_name(graph: gs.Graph, nodes: Sequence[gs.Node], index: int, otherwise: str) -> str:
+    """The name of the first node's initializer if none but these nodes read it; else an unused name."""
+    node = nodes[0]
+    if len(node.inputs) > index and not node.inputs[index].is_empty() and _only(nodes, node.inputs[index]):
         return str(node.inputs[index].name)
     return unused_name(graph, otherwise)
+
+
+def _only(nodes: Sequence[gs.Node], tensor: gs.Tensor) -> bool:
+    """Whether each reader of a tensor is one of these nodes, which read it once each at most."""
+    return len(tensor.outputs) <= len(nodes) and all(any(r is node for node in nodes) for r in tensor.outputs)
 
 
 def chain_nodes(
@@ -202,18 +241,19 @@ def chain_nodes(
     no output: the caller disconnects `node` and gives its output to the last one.
     """
     nodes: list[gs.Node] = []
+    unused = UnusedNames(graph)
     dtype = element_type(node.inputs[1])
     x = node.inputs[0]
     for i, (geometry, weight) in enumerate(links):
         last = i == len(links) - 1
-        name = unused_name(graph, f"{node.name}/{i}")
-        y = node.outputs[0] if last else gs.Variable(unused_name(graph, f"{name}:output"), x.dtype)
+        name = unused(f"{node.name}/{i}")
+        y = node.outputs[0] if last else gs.Variable(unused(f"{name}:output"), x.dtype)
         op = node.op if node.op == "Gemm" else "ConvTranspose" if geometry.transposed else "Conv"
         values = np.ascontiguousarray(weight.swapaxes(0, 1) if geometry.transposed else weight, dtype)
-        inputs = [x, gs.Constant(unused_name(graph, f"{name}:weight"), values)]
+        inputs = [x, gs.Constant(unused(f"{name}:weight"), values)]
         if last or (node.op == "Gemm" and graph.opset < 11):  # a Gemm had to have a bias
             own_bias = bias if last else np.zeros(geometry.outputs)
-            inputs.append(gs.Constant(unused_name(graph, f"{name}:bias"), own_bias.astype(dtype)))
+            inputs.append(gs.Constant(unused(f"{name}:bias"), own_bias.astype(dtype)))
         nodes.append(gs.Node(op, name, _attributes(op, geometry), inputs, [] if last else [y]))
         x = y
     return nodes
@@ -233,13 +273,37 @@ def _attributes(op: str, geometry: Geometry) -> dict[str, object]:
 
 
 def replace_by_chain(
-    graph: gs.Graph, node: gs.Node, links: Sequence[tuple[Geometry, np.ndarray]], bias: np.ndarray
+    graph: gs.Graph,
+    node: gs.Node,
+    links: Sequence[tuple[Geometry, np.ndarray]],
+    bias: np.ndarray,
+    also: Sequence[tuple[gs.Node, np.ndarray]] = (),
 ) -> list[gs.Node]:
     """Replace a node by a chain of nodes, as `chain_nodes` makes it; returns the new nodes.
+
+    Further nodes that share the weight, `also`, each with its bias, are replaced by chains of the same initializers;
+    equal biases are one, too.
 
     Raises:
         ModelError: the node is not in the graph.
     """
+    chain = _replace_one(graph, node, links, bias)
+    ends = [(chain[-1], bias)]
+    for other, own in also:
+        new = _replace_one(graph, other, links, own)
+        ends.append((new[-1], own))
+        for mine, first in zip(new[:-1], chain[:-1], strict=True):
+            mine.inputs = [mine.inputs[0], *list(first.inputs)[1:]]
+        new[-1].inputs[1] = chain[-1].inputs[1]
+    for equal, _ in _by_bias(ends):
+        for end in equal[1:]:
+            end.inputs[2] = equal[0].inputs[2]
+    return chain
+
+
+def _replace_one(
+    graph: gs.Graph, node: gs.Node, links: Sequence[tuple[Geometry, np.ndarray]], bias: np.ndarray
+) -> list[gs.Node]:
     position = next((i for i, n in enumerate(graph.nodes) if n is node), None)
     if position is None:
         raise ModelError(f"node '{node.name}' is not in the graph")

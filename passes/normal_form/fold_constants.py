@@ -16,7 +16,9 @@ class FoldConstants(ir.passes.InPlacePass):
     """Replace nodes by their results where onnxscript can compute these from constants.
 
     ConstantOfShape is folded too: it makes the zeros with which option-A shortcuts are padded. BatchNormalization is
-    left to `FoldRemainingConstants`, as ONNX's reference implementation of it is wrong below opset 14.
+    left to `FoldRemainingConstants`, as ONNX's reference implementation of it is wrong below opset 14. An Identity of a
+    weight is left to `RemoveIdentities`: torch's exporter writes one for each further use of a shared weight, and its
+    result would be a copy.
 
     Attributes:
         input_size_limit: a node that reads a constant of more elements is not folded.
@@ -32,4 +34,12 @@ class FoldConstants(ir.passes.InPlacePass):
 
 def _also(node: ir.Node) -> bool | None:
     """Whether to fold a node; None leaves the decision to onnxscript."""
+    if node.op_type == "Identity" and node.domain == "" and _is_weight(node.inputs[0]):
+        return False
     return {"ConstantOfShape": True, "BatchNormalization": False}.get(node.op_type)
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    """Whether a value is an initializer of two axes or more, of floating-point numbers."""
+    tensor = None if value is None else value.const_value
+    return tensor is not None and len(tensor.shape) > 1 and tensor.dtype.is_floating_point()

@@ -25,7 +25,8 @@ class MatMulToGemm(GraphPass):
     between the first and the last are constants of the Reshape: they must be known, and the same for a batch of one
     image and for one of two. (In (T, N, I), where the batch is the second axis, they are not.)
 
-    Constants must be initializers; MatMuls and Adds with others are left as they are.
+    Constants must be initializers; MatMuls and Adds with others are left as they are. MatMuls that share their matrix
+    go on sharing it, and share the bias where it is the same.
     """
 
     def rewrite(self, model: Model) -> int:
@@ -34,6 +35,14 @@ class MatMulToGemm(GraphPass):
         matmuls = [n for n in model.graph.nodes if n.op == "MatMul" and isinstance(n.inputs[1], gs.Constant)]
         shapes, of_two = ({}, {}) if not matmuls else (model.shapes_at(_with_images(model, n)) for n in (1, 2))
         fused = 0
+        biases: dict[tuple[str, bytes], gs.Constant] = {}  # by the name of the matrix, and the values
+
+        def append_bias(matmul: gs.Node, values: np.ndarray) -> None:
+            key = (matmul.inputs[1].name, values.tobytes())
+            if key not in biases:
+                biases[key] = gs.Constant(unused_name(model.graph, f"{matmul.name}:bias"), values)
+            matmul.inputs.append(biases[key])
+
         for matmul in matmuls:
             product, weight = matmul.outputs[0], matmul.inputs[1]
             shape = shapes.get(matmul.inputs[0].name, ())
@@ -47,12 +56,10 @@ class MatMulToGemm(GraphPass):
             fused += 1
             bias, add = _added(product, weight.shape[1], len(shape))
             if bias is not None and add is not None and product.name not in outputs:
-                values = bias.astype(element_type(weight))
-                matmul.inputs.append(gs.Constant(unused_name(model.graph, f"{matmul.name}:bias"), values))
+                append_bias(matmul, bias.astype(element_type(weight)))
                 take_over(matmul, add)
             elif model.graph.opset < 11:  # a Gemm had to have a bias
-                zeros = np.zeros(weight.shape[1], element_type(weight))
-                matmul.inputs.append(gs.Constant(unused_name(model.graph, f"{matmul.name}:bias"), zeros))
+                append_bias(matmul, np.zeros(weight.shape[1], element_type(weight)))
             if len(shape) > 2:
                 _between_reshapes(model.graph, matmul, [int(d or 0) for d in between], weight.shape[1])
         model.graph.cleanup()

@@ -7,7 +7,8 @@
 5. Nodes that nothing reads (onnx-ir) and Identity nodes are removed.
 6. Every node has a unique name.
 7. Initializers that are outputs, or read inside an If or a Loop, stay as they are: nodes outside get copies of them.
-8. BatchNormalization, and constants that scale or shift each channel, are folded into the Conv before them.
+8. BatchNormalization, and constants that scale or shift each channel, are folded into the Conv before them; of Convs
+   that share a weight, into all of them or none.
 9. MatMul by a constant, and the Add of a constant behind it, become a Gemm; where an image has several vectors
    (tokens), between a Flatten and a Reshape.
 

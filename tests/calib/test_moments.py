@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from zoo import run
 
-from calib.measure.moments import Moments, sample_positions, sampled_outputs, sampled_patches
+from calib.measure.moments import JointMoments, Moments, sample_positions, sampled_outputs, sampled_patches
 from passes.graph.layers import Geometry
 
 
@@ -124,3 +124,16 @@ def test_positions_are_distinct_in_order_and_the_seeds() -> None:
     assert (np.diff(first) > 0).all() and first[0] >= 0 and first[-1] < 81
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+def test_joint_moments_give_the_fit_of_one_weight_and_several_biases() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(3, 5))
+    joint = JointMoments(2)
+    for part, bias, count in ((0, 4.0, 40), (1, -7.0, 90), (0, 4.0, 30)):
+        x = rng.normal(size=(count, 5)) + bias
+        joint.parts[part].update(x, x @ weight.T + bias)
+    fitted = np.linalg.solve(joint.second, joint.cross.T).T
+    np.testing.assert_allclose(fitted, weight, atol=1e-9)
+    biases = [part.target_mean - fitted @ part.mean for part in joint.parts]
+    np.testing.assert_allclose(biases, [[4.0] * 3, [-7.0] * 3], atol=1e-9)

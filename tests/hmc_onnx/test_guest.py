@@ -80,7 +80,7 @@ def test_a_compression_leaves_the_process_as_it_was(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "XDG_CACHE_HOME": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", HOST], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
+    assert all("HmcWarning" in line or line.startswith(" ") for line in run.stderr.splitlines())  # of few images
     (before, imported, ran), workers = json.loads(run.stdout)
     for what in before:
         assert imported[what] == before[what], what

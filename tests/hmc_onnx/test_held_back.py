@@ -52,5 +52,5 @@ def test_images_that_are_sorted_by_class_are_held_back_from_every_class() -> Non
 
 
 def test_as_many_are_asked_for_as_are_held_back() -> None:
-    asked = [images_to_ask_for(n, p) for n in (100, 5000) for p in ("nothing", "report", "search")]  # type: ignore[arg-type]
-    assert asked == [100, 200, 200, 5000, 6000, 9000]
+    asked = [images_to_ask_for(n, p) for n in (10, 100, 5000) for p in ("nothing", "report", "search")]  # type: ignore[arg-type]
+    assert asked == [10, 30, 50, 100, 200, 200, 5000, 6000, 9000]

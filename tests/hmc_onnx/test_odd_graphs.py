@@ -21,6 +21,7 @@ import hmc_onnx
 from calib.runtime.observing import observe
 from calib.runtime.sessions import Session
 from hmc_onnx.analysis.model_inputs import signature
+from hmc_onnx.records.provenance import PREFIX
 from passes.core.errors import HmcError, ModelError
 from passes.graph.cost import total
 from passes.graph.files import save
@@ -586,7 +587,7 @@ def check_valid(proto: ModelProto) -> None:
 
 
 def about(proto: ModelProto) -> dict[str, Any]:
-    """All that a user may rely on, besides what is computed."""
+    """All that a user may rely on, besides what is computed and what is said of how it was made."""
     defaults = {t.name for t in proto.graph.initializer}
     fields = ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string")
     return {name: getattr(proto, name) for name in fields} | {
@@ -594,7 +595,7 @@ def about(proto: ModelProto) -> dict[str, Any]:
         "inputs": [v for v in proto.graph.input if v.name not in defaults],
         "outputs": list(proto.graph.output),
         "imports": list(proto.opset_import),
-        "properties": {p.key: p.value for p in proto.metadata_props},
+        "properties": {p.key: p.value for p in proto.metadata_props if not p.key.startswith(PREFIX)},
     }
 
 

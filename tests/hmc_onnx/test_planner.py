@@ -237,3 +237,27 @@ def test_the_search_takes_the_fastest_that_keeps_the_bound_on_both_parts(
     again = hmc_onnx.compress(original, data, "max_drop=0.2", settings=SETTINGS, work=work)
     assert again.report.curve == curve
     assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(deterministic=True)
+
+
+def test_in_another_precision_the_search_begins_with_the_original_in_it(
+    original: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "MOST_VISITS", 1)
+    settings = SETTINGS.model_copy(update={"precision": "int8"})
+    run = hmc_onnx.Run(original, calibration(240), settings, hmc_onnx.Work(jobs=1), "search")
+    profile = run.profile()
+    assert profile.latency is not None
+    for unchanged, bound in ((0.5, 1.0), (1.5, 0.999)):
+        times = profile.latency.model_copy(update={"unchanged": unchanged * profile.latency.seconds})
+        made = planner.Planner(run, profile.model_copy(update={"latency": times}))
+        monkeypatch.setattr(made, "plan", lambda *_, **__: (_ for _ in ()).throw(SettingsError("out of reach")))
+        assert run.held is not None
+        search = searching.Search(run, made, run.held, f"of {unchanged}")
+        if unchanged < 1:
+            found = search.run(bound)
+            assert not found.plan.changes and [p.latency for p in found.curve] == [pytest.approx(unchanged)]
+        else:
+            with pytest.raises(
+                SettingsError, match="no network is faster on this machine than the original in float32"
+            ):
+                search.run(bound)

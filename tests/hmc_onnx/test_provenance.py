@@ -79,7 +79,7 @@ def test_the_digest_is_of_the_plan_as_it_is_saved(tmp_path: Path) -> None:
 
 def test_a_plan_for_time_records_the_machine_that_it_was_timed_on() -> None:
     plan = unchanged(Run(resnet(), DATA, Settings(samples=16)))
-    machine = Machine(processor="p", onnxruntime="1", provider="CUDAExecutionProvider", threads=3)
+    machine = Machine(processor="p", onnxruntime="1", provider="cuda", threads=3)
     timed = plan.model_copy(update={"latency": PlannedLatency(machine=machine, batch=8, expected=0.5)})
     made = Provenance.of_plan(timed, "a", None)
     assert (made.batch, made.provider, made.threads) == (8, "cuda", 3)

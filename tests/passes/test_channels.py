@@ -391,17 +391,51 @@ def test_a_shape_that_two_reshapes_share_shrinks_for_one() -> None:
     model.finished()
 
 
-def test_a_weight_that_another_conv_reads_too_shrinks_for_one() -> None:
+def test_a_weight_that_reads_the_image_and_channels_stays_as_it_is() -> None:
+    """The image has no channels to lose, so the second Conv keeps its inputs; the outputs of both go together."""
     b = Builder()
     weight = b.const(b.normal(3, 3, 3, 3), "shared")
     x = b.node("Conv", b.node("Conv", "input", weight, pads=[1] * 4), weight, pads=[1] * 4)
     model = Model(b.model(b.conv(x, 3, 2)))
+    (group,) = trace(model).groups[:1]
+    assert group.closed == "the weights that '/Conv', '/Conv_1' share cannot lose these channels for all of them"
+
+
+def test_a_conv_applied_twice_loses_the_same_inputs_and_outputs() -> None:
+    b = Builder()
+    weight = b.const(b.normal(4, 4, 3, 3), "shared")
+    x = b.node("Relu", b.conv("input", 3, 4, at="stem"))
+    for _ in range(2):
+        x = b.node("Relu", b.node("Conv", x, weight, pads=[1] * 4))
+    model = Model(b.model(b.conv(x, 4, 2, at="head")))
     channels = trace(model)
-    channels.remove({channels.groups[0].name: np.array([1])})
+    assert [g.name for g in channels.groups if not g.closed] == ["stem/Conv"]
+    channels.remove({"stem/Conv": np.array([1])})
+    shapes = {t.name: tuple(t.dims) for t in model.finished().graph.initializer}
+    assert sorted(shapes.values()) == [(2,), (2, 3, 3, 3), (3,), (3, 3, 3, 3), (3, 3, 3, 3)]
+
+
+def test_depthwise_convs_that_share_a_weight_lose_the_same_groups() -> None:
+    b = Builder()
+    weight, last = b.const(b.normal(4, 1, 3, 3), "depthwise"), b.const(b.normal(2, 4, 1, 1), "last")
+    tops = [b.conv(x, 3, 4, at=at) for at, x in (("a", "input"), ("b", b.node("Neg", "input")))]
+    ends = [b.node("Conv", b.node("Conv", x, weight, pads=[1] * 4, group=4), last) for x in tops]
+    model = Model(b.model(b.node("Sub", *ends)))
+    channels = trace(model)
+    channels.remove({"a/Conv": np.array([0, 3])})
     done = model.finished()
-    first, second = done.graph.node[:2]
-    shapes = {t.name: tuple(t.dims) for t in done.graph.initializer}
-    assert (shapes[first.input[1]], shapes[second.input[1]]) == ((2, 3, 3, 3), (3, 2, 3, 3))
+    assert [a.i for n in done.graph.node for a in n.attribute if a.name == "group"].count(2) == 2
+    assert {"depthwise": [2, 1, 3, 3], "last": [2, 2, 1, 1]}.items() <= {
+        t.name: list(t.dims) for t in done.graph.initializer
+    }.items()
+
+
+def test_a_fixed_filter_that_is_stored_once_ties_nothing() -> None:
+    b = Builder()
+    blur = b.const(np.full((4, 1, 3, 3), 1 / 9, np.float32), "blur")
+    x = b.node("Conv", b.conv("input", 3, 4, at="a"), blur, pads=[1] * 4, group=4)
+    x = b.node("Conv", b.conv(x, 4, 4, at="b"), blur, pads=[1] * 4, group=4)
+    assert [g.name for g in trace(Model(b.model(b.conv(x, 4, 2)))).groups if not g.closed] == ["a/Conv", "b/Conv"]
 
 
 # What is not understood is closed, and says why

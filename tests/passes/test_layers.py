@@ -302,6 +302,26 @@ def test_a_chain_before_it_is_attached_leaves_the_graph_alone() -> None:
     assert model.digest() == before
 
 
+@pytest.mark.parametrize("chain", [False, True], ids=["new values", "a chain"])
+def test_nodes_of_one_weight_get_one_initializer_and_one_for_equal_biases(chain: bool) -> None:
+    b = Builder()
+    weight, one, other = b.const(b.normal(4, 3, 3, 3), "w"), b.const(b.normal(4), "b"), b.const(b.normal(4), "b")
+    proto = b.model(b.node("Sum", *(b.node("Conv", "input", weight, bias) for bias in (one, other, one))))
+    model = Model(proto)
+    first, *others = model.graph.nodes[:3]
+    layer = layer_of(first, model.shapes)
+    also = [(node, layer_of(node, model.shapes).bias) for node in others]
+    if chain:
+        ones = Geometry(3, 3, (1, 1), (1, 1), (0,) * 4, (1, 1))
+        links = [(ones, np.eye(3)[..., None, None]), (layer.geometry, layer.weight)]
+        replace_by_chain(model.graph, first, links, layer.bias, also)
+    else:
+        write_layer(model.graph, first, layer.weight, layer.bias, also)
+    done = model.finished()
+    assert len(done.graph.initializer) == 3 + chain
+    assert_same(run(done, images(2, 8)), run(proto, images(2, 8)))
+
+
 def test_a_chain_leaves_a_shared_weight_to_its_other_reader() -> None:
     b = Builder()
     weight = b.const(b.normal(3, 3, 3, 3), "shared")

@@ -344,18 +344,61 @@ def test_batch_norm_behind_something_else_is_kept() -> None:
     assert operators(normalised(b.model(b.batchnorm(y, 4)))) == ["Conv", "Relu"] + ["BatchNormalization"] * 2
 
 
-def test_a_weight_that_another_conv_reads_too_is_not_changed_for_it() -> None:
+def twice(same: bool) -> onnx.ModelProto:
+    """A Conv called on the image and on its negative, with one BatchNormalization behind both calls, or one each."""
     b = Builder()
     weight, bias = b.const(b.normal(3, 3, 3, 3), "w"), b.const(b.normal(3), "b")
-    x = b.batchnorm(b.node("Conv", "input", weight, bias, pads=[1] * 4), 3)
-    y = b.batchnorm(b.node("Conv", x, weight, bias, pads=[1] * 4), 3)
-    z = b.node("Conv", y, weight, bias, pads=[1] * 4)
-    proto = b.model(z)
+    scale, *others = (b.const(b.rng.uniform(0.5, 1.5, 3).astype(np.float32), "bn") for _ in range(5))
+    ends = []
+    for x, own in (("input", scale), (b.node("Neg", "input"), scale if same else others.pop())):
+        y = b.node("Conv", x, weight, bias, pads=[1] * 4)
+        y = b.node("BatchNormalization", y, own, *others[:3])
+        ends.append(b.node("Mul", y, b.const(b.normal(3, 1, 1), "gain")))
+    return b.model(b.node("Concat", *ends, axis=1))
+
+
+def test_a_weight_that_several_convs_read_stays_one_where_equal_nodes_follow_them() -> None:
+    """Batch normalisation is folded; the gains behind it differ and are not."""
+    done = normalised(twice(same=True))
+    assert Counter(operators(done)) == {"Neg": 1, "Conv": 2, "Mul": 2, "Concat": 1}
+    first, second = (n for n in done.graph.node if n.op_type == "Conv")
+    assert first.input[1:] == second.input[1:] == ["w", "b"]
+
+
+def test_a_weight_that_several_convs_read_is_not_changed_where_other_nodes_follow_them() -> None:
+    proto = twice(same=False)
     done = normalised(proto)
-    assert operators(done) == ["Conv"] * 3
-    assert len({n.input[1] for n in done.graph.node}) == 3
-    last = {t.name: numpy_helper.to_array(t) for t in done.graph.initializer}[done.graph.node[-1].input[1]]
-    np.testing.assert_array_equal(last, numpy_helper.to_array(proto.graph.initializer[0]))
+    assert Counter(operators(done)) == Counter(operators(proto))
+    values = {t.name: numpy_helper.to_array(t) for t in done.graph.initializer}
+    np.testing.assert_array_equal(values["w"], numpy_helper.to_array(proto.graph.initializer[0]))
+
+
+def test_a_weight_that_is_read_by_a_node_of_another_kind_is_not_changed() -> None:
+    b = Builder()
+    weight = b.const(b.normal(3, 3, 3, 3), "w")
+    y = b.batchnorm(b.node("Conv", "input", weight, pads=[1] * 4), 3)
+    proto = b.model(b.node("ConvTranspose", y, weight, pads=[1] * 4))
+    assert operators(normalised(proto)) == ["Conv", "BatchNormalization", "ConvTranspose"]
+
+
+def test_a_weight_that_an_identity_hands_on_stays_shared() -> None:
+    """torch's exporter writes an Identity for each further use of a weight."""
+    b = Builder()
+    weight = b.const(b.normal(3, 3, 3, 3), "w")
+    x = b.node("Conv", "input", weight, pads=[1] * 4)
+    for _ in range(2):
+        x = b.node("Conv", x, b.node("Identity", weight), pads=[1] * 4)
+    done = normalised(b.model(x))
+    assert [(n.op_type, n.input[1]) for n in done.graph.node] == [("Conv", "w")] * 3
+
+
+def test_matmuls_of_one_matrix_go_on_sharing_it_and_their_bias() -> None:
+    b = Builder()
+    weight, bias = b.const(b.normal(3, 4), "w"), b.const(b.normal(4), "b")
+    ends = [b.node("Add", b.node("MatMul", x, weight), bias) for x in ("input", b.node("Neg", "input"))]
+    done = normalise(b.model(b.node("Sub", *ends), ("N", 3))).finished()
+    assert Counter(operators(done)) == {"Neg": 1, "Gemm": 2, "Sub": 1}
+    assert len({tuple(n.input[1:]) for n in done.graph.node if n.op_type == "Gemm"}) == 1
 
 
 def test_the_number_of_folds_is_returned() -> None:
