@@ -94,7 +94,10 @@ class Context:
             return proto
         check_convertible(proto, precision)
         size = len(next(iter(self.chunks[0].values())))
-        batches = [] if timed_only else self.chunks[: math.ceil(RANGE_IMAGES / size)]
+        # spread over all, as the images may be sorted by class
+        wanted = min(math.ceil(RANGE_IMAGES / size), len(self.chunks))
+        places = [i * len(self.chunks) // wanted for i in range(wanted)]
+        batches = [] if timed_only else [self.chunks[i] for i in places]
         if precision == "fp16":
             return in_half(proto, batches)
         provider = self.runtime.name
