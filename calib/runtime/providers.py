@@ -15,7 +15,7 @@ from calib.runtime import ort
 from passes.core.errors import SettingsError
 from passes.graph.protos import first_line
 
-__all__ = ["AUTO", "CPU", "NVIDIA", "known_provider", "parse_options", "providers", "short_name"]
+__all__ = ["AUTO", "CPU", "NVIDIA", "known_provider", "parse_options", "providers", "short_name", "with_fallbacks"]
 
 AUTO = "auto"
 CPU = "CPUExecutionProvider"
@@ -90,6 +90,14 @@ def providers(choice: str, options: Sequence[str] = ()) -> list[str]:
             said = ", ".join(options)
             raise SettingsError(f"`provider_option` {said}: {name} does not start with this ({failed}): change it")
         raise SettingsError(_missing(choice, name, failed))
+    return with_fallbacks(name)
+
+
+def with_fallbacks(name: str) -> list[str]:
+    """onnxruntime's provider list for one provider, by onnxruntime's name: itself, then those that run what it cannot.
+
+    Whether the provider works on this machine is not looked at.
+    """
     fallbacks = [p for p in NVIDIA[NVIDIA.index(name) + 1 :] if p == CUDA] if name in NVIDIA else []
     return list(dict.fromkeys([name, *fallbacks, CPU]))
 

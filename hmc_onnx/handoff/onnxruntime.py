@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from calib.data.preprocess import Preprocess
-from calib.runtime.providers import known_provider, short_name
+from calib.runtime.providers import known_provider, with_fallbacks
 from hmc_onnx.analysis.model_inputs import for_input, signature
 from hmc_onnx.handoff.engines import engine_options
 from hmc_onnx.handoff.served import Dims, Served
@@ -19,11 +19,6 @@ from passes.graph.model import Model
 __all__ = ["SESSION", "SessionFile", "write"]
 
 SESSION = "session.json"
-PROVIDERS = {
-    "cpu": ["CPUExecutionProvider"],
-    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
-    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
-}
 
 TEMPLATE = '''\
 """Print what the model beside this file makes of an image: python serve.py IMAGE"""
@@ -75,7 +70,7 @@ def write(served: Served, folder: Path) -> list[str]:
     text = _script(served)
     save(served.proto, folder / "model.onnx")
     (folder / "serve.py").write_text(text, encoding="utf-8")
-    providers = _providers(served.provider)
+    providers = with_fallbacks(known_provider("cpu" if served.provider == "auto" else served.provider))
     SessionFile(
         batch=served.batch,
         intra_op_num_threads=served.threads,
@@ -88,12 +83,6 @@ def write(served: Served, folder: Path) -> list[str]:
             "the model was trained with others."
         ]
     return []
-
-
-def _providers(choice: str) -> list[str]:
-    """The list of providers for a session: the one that was chosen, then those that run what it cannot."""
-    name = short_name(known_provider("cpu" if choice == "auto" else choice))
-    return PROVIDERS.get(name) or [known_provider(name), *PROVIDERS["cpu"]]
 
 
 def _script(served: Served) -> str:

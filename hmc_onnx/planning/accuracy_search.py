@@ -118,12 +118,8 @@ class Search:
         if key in checkpoint:
             return checkpoint.load(key)
         served = context.served_form(context.normal.finished())
-        (drop, _), (confirmed, uncertainty) = (judge.drop(served) for judge in self._judges)
         share = times.unchanged / times.seconds
-        point = Visited(
-            target=share, latency=share, drop=drop, confirmed=confirmed, uncertainty=uncertainty, chosen=False
-        )
-        found = point, unchanged(context)
+        found = self._point(share, share, served), unchanged(context)
         checkpoint.save(key, found)
         return found
 
@@ -146,11 +142,14 @@ class Search:
         served = self._context.served_form(compressed)
         assert plan.latency is not None
         latency = plan.latency.expected if plan.latency.measured is None else plan.latency.measured
+        return self._point(share, latency, served), plan, compressed
+
+    def _point(self, target: float, latency: float, served: onnx.ModelProto) -> Visited:
+        """What a network comes to that was planned for the share `target` and takes the share `latency`."""
         (drop, _), (confirmed, uncertainty) = (judge.drop(served) for judge in self._judges)
-        visited = Visited(
-            target=share, latency=latency, drop=drop, confirmed=confirmed, uncertainty=uncertainty, chosen=False
+        return Visited(
+            target=target, latency=latency, drop=drop, confirmed=confirmed, uncertainty=uncertainty, chosen=False
         )
-        return visited, plan, compressed
 
 
 class _Judge:

@@ -20,10 +20,9 @@ from calib.measure.latency_table import Entry, LatencyTable, cached_table, read_
 from calib.runtime.sessions import Runtime, Session
 from hmc_onnx.analysis.subjects import owners
 from hmc_onnx.execution.context import Context
-from hmc_onnx.records.profile import GroupChoice, GroupProfile, LatencyProfile
-from hmc_onnx.search_space.candidates import variants, whole_offers
-from hmc_onnx.search_space.pruning_steps import steps
-from passes.channels import ChannelGroup
+from hmc_onnx.records.profile import LatencyProfile
+from hmc_onnx.search_space.candidates import whole_offers
+from hmc_onnx.search_space.possible import any_removals, every_variant
 from passes.core.errors import HmcWarning, OutputError, SettingsError
 from passes.decompose import DECOMPOSITIONS
 from passes.graph.layers import Geometry
@@ -31,7 +30,7 @@ from passes.graph.model import element_type
 from passes.graph.shapes import infer_shapes
 from passes.probe import Probe, epilogue
 
-__all__ = ["Chain", "Clock", "any_removal", "default_align", "measure_table"]
+__all__ = ["Chain", "Clock", "default_align", "measure_table"]
 
 Chain = tuple[Geometry, ...]
 
@@ -277,28 +276,17 @@ def measure_table(context: Context) -> LatencyTable:
         ModelError: onnxruntime cannot run the model.
         SettingsError: the provider does not work, or the model declares another batch size.
     """
-    settings, subjects = context.settings, context.subjects
-    clock = Clock(context)
+    settings, clock = context.settings, Clock(context)
     clock.time_whole()
     align = settings.align or clock.align()
-    groups = {n: any_removal(g, align, settings.fine, n in subjects.removable) for n, g in subjects.groups.items()}
     chains: list[tuple[str, Chain]] = []
-    for name, subject in subjects.layers.items():
-        ends = [groups[n] if n is not None else None for n in (subject.input_group, subject.output_group)]
-        found = list(variants(subject, ends[0], ends[1], align, list(DECOMPOSITIONS), settings.fine))
+    for name, found in every_variant(context, any_removals(context, align), align).items():
+        subject = context.subjects.layers[name]
         chains += [(name, (subject.layer.geometry,))]
         chains += [(name, o.links) for o in whole_offers(subject, align, settings.fine)]
         chains += [(name, chain) for variant in found for chain in variant.chains]
     clock.measure(chains)
     return clock.table
-
-
-def any_removal(group: ChannelGroup, align: int, fine: bool, removable: bool) -> GroupProfile:
-    """A profile of a group in which each choice removes the right number of channels, but arbitrary ones."""
-    on_offer = steps(group, align, fine)
-    gone = [[], *map(on_offer.any, range(len(on_offer.keeps))), *([list(range(group.size))] if removable else [])]
-    choices = [GroupChoice(keep=group.size - len(some), removed=some, sensitivity=0.0) for some in gone]
-    return GroupProfile(name=group.name, size=group.size, producers=[], consumers=[], choices=choices)
 
 
 def _widths(step: int) -> list[int]:

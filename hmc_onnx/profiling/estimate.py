@@ -20,10 +20,10 @@ from calib.runtime.batching import declared_batch
 from calib.runtime.sessions import Session
 from hmc_onnx.analysis.subjects import Subject, readers
 from hmc_onnx.execution.context import Context
-from hmc_onnx.profiling.candidate_times import any_removal, default_align
+from hmc_onnx.profiling.candidate_times import default_align
 from hmc_onnx.profiling.profiler import sensitivity_images
-from hmc_onnx.search_space.candidates import front, variants, whole_offers
-from passes.decompose import DECOMPOSITIONS
+from hmc_onnx.search_space.candidates import front, whole_offers
+from hmc_onnx.search_space.possible import any_removals, every_variant
 
 __all__ = ["Estimate", "estimate"]
 
@@ -90,12 +90,12 @@ def estimate(context: Context) -> Estimate:
     settings, subjects, workers = context.settings, context.subjects, context.work.jobs or joblib.cpu_count()
     layers = subjects.layers
     align = settings.align or default_align(settings.runtime)
-    removals = {n: any_removal(g, align, settings.fine, n in subjects.removable) for n, g in subjects.groups.items()}
+    removals = any_removals(context, align)
+    possible = every_variant(context, removals, align)
     whole, pruned, chains = {}, {}, set()
     for name, subject in layers.items():
         whole[name] = whole_offers(subject, align, settings.fine)
-        ends = [removals[n] if n is not None else None for n in (subject.input_group, subject.output_group)]
-        own = list(variants(subject, ends[0], ends[1], align, list(DECOMPOSITIONS), settings.fine))
+        own = possible[name]
         pruned[name] = [offer for variant in own for offer in variant.offers]
         every = [o.links for o in whole[name]] + [chain for v in own for chain in v.chains]
         chains |= {(chain, subject.size, subject.maps) for chain in every}

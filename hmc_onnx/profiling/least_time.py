@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from hmc_onnx.execution.context import Context
-from hmc_onnx.profiling.candidate_times import Chain, Clock, any_removal
-from hmc_onnx.search_space.candidates import Offer, variants, whole_offers
-from passes.decompose import DECOMPOSITIONS
+from hmc_onnx.profiling.candidate_times import Chain, Clock
+from hmc_onnx.search_space.candidates import Offer, whole_offers
+from hmc_onnx.search_space.possible import any_removals, every_variant
 
 __all__ = ["least_latency"]
 
@@ -22,12 +22,10 @@ def least_latency(context: Context, clock: Clock) -> float:
     settings, subjects = context.settings, context.subjects
     clock.time_whole()
     align = settings.align or clock.align()
-    groups = {n: any_removal(g, align, settings.fine, n in subjects.removable) for n, g in subjects.groups.items()}
     smallest: dict[str, list[Chain]] = {}
     gone: set[str] = set()
-    for name, subject in subjects.layers.items():
-        ends = [groups[n] if n is not None else None for n in (subject.input_group, subject.output_group)]
-        found = list(variants(subject, ends[0], ends[1], align, list(DECOMPOSITIONS), settings.fine))
+    for name, found in every_variant(context, any_removals(context, align), align).items():
+        subject = subjects.layers[name]
         if any(variant.removed for variant in found):
             gone.add(name)
         by_method: dict[str, Offer] = {}
