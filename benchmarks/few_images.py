@@ -5,29 +5,37 @@
 For each number of images: a user has no more than these and gives no others to test with, so a part is held back from
 all fitting where there are enough. The report is of the images that were held back, or else of the fitted ones, of
 which it says that they tell nothing about new images ("fitted" in the table). Fresh images are drawn from the test
-split. The last two columns say whether the report's three figures lie within the 95 % intervals of the fresh images,
-and whether the report's own intervals and those have something in common: the first asks more, as the images held back
-are a sample, too.
+split. "Unrepaired" is the KL, on the fresh images, of the same plan without repair: the layers that are left keep their
+weights and biases. The last two columns say whether the report's three figures lie within the 95 % intervals of the
+fresh images, and whether the report's own intervals and those have something in common: the first asks more, as the
+images held back are a sample, too.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from testing import Rows, arguments, preprocessing, table
 
 import hmc_onnx
 from calib.data.calibration import CalibrationData
 from hmc_onnx.comparison.verification import Network, verify
 from hmc_onnx.records.settings import QUICK
+from hmc_onnx.rewriting import applying
+from hmc_onnx.rewriting.fitting import Fit
 
 MEASURES = ("agreement", "kl", "change")
 HEADER = [
-    "images", "seed", "report of", "same class, %", "fresh", "KL, nats", "fresh", "top-1 change, points", "fresh",
-    "within", "overlap",
+    "images", "seed", "report of", "same class, %", "fresh", "KL, nats", "fresh", "unrepaired",
+    "top-1 change, points", "fresh", "within", "overlap",
 ]  # fmt: skip
 
 
@@ -45,17 +53,19 @@ def main() -> None:
     fresh = hmc_onnx.load_data(proto, args.data, preprocessing(args), samples=args.fresh, split="test")
     identity = {"model": args.model.name, "target": args.target, "fresh": fresh.digest(), "quick": args.quick}
     rows = Rows(args.work_dir and args.work_dir / "few_images.json", identity)
-    lines, new = [], []
+    lines, new, better = [], [], 0
     for seed in args.seeds:
         for count in args.images:
             row = rows.get(f"{count} images, seed {seed}", lambda n=count, s=seed: compared(proto, fresh, n, s, args))
             lines.append(line(row))
+            better += row["fresh"]["kl"][0] < row["unrepaired"]["kl"][0]
             new += [lines[-1]] if row["held"] else []
             print(" | ".join(lines[-1]), flush=True)
     print("\n" + table(HEADER, lines))
     inside, common = (sum(own[i] == "yes" for own in new) for i in (-2, -1))
     print(
-        f"\n{len(new)} reports are of new images; {inside} lie within the fresh intervals, {common} overlap with them"
+        f"\n{len(new)} reports are of new images; {inside} lie within the fresh intervals, {common} overlap with them. "
+        f"Repair lowers the KL of fresh images in {better} of {len(lines)} rows."
     )
 
 
@@ -65,10 +75,37 @@ def compared(
     """What the report says, and what fresh images say, of a network compressed with `count` images."""
     images = hmc_onnx.load_data(proto, args.data, preprocessing(args), samples=count, seed=seed)
     settings = hmc_onnx.Settings(**(QUICK if args.quick else {}), seed=seed)
-    result = hmc_onnx.compress(proto, images, args.target, settings=settings)
-    after = verify(Network(proto), Network(result.model), fresh, batches=())
-    held = result.report.images if result.report.new_images else 0
-    return {"images": count, "seed": seed, "held": held, "report": figures(result.report), "fresh": figures(after)}
+    run = hmc_onnx.Run(proto, images, settings, purpose="report")  # as `hmc_onnx.compress` makes it
+    plan = run.plan(args.target)
+    repaired = run.apply(plan)
+    report = run.verify(repaired)
+    with unrepaired():
+        bare = run.apply(plan)
+    after, without = (verify(Network(proto), Network(model), fresh, batches=()) for model in (repaired, bare))
+    return {
+        "images": count,
+        "seed": seed,
+        "held": report.images if report.new_images else 0,
+        "report": figures(report),
+        "fresh": figures(after),
+        "unrepaired": figures(without),
+    }
+
+
+@contextmanager
+def unrepaired() -> Iterator[None]:
+    """Plans are carried out without repair, for networks whose layers share no weights."""
+    chain = applying.replace_by_chain
+
+    def with_own_bias(graph: gs.Graph, node: gs.Node, links: Sequence[Any], bias: np.ndarray, also: Any = ()) -> None:
+        chain(graph, node, links, node.inputs[2].values if len(node.inputs) > 2 else np.zeros_like(bias), also)
+
+    with (
+        mock.patch.object(Fit, "weight", lambda self, own: own),
+        mock.patch.object(applying, "write_layer", return_value=None),
+        mock.patch.object(applying, "replace_by_chain", with_own_bias),
+    ):
+        yield
 
 
 def figures(report: hmc_onnx.Verification) -> dict[str, list[float] | None]:
@@ -90,6 +127,7 @@ def line(row: dict[str, Any]) -> list[str]:
     within = all(low <= value <= high for (value, *_), (_, low, high) in known)
     overlap = all(a[1] <= b[2] and b[1] <= a[2] for a, b in known)
     cells = [text(side, 3 if name == "kl" else 1) for name, pair in pairs.items() for side in pair]
+    cells.insert(4, text(row["unrepaired"]["kl"], 3))
     of = f"{row['held']} held back" if row["held"] else "fitted"
     return [str(row["images"]), str(row["seed"]), of, *cells, *("yes" if x else "no" for x in (within, overlap))]
 

@@ -6,6 +6,7 @@ seconds to start. Times are measured for no longer than they have to be, as no t
 cache of them is left alone.
 """
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -65,6 +66,33 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"hmc_onnx.search_space.{constant}", (0.5,))
     for name in set(DECOMPOSITIONS) - {"svd"}:
         monkeypatch.delitem(DECOMPOSITIONS, name)
+
+
+@pytest.fixture
+def coarse_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half as many shares of channels and ranks: for tests of what is done with candidates, whatever they are."""
+    for constant in ("pruning_steps.SHARES", "candidates.RATIOS", "candidates.RATIOS_WHEN_PRUNED"):
+        monkeypatch.setattr(f"hmc_onnx.search_space.{constant}", (0.7, 0.5, 0.3, 0.22))
+
+
+@pytest.fixture
+def all_is_large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Models and tensors of any size are kept on disk, as large ones are.
+
+    Garbage is collected before each session of such a model, which would take most of the time of a test among the
+    many objects of this process: those that are there already are left out.
+    """
+    import hmc_onnx.execution.context
+    import passes.core.shelf
+    import passes.graph.external
+
+    for owner in (passes.graph.external, hmc_onnx.execution.context):
+        monkeypatch.setattr(owner, "LARGE", 0)
+    monkeypatch.setattr(passes.graph.external, "LARGE_TENSOR", 256)
+    monkeypatch.setattr(passes.core.shelf, "SMALL", 256)
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

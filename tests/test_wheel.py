@@ -90,6 +90,7 @@ def test_what_is_imported_is_required(metadata: Message) -> None:
     assert missing == set()
 
 
+@pytest.mark.long  # `.ci/wheel` asks for more in every run of CI
 def test_the_wheel_works_where_nothing_else_of_the_project_is(wheel: Path, tmp_path: Path) -> None:
     """In an environment of its own, which sees the libraries of this one, and not the project installed in it."""
     environment = tmp_path / "environment"

@@ -16,14 +16,12 @@ import pytest
 from conftest import Cli
 from zoo import Builder, images, parsed, run
 
-import passes.core.shelf
-import passes.graph.external
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import Profile
 from hmc_onnx.records.report import RunReport
 from passes.graph.files import save
 
-pytestmark = pytest.mark.usefixtures("few_iterations")
+pytestmark = pytest.mark.usefixtures("few_iterations", "coarse_candidates")
 
 COMMANDS = ("compress", "inspect", "profile", "plan", "apply", "verify", "report", "finetune")
 STRATEGIES = ("hmc", "nahc", "ahc", "prune", "lowrank")
@@ -199,12 +197,10 @@ def test_a_settings_file_is_as_good_as_options_and_options_go_before_it(cli: Cli
     assert c.read_bytes() != a.read_bytes()
 
 
+@pytest.mark.usefixtures("all_is_large")
 def test_what_a_large_model_leaves_on_disk_goes_with_the_command(
     cli: Cli, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes.graph.external, "LARGE", 0)
-    monkeypatch.setattr(passes.graph.external, "LARGE_TENSOR", 256)
-    monkeypatch.setattr(passes.core.shelf, "SMALL", 256)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     small = ("--data", given / "labelled.npz", "--samples", 32)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import Cli
 
-COMMAND = ["--target", "macs=0.6", "--quick", "--samples", "32", "--align", "2", "--provider", "cpu", "--threads", "1"]
+COMMAND = ["--target", "macs=0.8", "--quick", "--samples", "32", "--align", "2", "--provider", "cpu", "--threads", "1"]
+COMMAND += ["--only", "*conv2/Conv"]  # few candidates, in processes of which nothing else can be changed
 
 
 def start(model: Path, data: Path, output: Path, folder: Path) -> subprocess.Popen[bytes]:
@@ -21,12 +22,11 @@ def start(model: Path, data: Path, output: Path, folder: Path) -> subprocess.Pop
     )
 
 
-@pytest.fixture(scope="module")
-def unbroken(given: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+@pytest.fixture
+def unbroken(cli: Cli, given: Path, tmp_path: Path) -> bytes:
     """What a run writes that goes on to its end."""
-    output = tmp_path_factory.mktemp("unbroken") / "whole.onnx"
-    run = start(given / "model.onnx", given / "plain.npz", output, output.with_name("work"))
-    assert run.wait() == 0
+    output = tmp_path / "whole.onnx"
+    assert cli("compress", given / "model.onnx", "-o", output, "--data", given / "plain.npz", *COMMAND).code == 0
     return output.read_bytes()
 
 

@@ -24,7 +24,7 @@ from hmc_onnx.execution.executor import Pool, pool
 from hmc_onnx.records.work import Work
 from passes.core.errors import SettingsError
 
-SETTINGS = hmc_onnx.Settings(samples=32, kl_samples=32, positions=8, align=4, chunk=16, provider="cpu")
+SETTINGS = hmc_onnx.Settings(samples=32, kl_samples=32, positions=8, align=4, chunk=16, fine=False, provider="cpu")
 NOWHERE = Journal(None, {})
 
 
@@ -97,7 +97,7 @@ def test_what_is_in_the_journal_is_not_done_again_and_progress_counts_it(tmp_pat
 
 @pytest.fixture(scope="module")
 def reference() -> hmc_onnx.Profile:
-    return hmc_onnx.profile(resnet((1, 1), (8, 16), size=8), calibration(), SETTINGS, work=Work(jobs=1))
+    return hmc_onnx.profile(resnet((1,), (8,), size=8), calibration(), SETTINGS, work=Work(jobs=1))
 
 
 def calibration() -> CalibrationData:
@@ -105,7 +105,7 @@ def calibration() -> CalibrationData:
 
 
 def test_processes_find_what_one_does(reference: hmc_onnx.Profile) -> None:
-    assert hmc_onnx.profile(resnet((1, 1), (8, 16), size=8), calibration(), SETTINGS, work=Work(jobs=2)) == reference
+    assert hmc_onnx.profile(resnet((1,), (8,), size=8), calibration(), SETTINGS, work=Work(jobs=2)) == reference
 
 
 def test_a_large_model_is_not_sent_to_processes(reference: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_a_large_model_is_not_sent_to_processes(reference: hmc_onnx.Profile, mon
     where: list[bool] = []
     share = Pool.share
     monkeypatch.setattr(Pool, "share", lambda self, *a: (where.append(a[-1]), share(self, *a))[1])
-    found = hmc_onnx.profile(resnet((1, 1), (8, 16), size=8), calibration(), SETTINGS, work=Work(jobs=2))
+    found = hmc_onnx.profile(resnet((1,), (8,), size=8), calibration(), SETTINGS, work=Work(jobs=2))
     assert where == [True]
     assert not sensitivity._held
     for own, theirs in zip(found.layers, reference.layers, strict=True):
@@ -135,7 +135,7 @@ def test_a_dask_cluster_finds_what_one_process_does(reference: hmc_onnx.Profile,
                 os.kill(victim, signal.SIGKILL)
 
         work = Work(backend="dask", address=cluster.scheduler_address, progress=kill_in_the_middle)
-        model = resnet((1, 1), (8, 16), size=8)
+        model = resnet((1,), (8,), size=8)
         assert hmc_onnx.profile(model, calibration(), SETTINGS, work) == reference
         assert done.is_set() == killed
 

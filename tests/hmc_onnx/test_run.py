@@ -13,9 +13,6 @@ from graphs import images, resnet
 from onnxruntime.quantization import CalibrationDataReader
 
 import hmc_onnx
-import hmc_onnx.execution.context
-import passes.core.shelf
-import passes.graph.external
 from calib.data.calibration import CalibrationData
 from calib.measure.divergence import kl_divergence, top1
 from calib.runtime.sessions import Session
@@ -101,13 +98,12 @@ def test_the_same_again_is_the_same_to_the_byte(original: onnx.ModelProto, resul
     assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(deterministic=True)
 
 
+@pytest.mark.usefixtures("coarse_candidates")
 def test_a_large_model_stays_on_disk_and_becomes_the_same(
-    original: onnx.ModelProto, result: hmc_onnx.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    original: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    for owner, name in ((passes.graph.external, "LARGE"), (hmc_onnx.execution.context, "LARGE")):
-        monkeypatch.setattr(owner, name, 0)
-    monkeypatch.setattr(passes.graph.external, "LARGE_TENSOR", 256)
-    monkeypatch.setattr(passes.core.shelf, "SMALL", 256)
+    result = hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL)
+    request.getfixturevalue("all_is_large")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     here = hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL)
     assert list(tmp_path.iterdir()) == []
