@@ -11,6 +11,7 @@ batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -29,6 +30,7 @@ __all__ = [
     "images_first",
     "kl_divergence",
     "log_probabilities",
+    "of_no_answer",
     "settled",
     "temperature",
     "top1",
@@ -222,6 +224,27 @@ def divergences(
             total += _kl(output, a, b, images, heat)
         elif output.kind != "other":
             total += _gaussian(output, a, b, all_, images)
+    return total
+
+
+def of_no_answer(judged: Sequence[Output], reference: Sequence[Batches], images: Sequence[int]) -> float:
+    """Upper bound on the mean divergence, in nats, of answers that do not depend on the image.
+
+    Equal probabilities of K classes have a KL divergence of at most log K; the mean value, with half a squared standard
+    deviation of error, has 1/2.
+
+    Args:
+        judged: descriptions of the outputs.
+        reference: outputs of the original.
+        images: number of images of each batch.
+    """
+    total = 0.0
+    for output, batches in zip(judged, reference, strict=True):
+        if output.classes:
+            _, places, classes = class_logs(output, batches[0], images[0]).shape
+            total += math.log(classes) * (places if output.kind == "probability" else 1)
+        elif output.kind != "other":
+            total += 0.5
     return total
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from calib.data.calibration import CalibrationData
-from calib.measure.divergence import choices, divergence, divergences, images_first, settled
+from calib.measure.divergence import choices, divergence, divergences, images_first, of_no_answer, settled
 from hmc_onnx.comparison.changes import find_changes
 from hmc_onnx.comparison.intervals import of_change, of_mean, of_share
 from hmc_onnx.comparison.judging import Judged, labelled, predictions
@@ -132,7 +132,7 @@ class Answers:
             same = choices(main, self.reference[i], self.images) == choices(main, self.answers[i], self.images)
             agreement = of_share(same.mean(1))
         return Intervals(
-            kl=of_mean(self.nats),
+            kl=of_mean(self.nats, of_no_answer(self.outputs, self.reference, self.images)),
             agreement=agreement,
             top1=None if self.right is None else of_share(self.right[1]),
             change=None if self.right is None else of_change(*self.right),

@@ -80,7 +80,8 @@ def _rows(table: Table, v: Verification) -> Table:
     if v.error is not None:
         table.add_row("error, in standard deviations", "", *blank, f"{v.error:.4f}", "")
     classes = all(o.agreement is not None for o in v.outputs if o.kl is not None)
-    table.add_row("KL divergence" if classes else "divergence", "", *blank, f"{v.kl:.4f} nats", "")
+    between = "" if v.intervals is None else f"{v.intervals.kl.low:.4f} to {v.intervals.kl.high:.4f}"
+    table.add_row("KL divergence" if classes else "divergence", "", *blank, f"{v.kl:.4f} nats", between)
     for other in v.batches:
         if abs(other.kl - v.kl) > NOTABLE[0] + NOTABLE[1] * v.kl:
             table.add_row(f"divergence, {other.batch} images at once", "", *blank, f"{other.kl:.4f} nats", "")

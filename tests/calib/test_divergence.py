@@ -15,6 +15,7 @@ from calib.measure.divergence import (
     divergences,
     kl_divergence,
     log_probabilities,
+    of_no_answer,
     settled,
     temperature,
     top1,
@@ -186,3 +187,14 @@ def test_rows_whose_number_varies_are_not_compared() -> None:
 def test_scores_of_one_column_are_a_logit() -> None:
     (found,) = settled([Output("y", "scores", "y")], [[np.zeros((4, 1)), np.zeros((2, 1))]], [4, 2])
     assert found.kind == "logit"
+
+
+def test_the_mean_answer_is_no_farther_than_no_answer() -> None:
+    rng = np.random.default_rng(0)
+    scores, values = Output("scores", "scores", "scores"), Output("values", "map", "map")
+    x, y = 5 * rng.normal(size=(200, 10)), rng.normal(size=(200, 4)) + 3
+    blank = np.log(np.exp(log_probabilities(x)).mean(0, keepdims=True)).repeat(200, 0)
+    bound = of_no_answer([scores, values], [[x], [y]], [200])
+    found = divergence([[x], [y]], [[blank], [np.full_like(y, y.mean())]], [scores, values], [200])
+    assert 0.7 * bound < found <= bound
+    assert bound == pytest.approx(math.log(10) + 0.5)
