@@ -1,4 +1,4 @@
-"""The journal: stores every measurement of a run in a folder, so that an interrupted run can continue.
+"""The checkpoint: stores every measurement of a run in a folder, so that an interrupted run can continue.
 
 A value is written to a temporary file, which is then renamed, so that an interruption never leaves a partial value.
 """
@@ -17,10 +17,10 @@ from passes.core.atomic import replacing, write_atomically
 from passes.core.errors import OutputError, SettingsError
 from passes.core.shelf import moved_to
 
-__all__ = ["Journal"]
+__all__ = ["Checkpoint"]
 
 
-class Journal:
+class Checkpoint:
     """The values of one run.
 
     Args:

@@ -22,7 +22,7 @@ from calib.runtime.observing import observe
 from calib.runtime.quantisation import quantise, quantise_for_timing, raise_opset, weight_levels
 from calib.runtime.sessions import Runtime
 from hmc_onnx.analysis.subjects import Subjects, find_subjects
-from hmc_onnx.execution.checkpoint import Journal
+from hmc_onnx.execution.checkpoint import Checkpoint
 from hmc_onnx.records.settings import Precision, Settings
 from hmc_onnx.records.work import HERE, Work
 from passes.core.errors import ModelError
@@ -143,8 +143,8 @@ class Context:
         return found if removable else found.without_removal()
 
     @cached_property
-    def checkpoint(self) -> Journal:
-        """The journal of the run's measurements.
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint of the run's measurements.
 
         Raises:
             SettingsError: the folder belongs to another run.
@@ -157,7 +157,7 @@ class Context:
             "settings": self.settings.model_dump_json(),
             "latency table": self.latency_table.digest() if self.latency_table else "",
         }
-        return Journal(self.work.work_dir, identity)
+        return Checkpoint(self.work.work_dir, identity)
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:

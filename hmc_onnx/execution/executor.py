@@ -15,8 +15,8 @@ from typing import Any
 import joblib
 from threadpoolctl import ThreadpoolController
 
-from hmc_onnx.execution.checkpoint import Journal
-from hmc_onnx.execution.worker_processes import Processes
+from hmc_onnx.execution.checkpoint import Checkpoint
+from hmc_onnx.execution.worker_processes import WorkerProcesses
 from hmc_onnx.records.work import Work
 from passes.core.errors import SettingsError
 from passes.core.shelf import MEMORY, Shelf
@@ -31,17 +31,17 @@ MOST_LOSSES = 3
 
 
 class Pool:
-    """Runs tasks, and stores their results in a journal. Use `pool` to make one.
+    """Runs tasks, and stores their results in a checkpoint. Use `pool` to make one.
 
     Args:
         work: where and how the tasks run.
-        journal: stores the results.
+        checkpoint: stores the results.
         folder: folder for values that the tasks share.
         processes: workers on this machine; None: tasks run on joblib's cluster backend, or else in this process.
     """
 
-    def __init__(self, work: Work, journal: Journal, folder: Path, processes: Processes | None) -> None:
-        self.work, self.journal, self.progress = work, journal, work.progress
+    def __init__(self, work: Work, checkpoint: Checkpoint, folder: Path, processes: WorkerProcesses | None) -> None:
+        self.work, self.checkpoint, self.progress = work, checkpoint, work.progress
         self._folder, self._processes = folder, processes
 
     @property
@@ -54,10 +54,10 @@ class Pool:
     def run(
         self, what: str, tasks: Mapping[str, Task], steps: Mapping[str, int] | None = None, here: bool = False
     ) -> dict[str, Any]:
-        """Run the tasks that have no result in the journal yet.
+        """Run the tasks that have no result in the checkpoint yet.
 
         Args:
-            what: name of the work, for the journal and the progress.
+            what: name of the work, for the checkpoint and the progress.
             tasks: the tasks by name.
             steps: number of progress steps of each task, by name; default: one each.
             here: whether to run the tasks one after another in this process.
@@ -67,13 +67,13 @@ class Pool:
 
         Raises:
             BrokenProcessPool: workers were killed more than `MOST_LOSSES` times.
-            OutputError: the journal cannot be written.
+            OutputError: the checkpoint cannot be written.
         """
         results: dict[str, Any] = {}
         of, done = sum(steps.values()) if steps else len(tasks), 0
         for name in tasks:
-            if f"{what}/{name}" in self.journal:
-                results[name] = self.journal.load(f"{what}/{name}")
+            if f"{what}/{name}" in self.checkpoint:
+                results[name] = self.checkpoint.load(f"{what}/{name}")
                 done += steps[name] if steps else 1
         self.progress(what, done, of)
         losses = 0
@@ -81,7 +81,7 @@ class Pool:
             try:
                 for name, result in self._results({n: tasks[n] for n in waiting}, here):
                     results[name] = result
-                    self.journal.save(f"{what}/{name}", result)
+                    self.checkpoint.save(f"{what}/{name}", result)
                     done += steps[name] if steps else 1
                     self.progress(what, done, of)
             except BrokenProcessPool:  # a worker was killed: the unfinished tasks run again
@@ -112,10 +112,10 @@ class Pool:
             self._processes.restart()
 
     def shelf(self) -> Shelf:
-        """A shelf in the journal's folder or a temporary one; in memory on a cluster, which cannot read our files."""
+        """A shelf in the checkpoint's folder or a temporary one; in memory on a cluster, which cannot read our disk."""
         if self.work.backend != "processes":
             return MEMORY
-        folder = self.journal.arrays or self._folder / "arrays"
+        folder = self.checkpoint.arrays or self._folder / "arrays"
         folder.mkdir(exist_ok=True)
         return Shelf(folder)
 
@@ -183,7 +183,7 @@ def _call(name: str, function: Callable[..., Any], *arguments: Any) -> tuple[str
 
 
 @contextmanager
-def pool(work: Work, journal: Journal) -> Iterator[Pool]:
+def pool(work: Work, checkpoint: Checkpoint) -> Iterator[Pool]:
     """A pool whose workers live within the context; they are ended afterwards, also after an error.
 
     Raises:
@@ -192,16 +192,16 @@ def pool(work: Work, journal: Journal) -> Iterator[Pool]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="hmc_onnx-")))
         workers = stack.enter_context(_BACKENDS[work.backend](work))
-        yield Pool(work, journal, folder, workers if isinstance(workers, Processes) else None)
+        yield Pool(work, checkpoint, folder, workers if isinstance(workers, WorkerProcesses) else None)
 
 
 @contextmanager
-def _processes(work: Work) -> Iterator[Processes | None]:
+def _processes(work: Work) -> Iterator[WorkerProcesses | None]:
     count = work.jobs or joblib.cpu_count()
     if count == 1:
         yield None
         return
-    processes = Processes(count)
+    processes = WorkerProcesses(count)
     try:
         yield processes
     except BaseException:

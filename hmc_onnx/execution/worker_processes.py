@@ -15,7 +15,7 @@ from typing import Any
 
 from loky.backend import get_context
 
-__all__ = ["Call", "Processes"]
+__all__ = ["Call", "WorkerProcesses"]
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -25,7 +25,7 @@ PARENT_CHECK = 1.0
 WINDOWS_LIMIT = 61
 
 
-class Processes:
+class WorkerProcesses:
     """`count` worker processes, which live until `close` or `kill`.
 
     loky's multiprocessing context starts the processes, so that a script that calls us needs no

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from passes.core.errors import SettingsError
 
-__all__ = ["Processes", "processes"]
+__all__ = ["TrainingProcesses", "processes"]
 
 
 @dataclass(frozen=True)
-class Processes:
+class TrainingProcesses:
     """This process's rank, the number of processes, and the device that this one computes on."""
 
     rank: int
@@ -40,7 +40,7 @@ class Processes:
 
 
 @contextmanager
-def processes(device: str) -> Iterator[Processes]:
+def processes(device: str) -> Iterator[TrainingProcesses]:
     """The process group, joined within the context; its size is that which `torchrun` sets.
 
     Args:
@@ -57,11 +57,11 @@ def processes(device: str) -> Iterator[Processes]:
     local = int(os.environ.get("LOCAL_RANK", 0))
     chosen = torch.device("cuda", local) if on_gpu else torch.device("cpu")
     if count == 1:
-        yield Processes(0, 1, chosen)
+        yield TrainingProcesses(0, 1, chosen)
         return
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=count)
     try:
-        yield Processes(rank, count, chosen)
+        yield TrainingProcesses(rank, count, chosen)
         # Destroying the group waits for the threads of collectives while it holds the GIL, and these threads need the
         # GIL to free their tensors. The barrier ensures that none is running by then.
         torch.distributed.barrier()

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hmc_onnx.execution.checkpoint import Journal
+from hmc_onnx.execution.checkpoint import Checkpoint
 from hmc_onnx.finetune.images import Batch, TrainingImages
 from hmc_onnx.finetune.loss import Loss
 from hmc_onnx.finetune.module import GraphModule
 from hmc_onnx.finetune.options import Epoch, FineTuning, best_epoch
-from hmc_onnx.finetune.processes import Processes
+from hmc_onnx.finetune.processes import TrainingProcesses
 from passes.core.errors import HmcError, ModelError
 from passes.core.progress import Progress, silent
 
@@ -49,8 +49,8 @@ class Trainer:
         held: held-out images, by which the best epoch is chosen.
         loss: see `Loss`.
         options: the settings, after `FineTuning.settled`.
-        processes: see `Processes`.
-        journal: stores a checkpoint after each epoch.
+        processes: see `TrainingProcesses`.
+        checkpoint: stores the state after each epoch.
         progress: is told how many steps are done.
         history: the results of the epochs so far.
     """
@@ -61,8 +61,8 @@ class Trainer:
     held: TrainingImages
     loss: Loss
     options: FineTuning
-    processes: Processes
-    journal: Journal
+    processes: TrainingProcesses
+    checkpoint: Checkpoint
     progress: Progress = silent
     history: list[Epoch] = field(default_factory=list)
 
@@ -95,8 +95,8 @@ class Trainer:
         a_pass = len(self.images) // size
         epochs = EPOCHS if self.options.minutes is None and self.options.epochs is None else self.options.epochs
         total = None if epochs is None else max(1, round(epochs * a_pass))
-        if CHECKPOINT in self.journal:
-            self._restore(self.journal.load(CHECKPOINT))
+        if CHECKPOINT in self.checkpoint:
+            self._restore(self.checkpoint.load(CHECKPOINT))
         else:
             self._judge(math.nan)
         if not math.isfinite(self.history[0].held):
@@ -236,7 +236,7 @@ class Trainer:
             "history": self.history,
             "at": (self.epoch, self.steps, self.spent),
         }
-        self.journal.save(CHECKPOINT, _moved(state, torch.device("cpu")))
+        self.checkpoint.save(CHECKPOINT, _moved(state, torch.device("cpu")))
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.student.load_state_dict(state["student"])

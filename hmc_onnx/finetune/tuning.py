@@ -18,13 +18,13 @@ from calib.data.readers import open_source
 from calib.data.sources import ReadyTensors, Source
 from hmc_onnx.analysis.model_inputs import fit, is_float, load_supported, preprocessing, signature
 from hmc_onnx.comparison.judging import matched
-from hmc_onnx.execution.checkpoint import Journal
+from hmc_onnx.execution.checkpoint import Checkpoint
 from hmc_onnx.finetune.batchnorm import Inserted, folded, has_batchnorm, reinserted, restated
 from hmc_onnx.finetune.images import Batch, TrainingImages
 from hmc_onnx.finetune.loss import Loss, are_probabilities, relative_error
 from hmc_onnx.finetune.module import GraphModule, updated
 from hmc_onnx.finetune.options import Epoch, FineTuning
-from hmc_onnx.finetune.processes import Processes, processes
+from hmc_onnx.finetune.processes import TrainingProcesses, processes
 from hmc_onnx.finetune.trainer import Trainer, TrainingError
 from hmc_onnx.records.provenance import Provenance, with_provenance
 from hmc_onnx.records.work import HERE, Work
@@ -117,9 +117,9 @@ def finetune_models(
             "data": f"{source.digest()} {preprocess}",
             "settings": options.model_dump_json(),
         }
-        journal = Journal(work.work_dir, identity)
+        checkpoint = Checkpoint(work.work_dir, identity)
         trainer = Trainer(
-            student, answering, images, held, loss, options, here, journal, silent if here.rank else work.progress
+            student, answering, images, held, loss, options, here, checkpoint, silent if here.rank else work.progress
         )
         stopped = None
         try:
@@ -160,7 +160,7 @@ def _source(model: onnx.ModelProto, data: Any, preprocess: Preprocess) -> Source
 
 
 def _split(
-    source: Source, preprocess: Preprocess, options: FineTuning, here: Processes
+    source: Source, preprocess: Preprocess, options: FineTuning, here: TrainingProcesses
 ) -> tuple[TrainingImages, TrainingImages]:
     order = np.random.default_rng(options.seed).permutation(len(source))
     count = min(max(int(SHARE_HELD * len(source)), min(LEAST_HELD, (len(source) + 1) // 2)), MOST_HELD)

@@ -148,7 +148,7 @@ class _Profiler:
 
     def _measure_moments(self, workers: Pool) -> None:
         """Walk over the graph, and accumulate the second moments of each layer's input patches, over all its uses."""
-        context, settings, layers, checkpoint = self.context, self.settings, self.layers, workers.journal
+        context, settings, layers, checkpoint = self.context, self.settings, self.layers, workers.checkpoint
         walk = Walk(self.model, context.chunks, settings.runtime, context.memory)
         rng = np.random.default_rng(settings.seed)
         uses = sorted(

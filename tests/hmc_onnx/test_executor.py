@@ -19,13 +19,13 @@ import hmc_onnx
 from calib.data.calibration import CalibrationData
 from calib.measure import sensitivity
 from hmc_onnx.execution import context
-from hmc_onnx.execution.checkpoint import Journal
+from hmc_onnx.execution.checkpoint import Checkpoint
 from hmc_onnx.execution.executor import Pool, pool
 from hmc_onnx.records.work import Work
 from passes.core.errors import SettingsError
 
 SETTINGS = hmc_onnx.Settings(samples=32, kl_samples=32, positions=8, align=4, chunk=16, fine=False, provider="cpu")
-NOWHERE = Journal(None, {})
+NOWHERE = Checkpoint(None, {})
 
 
 def doubled(x: int) -> int:
@@ -82,11 +82,11 @@ def test_what_is_shared_arrives(workers: Pool) -> None:
 
 
 def test_what_is_in_the_journal_is_not_done_again_and_progress_counts_it(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "work", {"model": "m"})
+    checkpoint = Checkpoint(tmp_path / "work", {"model": "m"})
     seen: list[tuple[str, int, int]] = []
     for expected in ([0, 1, 3, 6], [6]):
         with (
-            pool(Work(jobs=1, progress=lambda *step: seen.append(step)), journal) as own,
+            pool(Work(jobs=1, progress=lambda *step: seen.append(step)), checkpoint) as own,
             joblib.parallel_config(n_jobs=1),
         ):
             tasks = {str(i): (lambda i=i: (doubled, i)) for i in range(3)}
@@ -142,10 +142,10 @@ def test_a_dask_cluster_finds_what_one_process_does(reference: hmc_onnx.Profile,
 
 PARENT = """
 import os, time
-from hmc_onnx.execution.checkpoint import Journal
+from hmc_onnx.execution.checkpoint import Checkpoint
 from hmc_onnx.execution.executor import pool
 from hmc_onnx.records.work import Work
-with pool(Work(jobs=2), Journal(None, {})) as workers:
+with pool(Work(jobs=2), Checkpoint(None, {})) as workers:
     pids = workers.run("pids", {str(i): (lambda: (os.getpid,)) for i in range(20)})
     print(*set(pids.values()), flush=True)
     time.sleep(600)

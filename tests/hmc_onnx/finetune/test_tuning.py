@@ -23,7 +23,7 @@ from calib.runtime.sessions import Session
 from hmc_onnx import FineTuning, Work
 from hmc_onnx.finetune import trainer, tuning
 from hmc_onnx.finetune.images import Batch
-from hmc_onnx.finetune.processes import Processes
+from hmc_onnx.finetune.processes import TrainingProcesses
 from hmc_onnx.finetune.trainer import Trainer
 from passes.core.errors import DataError, HmcError, ModelError, SettingsError
 
@@ -164,7 +164,7 @@ def test_it_is_never_worse_than_it_was(teacher: onnx.ModelProto, data: Path) -> 
 def test_of_few_images_half_are_held_back_as_fewer_tell_nothing(images: int, held: int) -> None:
     source = ReadyTensors(np.zeros((images, 1), np.float32), None)
     plain = Preprocess(None, None, (0.0,) * 3, (1.0,) * 3)
-    parts = tuning._split(source, plain, OPTIONS, Processes(0, 1, torch.device("cpu")))
+    parts = tuning._split(source, plain, OPTIONS, TrainingProcesses(0, 1, torch.device("cpu")))
     assert [len(part) for part in parts] == [images - held, held]
     assert len({*parts[0].indices, *parts[1].indices}) == images
 
