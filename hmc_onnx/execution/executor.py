@@ -28,6 +28,8 @@ Task = Callable[[], tuple[Any, ...]]
 
 # How many times tasks that were lost with a killed worker are run again.
 MOST_LOSSES = 3
+# For which a Dask scheduler is waited for.
+SECONDS_TO_CONNECT = 10
 
 
 class Pool:
@@ -219,7 +221,7 @@ def _dask(work: Work) -> Iterator[None]:
     if work.address is None:
         raise SettingsError("`backend='dask'` needs the scheduler's `address`, such as tcp://10.0.0.1:8786")
     try:
-        client = Client(work.address, timeout="10s")
+        client = Client(work.address, timeout=SECONDS_TO_CONNECT)
     except (OSError, ValueError) as e:
         raise SettingsError(f"no Dask scheduler answers at '{work.address}': give its `address`") from e
     with client, joblib.parallel_config("dask", n_jobs=-1, client=client):

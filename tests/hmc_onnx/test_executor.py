@@ -18,7 +18,7 @@ from zoo import images, resnet
 import hmc_onnx
 from calib.data.calibration import CalibrationData
 from calib.measure import sensitivity
-from hmc_onnx.execution import context
+from hmc_onnx.execution import context, executor
 from hmc_onnx.execution.checkpoint import Checkpoint
 from hmc_onnx.execution.executor import Pool, pool
 from hmc_onnx.records.work import Work
@@ -166,7 +166,8 @@ def test_workers_end_when_their_parent_is_killed() -> None:
         time.sleep(0.1)
 
 
-def test_clusters_that_are_not_there_are_said() -> None:
+def test_clusters_that_are_not_there_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "SECONDS_TO_CONNECT", 1)
     with pytest.raises(SettingsError, match="needs the scheduler's `address`"), pool(Work(backend="dask"), NOWHERE):
         pass
     work = Work(backend="dask", address="tcp://127.0.0.1:1")

@@ -256,6 +256,7 @@ def l1_pruned(proto: onnx.ModelProto) -> onnx.ModelProto:
     return model.finished()
 
 
+@pytest.mark.usefixtures("coarse_candidates")
 def test_accuracy_is_held_on_real_images() -> None:
     proto = hmc_onnx.load(EXAMPLES / "resnet20-cifar10.onnx")
     read = {"preprocess": hmc_onnx.preprocessing("cifar10")}
