@@ -67,7 +67,7 @@ class Clock:
         on_cpu = self.runtime.on_cpu
         # onnxruntime has no float16 kernels on CPUs, so a plan for float16 uses the times of float32 there
         self._dtype = {"int8": "int8", "fp16": None if on_cpu else "float16"}.get(precision)
-        table, folder = context.latency_table, context.work.work_dir
+        table, folder = context.latency_table, context.checkpoint.folder
         self._foreign = table is not None
         self._cached: Path | None = None
         self._kept: Path | None = None

@@ -209,6 +209,21 @@ def test_a_time_that_a_busy_machine_left_in_the_cache_is_mended_but_not_in_a_run
     assert resumed.latency is not None and resumed.latency.seconds == 1e3
 
 
+def test_a_work_folder_keeps_the_times_and_what_follows_and_is_refused_to_another_run_first(
+    small: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # in which there are no times yet
+    work = Work(work_dir=tmp_path / "work")
+    goal = hmc_onnx.Goal(target=Target(latency=0.7), or_nearest=True)
+    first = hmc_onnx.compress(small, calibration(), goal, settings=SETTINGS, work=work)
+    assert {"latency.json", "run.json"} < {p.name for p in (tmp_path / "work").iterdir()}
+    again = hmc_onnx.compress(small, calibration(), goal, settings=SETTINGS, work=work)
+    assert again.plan == first.plan
+    monkeypatch.setattr(LatencyTable, "measure", lambda *_: pytest.fail("measured for a folder that is refused"))
+    with pytest.raises(SettingsError, match="is of a run with other calibration data"):
+        hmc_onnx.compress(small, calibration(24), goal, settings=SETTINGS, work=work)
+
+
 def test_batches_are_what_the_model_declares_or_what_is_asked_for() -> None:
     open_, fixed = resnet((1,), (4,), size=8), resnet((1,), (4,), size=8)
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
