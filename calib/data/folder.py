@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,22 @@ class ImageFolder:
 
         images = filled(len(at), first.shape, load, preprocess.dtype)
         return (images, at) if good.all() else (images[good], at[good])
+
+    def only_readable(self, preprocess: Preprocess) -> ImageFolder:
+        """The folder without the images that cannot be read; raises DataError if none can be."""
+
+        def readable(file: Path) -> bool:
+            try:
+                _load(file, preprocess)
+            except UnreadableImage:
+                return False
+            return True
+
+        self.first_readable(preprocess)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            good = np.fromiter(threads.map(readable, self.files), bool, len(self))
+        files = tuple(file for file, kept in zip(self.files, good, strict=True) if kept)
+        return replace(self, files=files, labels=None if self.labels is None else self.labels[good])
 
     def first_readable(self, preprocess: Preprocess) -> np.ndarray:
         """The first readable image, preprocessed; raises DataError if no image can be read."""

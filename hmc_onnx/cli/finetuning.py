@@ -73,7 +73,7 @@ def check_training(original: onnx.ModelProto, given: Given) -> FineTuning:
     from hmc_onnx.finetune import with_torch
 
     training = training_of(given)
-    with_torch().check_trainable(original, given.need("data"), given.of(Images).preprocess(), training)
+    with_torch().check_trainable(original, given.need("data"), given.of(Images), training)
     return training
 
 
@@ -96,7 +96,7 @@ def trained(
             compressed,
             original,
             given.need("data"),
-            preprocess=given.of(Images).preprocess(),
+            preprocess=given.of(Images),
             options=options,
             work=Work(work_dir=folder, progress=progress),
         )

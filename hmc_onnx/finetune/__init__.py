@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from calib.data.calibration import CalibrationData, CalibrationDataReader
     from calib.data.preprocess import Preprocess
     from hmc_onnx.finetune.tuning import FineTuned
+    from hmc_onnx.records.images import Images
 
 __all__ = ["FineTuning", "finetune", "with_torch"]
 
@@ -32,7 +33,7 @@ def finetune(
     teacher: onnx.ModelProto | str | os.PathLike[str],
     data: CalibrationData | CalibrationDataReader | Iterable[Any] | str | os.PathLike[str],
     *,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | Images | None = None,
     options: FineTuning | None = None,
     work: Work = HERE,
 ) -> FineTuned:
@@ -43,7 +44,8 @@ def finetune(
         teacher: the original model, or its path.
         data: images to train on: a path as for `load_data`, whose images are read when they are needed, or Python
             objects as for `compress`, which are held in memory. Labels are used if there are any.
-        preprocess: the networks' preprocessing in deployment, for images of a path; default: scaled to [0, 1].
+        preprocess: the networks' preprocessing in deployment, for images of a path; or `Images`, which also says how
+            labels become class numbers, and whether unreadable files are left out. Default: scaled to [0, 1].
         options: see `FineTuning`; default: ten epochs.
         work: its `work_dir` holds checkpoints, from which an interrupted run continues.
 

@@ -13,8 +13,9 @@ import onnx
 import torch
 
 from calib.data.calibration import check_finite
+from calib.data.folder import ImageFolder
 from calib.data.preprocess import Preprocess
-from calib.data.readers import open_source
+from calib.data.readers import Selection, open_source
 from calib.data.sources import ReadyTensors, Source
 from hmc_onnx.analysis.model_inputs import fit, is_float, load_supported, preprocessing, signature
 from hmc_onnx.comparison.judging import matched
@@ -26,6 +27,7 @@ from hmc_onnx.finetune.module import GraphModule, updated
 from hmc_onnx.finetune.options import Epoch, FineTuning
 from hmc_onnx.finetune.processes import TrainingProcesses, processes
 from hmc_onnx.finetune.trainer import Trainer, TrainingError
+from hmc_onnx.records.images import Images
 from hmc_onnx.records.provenance import Provenance, with_provenance
 from hmc_onnx.records.work import HERE, Work
 from passes.core.errors import DataError, ModelError, SettingsError
@@ -79,15 +81,15 @@ def finetune_models(
     model: onnx.ModelProto | str | os.PathLike[str],
     teacher: onnx.ModelProto | str | os.PathLike[str],
     data: Any,
-    preprocess: Preprocess | None,
+    preprocess: Preprocess | Images | None,
     options: FineTuning,
     work: Work = HERE,
 ) -> FineTuned:
     """The implementation of `hmc_onnx.finetune`, which checks first that torch is installed."""
     model, teacher = (brought_in(m) if isinstance(m, onnx.ModelProto) else load_supported(m) for m in (model, teacher))
-    preprocess = preprocess or preprocessing(None)
+    how = preprocess or preprocessing(None)
     same_signature(teacher, model)
-    source = _source(model, data, preprocess)
+    source, preprocess = _source(model, data, how)
     with processes(options.device) as here:
         if options.batch_size % here.count:
             raise SettingsError(
@@ -114,7 +116,7 @@ def finetune_models(
             "version": version("hmc-onnx"),
             "model": digest(model),
             "teacher": digest(teacher),
-            "data": f"{source.digest()} {preprocess}",
+            "data": f"{source.digest()} {how}",
             "settings": options.model_dump_json(),
         }
         checkpoint = Checkpoint(work.work_dir, identity)
@@ -135,15 +137,17 @@ def finetune_models(
     return FineTuned(result, trainer.history, stopped, here.rank == 0)
 
 
-def check_trainable(model: onnx.ModelProto, data: Any, preprocess: Preprocess, options: FineTuning) -> None:
+def check_trainable(model: onnx.ModelProto, data: Any, preprocess: Preprocess | Images, options: FineTuning) -> None:
     """Check the model, the data and the device before any work; raises the errors that `finetune_models` would."""
     with processes(options.device) as here:
-        _, held = _split(_source(model, data, preprocess), preprocess, options, here)
+        _, held = _split(*_source(model, data, preprocess), options, here)
         _check_batches((model,), next(held.plain(2)))
 
 
-def _source(model: onnx.ModelProto, data: Any, preprocess: Preprocess) -> Source:
-    """The training images: of a path, which are read when needed; or of Python objects, held in memory."""
+def _source(model: onnx.ModelProto, data: Any, preprocess: Preprocess | Images) -> tuple[Source, Preprocess]:
+    """The training images, and how they become the input: of a path, read when needed; or of Python objects."""
+    options = preprocess if isinstance(preprocess, Images) else Images()
+    how = preprocess.preprocess() if isinstance(preprocess, Images) else preprocess
     inputs = signature(model)
     if len(inputs) != 1:
         raise ModelError(f"the model has {len(inputs)} inputs, and fine-tuning feeds one")
@@ -151,12 +155,22 @@ def _source(model: onnx.ModelProto, data: Any, preprocess: Preprocess) -> Source
     if not is_float(dtype):
         raise ModelError(f"the model's input '{name}' is {dtype}: only models that are fed floats are fine-tuned")
     if isinstance(data, str | os.PathLike):
-        opened = open_source(data, input_name=name, input_shape=shape, preprocess=preprocess)
+        selection = Selection(skip_unreadable=options.skip_unreadable)
+        opened = open_source(
+            data,
+            input_name=name,
+            input_shape=shape,
+            preprocess=how,
+            selection=selection,
+            labelling=options.labelling(),
+        )
+        if isinstance(opened, ImageFolder) and options.skip_unreadable:
+            opened = opened.only_readable(how)
         if isinstance(opened, ReadyTensors):
             check_finite(name, opened.tensors, str(data))
-        return opened
+        return opened, how
     found = fit(model, data)
-    return ReadyTensors(found.feeds[name], found.labels)
+    return ReadyTensors(found.feeds[name], found.labels), how
 
 
 def _split(

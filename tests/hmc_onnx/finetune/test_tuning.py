@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 from zoo import Builder, resnet
 
 import hmc_onnx
@@ -268,6 +269,27 @@ def test_a_batch_size_that_is_written_into_the_graph_is_refused(data: Path, shap
         hmc_onnx.finetune(proto, proto, data, options=OPTIONS)
     with pytest.raises(ModelError, match=r"cannot be run on 2 images at once .*: export it with an open batch size"):
         tuning.check_trainable(proto, data, Preprocess(None, None, (0.0,) * 3, (1.0,) * 3), OPTIONS)
+
+
+def test_labels_are_numbered_and_unreadable_files_left_out_as_the_options_say(
+    teacher: onnx.ModelProto, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for kind in ("cat", "dog"):
+        (tmp_path / kind).mkdir()
+        for i in range(3):
+            pixels = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / kind / f"{i}.png")
+    (tmp_path / "dog" / "1.png").write_bytes(b"no image")
+    (tmp_path / "map.json").write_text('{"cat": 5, "dog": 2}')
+    images = hmc_onnx.Images(labels_offset=1, label_map=tmp_path / "map.json", skip_unreadable=True)
+    source, how = tuning._source(teacher, tmp_path, images)
+    assert how == images.preprocess()
+    assert source.labels is not None and source.labels.tolist() == [6, 6, 6, 3, 3]
+    assert source.take(np.arange(5), how).shape == (5, 3, SIZE, SIZE)
+    plain, how = tuning._source(teacher, tmp_path, hmc_onnx.Images())
+    with pytest.raises(DataError, match="cannot decode image"):
+        plain.take(np.arange(6), how)
 
 
 def test_two_processes_do_what_one_does(
