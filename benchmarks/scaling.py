@@ -37,7 +37,7 @@ from networks import Network, bottlenecks, residual_network, residual_trunk
 from rich.console import Console
 from watching import GIGABYTE, Stage, Usage, table, watched
 
-from hmc_onnx.analysis.subjects import find_subjects
+from hmc_onnx.analysis.find_compressible import find_compressible
 from passes.channels import trace
 from passes.normal_form.normalise import normalise
 
@@ -61,7 +61,7 @@ SIZES = {"convs": 4, "gemm": 24}
 
 def analysis(console: Console) -> None:
     inputs: dict[str, tuple[int, ...]] = {"input": (1, 3, 32, 32)}
-    steps: dict[str, list[float]] = {"normalise": [], "find_subjects": [], "trace": [], "in all": []}
+    steps: dict[str, list[float]] = {"normalise": [], "find_compressible": [], "trace": [], "in all": []}
     shown = table("Analysis, seconds (median of 3)", "blocks", "nodes", *steps)
     for blocks in BLOCKS:
         proto = residual_network(Network(32), blocks, 64, 3)
@@ -70,7 +70,7 @@ def analysis(console: Console) -> None:
             start = time.perf_counter()
             model = normalise(proto)
             normalised = time.perf_counter()
-            find_subjects(model, inputs)
+            find_compressible(model, inputs)
             found = time.perf_counter()
             trace(model, inputs)
             end = time.perf_counter()

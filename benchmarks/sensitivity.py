@@ -18,7 +18,7 @@ import hmc_onnx
 from calib.measure.divergence import divergences, temperature
 from calib.measure.walk import Walk
 from calib.runtime.batching import calibration_chunks, input_shapes
-from hmc_onnx.analysis.subjects import find_subjects
+from hmc_onnx.analysis.find_compressible import find_compressible
 from passes.graph.layers import write_layer
 from passes.normal_form.normalise import normalise
 
@@ -56,13 +56,13 @@ def outputs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the original (images, classes), and of each change (changes, images, classes)."""
     model = normalise(proto)
-    subjects = find_subjects(model, inputs)
+    compressible = find_compressible(model, inputs)
     nodes = {n.name: n for n in model.graph.nodes}
-    for name, subject in subjects.layers.items():
+    for name, subject in compressible.layers.items():
         write_layer(model.graph, nodes[name], subject.layer.weight, subject.layer.bias)
     walk, found = Walk(model, chunks), []
     reference = np.concatenate(walk.tail([]).outputs({})[0])
-    for name, subject in subjects.layers.items():
+    for name, subject in compressible.layers.items():
         walk.advance([subject.layer.input])
         weight, initializer = subject.layer.weight, nodes[name].inputs[1].name
         tail = walk.tail([initializer])

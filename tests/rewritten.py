@@ -9,8 +9,9 @@ import onnx
 from zoo import assert_same, run
 
 from calib.runtime.observing import observe
+from hmc_onnx.analysis.compressible import Compressible
+from hmc_onnx.analysis.find_compressible import find_compressible
 from hmc_onnx.analysis.model_inputs import signature
-from hmc_onnx.analysis.subjects import Subjects, find_subjects
 from passes.channels import ChannelGroup, Channels
 from passes.decompose import DECOMPOSITIONS
 from passes.graph.cost import total
@@ -39,7 +40,7 @@ def check_sound(original: onnx.ModelProto, changed: onnx.ModelProto) -> None:
     same_signature(original, changed)
 
 
-def check_rewritten(original: onnx.ModelProto, feeds: Feeds) -> tuple[Subjects, float]:
+def check_rewritten(original: onnx.ModelProto, feeds: Feeds) -> tuple[Compressible, float]:
     """Normalise a model, prune a third of all channel groups, decompose layers, and compare outputs at each step.
 
     Exactness can be asked for, as the channels that go are those that no layer looks at, and the chains in the place
@@ -56,10 +57,10 @@ def check_rewritten(original: onnx.ModelProto, feeds: Feeds) -> tuple[Subjects, 
     model = observe(normalise(original), inputs)
     assert_same(run(model.finished(), feeds), run(original, feeds), 1e-4)
 
-    subjects = find_subjects(model, inputs)
-    channels = subjects.channels
-    removed = {group.name: spare(group) for group in channels.groups if group.name in subjects.groups}
-    assert len(removed) == len(subjects.groups)
+    compressible = find_compressible(model, inputs)
+    channels = compressible.channels
+    removed = {group.name: spare(group) for group in channels.groups if group.name in compressible.groups}
+    assert len(removed) == len(compressible.groups)
     blind(channels, removed)
     blinded = model.finished()
     expected = run(blinded, feeds)
@@ -81,7 +82,7 @@ def check_rewritten(original: onnx.ModelProto, feeds: Feeds) -> tuple[Subjects, 
     assert_same(run(chained, feeds), expected, 1e-3)
     if len(expected[0]) > 1:
         assert_same(run(chained, {name: values[:1] for name, values in feeds.items()}), [expected[0][:1]], 1e-3)
-    return subjects, share
+    return compressible, share
 
 
 def spare(group: ChannelGroup) -> np.ndarray:

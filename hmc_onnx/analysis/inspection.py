@@ -10,9 +10,10 @@ from rich.console import Group
 from rich.markup import escape
 
 from calib.runtime.observing import observe
+from hmc_onnx.analysis.compressible import LAYERS, CompressibleLayer, owners
+from hmc_onnx.analysis.find_compressible import find_compressible
 from hmc_onnx.analysis.model_inputs import check_evaluation_mode, signature
 from hmc_onnx.analysis.narrow_table import NarrowTable
-from hmc_onnx.analysis.subjects import LAYERS, Subject, find_subjects, owners
 from passes.channels import ChannelGroup
 from passes.core.errors import ModelError
 from passes.decompose import DECOMPOSITIONS
@@ -46,7 +47,7 @@ def inspect(
     model = observe(normalise(proto), inputs)
     check_evaluation_mode(model)
     cost, shapes = costs(model, inputs), model.shapes_at(inputs)
-    subjects = find_subjects(model, inputs)
+    compressible = find_compressible(model, inputs)
     layers = NarrowTable(
         "Layers that compute",
         ("layer", "operator", "output", "kernel", "MACs", "parameters", "can be done"),
@@ -55,7 +56,7 @@ def inspect(
         dropped=("output", "kernel", "operator", "parameters", "MACs"),
     )
     model.kinds = parse_kinds(outputs)
-    groups, of = subjects.channels.groups, owners(subjects.layers)
+    groups, of = compressible.channels.groups, owners(compressible.layers)
     for node in model.graph.nodes:
         if node.op not in LAYERS:
             continue
@@ -68,7 +69,7 @@ def inspect(
             _dims(weight),
             f"{cost[node.name].macs:,}",
             f"{cost[node.name].parameters:,}",
-            escape(_possible(subject, node.name) if subject else _declined(node.name, node.op, subjects.declined)),
+            escape(_possible(subject, node.name) if subject else _declined(node.name, node.op, compressible.declined)),
         )
     table = NarrowTable(
         "Channel groups: what is pruned together",
@@ -78,7 +79,7 @@ def inspect(
         dropped=("read by", "written by"),
     )
     for group in groups:
-        reason = subjects.declined.get(f"channels of {group.name}")
+        reason = compressible.declined.get(f"channels of {group.name}")
         table.add_row(
             escape(group.name),
             str(group.size),
@@ -88,11 +89,11 @@ def inspect(
         )
     why_alone = "why it is left alone"
     alone = NarrowTable("Layers inside other nodes", ("layer", why_alone), sentences=(why_alone,))
-    for layer, why in subjects.inside.items():
+    for layer, why in compressible.inside.items():
         alone.add_row(escape(layer), escape(why))
     macs = sum(c.macs for c in cost.values())
     parameters = sum(c.parameters for c in cost.values())
-    tables = (_outputs(model), layers, table, alone) if subjects.inside else (_outputs(model), layers, table)
+    tables = (_outputs(model), layers, table, alone) if compressible.inside else (_outputs(model), layers, table)
     return Group(*tables, f"In all: {macs:,} MACs an image, {parameters:,} parameters")
 
 
@@ -110,8 +111,8 @@ def describe(
     model = observe(normalise(proto), inputs)
     check_evaluation_mode(model)
     model.kinds = parse_kinds(outputs)
-    cost, shapes, subjects = costs(model, inputs), model.shapes_at(inputs), find_subjects(model, inputs)
-    of = owners(subjects.layers)
+    cost, shapes, compressible = costs(model, inputs), model.shapes_at(inputs), find_compressible(model, inputs)
+    of = owners(compressible.layers)
     layers = [
         {
             "name": node.name,
@@ -120,7 +121,7 @@ def describe(
             "weight": list(shapes.get(node.inputs[1].name, ())),
             "macs": cost[node.name].macs,
             "parameters": cost[node.name].parameters,
-            "declined": None if node.name in of else _declined(node.name, node.op, subjects.declined),
+            "declined": None if node.name in of else _declined(node.name, node.op, compressible.declined),
         }
         for node in model.graph.nodes
         if node.op in LAYERS
@@ -131,9 +132,9 @@ def describe(
             "channels": group.size,
             "written_by": [s.node.name for s, _ in group.members("produces")],
             "read_by": [s.node.name for s, _ in group.members("consumes")],
-            "declined": subjects.declined.get(f"channels of {group.name}"),
+            "declined": compressible.declined.get(f"channels of {group.name}"),
         }
-        for group in subjects.channels.groups
+        for group in compressible.channels.groups
     ]
     return {
         "macs": sum(c.macs for c in cost.values()),
@@ -141,7 +142,7 @@ def describe(
         "outputs": [{"name": o.name, "what": o.what, "judged_by": o.judged_by} for o in model.outputs],
         "layers": layers,
         "groups": groups,
-        "inside": subjects.inside,
+        "inside": compressible.inside,
     }
 
 
@@ -181,7 +182,7 @@ def _closed(name: str, shape: tuple[int | None, ...], size: tuple[int, int] | No
     return closed
 
 
-def _possible(subject: Subject, node: str) -> str:
+def _possible(subject: CompressibleLayer, node: str) -> str:
     geometry = subject.layer.geometry
     if node != subject.layer.name:
         return f"what is done to '{subject.layer.name}', whose weights it shares"

@@ -21,7 +21,8 @@ from calib.runtime.half import in_half
 from calib.runtime.observing import observe
 from calib.runtime.quantisation import quantise, quantise_for_timing, raise_opset, weight_levels
 from calib.runtime.sessions import Runtime
-from hmc_onnx.analysis.subjects import Subjects, find_subjects
+from hmc_onnx.analysis.compressible import Compressible
+from hmc_onnx.analysis.find_compressible import find_compressible
 from hmc_onnx.execution.checkpoint import Checkpoint
 from hmc_onnx.records.settings import Precision, Settings
 from hmc_onnx.records.work import HERE, Work
@@ -136,9 +137,9 @@ class Context:
         return sum(self.costs.values(), Cost())
 
     @cached_property
-    def subjects(self) -> Subjects:
+    def compressible(self) -> Compressible:
         """The layers and channel groups that can be compressed, and the reasons why others cannot."""
-        found = find_subjects(self.normal, self.inputs, self.settings.selection)
+        found = find_compressible(self.normal, self.inputs, self.settings.selection)
         removable = self.settings.latency if self.settings.branches is None else self.settings.branches
         return found if removable else found.without_removal()
 

@@ -57,7 +57,7 @@ def unchanged(context: Context) -> Plan:
             reason="the target asks for no change",
             also=[use.name for use in subject.further],
         )
-        for name, subject in context.subjects.layers.items()
+        for name, subject in context.compressible.layers.items()
     }
     return Plan(
         model=context.digest,
@@ -65,9 +65,9 @@ def unchanged(context: Context) -> Plan:
         settings=context.settings,
         strategy="hmc",
         target=Target(),
-        groups={name: GroupPlan(size=group.size, removed=[]) for name, group in context.subjects.groups.items()},
+        groups={name: GroupPlan(size=group.size, removed=[]) for name, group in context.compressible.groups.items()},
         layers=layers,
-        declined=context.subjects.declined,
+        declined=context.compressible.declined,
         macs=context.cost.macs,
         parameters=context.cost.parameters,
         sensitivity=0.0,

@@ -18,7 +18,7 @@ from calib.measure.kernel_times import KernelTimes, kernel_times
 from calib.measure.latency import DISTURBED, interleaved
 from calib.measure.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
 from calib.runtime.sessions import Runtime, Session
-from hmc_onnx.analysis.subjects import owners
+from hmc_onnx.analysis.compressible import owners
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.profile import LatencyProfile
 from hmc_onnx.search_space.candidates import whole_offers
@@ -60,7 +60,7 @@ class Clock:
 
     def __init__(self, context: Context) -> None:
         self._context, self.runtime = context, context.runtime
-        self.layers, self.batch = context.subjects.layers, context.serving_batch
+        self.layers, self.batch = context.compressible.layers, context.serving_batch
         self._key = f"model {context.digest} × {self.batch}"
         precision = context.settings.precision
         self._served_key = self._key if precision == "fp32" else f"{self._key} {precision}"
@@ -281,7 +281,7 @@ def measure_table(context: Context) -> LatencyTable:
     align = settings.align or clock.align()
     chains: list[tuple[str, Chain]] = []
     for name, found in every_variant(context, any_removals(context, align), align).items():
-        subject = context.subjects.layers[name]
+        subject = context.compressible.layers[name]
         chains += [(name, (subject.layer.geometry,))]
         chains += [(name, o.links) for o in whole_offers(subject, align, settings.fine)]
         chains += [(name, chain) for variant in found for chain in variant.chains]

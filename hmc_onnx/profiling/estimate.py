@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from calib.measure.probing import LOT_PROBES, SECONDS
 from calib.runtime.batching import declared_batch
 from calib.runtime.sessions import Session
-from hmc_onnx.analysis.subjects import Subject, readers
+from hmc_onnx.analysis.compressible import CompressibleLayer, readers
 from hmc_onnx.execution.context import Context
 from hmc_onnx.profiling.candidate_times import default_align
 from hmc_onnx.profiling.profiler import sensitivity_images
@@ -87,8 +87,8 @@ def estimate(context: Context) -> Estimate:
         ModelError: onnxruntime cannot run the model.
         SettingsError: the options `keep` and `only` do not fit the model.
     """
-    settings, subjects, workers = context.settings, context.subjects, context.work.jobs or joblib.cpu_count()
-    layers = subjects.layers
+    settings, compressible, workers = context.settings, context.compressible, context.work.jobs or joblib.cpu_count()
+    layers = compressible.layers
     align = settings.align or default_align(settings.runtime)
     removals = any_removals(context, align)
     possible = every_variant(context, removals, align)
@@ -106,7 +106,8 @@ def estimate(context: Context) -> Estimate:
     behind = {name: _share_behind(context, name) for name in layers}
     tried = sum(len(whole[n]) * MEASURED * behind[n] for n in layers)
     tried += sum(
-        (len(r.choices) - 1) * max((behind[s.layer.name] for s, _ in readers(subjects.groups[n], layers)), default=0)
+        (len(r.choices) - 1)
+        * max((behind[s.layer.name] for s, _ in readers(compressible.groups[n], layers)), default=0)
         for n, r in removals.items()
     )
     work = {n: len(whole[n]) + len(pruned[n]) for n in layers}
@@ -124,11 +125,11 @@ def estimate(context: Context) -> Estimate:
     memory += min(context.memory, 4 * samples * largest) + PROCESS * (1 + workers * (workers > 1))
     return Estimate(
         layers=len(layers),
-        groups=len(subjects.groups),
+        groups=len(compressible.groups),
         decompositions=sum(map(len, whole.values())),
         prunings=sum(len(r.choices) - 1 for r in removals.values()),
         combinations=sum(map(len, pruned.values())),
-        declined=subjects.declined,
+        declined=compressible.declined,
         seconds=seconds,
         memory=memory,
     )
@@ -150,7 +151,7 @@ def _pass(context: Context) -> tuple[float, float]:
     return start, min(times) / len(next(iter(feeds.values())))
 
 
-def _decomposition(layers: dict[str, Subject], align: int, fine: bool) -> float:
+def _decomposition(layers: dict[str, CompressibleLayer], align: int, fine: bool) -> float:
     """Seconds of one decomposition for each weight of its layer.
 
     One of each kind is timed, on a layer of median size; before that on the smallest, where libraries are loaded.
@@ -166,12 +167,12 @@ def _decomposition(layers: dict[str, Subject], align: int, fine: bool) -> float:
     return seconds
 
 
-def _weights(subject: Subject) -> int:
+def _weights(subject: CompressibleLayer) -> int:
     return subject.layer.geometry.outputs * subject.layer.geometry.features
 
 
 def _share_behind(context: Context, name: str) -> float:
     """The share of the network's MACs that a change of a layer makes run again."""
-    position = context.subjects.layers[name].position
+    position = context.compressible.layers[name].position
     behind = sum(context.costs[n.name].macs for n in context.normal.graph.nodes[position:] if n.name in context.costs)
     return behind / max(context.cost.macs, 1)

@@ -19,13 +19,13 @@ def least_latency(context: Context, clock: Clock) -> float:
     Raises:
         SettingsError: a time is needed that the table of another machine lacks.
     """
-    settings, subjects = context.settings, context.subjects
+    settings, compressible = context.settings, context.compressible
     clock.time_whole()
     align = settings.align or clock.align()
     smallest: dict[str, list[Chain]] = {}
     gone: set[str] = set()
     for name, found in every_variant(context, any_removals(context, align), align).items():
-        subject = subjects.layers[name]
+        subject = compressible.layers[name]
         if any(variant.removed for variant in found):
             gone.add(name)
         by_method: dict[str, Offer] = {}
@@ -37,7 +37,7 @@ def least_latency(context: Context, clock: Clock) -> float:
         smallest[name] = [(subject.layer.geometry,), (narrowest,), *(o.links for o in by_method.values())]
     clock.measure((name, chain) for name, chains in smallest.items() for chain in chains)
     times = {name: clock.times(name, chains) for name, chains in smallest.items()}
-    own = sum(found[subjects.layers[name].layer.geometry,] for name, found in times.items())
+    own = sum(found[compressible.layers[name].layer.geometry,] for name, found in times.items())
     least = sum(0.0 if name in gone else min(found.values()) for name, found in times.items())
     measured = clock.profile()
     unchanged = measured.seconds if measured.unchanged is None else measured.unchanged

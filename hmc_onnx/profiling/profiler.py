@@ -20,8 +20,8 @@ from calib.measure.moments import Centred, JointMoments, sample_positions, sampl
 from calib.measure.sensitivity import Bench, Change, cut, forget, measure, windows
 from calib.measure.walk import Walk
 from calib.runtime.batching import calibration_chunks
+from hmc_onnx.analysis.compressible import Compressible, CompressibleLayer, readers
 from hmc_onnx.analysis.model_inputs import check_evaluation_mode
-from hmc_onnx.analysis.subjects import Subject, Subjects, readers
 from hmc_onnx.execution.context import Context
 from hmc_onnx.execution.executor import Pool, Task, pool
 from hmc_onnx.profiling.candidate_times import Chain, Clock, default_align
@@ -80,13 +80,13 @@ class _Profiler:
         check_evaluation_mode(context.normal)
         self.context, self.settings = context, context.settings
         self.model = context.normal.copy()
-        own = {name: replace(subject, moments=Centred()) for name, subject in context.subjects.layers.items()}
-        self.subjects = replace(context.subjects, layers=own)
-        self.layers = self.subjects.layers
+        own = {name: replace(subject, moments=Centred()) for name, subject in context.compressible.layers.items()}
+        self.compressible = replace(context.compressible, layers=own)
+        self.layers = self.compressible.layers
         if not any(node.op == "Conv" for node in self.model.graph.nodes):
             raise ModelError("the model has no Conv, so there is nothing to compress: give a convolutional network")
         if not self.layers:
-            reasons = "; ".join(f"'{k}': {v}" for k, v in self.subjects.declined.items())
+            reasons = "; ".join(f"'{k}': {v}" for k, v in self.compressible.declined.items())
             raise ModelError(f"the model has nothing to compress ({reasons}): give a network of Convs")
         self.nodes = {n.name: n for n in self.model.graph.nodes}
         for name, subject in self.layers.items():  # gives each layer weights and biases of its own, which can be fed
@@ -95,7 +95,7 @@ class _Profiler:
 
     def profile(self, workers: Pool) -> Profile:
         """Compute and measure all candidates; the tasks run in the workers of the pool."""
-        context, settings, layers, subjects = self.context, self.settings, self.layers, self.subjects
+        context, settings, layers, compressible = self.context, self.settings, self.layers, self.compressible
         self.shelf = workers.shelf() if context.large else MEMORY
         clock = self.clock
         if clock is not None:
@@ -104,7 +104,7 @@ class _Profiler:
         self._measure_moments(workers)
 
         tasks: dict[str, Task] = {
-            n: partial(removal, g, layers, align, settings.fine, self.shelf) for n, g in subjects.groups.items()
+            n: partial(removal, g, layers, align, settings.fine, self.shelf) for n, g in compressible.groups.items()
         }
         eliminations: dict[str, Elimination] = workers.run("channels to spare", tasks)
         offered = {n: whole_offers(s, align, settings.fine) for n, s in layers.items()}
@@ -114,8 +114,8 @@ class _Profiler:
         nats = self._sensitivities(eliminations, plain, workers)
 
         groups = {
-            g.name: _group_profile(g, layers, eliminations[g.name], nats, g.name in subjects.removable)
-            for g in subjects.groups.values()
+            g.name: _group_profile(g, layers, eliminations[g.name], nats, g.name in compressible.removable)
+            for g in compressible.groups.values()
         }
         own = {n: self._variants(s, groups, plain[n], align) for n, s in layers.items()}
         times = self._times(clock, {n: [c for v in vs for c in v.chains] for n, vs in own.items()})
@@ -127,7 +127,7 @@ class _Profiler:
                 plain[name],
                 [nats["layer", name, c.offer.method, c.offer.rank] for c in plain[name]],
                 own[name],
-                _repaired(s, subjects, eliminations),
+                _repaired(s, compressible, eliminations),
                 times[name],
             )
             for name, s in layers.items()
@@ -143,7 +143,7 @@ class _Profiler:
             latency=clock.profile() if clock else None,
             groups=list(groups.values()),
             layers=[self._layer_profile(n, c) for n, c in choices.items()],
-            declined=subjects.declined,
+            declined=compressible.declined,
         )
 
     def _measure_moments(self, workers: Pool) -> None:
@@ -187,7 +187,7 @@ class _Profiler:
         """The sensitivity of each candidate, in nats; each worker walks the graph once, over some of the images."""
         settings = self.settings
         changes = [
-            *group_changes(self.subjects, eliminations, self.nodes),
+            *group_changes(self.compressible, eliminations, self.nodes),
             *layer_changes(self.layers, plain, self.nodes),
         ]
         context = self.context
@@ -227,7 +227,7 @@ class _Profiler:
         return {n: clock.times(n, own) for n, own in every.items()}
 
     def _variants(
-        self, subject: Subject, groups: dict[str, GroupProfile], plain: Sequence[Candidate], align: int
+        self, subject: CompressibleLayer, groups: dict[str, GroupProfile], plain: Sequence[Candidate], align: int
     ) -> list[Variant]:
         ends = [groups[n] if n is not None else None for n in (subject.input_group, subject.output_group)]
         methods = sorted({c.offer.method for c in plain})
@@ -268,7 +268,7 @@ def _measuring(
 
 def _group_profile(
     group: ChannelGroup,
-    layers: dict[str, Subject],
+    layers: dict[str, CompressibleLayer],
     elimination: Elimination,
     nats: dict[Hashable, float],
     removable: bool,
@@ -289,10 +289,12 @@ def _group_profile(
     )
 
 
-def _repaired(subject: Subject, subjects: Subjects, eliminations: dict[str, Elimination]) -> dict[int, Kept]:
+def _repaired(
+    subject: CompressibleLayer, compressible: Compressible, eliminations: dict[str, Elimination]
+) -> dict[int, Kept]:
     """The consumer's repaired weight (O, I, *kernel), by index of its input group's choice; none for the first."""
     if subject.input_group is None or subject.grouped:
         return {}
-    names = [s.layer.name for s, _ in readers(subjects.groups[subject.input_group], subjects.layers)]
+    names = [s.layer.name for s, _ in readers(compressible.groups[subject.input_group], compressible.layers)]
     place, weights = names.index(subject.layer.name), eliminations[subject.input_group].weights
     return {choice: weights[m][place] for choice, m in enumerate(sorted(weights), start=1)}

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hmc_onnx.analysis.subjects import Use, find_subjects
+from hmc_onnx.analysis.compressible import Use
+from hmc_onnx.analysis.find_compressible import find_compressible
 from hmc_onnx.records.plan import Plan
 from passes.branches import remove_branch
 from passes.channels import ChannelGroup
@@ -52,8 +53,8 @@ def prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> Kept:
     Raises:
         PlanError: the plan names groups or channels that the model does not have.
     """
-    subjects = find_subjects(model, inputs, plan.settings.selection)
-    channels = subjects.channels
+    compressible = find_compressible(model, inputs, plan.settings.selection)
+    channels = compressible.channels
     known = {g.name: g for g in channels.groups}
     removed: dict[str, np.ndarray] = {}
     gone: list[ChannelGroup] = []
@@ -78,7 +79,7 @@ def prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> Kept:
     channels.remove(removed)
     if gone:
         _remove_branches(model, gone, model.shapes_at(inputs))
-    layers = subjects.layers
+    layers = compressible.layers
     return Kept(
         outputs=outputs,
         inputs={
@@ -88,7 +89,7 @@ def prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> Kept:
         },
         touched=touched,
         uses={n: s.uses for n, s in layers.items()},
-        declined=subjects.declined,
+        declined=compressible.declined,
     )
 
 

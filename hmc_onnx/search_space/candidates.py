@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hmc_onnx.analysis.subjects import Subject, readers
+from hmc_onnx.analysis.compressible import CompressibleLayer, readers
 from hmc_onnx.records.profile import KEEP, REMOVED, GroupProfile, LayerChoice
 from hmc_onnx.search_space.elimination import Consumer, Floors, eliminate
 from hmc_onnx.search_space.pruning_steps import carried, steps
@@ -157,7 +157,7 @@ def front(
     return best[::-1]
 
 
-def whole_offers(subject: Subject, align: int, fine: bool = True) -> list[Offer]:
+def whole_offers(subject: CompressibleLayer, align: int, fine: bool = True) -> list[Offer]:
     """The offers for a whole layer; none for a grouped Conv. Without `fine`, only every second of `RATIOS` is used."""
     if subject.grouped:
         return []
@@ -166,7 +166,7 @@ def whole_offers(subject: Subject, align: int, fine: bool = True) -> list[Offer]
     return _over_all_uses(subject, found)
 
 
-def _over_all_uses(subject: Subject, offered: list[Offer]) -> list[Offer]:
+def _over_all_uses(subject: CompressibleLayer, offered: list[Offer]) -> list[Offer]:
     """The offers with the MACs and the biases of all uses of the layer; `offers` counts those of the first."""
     if not subject.further:
         return offered
@@ -177,7 +177,7 @@ def _over_all_uses(subject: Subject, offered: list[Offer]) -> list[Offer]:
 
 
 def decompositions(
-    subject: Subject, offered: Sequence[Offer], times: Times = None, shelf: Shelf = MEMORY
+    subject: CompressibleLayer, offered: Sequence[Offer], times: Times = None, shelf: Shelf = MEMORY
 ) -> list[Candidate]:
     """The Pareto front of a whole layer over its offers; with times, over those that are faster than the layer."""
     geometry = subject.layer.geometry
@@ -188,7 +188,7 @@ def decompositions(
 
 
 def removal(
-    group: ChannelGroup, layers: dict[str, Subject], align: int, fine: bool = True, shelf: Shelf = MEMORY
+    group: ChannelGroup, layers: dict[str, CompressibleLayer], align: int, fine: bool = True, shelf: Shelf = MEMORY
 ) -> tuple[Any, ...]:
     """The task of eliminating a group's channels for all pruning steps: `eliminate` and its arguments."""
     consumers = [Consumer(shelf.keep(s.layer.values), s.moments.second, c) for s, c in readers(group, layers)]
@@ -252,7 +252,7 @@ class Variant:
 
 
 def variants(
-    subject: Subject,
+    subject: CompressibleLayer,
     input_group: GroupProfile | None,
     output_group: GroupProfile | None,
     align: int,
@@ -293,7 +293,7 @@ def variants(
 
 
 def layer_choices(
-    subject: Subject,
+    subject: CompressibleLayer,
     plain: Sequence[Candidate],
     measured: Sequence[float],
     own: Sequence[Variant],

@@ -16,14 +16,14 @@ __all__ = ["any_removals", "every_variant"]
 
 def any_removals(context: Context, align: int) -> dict[str, GroupProfile]:
     """A profile of each channel group in which each choice removes the right number of channels, but arbitrary ones."""
-    fine, subjects = context.settings.fine, context.subjects
-    return {n: _any_removal(g, align, fine, n in subjects.removable) for n, g in subjects.groups.items()}
+    fine, compressible = context.settings.fine, context.compressible
+    return {n: _any_removal(g, align, fine, n in compressible.removable) for n, g in compressible.groups.items()}
 
 
 def every_variant(context: Context, removals: Mapping[str, GroupProfile], align: int) -> dict[str, list[Variant]]:
     """The variants of each layer, by name; `removals` is as `any_removals` gives it."""
     fine, found = context.settings.fine, {}
-    for name, subject in context.subjects.layers.items():
+    for name, subject in context.compressible.layers.items():
         ends = [removals[n] if n is not None else None for n in (subject.input_group, subject.output_group)]
         found[name] = list(variants(subject, ends[0], ends[1], align, list(DECOMPOSITIONS), fine))
     return found

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from calib.measure.sensitivity import Change
-from hmc_onnx.analysis.subjects import Subject, Subjects, readers
+from hmc_onnx.analysis.compressible import Compressible, CompressibleLayer, readers
 from hmc_onnx.search_space.candidates import Candidate
 from hmc_onnx.search_space.elimination import Elimination
 from passes.core.shelf import Kept
@@ -25,29 +25,29 @@ __all__ = ["group_changes", "layer_changes"]
 
 
 def group_changes(
-    subjects: Subjects, eliminations: dict[str, Elimination], nodes: dict[str, gs.Node]
+    compressible: Compressible, eliminations: dict[str, Elimination], nodes: dict[str, gs.Node]
 ) -> Iterable[Change]:
     """Yield a change for each channel group: its options remove some of the channels, or the whole residual branch.
 
     Args:
-        subjects: the layers and groups.
+        compressible: the layers and groups.
         eliminations: the elimination of each group, by name.
         nodes: the nodes of the graph, by name.
     """
-    for name, group in subjects.groups.items():
-        consumers = [subject for subject, _ in readers(group, subjects.layers)]
+    for name, group in compressible.groups.items():
+        consumers = [subject for subject, _ in readers(group, compressible.layers)]
         options = {
             ("group", name, m): partial(_feeds, nodes, consumers, weights)
             for m, weights in eliminations[name].weights.items()
         }
-        if name in subjects.removable and consumers[0].ends_branch:
+        if name in compressible.removable and consumers[0].ends_branch:
             options["group", name, group.size] = partial(_branch_feeds, nodes, consumers[0])
         costs = {("group", name, m): 1 - m / group.size for m in [*eliminations[name].weights, group.size]}
         yield _change(consumers, options, nodes, costs)
 
 
 def layer_changes(
-    layers: dict[str, Subject], plain: dict[str, list[Candidate]], nodes: dict[str, gs.Node]
+    layers: dict[str, CompressibleLayer], plain: dict[str, list[Candidate]], nodes: dict[str, gs.Node]
 ) -> Iterable[Change]:
     """Yield a change for each layer: its options are its decompositions, each as the dense kernel equivalent to it."""
     for name, subject in layers.items():
@@ -61,7 +61,7 @@ def layer_changes(
 
 
 def _change(
-    changed: Sequence[Subject],
+    changed: Sequence[CompressibleLayer],
     options: Mapping[Any, Callable[[], dict[str, np.ndarray]]],
     nodes: dict[str, gs.Node],
     costs: Mapping[Any, float],
@@ -71,16 +71,20 @@ def _change(
     return Change(first.layer.input, first.position, tuple(initializers), options, costs)
 
 
-def _candidate_feeds(nodes: dict[str, gs.Node], subject: Subject, candidate: Candidate) -> dict[str, np.ndarray]:
+def _candidate_feeds(
+    nodes: dict[str, gs.Node], subject: CompressibleLayer, candidate: Candidate
+) -> dict[str, np.ndarray]:
     return _feeds(nodes, [subject], [Kept(candidate.kernel)])
 
 
-def _branch_feeds(nodes: dict[str, gs.Node], end: Subject) -> dict[str, np.ndarray]:
+def _branch_feeds(nodes: dict[str, gs.Node], end: CompressibleLayer) -> dict[str, np.ndarray]:
     """A residual branch replaced by its mean, because the layers behind it, once repaired, contribute that mean."""
     return _feeds(nodes, [end], [Kept(np.zeros(end.layer.geometry.weight_shape))])
 
 
-def _feeds(nodes: dict[str, gs.Node], changed: Sequence[Subject], kernels: Sequence[Kept]) -> dict[str, np.ndarray]:
+def _feeds(
+    nodes: dict[str, gs.Node], changed: Sequence[CompressibleLayer], kernels: Sequence[Kept]
+) -> dict[str, np.ndarray]:
     """Values of the layers' initializers, by name: the kernels, and biases that keep the layers' mean responses."""
     feeds = {}
     for subject, kept in zip(changed, kernels, strict=True):

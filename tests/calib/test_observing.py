@@ -7,7 +7,7 @@ import pytest
 from zoo import Builder
 
 from calib.runtime.observing import observe
-from hmc_onnx.analysis.subjects import find_subjects
+from hmc_onnx.analysis.find_compressible import find_compressible
 from passes.graph.cost import total
 from passes.graph.model import Model
 from passes.graph.shapes import infer_shapes
@@ -26,13 +26,13 @@ def net(*domain: str, unknown: str = "Gelu") -> Model:
 
 def test_what_lies_behind_an_operator_of_another_domain_is_known_and_counted() -> None:
     model = net("com.microsoft")
-    assert find_subjects(model, ONE).declined["behind/Conv"].startswith("the size of its input is not known")
+    assert find_compressible(model, ONE).declined["behind/Conv"].startswith("the size of its input is not known")
     assert observe(model, ONE) is model
     (seen,) = model.observed  # of what follows the shape is inferred
     assert seen.startswith("/Gelu")
     assert infer_shapes(model, ONE)[model.graph.outputs[0].name] == (1, 8, 8, 8)
     assert total(model, ONE) == total(net(unknown="Relu"), ONE)
-    assert "behind/Conv" in find_subjects(model, ONE).layers
+    assert "behind/Conv" in find_compressible(model, ONE).layers
 
 
 def test_where_all_is_known_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:

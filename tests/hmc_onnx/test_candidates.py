@@ -12,7 +12,7 @@ from zoo import images, resnet
 
 from calib.data.calibration import CalibrationData
 from calib.measure.moments import Moments
-from hmc_onnx.analysis.subjects import find_subjects
+from hmc_onnx.analysis.find_compressible import find_compressible
 from hmc_onnx.execution.context import Context
 from hmc_onnx.profiling.profiler import profile
 from hmc_onnx.records.profile import KEEP, REMOVED, LayerChoice, Profile
@@ -249,16 +249,16 @@ def test_an_elimination_to_be_sent_away_is_the_one_of_the_groups_layers() -> Non
     import pickle
 
     model = normalise(resnet((1,), (8,), size=8))
-    subjects = find_subjects(model, batch_one(model))
+    compressible = find_compressible(model, batch_one(model))
     rng = np.random.default_rng(0)
-    for subject in subjects.layers.values():
+    for subject in compressible.layers.values():
         moments = Moments()
         moments.update(rng.normal(size=(300, subject.layer.geometry.features)))
         subject.moments = moments.centred(Shelf())
-    group = next(iter(subjects.groups.values()))
-    eliminate, *arguments = pickle.loads(pickle.dumps(removal(group, subjects.layers, 2)))
+    group = next(iter(compressible.groups.values()))
+    eliminate, *arguments = pickle.loads(pickle.dumps(removal(group, compressible.layers, 2)))
     found = eliminate(*arguments)
-    shapes = [subjects.layers[s.node.name].layer.weight.shape for s, _ in group.members("consumes")]
+    shapes = [compressible.layers[s.node.name].layer.weight.shape for s, _ in group.members("consumes")]
     assert found.weights
     for weights in found.weights.values():
         assert [w.array.shape for w in weights] == shapes

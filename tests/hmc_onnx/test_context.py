@@ -45,7 +45,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     for module in (context, verification):
         monkeypatch.setattr(module, "normalise", counted("normalise", module.normalise))
-    monkeypatch.setattr(context, "find_subjects", counted("layers found", context.find_subjects))
+    monkeypatch.setattr(context, "find_compressible", counted("layers found", context.find_compressible))
     monkeypatch.setattr(calibration, "hash_contents", counted("hash", calibration.hash_contents))
     monkeypatch.setattr(calibration, "check_finite", counted("looked for NaN", calibration.check_finite))
     monkeypatch.setattr(

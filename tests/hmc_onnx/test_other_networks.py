@@ -59,9 +59,9 @@ def test_a_network_is_inspected_and_rewritten_without_a_change_to_what_it_comput
         if node.op_type == "Softmax":
             node.op_type = "Identity"
             del node.attribute[:]
-    subjects, share = check_rewritten(original, images_of(original, 1))
-    assert len(subjects.groups) >= groups  # in the pipeline some layers are left alone
-    assert (share < 1) == any(group.size > 1 for group in subjects.groups.values())
+    compressible, share = check_rewritten(original, images_of(original, 1))
+    assert len(compressible.groups) >= groups  # in the pipeline some layers are left alone
+    assert (share < 1) == any(group.size > 1 for group in compressible.groups.values())
 
 
 @pytest.mark.usefixtures("few_candidates")
@@ -69,7 +69,7 @@ def test_a_network_is_inspected_and_rewritten_without_a_change_to_what_it_comput
 def test_a_network_is_compressed_as_far_as_it_goes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hmc_onnx.run.BATCHES", (1,))  # at 64 one run takes longer than all the rest
     share, features, groups = TABLE[name]
-    monkeypatch.setattr("hmc_onnx.analysis.subjects.MOST_FEATURES", features)
+    monkeypatch.setattr("hmc_onnx.analysis.find_compressible.MOST_FEATURES", features)
     original = light(name)
     feeds = images_of(original, SETTINGS.samples)
     result = hmc_onnx.compress(original, feeds, f"macs={share}", settings=SETTINGS)

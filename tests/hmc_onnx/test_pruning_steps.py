@@ -7,7 +7,7 @@ import pytest
 from zoo import Builder, resnet
 
 from calib.measure.moments import Moments
-from hmc_onnx.analysis.subjects import find_subjects
+from hmc_onnx.analysis.find_compressible import find_compressible
 from hmc_onnx.search_space.candidates import removal
 from hmc_onnx.search_space.pruning_steps import steps
 from passes.channels import ChannelGroup
@@ -18,8 +18,8 @@ from passes.normal_form.normalise import normalise
 
 def stage_wide(shortcut: str) -> tuple[ChannelGroup, dict]:
     model = normalise(resnet((1, 1, 1), (16, 32, 64), shortcut=shortcut, size=8))
-    subjects = find_subjects(model, batch_one(model))
-    return max(subjects.groups.values(), key=lambda g: len(g.slots)), subjects.layers
+    compressible = find_compressible(model, batch_one(model))
+    return max(compressible.groups.values(), key=lambda g: len(g.slots)), compressible.layers
 
 
 def test_what_the_same_layers_carry_is_a_cell() -> None:
@@ -88,14 +88,14 @@ def test_the_alignment_counts_channels_and_not_groups_of_a_group_norm(written: s
         flat = b.node("InstanceNormalization", flat, ones, zeros)
         x = b.node("Mul", b.node("Reshape", flat, b.const([0, 32, 8, 8])), b.const(b.normal(32, 1, 1)))
     model = normalise(b.model({b.conv(x, 32, 4, at="b"): ["N", 4, 8, 8]}))
-    subjects = find_subjects(model, batch_one(model))
-    group = subjects.groups["a/Conv"]
+    compressible = find_compressible(model, batch_one(model))
+    group = compressible.groups["a/Conv"]
     assert group.size == 4
     assert steps(group, 8).keeps == [(3,), (2,), (1,)]
     assert steps(group, 16).keeps == [(2,)]
-    for subject in subjects.layers.values():
+    for subject in compressible.layers.values():
         moments = Moments()
         moments.update(np.random.default_rng(0).normal(size=(2000, subject.layer.geometry.features)))
         subject.moments = moments.centred(Shelf())
-    function, *arguments = removal(group, subjects.layers, 8)
+    function, *arguments = removal(group, compressible.layers, 8)
     assert len(function(*arguments).order) == 3

@@ -121,11 +121,11 @@ def _marked(name: str) -> object:
 @pytest.mark.parametrize("name", [_marked(name) for name in sources()])
 def test_a_graph_is_rewritten_without_a_change_to_what_it_computes(name: str) -> None:
     original, row = built(name), TABLE[name.split("-")[0]]
-    subjects, share = check_rewritten(original, images_of(original, 2))
-    assert len(subjects.layers) == row.layers
-    assert len(subjects.groups) == row.groups
-    assert max(len(group.members("produces")) for group in subjects.groups.values()) == row.writers
-    assert len(subjects.declined) == 1  # the classes, which are the model's output
+    compressible, share = check_rewritten(original, images_of(original, 2))
+    assert len(compressible.layers) == row.layers
+    assert len(compressible.groups) == row.groups
+    assert max(len(group.members("produces")) for group in compressible.groups.values()) == row.writers
+    assert len(compressible.declined) == 1  # the classes, which are the model's output
     assert share < 0.75
 
 

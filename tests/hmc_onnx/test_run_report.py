@@ -12,7 +12,7 @@ from reports import comparison, profile_and_plan, report
 
 import hmc_onnx
 from calib.data.calibration import CalibrationData
-from hmc_onnx.analysis.subjects import find_subjects
+from hmc_onnx.analysis.find_compressible import find_compressible
 from hmc_onnx.finetune.options import Epoch
 from hmc_onnx.planning.hmc_groups import differences, sensitivities
 from hmc_onnx.records.plan import LayerPlan
@@ -125,7 +125,7 @@ def test_advice_goes_by_the_reason_and_not_by_names_in_it(reason: str, advice: s
 
 def test_the_reasons_of_a_real_network_have_advice_of_their_own() -> None:
     model = normalise(resnet((1, 1), (8, 16), shortcut="A"))
-    found = left_alone(find_subjects(model, batch_one(model)).declined)
+    found = left_alone(find_compressible(model, batch_one(model)).declined)
     assert found and all(own.advice != NO_ADVICE for own in found)
 
 

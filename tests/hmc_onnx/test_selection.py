@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 from zoo import Builder, images, resnet
 
-from hmc_onnx.analysis.subjects import find_subjects
+from hmc_onnx.analysis.find_compressible import find_compressible
 from hmc_onnx.records.selection import Selection
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.run import Run
@@ -74,7 +74,7 @@ def chain() -> Model:
     ],
 )
 def test_channel_groups_at_both_ends_of_a_kept_layer_stay(kept: str, groups: set[str]) -> None:
-    found = find_subjects(chain(), INPUTS, Selection(keep=(f"{kept}/*",)))
+    found = find_compressible(chain(), INPUTS, Selection(keep=(f"{kept}/*",)))
     assert set(found.groups) == groups
     assert not any(name.startswith(f"{kept}/") for name in found.layers)
     closed = {k: v for k, v in found.declined.items() if k.startswith("channels of ")}
@@ -96,9 +96,9 @@ def bottleneck() -> Model:
 
 def test_a_residual_branch_is_removable_unless_a_layer_in_it_is_kept() -> None:
     model = bottleneck()
-    assert find_subjects(model, INPUTS, Selection(keep=("stem/*",))).removable == {"first/Conv", "second/Conv"}
+    assert find_compressible(model, INPUTS, Selection(keep=("stem/*",))).removable == {"first/Conv", "second/Conv"}
     for name in ("first", "second", "third"):
-        assert find_subjects(model, INPUTS, Selection(keep=(f"{name}/*",))).removable == set()
+        assert find_compressible(model, INPUTS, Selection(keep=(f"{name}/*",))).removable == set()
 
 
 def weights(proto: onnx.ModelProto) -> dict[str, list[np.ndarray]]:

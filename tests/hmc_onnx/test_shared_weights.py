@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from zoo import Builder, assert_same, images, run
 
 import hmc_onnx
-from hmc_onnx.analysis.subjects import find_subjects
+from hmc_onnx.analysis.find_compressible import find_compressible
 from hmc_onnx.profiling.candidate_times import Clock
 from hmc_onnx.records.plan import LayerPlan, Plan
 from hmc_onnx.records.settings import Settings
@@ -156,7 +156,7 @@ def a_run(proto: onnx.ModelProto, settings: Settings = SETTINGS) -> Run:
 @each
 def test_the_nodes_that_share_a_weight_are_one_layer(network: Callable[[], onnx.ModelProto]) -> None:
     model, inputs = normalise(network()), inputs_of(network())
-    found = find_subjects(model, inputs).layers
+    found = find_compressible(model, inputs).layers
     assert sum(subject.macs() for subject in found.values()) == total(model, inputs).macs
     parameters = [s.layer.geometry.parameters + len(s.biases) * s.layer.geometry.outputs for s in found.values()]
     assert sum(parameters) == total(model, inputs).parameters
@@ -164,7 +164,7 @@ def test_the_nodes_that_share_a_weight_are_one_layer(network: Callable[[], onnx.
 
 
 def test_a_siamese_network_has_as_many_layers_as_its_backbone() -> None:
-    found = find_subjects(normalise(siamese()), inputs_of(siamese()))
+    found = find_compressible(normalise(siamese()), inputs_of(siamese()))
     assert {name: [use.name for use in s.uses] for name, s in found.layers.items()} == {
         f"{at}/{op}": [f"{at}/{op}", f"{at}/{op}_1"]
         for at, op in (("stem", "Conv"), ("first", "Conv"), ("second", "Conv"), ("head", "Gemm"))
@@ -198,7 +198,7 @@ def test_equal_images_are_still_at_distance_zero() -> None:
 def at_full_rank(run_: Run) -> Plan:
     """A plan that decomposes every layer at a rank at which nothing is lost."""
     layers = {}
-    for name, subject in run_.subjects.layers.items():
+    for name, subject in run_.compressible.layers.items():
         rank = DECOMPOSITIONS["svd"].max_rank(subject.layer.geometry)
         layers[name] = LayerPlan(method="svd", rank=rank)
     return run_.plan("macs=1.0").model_copy(update={"layers": layers})
@@ -211,7 +211,7 @@ def test_chains_of_full_rank_compute_the_same(network: Callable[[], onnx.ModelPr
     done = run_.apply(at_full_rank(run_))
     chains = [n for n in done.graph.node if n.name.endswith(("/0", "/1"))]
     assert len(chains) == 2 * sum(n.op in ("Conv", "Gemm") for n in run_.normal.graph.nodes)
-    assert len({n.input[1] for n in chains}) == 2 * len(run_.subjects.layers)
+    assert len({n.input[1] for n in chains}) == 2 * len(run_.compressible.layers)
     x = data_of(original, 8)
     assert_same(run(done, x), run(original, x), 1e-3)
 
@@ -241,7 +241,7 @@ def test_nothing_is_changed_where_the_strides_differ() -> None:
     original = strided()
     run_ = a_run(original)
     reason = "its weights are shared by 'shared/Conv' and 'shared/Conv_1', whose strides differ"
-    assert run_.subjects.declined["shared/Conv"] == run_.subjects.declined["shared/Conv_1"] == reason
+    assert run_.compressible.declined["shared/Conv"] == run_.compressible.declined["shared/Conv_1"] == reason
     done = run_.apply(run_.plan("macs=0.8"))
     ours, theirs = ({t.name: t for t in p.graph.initializer} for p in (done, original))
     for name in ("shared.weight", "shared.bias"):
@@ -254,7 +254,7 @@ def test_a_weight_that_another_operator_reads_is_left_alone() -> None:
     x = b.conv("input", 3, 8, at="stem")
     weight = b.const(b.normal(8, 8, 3, 3), "shared")
     y = b.node("ConvTranspose", b.node("Conv", x, weight, at="down", **PADS), weight, at="up", **PADS)
-    found = find_subjects(normalise(b.model(b.conv(y, 8, 4, at="head"))), {"input": (1, 3, 8, 8)})
+    found = find_compressible(normalise(b.model(b.conv(y, 8, 4, at="head"))), {"input": (1, 3, 8, 8)})
     assert found.declined["down/Conv"] == (
         "its weights are shared by 'down/Conv' and 'up/ConvTranspose', whose operators differ"
     )
@@ -281,7 +281,7 @@ def test_the_time_of_a_layer_is_that_of_all_its_uses() -> None:
     run_ = a_run(two_scales(), SETTINGS.model_copy(update={"latency": True, "batch": 2}))
     clock = Clock(run_)
     clock.time_whole()
-    chain = (run_.subjects.layers["tower/Conv"].layer.geometry,)
+    chain = (run_.compressible.layers["tower/Conv"].layer.geometry,)
     clock.measure([("tower/Conv", chain)])
     each_use = clock.probes("tower/Conv", chain)
     assert [probe.size for probe in each_use] == [(8, 8), (4, 4)]

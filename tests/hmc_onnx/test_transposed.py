@@ -9,7 +9,7 @@ from rewritten import check_rewritten, check_sound
 from zoo import Builder, images, run
 
 import hmc_onnx
-from hmc_onnx.analysis.subjects import find_subjects
+from hmc_onnx.analysis.find_compressible import find_compressible
 from passes.graph.cost import costs
 from passes.normal_form.normalise import normalise
 
@@ -36,9 +36,9 @@ def network() -> onnx.ModelProto:
 
 
 def test_they_are_pruned_and_decomposed_exactly(network: onnx.ModelProto) -> None:
-    subjects, share = check_rewritten(network, {"input": images(2)})
-    assert {"up1/ConvTranspose", "up2/ConvTranspose"} < subjects.layers.keys()
-    assert {"up1/ConvTranspose", "up2/ConvTranspose"} < subjects.groups.keys()
+    compressible, share = check_rewritten(network, {"input": images(2)})
+    assert {"up1/ConvTranspose", "up2/ConvTranspose"} < compressible.layers.keys()
+    assert {"up1/ConvTranspose", "up2/ConvTranspose"} < compressible.groups.keys()
     assert share < 0.7
 
 
@@ -61,6 +61,6 @@ def test_a_network_with_them_is_compressed(network: onnx.ModelProto, strategy: s
 
 def test_their_macs_are_counted_for_every_input_position(network: onnx.ModelProto) -> None:
     model = normalise(network)
-    found = find_subjects(model, {"input": (1, 3, 16, 16)}).layers
+    found = find_compressible(model, {"input": (1, 3, 16, 16)}).layers
     for name, macs in (("up1/ConvTranspose", 4 * 4 * 32 * 16 * 2 * 2), ("up2/ConvTranspose", 8 * 8 * 16 * 16 * 4 * 4)):
         assert found[name].macs() == costs(model)[name].macs == macs

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from zoo import Builder
 
-from hmc_onnx.analysis.subjects import find_subjects
+from hmc_onnx.analysis.find_compressible import find_compressible
 from hmc_onnx.execution.executor import _BACKENDS
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.run import Run
@@ -28,7 +28,7 @@ def test_a_gate_of_dense_layers_in_nhwc_leaves_the_channels_open() -> None:
     gate = b.node("Sigmoid", b.matmul(gate, 4, 8, at="up"))
     x = b.node("Mul", x, b.node("Transpose", gate, perm=[0, 3, 1, 2]))
     model = normalise(b.model(b.conv(x, 8, 4, at="head")))
-    found = find_subjects(model, {"input": (1, 3, 8, 8)})
+    found = find_compressible(model, {"input": (1, 3, 8, 8)})
     assert set(found.groups) == {"stem/Conv", "down/MatMul"}
     assert set(found.layers) == {"stem/Conv", "down/MatMul", "up/MatMul", "head/Conv"}
 
@@ -47,7 +47,7 @@ def folded(crops: int = 4) -> onnx.ModelProto:
 @pytest.mark.parametrize("images", [1, 3])
 def test_a_layer_counts_for_as_many_maps_as_it_sees(images: int) -> None:
     model, inputs = normalise(folded()), {"input": (images, 4, 3, 8, 8)}
-    found, cost = find_subjects(model, inputs), costs(model, inputs)
+    found, cost = find_compressible(model, inputs), costs(model, inputs)
     assert {name: s.maps for name, s in found.layers.items()} == {
         "stem/Conv": 4,
         "second/Conv": 4,
@@ -81,7 +81,7 @@ def test_groups_that_a_layer_reads_side_by_side_are_one() -> None:
     alone = b.node("Relu", b.conv("input", 3, 4, at="alone"))
     x = b.node("Concat", left, right, "input", axis=1)
     y = b.node("Add", b.conv(x, 15, 4, at="reader"), b.conv(alone, 4, 4, at="other"))
-    found = find_subjects(normalise(b.model(b.conv(y, 4, 2, at="head"))), {"input": (1, 3, 8, 8)})
+    found = find_compressible(normalise(b.model(b.conv(y, 4, 2, at="head"))), {"input": (1, 3, 8, 8)})
     assert {name: g.size for name, g in found.groups.items()} == {"left/Conv": 12, "alone/Conv": 4, "other/Conv": 4}
     assert found.layers["reader/Conv"].input_group == "left/Conv"
     assert found.layers["right/Conv"].output_group == "left/Conv"
@@ -99,7 +99,7 @@ def test_a_grouped_conv_loses_whole_groups_where_these_leave_a_choice() -> None:
     model = normalise(b.model(b.conv(b.node("Concat", y, last, axis=1), 8, 2, at="head")))
     by_place = {g.name: g.size for g in trace(model).groups}
     assert by_place["grouped/Conv"] == 2
-    found = find_subjects(model, {"input": (1, 3, 8, 8)})
+    found = find_compressible(model, {"input": (1, 3, 8, 8)})
     assert {name: g.size for name, g in found.groups.items()} == {"a/Conv": 5}
     assert found.layers["grouped/Conv"].input_group == found.layers["grouped/Conv"].output_group == "a/Conv"
 
@@ -108,7 +108,7 @@ def test_a_grouped_conv_of_which_no_whole_group_can_go_loses_as_many_outputs_of_
     b = Builder()
     y = b.conv(b.conv("input", 3, 4, at="a"), 4, 8, group=2, at="grouped")
     y = b.node("Add", y, b.node("Gather", y, b.const([4, 5, 6, 7, 0, 1, 2, 3]), axis=1))
-    found = find_subjects(normalise(b.model(b.conv(y, 8, 2, at="head"))), {"input": (1, 3, 8, 8)})
+    found = find_compressible(normalise(b.model(b.conv(y, 8, 2, at="head"))), {"input": (1, 3, 8, 8)})
     assert {name: g.size for name, g in found.groups.items()} == {"grouped/Conv": 4}
     assert found.refused["channels of a/Conv"].reason.startswith("the grouped Conv 'grouped/Conv' would lose inputs")
     assert found.layers["grouped/Conv"].input_group is None
@@ -119,5 +119,5 @@ def test_a_depthwise_conv_over_several_groups_joins_them_unless_one_cannot_be_pr
         b = Builder()
         read = [b.conv("input", 3, 3, at=p) if p != "input" else p for p in parts]
         x = b.conv(b.node("Concat", *read, axis=1), 6, 6, group=6, at="depthwise")
-        found = find_subjects(normalise(b.model(b.conv(x, 6, 2, at="head"))), {"input": (1, 3, 8, 8)})
+        found = find_compressible(normalise(b.model(b.conv(x, 6, 2, at="head"))), {"input": (1, 3, 8, 8)})
         assert {name: g.size for name, g in found.groups.items()} == groups
