@@ -68,7 +68,7 @@ class Pool:
             The result of each task by name, in the order of `tasks`.
 
         Raises:
-            BrokenProcessPool: workers were killed more than `MOST_LOSSES` times.
+            SettingsError: workers were killed more than `MOST_LOSSES` times.
             OutputError: the checkpoint cannot be written.
         """
         results: dict[str, Any] = {}
@@ -86,10 +86,13 @@ class Pool:
                     self.checkpoint.save(f"{what}/{name}", result)
                     done += steps[name] if steps else 1
                     self.progress(what, done, of)
-            except BrokenProcessPool:  # a worker was killed: the unfinished tasks run again
+            except BrokenProcessPool as e:  # a worker was killed: the unfinished tasks run again
                 losses += 1
                 if losses > MOST_LOSSES or self._processes is None:
-                    raise
+                    raise SettingsError(
+                        f"worker processes were killed {losses} times during '{what}', most likely as memory ran out: "
+                        "give fewer `jobs`, or less `memory`"
+                    ) from e
                 self._processes.restart()
         return {name: results[name] for name in tasks}
 

@@ -59,6 +59,19 @@ def test_a_killed_worker_costs_time_and_no_results(workers: Pool, tmp_path: Path
     assert Path(mark).exists()
 
 
+def always_killed(*_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_that_are_killed_again_and_again_end_in_a_sentence(
+    workers: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "MOST_LOSSES", 1)
+    with pytest.raises(SettingsError, match=r"were killed 2 times during 'numbers', .+: give fewer `jobs`"):
+        workers.run("numbers", {str(i): (lambda i=i: (always_killed, i)) for i in range(2)})
+    workers.renew()
+
+
 def grown(megabytes: int) -> int:
     kept.append(b"x" * megabytes * 10**6)
     time.sleep(1.2)  # loky's own executor would look at a worker once a second
