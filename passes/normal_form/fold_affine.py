@@ -1,4 +1,4 @@
-"""BatchNormalization, and constants that scale or shift each channel, folded into the Conv before them."""
+"""BatchNormalization, and constants that scale or shift each channel, folded into the convolution before them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from passes.normal_form.affine import affine, is_float, take_over
 
 __all__ = ["FoldAffine"]
 
+# The axis of the output channels in the weight of each operator.
+AXES = {"Conv": 0, "ConvTranspose": 1}
+
 
 @dataclass(frozen=True)
 class FoldAffine(GraphPass):
     """Fold nodes that scale or shift each channel by a constant into the Conv before them, if nothing else reads it.
 
     The rule is s (W * x + b) + t = (s W) * x + (s b + t). It is applied to one node after another behind the Conv,
-    across Transposes too, and computed in float64 and rounded once, to the weight's own type.
+    across Transposes too, and computed in float64 and rounded once, to the weight's own type. It holds for a
+    ConvTranspose as for a Conv; a grouped ConvTranspose, whose weight has no axis of all output channels, is left.
 
     A weight that several nodes read stays shared: a node is folded only if all of them are Convs of equal biases, and
     an equal node follows each of them. All of these nodes are then folded at once, into one new weight and bias.
@@ -39,7 +43,7 @@ class FoldAffine(GraphPass):
         graph = model.graph
         outputs = {t.name for t in graph.outputs}
         shared = shared_weights(graph)
-        nodes = [n for n in graph.nodes if n.op == "Conv"]
+        nodes = [n for n in graph.nodes if n.op in AXES]
         for conv in nodes:
             if conv.inputs[-1].is_empty():  # a bias left out
                 conv.inputs.pop()
@@ -49,7 +53,8 @@ class FoldAffine(GraphPass):
             if convs[0] is not conv or not _alike(convs):
                 continue
             places = [(member, 1) for member in convs]  # the Conv or the last Transpose behind it, its axis of channels
-            while (found := _next_affine(places, conv.inputs[1].shape, outputs)) is not None:
+            shape = conv.inputs[1].shape
+            while (found := _next_affine(places, shape[AXES[conv.op]], len(shape), outputs)) is not None:
                 places, readers, s, t = found
                 _absorb(graph, convs, s, t)
                 for (last, _), reader in zip(places, readers, strict=True):
@@ -60,10 +65,12 @@ class FoldAffine(GraphPass):
 
 
 def _alike(convs: Sequence[gs.Node]) -> bool:
-    """Whether these nodes, all that read a weight, are Convs of constant weights and equal biases."""
+    """Whether these nodes, all that read a weight, are of one operator, with constant weights and equal biases."""
     weight = convs[0].inputs[1]
     for conv in convs:
-        if conv.op != "Conv" or conv.inputs[1] is not weight:
+        if conv.op != convs[0].op or conv.inputs[1] is not weight:
+            return False
+        if conv.op == "ConvTranspose" and conv.attrs.get("group", 1) != 1:
             return False
         if not all(isinstance(t, gs.Constant) for t in conv.inputs[1:]) or len(conv.inputs) != len(convs[0].inputs):
             return False
@@ -77,13 +84,13 @@ Place = tuple[gs.Node, int]
 
 
 def _next_affine(
-    places: Sequence[Place], shape: Sequence[int], outputs: Collection[str]
+    places: Sequence[Place], channels: int, rank: int, outputs: Collection[str]
 ) -> tuple[list[Place], list[gs.Node], np.ndarray, np.ndarray] | None:
     """The next nodes that can be folded, one behind each place, with the new places and the s and t of all of them.
 
     None if a place has no such node behind it, or where these nodes differ.
     """
-    found = [_reader(place, len(shape), outputs) for place in places]
+    found = [_reader(place, rank, outputs) for place in places]
     new: list[Place] = []
     readers: list[gs.Node] = []
     common: tuple[np.ndarray, np.ndarray] | None = None
@@ -91,7 +98,7 @@ def _next_affine(
         if each is None:
             return None
         last, axis, reader = each
-        own = affine(reader, shape[0], len(shape), axis)
+        own = affine(reader, channels, rank, axis)
         common = common or own
         if own is None or common is None or not all(map(np.array_equal, own, common)):
             return None
@@ -118,7 +125,8 @@ def _absorb(graph: gs.Graph, convs: Sequence[gs.Node], s: np.ndarray, t: np.ndar
     values = np.asarray(weight.values)
     new = list(conv.inputs[1:])
     if (s != 1).any():
-        scaled = s.reshape(-1, *[1] * (values.ndim - 1)) * values.astype(np.float64)
+        along = [-1 if axis == AXES[conv.op] else 1 for axis in range(values.ndim)]
+        scaled = s.reshape(along) * values.astype(np.float64)
         new[0] = _constant(graph, convs, weight, scaled.astype(values.dtype))
     if len(conv.inputs) > 2:
         bias = (s * np.asarray(conv.inputs[2].values, np.float64) + t).astype(values.dtype)

@@ -254,6 +254,20 @@ def test_batch_norm_behind_a_conv_with_an_empty_bias_is_folded() -> None:
     assert operators(normalised(b.model(y))) == ["Conv"]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("padding", [{}, {"output_padding": [1, 1], "pads": [1, 1, 1, 1]}])
+@pytest.mark.parametrize("group", [1, 2])
+def test_batch_norm_behind_a_transposed_conv_is_folded_unless_that_is_grouped(
+    bias: bool, padding: dict, group: int
+) -> None:
+    b = Builder()
+    x = b.conv("input", 3, 6)
+    read = [b.const(b.normal(6, 8 // group, 3, 3)), *([b.const(b.normal(8))] if bias else [])]
+    y = b.batchnorm(b.node("ConvTranspose", x, *read, strides=[2, 2], group=group, **padding), 8)
+    left = [] if group == 1 else ["BatchNormalization"]
+    assert operators(normalised(b.model(y))) == ["Conv", "ConvTranspose", *left]
+
+
 def test_batch_norm_behind_a_1d_and_a_3d_conv_is_folded() -> None:
     b = Builder()
     x = b.batchnorm(b.conv("input", 3, 4, (3,)), 4)
