@@ -38,6 +38,8 @@ def _count(value: int) -> str:
 
 def comparison(v: Verification) -> Group:
     """Before and after, with the shares that are left; beside them the original in the precision that is served."""
+    if v.new_images is False:  # intervals would be of images like these, that is, of fitted ones
+        v = v.model_copy(update={"intervals": None})
     table = Table(title=f"Before and after, on {v.images} images ({escape(v.source)})", title_justify="left")
     other = [] if v.unchanged is None else [f"{v.unchanged.precision} alone"]
     for column in ("", "before", *other, "after", "after / before"):
