@@ -28,6 +28,7 @@ from scipy.sparse import coo_array
 
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.hmc_groups import bearing, differences
+from hmc_onnx.planning.spared_stdout import spared_stdout
 from hmc_onnx.records.goal import Strategy, Target, Unreachable
 from hmc_onnx.records.plan import OPTIMAL_GAP, GroupPlan, LayerPlan, Plan, PlannedLatency
 from hmc_onnx.records.profile import KEEP, REMOVED, GroupProfile, LatencyProfile, LayerChoice, LayerProfile, Profile
@@ -242,13 +243,14 @@ class Program:
             scale = max(abs(limit), 1e-12) / 1e4  # HiGHS's tolerance is 1e-6, absolute: limits hold to ten digits
             constraints.append(LinearConstraint(self.cost[k][None] / scale, -np.inf, (limit - self.fixed[k]) / scale))
         scaled = objective / max(float(np.abs(objective).max(initial=0.0)), 1e-300)
-        result = milp(
-            scaled,
-            integrality=np.ones(self.count, int),
-            bounds=Bounds(0, 1),
-            constraints=constraints,
-            options={"mip_rel_gap": OPTIMAL_GAP, "node_limit": MOST_NODES},
-        )
+        with spared_stdout():  # HiGHS 1.12 prints a line of its own now and then
+            result = milp(
+                scaled,
+                integrality=np.ones(self.count, int),
+                bounds=Bounds(0, 1),
+                constraints=constraints,
+                options={"mip_rel_gap": OPTIMAL_GAP, "node_limit": MOST_NODES},
+            )
         if result.x is None:
             if result.status == 2:
                 return None, 0.0
