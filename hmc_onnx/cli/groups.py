@@ -128,8 +128,12 @@ class TestImages(Options):
 
     panel: ClassVar[str] = DATA
 
-    test_data: Annotated[Path | None, Option(metavar="PATH", default="the data's test split, or else the data")] = (
-        Field(default=None, description="Images to compare the models on.")
+    test_data: Annotated[
+        Path | None, Option(metavar="PATH", default="the data's test split, else a part of the data")
+    ] = Field(
+        default=None,
+        description="Images to compare the models on. Where neither these nor a test split are there, images beyond "
+        "--samples, or a fifth of all, are held back for it.",
     )
 
 
