@@ -50,7 +50,7 @@ __all__ = ["DataLike", "ModelLike", "Run", "opened", "purpose_of"]
 # Images whose answers are looked at before the work.
 LOOKED_AT = 128
 
-# With fewer images, what is fitted to them is clearly worse on new images (`benchmarks/few_images.py`).
+# With fewer images, what is fitted to them is worse on new images (`benchmarks/few_images.py`).
 FEW_IMAGES = 128
 
 # Factor by which the least time must exceed a target to be out of reach for sure, as it is only about the least.

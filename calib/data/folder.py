@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -88,18 +87,16 @@ class ImageFolder:
         return (images, at) if good.all() else (images[good], at[good])
 
     def only_readable(self, preprocess: Preprocess) -> ImageFolder:
-        """The folder without the images that cannot be read; raises DataError if none can be."""
+        """The folder without the images that cannot be read."""
 
-        def readable(file: Path) -> bool:
+        def readable(index: int) -> np.ndarray:
             try:
-                _load(file, preprocess)
+                _load(self.files[index], preprocess)
             except UnreadableImage:
-                return False
-            return True
+                return np.array(False)
+            return np.array(True)
 
-        self.first_readable(preprocess)
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            good = np.fromiter(threads.map(readable, self.files), bool, len(self))
+        good = filled(len(self), (), readable, np.dtype(bool))
         files = tuple(file for file, kept in zip(self.files, good, strict=True) if kept)
         return replace(self, files=files, labels=None if self.labels is None else self.labels[good])
 

@@ -177,3 +177,8 @@ class Verification(Frozen):
     new_images: bool | None = None
     intervals: Intervals | None = None
     changes: Changes | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @property
+    def shown_intervals(self) -> Intervals | None:
+        """The intervals, unless the network was fitted to the images: they would be of other fitted images."""
+        return None if self.new_images is False else self.intervals

@@ -38,16 +38,14 @@ def _count(value: int) -> str:
 
 def comparison(v: Verification) -> Group:
     """Before and after, with the shares that are left; beside them the original in the precision that is served."""
-    if v.new_images is False:  # intervals would be of images like these, that is, of fitted ones
-        v = v.model_copy(update={"intervals": None})
     table = Table(title=f"Before and after, on {v.images} images ({escape(v.source)})", title_justify="left")
     other = [] if v.unchanged is None else [f"{v.unchanged.precision} alone"]
     for column in ("", "before", *other, "after", "after / before"):
         table.add_column(column, justify="left" if not column else "right")
     if v.a.top1 is not None and v.b.top1 is not None:
         change = f"{100 * (v.b.top1 - v.a.top1):+.2f} points"
-        if v.intervals is not None and v.intervals.change is not None:
-            change += f" ({100 * v.intervals.change.low:+.2f} to {100 * v.intervals.change.high:+.2f})"
+        if v.shown_intervals is not None and v.shown_intervals.change is not None:
+            change += f" ({100 * v.shown_intervals.change.low:+.2f} to {100 * v.shown_intervals.change.high:+.2f})"
         alone = [] if v.unchanged is None else ["" if v.unchanged.top1 is None else f"{v.unchanged.top1:.2%}"]
         table.add_row("top-1", f"{v.a.top1:.2%}", *alone, f"{v.b.top1:.2%}", change)
     for name in ("macs", "parameters", "bytes"):
@@ -74,7 +72,7 @@ def _rows(table: Table, v: Verification) -> Table:
     blank = [] if v.unchanged is None else [""]
     if v.agreement is not None:
         alone = [] if v.unchanged is None else [f"{v.unchanged.agreement or 0:.2%}"]
-        of = None if v.intervals is None else v.intervals.agreement
+        of = None if v.shown_intervals is None else v.shown_intervals.agreement
         between = "" if of is None else f"{100 * of.low:.2f} to {100 * of.high:.2f} %"
         table.add_row("same class chosen", "", *alone, f"{v.agreement:.2%}", between)
     if v.cosine is not None:
@@ -82,7 +80,7 @@ def _rows(table: Table, v: Verification) -> Table:
     if v.error is not None:
         table.add_row("error, in standard deviations", "", *blank, f"{v.error:.4f}", "")
     classes = all(o.agreement is not None for o in v.outputs if o.kl is not None)
-    between = "" if v.intervals is None else f"{v.intervals.kl.low:.4f} to {v.intervals.kl.high:.4f}"
+    between = "" if v.shown_intervals is None else f"{v.shown_intervals.kl.low:.4f} to {v.shown_intervals.kl.high:.4f}"
     table.add_row("KL divergence" if classes else "divergence", "", *blank, f"{v.kl:.4f} nats", between)
     for other in v.batches:
         if abs(other.kl - v.kl) > NOTABLE[0] + NOTABLE[1] * v.kl:

@@ -7,10 +7,9 @@ its strength is found by cross-validation: weights that are fitted to one half o
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
 from calib.measure.moments import JointMoments, Moments
-from passes.core.linear_algebra import damped, ridge
+from passes.core.linear_algebra import least_squares, ridge
 
 __all__ = ["Fit", "fitted_bias"]
 
@@ -84,7 +83,7 @@ def fitted_bias(kernel: np.ndarray, moments: Moments) -> np.ndarray:
 def _solved(own: np.ndarray, moments: JointMoments, strength: float) -> np.ndarray:
     second, matrix = moments.second, own.reshape(len(own), -1)
     right = moments.cross + ridge(second, strength) * matrix
-    return np.asarray(cho_solve(cho_factor(damped(second, strength), overwrite_a=True), right.T).T)
+    return least_squares(second, right, strength)
 
 
 def _error(matrix: np.ndarray, moments: JointMoments) -> float:

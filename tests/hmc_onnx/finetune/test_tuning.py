@@ -292,6 +292,12 @@ def test_labels_are_numbered_and_unreadable_files_left_out_as_the_options_say(
         plain.take(np.arange(6), how)
 
 
+def trained_here(student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path, epochs: int) -> onnx.ModelProto:
+    """What the command makes of the student, made in this process."""
+    options = FineTuning(epochs=epochs, batch_size=40, device="cpu", train_in="fp32")
+    return hmc_onnx.finetune(student, teacher, data, options=options, preprocess=hmc_onnx.preprocessing(None)).model
+
+
 def test_two_processes_do_what_one_does(
     student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path, tmp_path: Path
 ) -> None:
@@ -304,12 +310,8 @@ def test_two_processes_do_what_one_does(
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    alone = hmc_onnx.finetune(
-        student, teacher, data,
-        options=FineTuning(epochs=2, batch_size=40, device="cpu", train_in="fp32"),
-        preprocess=hmc_onnx.preprocessing(None),
-    )  # fmt: skip
-    one, two = values(alone.model), values(onnx.load(tmp_path / "two.onnx"))
+    one = values(trained_here(student, teacher, data, epochs=2))
+    two = values(onnx.load(tmp_path / "two.onnx"))
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, rtol=0, atol=1e-3 * max(np.abs(value).max(), 1e-3))
 
@@ -331,12 +333,8 @@ def test_killed_it_goes_on(student: onnx.ModelProto, teacher: onnx.ModelProto, d
     assert not (tmp_path / "out.onnx").exists()
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    tuned = hmc_onnx.finetune(
-        student, teacher, data,
-        options=FineTuning(epochs=8, batch_size=40, device="cpu", train_in="fp32"),
-        preprocess=hmc_onnx.preprocessing(None),
-    )  # fmt: skip
-    for a, b in zip(tuned.model.graph.initializer, onnx.load(tmp_path / "out.onnx").graph.initializer, strict=True):
+    whole = trained_here(student, teacher, data, epochs=8)
+    for a, b in zip(whole.graph.initializer, onnx.load(tmp_path / "out.onnx").graph.initializer, strict=True):
         np.testing.assert_allclose(numpy_helper.to_array(a), numpy_helper.to_array(b), rtol=1e-3, atol=1e-4)
 
 
