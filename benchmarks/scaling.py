@@ -48,10 +48,10 @@ SMALL_BLOCKS, SMALL_CHANNELS = 6, 24
 GEMMS = 2  # side by side, as one would be a tensor of more than 2 GiB, which protobuf refuses
 # The command line with few candidates.
 FEW = """
-from hmc_onnx.search_space import candidates, elimination
+from hmc_onnx.search_space import candidates, elimination, variants
 from hmc_onnx.search_space import pruning_steps as cells
 from hmc_onnx.cli import main
-cells.SHARES, candidates.RATIOS, candidates.RATIOS_WHEN_PRUNED = (0.9375,), (), ()
+cells.SHARES, candidates.RATIOS, variants.RATIOS_WHEN_PRUNED = (0.9375,), (), ()
 elimination.LOTS = 16
 main()
 """

@@ -29,7 +29,8 @@ from hmc_onnx.execution.context import Context, check_convertible
 from hmc_onnx.planning.accuracy_search import Found, Search
 from hmc_onnx.planning.nearest import nearest
 from hmc_onnx.planning.planner import Planner, timed_here
-from hmc_onnx.planning.program import unchanged, unreachable
+from hmc_onnx.planning.program import unreachable
+from hmc_onnx.planning.solution import unchanged
 from hmc_onnx.profiling.candidate_times import Clock
 from hmc_onnx.profiling.least_time import least_latency
 from hmc_onnx.profiling.profiler import profile

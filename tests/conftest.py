@@ -62,7 +62,7 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("hmc_onnx.rewriting.fitting.PLENTY", 0)
 
-    for constant in ("pruning_steps.SHARES", "candidates.RATIOS", "candidates.RATIOS_WHEN_PRUNED"):
+    for constant in ("pruning_steps.SHARES", "candidates.RATIOS", "variants.RATIOS_WHEN_PRUNED"):
         monkeypatch.setattr(f"hmc_onnx.search_space.{constant}", (0.5,))
     for name in set(DECOMPOSITIONS) - {"svd"}:
         monkeypatch.delitem(DECOMPOSITIONS, name)
@@ -71,7 +71,7 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def coarse_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half as many shares of channels and ranks: for tests of what is done with candidates, whatever they are."""
-    for constant in ("pruning_steps.SHARES", "candidates.RATIOS", "candidates.RATIOS_WHEN_PRUNED"):
+    for constant in ("pruning_steps.SHARES", "candidates.RATIOS", "variants.RATIOS_WHEN_PRUNED"):
         monkeypatch.setattr(f"hmc_onnx.search_space.{constant}", (0.7, 0.5, 0.3, 0.22))
 
 

@@ -19,7 +19,7 @@ from calib.runtime.sessions import Runtime
 from hmc_onnx.comparison.judging import Judged, labelled, predictions
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.planner import Planner
-from hmc_onnx.planning.program import unchanged
+from hmc_onnx.planning.solution import unchanged
 from hmc_onnx.records.comparison import Visited
 from hmc_onnx.records.goal import Target
 from hmc_onnx.records.plan import Plan

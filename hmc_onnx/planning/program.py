@@ -20,21 +20,20 @@ stops the search, the gap is larger, and the plan records it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from hmc_onnx.execution.context import Context
-from hmc_onnx.planning.hmc_groups import bearing, differences
+from hmc_onnx.planning.solution import plan_of
 from hmc_onnx.planning.spared_stdout import spared_stdout
+from hmc_onnx.planning.strategies import allowed
 from hmc_onnx.records.goal import Strategy, Target, Unreachable
-from hmc_onnx.records.plan import OPTIMAL_GAP, GroupPlan, LayerPlan, Plan, PlannedLatency
-from hmc_onnx.records.profile import KEEP, REMOVED, GroupProfile, LatencyProfile, LayerChoice, LayerProfile, Profile
+from hmc_onnx.records.plan import OPTIMAL_GAP, Plan
+from hmc_onnx.records.profile import KEEP, REMOVED, LayerChoice, LayerProfile, Profile
 from passes.core.errors import HmcError, SettingsError
 
-__all__ = ["Program", "solve", "unchanged", "unreachable"]
+__all__ = ["Program", "solve", "unreachable"]
 
 # The costs that may be bounded, and the fields of a target that bound them.
 NAMES = {"seconds": "latency", "macs": "macs", "parameters": "params"}
@@ -44,35 +43,6 @@ MOST_NODES = 20_000
 LEAST = 1e-12
 # Relative rounding error of the original's costs when they are summed in another order.
 ROUNDING = 1e-9
-
-Allowed = Callable[[LayerProfile, LayerChoice], bool]
-
-
-def unchanged(context: Context) -> Plan:
-    """The plan that changes nothing; it needs no profile."""
-    layers = {
-        name: LayerPlan(
-            method=KEEP,
-            macs=subject.macs(),
-            parameters=sum(context.costs[use.name].parameters for use in subject.uses),
-            reason="the target asks for no change",
-            also=[use.name for use in subject.further],
-        )
-        for name, subject in context.compressible.layers.items()
-    }
-    return Plan(
-        model=context.digest,
-        data=context.data.digest(),
-        settings=context.settings,
-        strategy="hmc",
-        target=Target(),
-        groups={name: GroupPlan(size=group.size, removed=[]) for name, group in context.compressible.groups.items()},
-        layers=layers,
-        declined=context.compressible.declined,
-        macs=context.cost.macs,
-        parameters=context.cost.parameters,
-        sensitivity=0.0,
-    )
 
 
 def solve(profile: Profile, target: Target, strategy: Strategy = "hmc") -> Plan:
@@ -109,14 +79,14 @@ class Program:
 
     def __init__(self, profile: Profile, strategy: Strategy = "hmc") -> None:
         self.profile, self.strategy = profile, strategy
-        allowed = _allowed(profile, strategy)
+        permits = allowed(profile, strategy)
         self.original = {"macs": float(profile.macs), "parameters": float(profile.parameters)}
         if profile.latency is not None:
             self.original["seconds"] = profile.latency.seconds
         self.layers = [
             (layer, c)
             for layer in profile.layers
-            for c in _undominated([c for c in layer.choices if allowed(layer, c)], list(self.original))
+            for c in _undominated([c for c in layer.choices if permits(layer, c)], list(self.original))
         ]
         self.groups = [(g, a) for g in profile.groups for a in range(len(g.choices))]
         self.count = len(self.groups) + len(self.layers)
@@ -199,12 +169,12 @@ class Program:
         if can_stay and all(
             self.spent(k, self.unchanged) <= v * self.original[k] * (1 + ROUNDING) for k, v in bounds.items()
         ):
-            return _plan(self, self.unchanged, target, 0.0)
+            return plan_of(self, self.unchanged, target, 0.0)
         solution, gap = self._minimise(self.loss, {k: v * self.original[k] for k, v in bounds.items()})
         if solution is None:
             raise self._unreachable(target, {k: correction if k == "seconds" else 1.0 for k in bounds})
         limits = {k: v * self.original[k] for k, v in bounds.items()}
-        return _plan(self, self._spared(solution, limits), target, gap)
+        return plan_of(self, self._spared(solution, limits), target, gap)
 
     def _spared(self, solution: np.ndarray, limits: dict[str, float]) -> np.ndarray:
         """The solution without unneeded decompositions: those without measured loss that no limit requires.
@@ -262,41 +232,6 @@ class Program:
         return float(self.cost[what] @ solution) + self.fixed[what]
 
 
-def _allowed(profile: Profile, strategy: Strategy) -> Allowed:
-    """A function that says whether a strategy allows a layer's choice."""
-    if strategy == "hmc":
-        return lambda layer, c: True
-    if strategy == "prune":
-        return lambda layer, c: c.method in (KEEP, REMOVED)
-    if strategy == "lowrank":
-        return lambda layer, c: c.inputs == c.outputs == 0
-    if strategy == "ahc":  # both methods or neither; low rank alone for a layer without prunable groups
-
-        def both_or_neither(layer: LayerProfile, c: LayerChoice) -> bool:
-            if layer.input_group is None and layer.output_group is None:
-                return True
-            return (c.inputs == c.outputs == 0) == (c.method == KEEP)
-
-        return both_or_neither
-    difference = differences(profile)
-    pruned = {
-        g.name for g in profile.groups if sum((difference[n] or 0.0) * m for n, m in _macs(g, profile).items()) < 0
-    }
-
-    def one_method(layer: LayerProfile, c: LayerChoice) -> bool:
-        if {layer.input_group, layer.output_group} & pruned:
-            ends = ((layer.input_group, c.inputs), (layer.output_group, c.outputs))
-            return c.method in (KEEP, REMOVED) and all(i == 0 or g in pruned for g, i in ends)
-        return c.inputs == c.outputs == 0
-
-    return one_method
-
-
-def _macs(group: GroupProfile, profile: Profile) -> dict[str, int]:
-    members = {*group.producers, *group.consumers}
-    return {layer.name: layer.macs for layer in profile.layers if layer.name in members}
-
-
 def _undominated(choices: list[LayerChoice], costs: list[str]) -> list[LayerChoice]:
     """The choices that no other choice for the same channels equals or beats in all costs and in sensitivity."""
     kept: dict[tuple[int, int], list[tuple[tuple[float, ...], LayerChoice]]] = {}
@@ -319,66 +254,3 @@ def _decomposes(choice: LayerChoice) -> bool:
 def _loss(sensitivity: float, changes: bool) -> float:
     """The objective's value for a choice: its sensitivity, but at least `LEAST` if it changes something."""
     return max(sensitivity, LEAST) if changes else sensitivity
-
-
-def _plan(program: Program, solution: np.ndarray, target: Target, gap: float) -> Plan:
-    profile, as_it_is = program.profile, bool(np.array_equal(solution, program.unchanged))
-    groups = {
-        g.name: GroupPlan(size=g.size, removed=g.choices[a].removed, sensitivity=g.choices[a].sensitivity)
-        for (g, a), taken in zip(program.groups, solution, strict=False)
-        if taken
-    }
-    difference = differences(profile)
-    layers = {}
-    for (layer, c), taken in zip(program.layers, solution[len(program.groups) :], strict=True):
-        if taken:
-            layers[layer.name] = LayerPlan(
-                method=c.method,
-                rank=c.rank,
-                bears=bearing(difference[layer.name]),
-                difference=difference[layer.name],
-                sensitivity=c.sensitivity,
-                macs=c.macs,
-                parameters=c.parameters,
-                seconds=c.seconds,
-                reason=_reason(layer, c, as_it_is),
-                also=layer.also,
-            )
-    return Plan(
-        model=profile.model,
-        data=profile.data,
-        settings=profile.settings,
-        strategy=program.strategy,
-        target=target,
-        groups=groups,
-        layers={layer.name: layers[layer.name] for layer in profile.layers},
-        declined=profile.declined,
-        macs=round(program.spent("macs", solution)),
-        parameters=round(program.spent("parameters", solution)),
-        latency=None if profile.latency is None else _planned_latency(profile.latency, program, solution),
-        sensitivity=float(program.sensitivity @ solution),
-        gap=gap,
-    )
-
-
-def _planned_latency(measured: LatencyProfile, program: Program, solution: np.ndarray) -> PlannedLatency:
-    return PlannedLatency(
-        batch=measured.batch,
-        machine=measured.machine,
-        expected=program.spent("seconds", solution) / measured.seconds,
-        by_macs=measured.by_macs,
-    )
-
-
-def _reason(layer: LayerProfile, choice: LayerChoice, as_it_is: bool) -> str:
-    """The reason for a choice, in one phrase; `as_it_is` says that the plan changes nothing."""
-    if as_it_is:
-        return "the target is met without changing anything"
-    if choice.method == REMOVED:
-        return "the residual branch that it is in is removed"
-    pruned = choice.inputs > 0 or choice.outputs > 0
-    if choice.method == KEEP and not pruned:
-        return "kept: changing it would cost more accuracy for what it saves than the changes that were made"
-    what = {(True, True): "pruned and decomposed", (True, False): "pruned", (False, True): "decomposed"}
-    share = choice.macs / max(layer.macs, 1)
-    return f"{what[pruned, choice.method != KEEP]} to {share:.0%} of its MACs"

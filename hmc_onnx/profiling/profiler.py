@@ -26,17 +26,10 @@ from hmc_onnx.execution.context import Context
 from hmc_onnx.execution.executor import Pool, Task, pool
 from hmc_onnx.profiling.candidate_times import Chain, Clock, default_align
 from hmc_onnx.records.profile import GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
-from hmc_onnx.search_space.candidates import (
-    Candidate,
-    Times,
-    Variant,
-    decompositions,
-    layer_choices,
-    removal,
-    variants,
-    whole_offers,
-)
+from hmc_onnx.search_space.candidates import Candidate, Times, decompositions, whole_offers
 from hmc_onnx.search_space.elimination import Elimination
+from hmc_onnx.search_space.layer_choices import layer_choices
+from hmc_onnx.search_space.variants import Variant, removal, variants
 from hmc_onnx.search_space.weight_changes import group_changes, layer_changes
 from passes.channels import ChannelGroup
 from passes.core.errors import ModelError

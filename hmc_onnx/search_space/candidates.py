@@ -6,44 +6,34 @@ A decomposition at a rank is an `Offer` as long as only its cost is known, a `Ca
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
-from hmc_onnx.analysis.compressible import CompressibleLayer, readers
-from hmc_onnx.records.profile import KEEP, REMOVED, GroupProfile, LayerChoice
-from hmc_onnx.search_space.elimination import Consumer, Floors, eliminate
-from hmc_onnx.search_space.pruning_steps import carried, steps
-from passes.channels import ChannelGroup
+from hmc_onnx.analysis.compressible import CompressibleLayer
 from passes.core.shelf import MEMORY, Kept, Shelf
 from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose
 from passes.graph.layers import Geometry
 
 __all__ = [
     "Candidate",
-    "Curve",
     "Offer",
     "Times",
     "decompositions",
     "front",
-    "layer_choices",
     "offers",
-    "removal",
+    "over_all_uses",
     "timed",
-    "variants",
     "whole_offers",
 ]
 
 # Seconds of a layer's chains, by their links; None where latency is not measured.
 Times = Mapping[tuple[Geometry, ...], float] | None
 
-# Shares of a layer's MACs at which each decomposition is tried: on the whole layer, and on the pruned one.
+# Shares of a layer's MACs at which each decomposition of the whole layer is tried.
 RATIOS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15)
-RATIOS_WHEN_PRUNED = (0.7, 0.5, 0.35, 0.22)
 
 
 @dataclass(frozen=True)
@@ -163,10 +153,10 @@ def whole_offers(subject: CompressibleLayer, align: int, fine: bool = True) -> l
         return []
     ratios = RATIOS if fine else RATIOS[1::2]
     found = offers(subject.layer.geometry, subject.size, align, list(DECOMPOSITIONS), ratios, subject.maps)
-    return _over_all_uses(subject, found)
+    return over_all_uses(subject, found)
 
 
-def _over_all_uses(subject: CompressibleLayer, offered: list[Offer]) -> list[Offer]:
+def over_all_uses(subject: CompressibleLayer, offered: list[Offer]) -> list[Offer]:
     """The offers with the MACs and the biases of all uses of the layer; `offers` counts those of the first."""
     if not subject.further:
         return offered
@@ -185,176 +175,3 @@ def decompositions(
     if not offered:
         return []
     return front(geometry, subject.layer.weight, subject.moments.second.array, offered, shelf)
-
-
-def removal(
-    group: ChannelGroup, layers: dict[str, CompressibleLayer], align: int, fine: bool = True, shelf: Shelf = MEMORY
-) -> tuple[Any, ...]:
-    """The task of eliminating a group's channels for all pruning steps: `eliminate` and its arguments."""
-    consumers = [Consumer(shelf.keep(s.layer.values), s.moments.second, c) for s, c in readers(group, layers)]
-    on_offer = steps(group, align, fine)
-    floors = Floors(carried(group), align)
-    return eliminate, consumers, group.size, on_offer.counts, floors, on_offer, shelf
-
-
-class Curve:
-    """A layer's sensitivity as a function of its local error: log-log interpolation between measured points.
-
-    Below the smallest and above the largest point it is proportional to the error, because the KL divergence is
-    quadratic in small changes and the error is squared already.
-
-    Args:
-        points: measured pairs of local error and sensitivity in nats.
-    """
-
-    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
-        usable = sorted((e, s) for e, s in points if e > 0 and s > 0)
-        self._errors = np.log([e for e, _ in usable])
-        self._sensitivities = np.maximum.accumulate(np.log([s for _, s in usable])) if usable else self._errors
-
-    def __call__(self, error: float) -> float:
-        """The sensitivity in nats at a local error; the error itself if there is no usable point."""
-        if error <= 0 or not len(self._errors):
-            return max(error, 0.0)
-        at = math.log(error)
-        inside = min(max(at, self._errors[0]), self._errors[-1])
-        return float(math.exp(np.interp(inside, self._errors, self._sensitivities) + at - inside))
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A layer as it is left by one choice for its input group and one for its output group.
-
-    Attributes:
-        inputs, outputs: indices of these choices.
-        kept_in, kept_out: masks of the input channels (I,) and output channels (O,) that stay; one of the masks is all
-            False if the layer is removed with its residual branch.
-        geometry: geometry of the remaining layer.
-        offers: the decompositions to try on it.
-    """
-
-    inputs: int
-    outputs: int
-    kept_in: np.ndarray
-    kept_out: np.ndarray
-    geometry: Geometry
-    offers: list[Offer]
-
-    @property
-    def removed(self) -> bool:
-        """Whether the layer is removed with its residual branch."""
-        return not (self.kept_in.any() and self.kept_out.any())
-
-    @property
-    def chains(self) -> list[tuple[Geometry, ...]]:
-        """The chains whose times are needed: the remaining layer as a chain of one link, and those of the offers."""
-        return [] if self.removed else [(self.geometry,), *(o.links for o in self.offers)]
-
-
-def variants(
-    subject: CompressibleLayer,
-    input_group: GroupProfile | None,
-    output_group: GroupProfile | None,
-    align: int,
-    methods: Sequence[str],
-    fine: bool = True,
-) -> Iterator[Variant]:
-    """Yield the layer for each pair of choices of its input and output group.
-
-    A layer that is pruned at one end has decompositions on offer. A layer that is pruned at both ends has none, because
-    the combinations would be too many. Those of the whole layer are not included: see `whole_offers`.
-
-    Args:
-        subject: the layer.
-        input_group, output_group: profiles of its groups; None for a group that it does not have or that cannot be
-            pruned.
-        align, methods: as for `offers`.
-        fine: whether to use all of `RATIOS_WHEN_PRUNED`; else every second one.
-    """
-    geometry, ratios = subject.layer.geometry, RATIOS_WHEN_PRUNED if fine else RATIOS_WHEN_PRUNED[1::2]
-    for a, gone_in in enumerate(_removed(input_group)):
-        kept_in = _kept(subject.input_classes, gone_in, geometry.inputs)
-        for b, gone_out in enumerate(_removed(output_group)):
-            # a grouped Conv that loses whole groups has the same channel group at both ends
-            if subject.grouped and subject.input_group is not None and a != b:
-                continue
-            kept_out = _kept(subject.output_classes, gone_out, geometry.outputs)
-            if not kept_in.any() and kept_out.any() and not subject.ends_branch:  # the branch would go on
-                continue
-            offered: list[Offer] = []
-            if not (kept_in.any() and kept_out.any()):
-                yield Variant(a, b, kept_in, kept_out, geometry, offered)
-                continue
-            part = geometry.resized(int(kept_in.sum()), int(kept_out.sum()))
-            if not subject.grouped and (a == 0) != (b == 0):
-                found = offers(part, subject.size, align, methods, ratios, subject.maps)
-                offered = _over_all_uses(subject, found)
-            yield Variant(a, b, kept_in, kept_out, part, offered)
-
-
-def layer_choices(
-    subject: CompressibleLayer,
-    plain: Sequence[Candidate],
-    measured: Sequence[float],
-    own: Sequence[Variant],
-    repaired: Mapping[int, Kept],
-    times: Times = None,
-) -> list[LayerChoice]:
-    """All choices of a layer, for each choice of its input and output group.
-
-    Args:
-        subject: the layer.
-        plain: the decompositions of the whole layer.
-        measured: their sensitivities in nats, in the same order.
-        own: the layer's `variants`.
-        repaired: the layer's repaired weight (O, I, *kernel), by index of its input group's choice; none for the first.
-        times: times of all chains of the layer.
-    """
-    curve = Curve([(c.error, s) for c, s in zip(plain, measured, strict=True)])
-    moment = subject.moments.second.array
-    choices = []
-    for v in own:
-        whole = v.inputs == v.outputs == 0
-        choice = LayerChoice(
-            inputs=v.inputs,
-            outputs=v.outputs,
-            method=REMOVED if v.removed else KEEP,
-            rank=0,
-            macs=0 if v.removed else subject.macs(v.geometry),
-            parameters=0 if v.removed else v.geometry.parameters + len(subject.biases) * v.geometry.outputs,
-            seconds=None if times is None else 0.0 if v.removed else times[v.geometry,],
-            error=0.0,
-            sensitivity=0.0,
-            measured=True,
-        )
-        choices.append(choice)
-        found, known = (list(plain), list(measured)) if whole else ([], [])
-        offered = timed(v.offers, v.geometry, times)
-        if offered:
-            features = np.flatnonzero(np.repeat(v.kept_in, math.prod(v.geometry.kernel)))
-            whole_weight = repaired[v.inputs].array if v.inputs in repaired else subject.layer.values
-            weight = whole_weight[np.ix_(v.kept_out, v.kept_in)].astype(np.float64)
-            found = front(v.geometry, weight, moment[np.ix_(features, features)], offered)
-            known = [curve(c.error) for c in found]
-        for candidate, sensitivity in zip(found, known, strict=True):
-            offer = candidate.offer
-            update = {
-                "method": offer.method,
-                "rank": offer.rank,
-                "macs": offer.macs,
-                "parameters": offer.parameters,
-                "seconds": offer.seconds,
-                "error": candidate.error,
-                "sensitivity": sensitivity,
-                "measured": whole,
-            }
-            choices.append(choice.model_copy(update=update))
-    return choices
-
-
-def _removed(group: GroupProfile | None) -> list[list[int]]:
-    return [c.removed for c in group.choices] if group else [[]]
-
-
-def _kept(classes: np.ndarray | None, removed: Sequence[int], channels: int) -> np.ndarray:
-    return np.ones(channels, bool) if classes is None else ~np.isin(classes, removed)

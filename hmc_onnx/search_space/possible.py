@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.profile import GroupChoice, GroupProfile
-from hmc_onnx.search_space.candidates import Variant, variants
 from hmc_onnx.search_space.pruning_steps import steps
+from hmc_onnx.search_space.variants import Variant, variants
 from passes.channels import ChannelGroup
 from passes.decompose import DECOMPOSITIONS
 

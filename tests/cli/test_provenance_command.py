@@ -17,7 +17,7 @@ from passes.graph.files import load, save
 def planned(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan that changes nothing, for model.onnx and plain.npz."""
     from hmc_onnx.api import Images, Settings, load_data
-    from hmc_onnx.planning.program import unchanged
+    from hmc_onnx.planning.solution import unchanged
     from hmc_onnx.run import Run
 
     proto = load(given / "model.onnx")

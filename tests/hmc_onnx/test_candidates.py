@@ -17,8 +17,10 @@ from hmc_onnx.execution.context import Context
 from hmc_onnx.profiling.profiler import profile
 from hmc_onnx.records.profile import KEEP, REMOVED, LayerChoice, Profile
 from hmc_onnx.records.settings import Settings
-from hmc_onnx.search_space.candidates import RATIOS, Candidate, Curve, front, offers, removal, timed
+from hmc_onnx.search_space.candidates import RATIOS, Candidate, front, offers, timed
+from hmc_onnx.search_space.layer_choices import Curve
 from hmc_onnx.search_space.pruning_steps import SHARES
+from hmc_onnx.search_space.variants import removal
 from passes.branches import remove_branch
 from passes.channels import trace
 from passes.core.shelf import Shelf

@@ -12,7 +12,7 @@ from graphs import images, resnet
 from calib.data.calibration import CalibrationData
 from calib.measure.latency_table import Machine
 from hmc_onnx.api import Provenance, Result, Settings, apply
-from hmc_onnx.planning.program import unchanged
+from hmc_onnx.planning.solution import unchanged
 from hmc_onnx.records.plan import PlannedLatency
 from hmc_onnx.records.provenance import PREFIX, with_provenance
 from hmc_onnx.run import Run

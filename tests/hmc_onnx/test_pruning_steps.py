@@ -8,8 +8,8 @@ from zoo import Builder, resnet
 
 from calib.measure.moments import Moments
 from hmc_onnx.analysis.find_compressible import find_compressible
-from hmc_onnx.search_space.candidates import removal
 from hmc_onnx.search_space.pruning_steps import steps
+from hmc_onnx.search_space.variants import removal
 from passes.channels import ChannelGroup
 from passes.core.shelf import Shelf
 from passes.graph.shapes import batch_one

@@ -1,0 +1,103 @@
+"""The choices of a layer for the profile: what each costs, and how sensitive the network is to it.
+
+Decompositions of the whole layer are measured. Those of a pruned layer are read off the curve of the measured ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hmc_onnx.analysis.compressible import CompressibleLayer
+from hmc_onnx.records.profile import KEEP, REMOVED, LayerChoice
+from hmc_onnx.search_space.candidates import Candidate, Times, front, timed
+from hmc_onnx.search_space.variants import Variant
+from passes.core.shelf import Kept
+
+__all__ = ["Curve", "layer_choices"]
+
+
+class Curve:
+    """A layer's sensitivity as a function of its local error: log-log interpolation between measured points.
+
+    Below the smallest and above the largest point it is proportional to the error, because the KL divergence is
+    quadratic in small changes and the error is squared already.
+
+    Args:
+        points: measured pairs of local error and sensitivity in nats.
+    """
+
+    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
+        usable = sorted((e, s) for e, s in points if e > 0 and s > 0)
+        self._errors = np.log([e for e, _ in usable])
+        self._sensitivities = np.maximum.accumulate(np.log([s for _, s in usable])) if usable else self._errors
+
+    def __call__(self, error: float) -> float:
+        """The sensitivity in nats at a local error; the error itself if there is no usable point."""
+        if error <= 0 or not len(self._errors):
+            return max(error, 0.0)
+        at = math.log(error)
+        inside = min(max(at, self._errors[0]), self._errors[-1])
+        return float(math.exp(np.interp(inside, self._errors, self._sensitivities) + at - inside))
+
+
+def layer_choices(
+    subject: CompressibleLayer,
+    plain: Sequence[Candidate],
+    measured: Sequence[float],
+    own: Sequence[Variant],
+    repaired: Mapping[int, Kept],
+    times: Times = None,
+) -> list[LayerChoice]:
+    """All choices of a layer, for each choice of its input and output group.
+
+    Args:
+        subject: the layer.
+        plain: the decompositions of the whole layer.
+        measured: their sensitivities in nats, in the same order.
+        own: the layer's `variants`.
+        repaired: the layer's repaired weight (O, I, *kernel), by index of its input group's choice; none for the first.
+        times: times of all chains of the layer.
+    """
+    curve = Curve([(c.error, s) for c, s in zip(plain, measured, strict=True)])
+    moment = subject.moments.second.array
+    choices = []
+    for v in own:
+        whole = v.inputs == v.outputs == 0
+        choice = LayerChoice(
+            inputs=v.inputs,
+            outputs=v.outputs,
+            method=REMOVED if v.removed else KEEP,
+            rank=0,
+            macs=0 if v.removed else subject.macs(v.geometry),
+            parameters=0 if v.removed else v.geometry.parameters + len(subject.biases) * v.geometry.outputs,
+            seconds=None if times is None else 0.0 if v.removed else times[v.geometry,],
+            error=0.0,
+            sensitivity=0.0,
+            measured=True,
+        )
+        choices.append(choice)
+        found, known = (list(plain), list(measured)) if whole else ([], [])
+        offered = timed(v.offers, v.geometry, times)
+        if offered:
+            features = np.flatnonzero(np.repeat(v.kept_in, math.prod(v.geometry.kernel)))
+            whole_weight = repaired[v.inputs].array if v.inputs in repaired else subject.layer.values
+            weight = whole_weight[np.ix_(v.kept_out, v.kept_in)].astype(np.float64)
+            found = front(v.geometry, weight, moment[np.ix_(features, features)], offered)
+            known = [curve(c.error) for c in found]
+        for candidate, sensitivity in zip(found, known, strict=True):
+            offer = candidate.offer
+            update = {
+                "method": offer.method,
+                "rank": offer.rank,
+                "macs": offer.macs,
+                "parameters": offer.parameters,
+                "seconds": offer.seconds,
+                "error": candidate.error,
+                "sensitivity": sensitivity,
+                "measured": whole,
+            }
+            choices.append(choice.model_copy(update=update))
+    return choices
