@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from calib.data.calibration import CalibrationData, Origin
 from calib.measure.divergence import log_probabilities
@@ -215,7 +215,7 @@ def _near_chance(e: _Evidence) -> Finding | None:
 
 def _guessed(right: int, n: int, width: int) -> bool:
     """Whether a network that guesses among `width` classes may have this many right answers (`CERTAIN`)."""
-    return right <= binom.ppf(CERTAIN, n, 1 / width)
+    return right == 0 or bool(bdtr(right - 1, n, 1 / width) < CERTAIN)
 
 
 def _renumbered(answers: np.ndarray, labels: np.ndarray) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import binomtest
 
 from hmc_onnx.records.comparison import Interval
 
@@ -20,6 +19,8 @@ def of_share(right: np.ndarray) -> Interval:
         right: of each image whether it counts, bool (N,); or the share of its places that do, float (N,).
     """
     if np.isin(right, (0, 1)).all():
+        from scipy.stats import binomtest  # noqa: PLC0415  its import takes longer than all else here
+
         found = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
         return Interval(low=float(found.low), high=float(found.high))
     return of_mean(right, 1.0)

@@ -1,12 +1,10 @@
-"""Decompositions of a Conv, ConvTranspose or Gemm into a chain, and the pass that applies one."""
+"""Decompositions of a Conv, ConvTranspose or Gemm into a chain; `passes.decompose.decompose_layer` is the pass."""
 
 from passes.decompose.base import Decomposition, chain_macs, chain_parameters, compose, error
-from passes.decompose.decompose_layer import DecomposeLayer
 from passes.decompose.registry import DECOMPOSITIONS
 
 __all__ = [
     "DECOMPOSITIONS",
-    "DecomposeLayer",
     "Decomposition",
     "chain_macs",
     "chain_parameters",

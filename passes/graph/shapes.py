@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import onnx
 import onnx_graphsurgeon as gs
-import onnx_ir as ir
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
-from onnxscript.optimizer import fold_constants
 
 from passes.core.errors import ModelError
 from passes.graph.protos import SMALL, first_line, substitute
@@ -19,9 +16,6 @@ if TYPE_CHECKING:
     from passes.graph.model import Model
 
 __all__ = ["Shape", "ShapeCache", "Shapes", "batch_one", "infer_shapes"]
-
-# onnxscript's constant folding warns of each node that it does not fold, which a user need not know.
-logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
 
 Shape = tuple[int | None, ...]
 Shapes = dict[str, Shape]
@@ -80,9 +74,9 @@ def infer_shapes(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = No
     try:
         found = _inferred(proto)
         if any(t.name and None in found.get(t.name, (None,)) for n in graph.nodes for t in n.outputs):
-            module = ir.from_proto(proto)  # shapes that are computed from shapes become constants
-            fold_constants(module, onnx_shape_inference=True)
-            known = _inferred(ir.to_proto(module))
+            from passes.graph.computed_shapes import with_computed_shapes  # noqa: PLC0415  workers do without onnx_ir
+
+            known = _inferred(with_computed_shapes(proto))
             found |= {k: v for k, v in known.items() if None in found.get(k, (None,))}
     except (onnx.shape_inference.InferenceError, RuntimeError) as e:
         raise ModelError(f"shape inference fails on the model: {first_line(e)}") from e

@@ -14,6 +14,8 @@ import onnx_ir as ir
 from onnx_ir.passes import PassResult
 from onnxscript import optimizer
 
+from passes.graph.quiet import quiet_folding
+
 __all__ = ["DecideIfs"]
 
 
@@ -43,7 +45,8 @@ class DecideIfs(ir.passes.InPlacePass):
                 condition = ir.Value(name=name, const_value=ir.tensor(value, name=name))
                 model.graph.register_initializer(condition)
                 node.replace_input_with(0, condition)
-            optimizer.fold_constants(model)  # replaces each decided If by its branch
+            with quiet_folding():
+                optimizer.fold_constants(model)  # replaces each decided If by its branch
             decided += len(found)
         return PassResult(model, modified=bool(decided))
 
@@ -79,6 +82,7 @@ def _conditions(model: ir.Model, batch: int) -> dict[str, bool]:
         copy = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
     except onnx.shape_inference.InferenceError:  # the model does not run at this batch
         return {}
-    optimizer.fold_constants(copy, onnx_shape_inference=True)
+    with quiet_folding():
+        optimizer.fold_constants(copy, onnx_shape_inference=True)
     values = {v.name: v.const_value for v in copy.graph.outputs if v.name in conditions}
     return {str(name): bool(tensor.numpy()) for name, tensor in values.items() if tensor is not None}

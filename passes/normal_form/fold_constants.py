@@ -8,6 +8,8 @@ import onnx_ir as ir
 from onnx_ir.passes import PassResult
 from onnxscript import optimizer
 
+from passes.graph.quiet import quiet_folding
+
 __all__ = ["FoldConstants"]
 
 
@@ -28,7 +30,8 @@ class FoldConstants(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         """The same model, in place, and whether anything was folded."""
-        result = optimizer.fold_constants(model, input_size_limit=self.input_size_limit, should_fold=_also)
+        with quiet_folding():
+            result = optimizer.fold_constants(model, input_size_limit=self.input_size_limit, should_fold=_also)
         return PassResult(model, modified=result.modified)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import joblib
 import pytest
+from worker_tasks import always_killed, doubled, grown, killed_once
 from zoo import images, resnet
 
 import hmc_onnx
@@ -26,18 +27,6 @@ from passes.core.errors import SettingsError
 
 SETTINGS = hmc_onnx.Settings(samples=32, kl_samples=32, positions=8, align=4, chunk=16, fine=False, provider="cpu")
 NOWHERE = Checkpoint(None, {})
-
-
-def doubled(x: int) -> int:
-    return 2 * x
-
-
-def killed_once(mark: str, x: int) -> int:
-    """Its process is killed, but for the second time."""
-    if not Path(mark).exists():
-        Path(mark).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return doubled(x)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +48,6 @@ def test_a_killed_worker_costs_time_and_no_results(workers: Pool, tmp_path: Path
     assert Path(mark).exists()
 
 
-def always_killed(*_: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_workers_that_are_killed_again_and_again_end_in_a_sentence(
     workers: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,15 +55,6 @@ def test_workers_that_are_killed_again_and_again_end_in_a_sentence(
     with pytest.raises(SettingsError, match=r"were killed 2 times during 'numbers', .+: give fewer `jobs`"):
         workers.run("numbers", {str(i): (lambda i=i: (always_killed, i)) for i in range(2)})
     workers.renew()
-
-
-def grown(megabytes: int) -> int:
-    kept.append(b"x" * megabytes * 10**6)
-    time.sleep(1.2)  # loky's own executor would look at a worker once a second
-    return os.getpid()
-
-
-kept: list[bytes] = []
 
 
 def test_a_worker_that_holds_much_stays_until_it_is_renewed(workers: Pool) -> None:
@@ -186,3 +162,11 @@ def test_clusters_that_are_not_there_are_said(monkeypatch: pytest.MonkeyPatch) -
     work = Work(backend="dask", address="tcp://127.0.0.1:1")
     with pytest.raises(SettingsError, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:1'"), pool(work, NOWHERE):
         pass
+
+
+def test_what_workers_import_is_little() -> None:
+    script = (
+        "import sys; import calib.measure.sensitivity, hmc_onnx.execution.executor, hmc_onnx.search_space.layer_choices; "
+        "assert not {'onnx_ir', 'onnxscript', 'scipy.stats', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -8,7 +8,8 @@ import pytest
 from onnx_ir.passes import PreconditionError
 from zoo import Builder, assert_same, images, resnet, run
 
-from passes.decompose import DECOMPOSITIONS, DecomposeLayer
+from passes.decompose import DECOMPOSITIONS
+from passes.decompose.decompose_layer import DecomposeLayer
 from passes.graph.layers import layer_of
 from passes.graph.model import Model
 

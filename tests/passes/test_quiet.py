@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx_graphsurgeon.logger import G_LOGGER
 from zoo import Builder
 
 from passes.graph.model import Model
 from passes.graph.quiet import quiet
+from passes.normal_form.fold_constants import FoldConstants
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +31,8 @@ def test_importing_changes_nothing() -> None:
     script = (
         "import logging, onnx_graphsurgeon as gs; before = gs.logger.G_LOGGER.severity; "
         "import hmc_onnx, calib.measure.walk, passes.normal_form.normalise; "
-        "assert gs.logger.G_LOGGER.severity == before; assert not logging.getLogger('onnx_graphsurgeon').level"
+        "assert gs.logger.G_LOGGER.severity == before; assert not logging.getLogger('onnx_graphsurgeon').level; "
+        "assert not logging.getLogger('onnxscript.optimizer').level"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 
@@ -51,3 +55,15 @@ def test_the_severity_comes_back_after_contexts_that_overlap() -> None:
     assert G_LOGGER.severity == G_LOGGER.ERROR
     second.__exit__(None, None, None)
     assert G_LOGGER.severity == G_LOGGER.VERBOSE
+
+
+def test_constants_are_folded_without_a_word_and_the_log_is_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    b = Builder()
+    large = b.node("Add", b.const(np.ones(2000, np.float32)), b.const(np.ones(2000, np.float32)))
+    proto = b.model(b.node("Add", "input", large), (1, 2000))
+    log = logging.getLogger("onnxscript.optimizer")
+    before = log.level
+    with caplog.at_level(logging.WARNING):
+        FoldConstants(input_size_limit=1000)(ir.from_proto(proto))
+    assert not caplog.records
+    assert log.level == before
