@@ -166,7 +166,7 @@ def test_clusters_that_are_not_there_are_said(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_workers_import_is_little() -> None:
     script = (
-        "import sys; import calib.measure.sensitivity, hmc_onnx.execution.executor, hmc_onnx.search_space.layer_choices; "
+        "import sys, calib.measure.sensitivity, hmc_onnx.execution.executor, hmc_onnx.search_space.layer_choices; "
         "assert not {'onnx_ir', 'onnxscript', 'scipy.stats', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
