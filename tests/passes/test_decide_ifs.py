@@ -67,6 +67,26 @@ def test_a_condition_on_the_batch_stays_open() -> None:
         assert_same(run(done, images(batch, 8)), run(proto, images(batch, 8)))
 
 
+@pytest.mark.parametrize("build", [
+    lambda b, n: b.node("Equal", n, b.const(np.int64(3))),
+    lambda b, n: b.node("Greater", n, b.const(np.int64(64))),
+    lambda b, n: b.node("Equal", b.node("Div", n, b.const(np.int64(100))), b.const(np.int64(0))),
+    lambda b, n: b.node("Not", b.node("Equal", b.node("Mul", n, b.const(np.int64(4))), b.const(np.int64(12)))),
+])  # fmt: skip
+def test_a_condition_that_few_batches_change_stays_open(build) -> None:
+    b = Builder()
+    size = b.node("Gather", b.node("Shape", "input"), b.const(np.int64(0)))
+    x = b.conv("input", 3, 4)
+    then, otherwise = (branch(lambda i, x, op=op: i.node(op, x), x) for op in ("Relu", "Neg"))
+    proto = b.model(
+        {b.node("If", build(b, size), then_branch=then, else_branch=otherwise): ["N", 4, 8, 8]}, check=False
+    )
+    done = normalise(proto).finished()
+    assert ifs(done) == 1
+    for batch in (1, 3, 100):
+        assert_same(run(done, images(batch, 8)), run(proto, images(batch, 8)))
+
+
 def test_a_condition_on_values_stays_open() -> None:
     b = Builder()
     x = b.conv("input", 3, 4)
