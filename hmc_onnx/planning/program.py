@@ -104,12 +104,13 @@ class Program:
             + [_loss(c.sensitivity, _decomposes(c)) for _, c in self.layers]
         )
         self.cost = {k: np.array(zeros + [float(getattr(c, k) or 0) for _, c in self.layers]) for k in self.original}
-        unchanged = dict(self.original)  # in the precision of deployment
+        at_rest = dict(self.original)  # costs of the unchanged network, in the precision of deployment
         if profile.latency is not None and profile.latency.unchanged is not None:
-            unchanged["seconds"] = profile.latency.unchanged
-        self.fixed = {k: v - sum(getattr(layer, k) or 0 for layer in profile.layers) for k, v in unchanged.items()}
+            at_rest["seconds"] = profile.latency.unchanged
+        self.at_rest = at_rest
+        self.fixed = {k: v - sum(getattr(layer, k) or 0 for layer in profile.layers) for k, v in at_rest.items()}
         if self.fixed.get("seconds", 0.0) < 0:  # the layers take longer alone than together
-            self.cost["seconds"] *= unchanged["seconds"] / (unchanged["seconds"] - self.fixed["seconds"])
+            self.cost["seconds"] *= at_rest["seconds"] / (at_rest["seconds"] - self.fixed["seconds"])
             self.fixed["seconds"] = 0.0
         self.choice = self._choice_constraints(profile)
 
@@ -228,7 +229,13 @@ class Program:
         return np.round(result.x), float(result.mip_gap)
 
     def spent(self, what: str, solution: np.ndarray) -> float:
-        """Seconds, MACs or parameters of the whole network for a solution."""
+        """Seconds, MACs or parameters of the whole network for a solution.
+
+        A choice counts all biases of its layer, which has its own after a change. In the original, layers may share
+        them.
+        """
+        if np.array_equal(solution, self.unchanged):
+            return self.at_rest[what]
         return float(self.cost[what] @ solution) + self.fixed[what]
 
 

@@ -1,8 +1,9 @@
 """Multiply-accumulates, parameters and bytes of each node, for one image.
 
 MACs are counted for Conv, ConvTranspose, Gemm and MatMul, as the literature does; the other operators'
-element-wise work is left out. Parameters are the floating-point constants that a node reads. In a quantised model they
-are the integer constants that DequantizeLinear converts; scales and zero points are left out.
+element-wise work is left out, and so is what runs inside an If, a Loop or a Scan, as how often it runs depends on
+values. Parameters are the floating-point constants that a node reads, those inside an If, a Loop or a Scan too. In a
+quantised model they are the integer constants that DequantizeLinear converts; scales and zero points are left out.
 """
 
 from __future__ import annotations
@@ -77,10 +78,11 @@ def total(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> 
 
 
 def _weights(node: gs.Node) -> list[gs.Tensor]:
-    """The inputs of a node that count as parameters if they are constant."""
+    """The inputs of a node, and of the nodes in its subgraphs, that count as parameters if they are constant."""
     if node.op in ("QuantizeLinear", "DequantizeLinear"):
         return list(node.inputs[:1])
-    return [t for t in node.inputs if isinstance(t, gs.Constant) and _is_float(t)]
+    own = [t for t in node.inputs if isinstance(t, gs.Constant) and _is_float(t)]
+    return own + [t for graph in node.subgraphs() for inner in graph.nodes for t in _weights(inner)]
 
 
 def _is_float(tensor: gs.Constant) -> bool:

@@ -83,7 +83,7 @@ def _condition(node: ir.Node) -> ir.Value:
 
 
 def _before(condition: ir.Value) -> dict[str, ir.Value]:
-    """A condition and what it is computed from, back to the shapes, by name; none if it depends on an input's values."""
+    """A condition and what it is computed from, back to the shapes, by name; nothing if an input's values decide it."""
     found: dict[str, ir.Value] = {}
     pending = [condition]
     while pending:

@@ -43,6 +43,6 @@ def _also(node: ir.Node) -> bool | None:
 
 
 def _is_weight(value: ir.Value | None) -> bool:
-    """Whether a value is an initializer of two axes or more, of floating-point numbers."""
+    """Whether a value is an initializer of one axis or more, of floating-point numbers."""
     tensor = None if value is None else value.const_value
-    return tensor is not None and len(tensor.shape) > 1 and tensor.dtype.is_floating_point()
+    return tensor is not None and len(tensor.shape) > 0 and tensor.dtype.is_floating_point()

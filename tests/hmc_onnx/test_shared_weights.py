@@ -298,3 +298,19 @@ def test_a_run_that_was_cut_off_goes_on_with_the_moments_of_all_uses(tmp_path: P
         if path.is_file() and "moments" not in str(path) and "sensitivity" in str(path):
             path.unlink()
     assert Run(original, {"input": data_of(original)}, SETTINGS, work).profile() == whole
+
+
+def test_a_bias_that_unrelated_layers_share_counts_once_and_each_gets_its_own() -> None:
+    b = Builder()
+    bias, x = b.const(np.zeros(8, np.float32), "zeros"), "input"
+    for i, inputs in enumerate((3, 8, 8)):
+        x = b.node("Relu", b.node("Conv", x, b.const(b.normal(8, inputs, 3, 3, scale=0.2)), bias, at=f"{i}", **PADS))
+    original = b.model(b.gemm(b.node("Flatten", b.node("GlobalAveragePool", x)), 8, 5), ("N", 3, 8, 8))
+    before = total(normalise(original), inputs_of(original)).parameters
+    assert before == 8 * 27 + 2 * 8 * 72 + 8 + 45
+    whole, half = (hmc_onnx.compress(original, {"input": data_of(original)}, t, settings=SETTINGS) for t in (
+        "params=1.0", "params=0.6",
+    ))  # fmt: skip
+    assert not whole.plan.changes and whole.plan.parameters == before
+    after = total(normalise(half.model), inputs_of(original)).parameters
+    assert after <= half.plan.parameters <= 0.6 * before

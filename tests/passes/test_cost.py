@@ -163,3 +163,15 @@ def test_a_resnet_costs_what_its_architecture_says() -> None:
     for form in ({}, {"batchnorm": "nodes", "weights": "constants"}, {"head": "reducemean_matmul_add"}):
         proto = resnet((1, 1), (8, 16), size=16, **form)
         assert total(normalise(proto)) == Cost(expected, parameters, 4 * parameters)
+
+
+def test_weights_inside_an_if_are_parameters() -> None:
+    b, x = Builder(), "input"
+    then, otherwise = (Builder(), Builder())
+    graphs = [
+        helper.make_graph(i.nodes, "branch", [], [helper.make_empty_tensor_value_info(y)], i.initializers)
+        for i, y in ((then, then.conv(x, 3, 4, at="then")), (otherwise, otherwise.node("Relu", x)))
+    ]
+    flag = b.node("Greater", b.node("ReduceMean", x, keepdims=0), b.const(np.float32(0)))
+    proto = b.model({b.node("If", flag, then_branch=graphs[0], else_branch=graphs[1]): ["N", 4, 8, 8]}, check=False)
+    assert total(Model(proto), {"input": IMAGE}).parameters == 4 * 27 + 4 + 1

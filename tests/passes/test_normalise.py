@@ -398,12 +398,12 @@ def test_a_weight_that_is_read_by_a_node_of_another_kind_is_not_changed() -> Non
 def test_a_weight_that_an_identity_hands_on_stays_shared() -> None:
     """torch's exporter writes an Identity for each further use of a weight."""
     b = Builder()
-    weight = b.const(b.normal(3, 3, 3, 3), "w")
-    x = b.node("Conv", "input", weight, pads=[1] * 4)
+    weight, bias = b.const(b.normal(3, 3, 3, 3), "w"), b.const(b.normal(3), "b")
+    x = b.node("Conv", "input", weight, bias, pads=[1] * 4)
     for _ in range(2):
-        x = b.node("Conv", x, b.node("Identity", weight), pads=[1] * 4)
+        x = b.node("Conv", x, b.node("Identity", weight), b.node("Identity", bias), pads=[1] * 4)
     done = normalised(b.model(x))
-    assert [(n.op_type, n.input[1]) for n in done.graph.node] == [("Conv", "w")] * 3
+    assert [(n.op_type, *n.input[1:]) for n in done.graph.node] == [("Conv", "w", "b")] * 3
 
 
 def test_matmuls_of_one_matrix_go_on_sharing_it_and_their_bias() -> None:
