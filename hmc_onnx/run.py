@@ -7,23 +7,22 @@ the benchmarks are a few lines on this.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import onnx
 
 from calib.data.calibration import CalibrationData, CalibrationDataReader
-from calib.runtime.batching import at_once, declared_batch, whole_batches
+from calib.runtime.batching import declared_batch
 from calib.runtime.sessions import providers
 from hmc_onnx.analysis.held_back import hold_back, images_to_ask_for
 from hmc_onnx.analysis.model_inputs import check_supported, fit, load_supported
-from hmc_onnx.analysis.sanity import Finding, findings
-from hmc_onnx.comparison.judging import Judged, check_decides, check_labels
+from hmc_onnx.analysis.sanity import Finding
+from hmc_onnx.comparison.data_check import look_at, warn_of
+from hmc_onnx.comparison.judging import check_decides, check_labels
 from hmc_onnx.comparison.verification import BATCHES, Network, verify
 from hmc_onnx.execution.context import Context, check_convertible
 from hmc_onnx.planning.accuracy_search import Found, Search
@@ -42,14 +41,11 @@ from hmc_onnx.records.provenance import Provenance, with_provenance
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.records.work import HERE, Work
 from hmc_onnx.rewriting.applying import apply
-from passes.core.errors import DataError, HmcWarning, PlanError, SettingsError
+from passes.core.errors import PlanError, SettingsError
 from passes.graph.external import on_disk
 from passes.graph.model import digest
 
 __all__ = ["DataLike", "ModelLike", "Run", "opened", "purpose_of"]
-
-# Images whose answers are looked at before the work.
-LOOKED_AT = 128
 
 # With fewer images, what is fitted to them is worse on new images (`benchmarks/few_images.py`).
 FEW_IMAGES = 128
@@ -152,16 +148,7 @@ class Run(Context):
 
         The model answers a few of the images for it.
         """
-        judged = Judged(self.served, self.runtime, self.settings.judge)
-        fixed = declared_batch(self.served, self.data.feeds)
-        size = fixed or at_once(self.data.feeds, LOOKED_AT)
-        some, scores = self.data.draw(max(LOOKED_AT, size)), None
-        if judged.outputs[0].kind in ("scores", "probabilities"):
-            chunks = whole_batches(some, size, fixed)
-            answers = [judged.run(feeds)[0] for feeds in chunks]
-            if answers[0].ndim == 2 and len(answers[0]) == len(next(iter(chunks[0].values()))):
-                scores = np.concatenate(answers)
-        found = findings(self.served, some, scores)
+        found = look_at(self.served, self.data, self.runtime, self.settings.judge)
         if len(self.data) < FEW_IMAGES:
             found.append(_few(len(self.data)))
         return found
@@ -173,10 +160,7 @@ class Run(Context):
             DataError: a result would mean nothing: a finding is fatal, or the accuracy before is near chance and a loss
                 of it is to be bounded.
         """
-        for finding in self.findings():
-            if finding.fatal or (goal.max_drop is not None and finding.code == "near_chance"):
-                raise DataError(finding.sentence)
-            warnings.warn(finding.sentence, HmcWarning, stacklevel=3)
+        warn_of(self.findings(), ["near_chance"] if goal.max_drop is not None else [])
 
     @property
     def profiled(self) -> Profile | None:

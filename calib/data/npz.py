@@ -159,6 +159,11 @@ def _keys(names: Sequence[str], path: Path, split: str, input_name: str) -> tupl
 
 def _channels_first(images: np.ndarray, where: str, input_name: str) -> np.ndarray:
     """The images as a view (N, C, H, W)."""
+    if images.ndim == 3 and (images.shape[0] == 3 or images.shape[-1] in (1, 3)):
+        raise DataError(
+            f"{where} has shape {images.shape}, which is one image without a batch axis, or very few grey ones: "
+            "add the axis (array[None] for one image, array[:, None] for grey ones)"
+        )
     if images.ndim == 3:
         return images[:, None]
     first, last = (images.ndim == 4 and images.shape[axis] in (1, 3) for axis in (1, -1))

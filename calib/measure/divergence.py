@@ -19,6 +19,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import log_expit, log_softmax
 
+from passes.core.differences import difference, relative_difference
 from passes.core.errors import ModelError
 from passes.graph.outputs import ROWS_VARY, Output
 
@@ -29,6 +30,7 @@ __all__ = [
     "divergences",
     "images_first",
     "kl_divergence",
+    "largest_difference",
     "log_probabilities",
     "of_no_answer",
     "settled",
@@ -45,6 +47,9 @@ SMALLEST = 1e-30
 # Lower bound on the variance of a column of boxes, as a share of the column's mean square. A second bound is the square
 # of this number, as a share of the mean variance of all columns. Both limit the weight of (nearly) constant columns.
 LEAST_SPREAD = 1e-6
+
+# Largest difference, as a share of the largest value, by which an output counts as the same for all images.
+SAME = 1e-6
 
 SCORES = Output("scores", "scores", "scores")
 Batches = Sequence[np.ndarray]
@@ -110,8 +115,9 @@ def settled(judged: Sequence[Output], reference: Sequence[Batches], images: Sequ
         images: number of images of each batch.
 
     Returns:
-        The outputs in the same order. An output becomes "other" if its number of rows varies with the images, "map"
-        if it chooses classes without an entry for each image, and "logit" if its scores have one column.
+        The outputs in the same order. An output becomes "other" if its number of rows varies with the images, or if
+        its values do not; "map" if it chooses classes without an entry for each image; and "logit" if its scores have
+        one column.
     """
     found = []
     for output, batches in zip(judged, reference, strict=True):
@@ -120,6 +126,9 @@ def settled(judged: Sequence[Output], reference: Sequence[Batches], images: Sequ
         alike = len({b.shape for b in full}) == 1
         if not alike or (rows != {None} and len(rows) > 1):
             output = replace(output, kind="other", why=ROWS_VARY)
+        elif sum(images) > 1 and _tells_nothing(output, batches, images):
+            why = "one value for all images of a run" if rows == {None} else "the same for all images"
+            output = replace(output, kind="other", why=why + (" (at one image a run)" if images[0] == 1 else ""))
         elif output.classes and (rows == {None} or batches[0].size == 0):
             output = replace(output, kind="map")  # no entry for each image
         elif output.kind == "scores" and batches[0].ndim > output.axis and batches[0].shape[output.axis] == 1:
@@ -134,6 +143,24 @@ def _rows(output: Output, batch: np.ndarray, images: int) -> tuple[int, ...] | N
         return None
     moved = np.moveaxis(batch, output.images, 0)
     return (len(moved) // images, *moved.shape[1:])
+
+
+def _tells_nothing(output: Output, batches: Batches, images: Sequence[int]) -> bool:
+    """Whether an output is the same for all images, or for all runs if it has no entry for each image.
+
+    A statistic of a whole batch is, or what relates the images of a batch to each other, where one image runs at a
+    time. Differences as small as the rounding errors of float32 do not count.
+    """
+    apart = [images_first(output, np.atleast_1d(b), n) for b, n in zip(batches, images, strict=True)]
+    if all(len(b) == n for b, n in zip(apart, images, strict=True)):
+        values = np.concatenate([b.reshape(len(b), -1) for b in apart])
+    elif batches[0].size > 1:  # the axis of the images is not known, and the values may differ along it
+        return False
+    else:
+        values = np.array([float(b.reshape(-1)[0]) for b in batches])[:, None]
+    values = values.astype(np.float64)
+    first = np.broadcast_to(values[0], values.shape)
+    return all(relative_difference(*pair) <= SAME for pair in zip(values[1:], first[1:], strict=True))
 
 
 def kl_divergence(reference: Batches, outputs: Batches) -> float:
@@ -172,6 +199,7 @@ def _kl(output: Output, reference: Batches, outputs: Batches, images: Sequence[i
             raise _differ(output, a, b)
         logs = [class_logs(output, side, n) for side in (a, b)]
         log_p, log_q = (log_softmax(side.reshape(-1, side.shape[-1]) / heat, axis=1) for side in logs)
+        log_q = np.where(np.isneginf(log_q), math.log(SMALLEST), log_q)  # a class that is masked out
         p = np.exp(log_p)
         nats = np.subtract(log_p, log_q, out=np.zeros_like(p), where=p > 0)  # not log(p / q), as q may underflow
         places = (heat**2 * (p * nats).sum(1)).reshape(n, -1)
@@ -256,7 +284,7 @@ def _gaussian(
     for a, b, n in zip(reference, outputs, images, strict=True):
         if a.shape != b.shape:
             raise _differ(output, a, b)
-        squares = (np.atleast_1d(a).astype(np.float64) - b) ** 2 / (2 * variance)
+        squares = difference(np.atleast_1d(a), np.atleast_1d(b)) ** 2 / (2 * variance)
         squares = images_first(output, squares, n)
         apart = apart and len(squares) == n
         found.append(squares)
@@ -265,11 +293,17 @@ def _gaussian(
     return np.concatenate([squares.reshape(len(squares), -1).mean(1) for squares in found])
 
 
+def largest_difference(reference: Batches, outputs: Batches) -> float:
+    """The largest absolute difference of an output's values; infinities of one sign do not differ."""
+    return max(float(np.abs(difference(a, b)).max(initial=0.0)) for a, b in zip(reference, outputs, strict=True))
+
+
 def _variance(output: Output, spread: Batches) -> np.ndarray | float:
     """Variance of all values of an output; for boxes, of each column, as coordinates and scores differ in unit."""
     tiny = np.finfo(float).tiny
     if output.kind != "boxes" or spread[0].ndim < 2:
-        return max(float(np.concatenate([b.ravel() for b in spread]).astype(np.float64).var()), tiny)
+        values = np.concatenate([b.ravel() for b in spread]).astype(np.float64)
+        return max(float(values[np.isfinite(values)].var()), tiny)
     columns = -1 if spread[0].shape[-1] <= spread[0].shape[-2] else -2
     values = np.concatenate([np.moveaxis(b, columns, -1).reshape(-1, b.shape[columns]) for b in spread])
     values = values.astype(np.float64)

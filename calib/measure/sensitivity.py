@@ -100,7 +100,9 @@ class Gauge:
         self._judged = settled(tail.judged, self._reference, walk.images)
         if all(output.kind == "other" for output in self._judged):
             what = ", ".join(f"'{output.name}': {output.what}" for output in self._judged)
-            raise ModelError(f"the model has no output that can be compared ({what}): export one of a fixed size, too")
+            raise ModelError(
+                f"the model has no output that can be compared ({what}): export one that differs with the image, too"
+            )
         if any(np.isnan(chunk).any() for output in self._reference for chunk in output):
             raise ModelError(
                 "the model's output is NaN on some calibration images: "

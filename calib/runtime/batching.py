@@ -9,6 +9,7 @@ import onnx
 
 from calib.data.calibration import CalibrationData
 from calib.runtime.sessions import CPU, Runtime, Session
+from passes.core.differences import relative_difference
 from passes.core.errors import ModelError, SettingsError
 from passes.graph.model import Model
 from passes.graph.subgraph import nodes_between, submodel
@@ -103,8 +104,7 @@ def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, runti
     apart = np.concatenate(halves, axis=judged.images)
     if together.shape != apart.shape:
         return fixed
-    difference = np.abs(together.astype(np.float64) - apart).max()
-    return wanted if difference <= TOLERANCE * max(np.abs(apart).max(), 1e-30) else fixed
+    return wanted if relative_difference(apart, together) <= TOLERANCE else fixed
 
 
 def calibration_chunks(

@@ -161,7 +161,7 @@ def _one_label(e: _Evidence) -> Finding | None:
         return None
     return Finding(
         code="one_label",
-        sentence=f"all {len(labels)} images of {e.where} are of {e.named(int(labels[0]))}: "
+        sentence=f"the labels of {e.where} are all {e.named(int(labels[0]))}: "
         "give images of all the classes that the model knows",
     )
 

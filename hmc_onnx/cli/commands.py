@@ -265,6 +265,7 @@ def verify(
     """Compare two models."""
     from hmc_onnx.cli.handoff import check_one_of, second_model
     from hmc_onnx.cli.report import write_report
+    from hmc_onnx.comparison.data_check import look_at, warn_of
     from hmc_onnx.comparison.verification import BATCHES, Network
     from hmc_onnx.comparison.verification import verify as compare
     from hmc_onnx.reporting.tables import comparison
@@ -276,6 +277,7 @@ def verify(
     second, runtime, sizes = second_model(b, against, given, settings.runtime)
     samples = settings.samples if "samples" in given else None
     images = images_at(given.need("data"), first, given, samples, settings.seed)
+    warn_of(look_at(first, images, settings.runtime, settings.judge))
     result = compare(Network(first, outputs=settings.judge), Network(second), images, runtime, sizes or BATCHES)
     if report is not None:
         write_report(report, result, (a, b or against or a), settings.runtime)

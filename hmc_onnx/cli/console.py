@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -39,8 +40,16 @@ def show(*parts: Any) -> None:
 
 
 def show_json(result: Any) -> None:
-    """Print a result, of what JSON has, as one document on standard output."""
-    print(json.dumps(result, indent=2, ensure_ascii=False))
+    """Print a result, of what JSON has, as one document on standard output; null stands for NaN and infinity."""
+    print(json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def progress_lines(write: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> Progress:

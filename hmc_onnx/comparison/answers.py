@@ -10,7 +10,15 @@ from functools import cached_property
 import numpy as np
 
 from calib.data.calibration import CalibrationData
-from calib.measure.divergence import choices, divergence, divergences, images_first, of_no_answer, settled
+from calib.measure.divergence import (
+    choices,
+    divergence,
+    divergences,
+    images_first,
+    largest_difference,
+    of_no_answer,
+    settled,
+)
 from hmc_onnx.comparison.changes import find_changes
 from hmc_onnx.comparison.intervals import of_change, of_mean, of_share
 from hmc_onnx.comparison.judging import Judged, labelled, predictions
@@ -65,7 +73,7 @@ class Answers:
         if all(o.kind == "other" for o in outputs):
             raise ModelError(
                 f"the models have no output that can be compared ({', '.join(o.what for o in outputs)}): "
-                "export one of a fixed size, too"
+                "export one that differs with the image, too"
             )
         at = None
         if data.labels is not None:
@@ -103,12 +111,7 @@ class Answers:
     def difference(self) -> float:
         """The largest absolute difference of an output."""
         each = zip(self.outputs, self.reference, self.answers, strict=True)
-        return max(
-            float(np.abs(a.astype(np.float64) - b).max())
-            for o, x, y in each
-            if o.kind != "other"
-            for a, b in zip(x, y, strict=True)
-        )
+        return max(largest_difference(x, y) for o, x, y in each if o.kind != "other")
 
     @cached_property
     def right(self) -> tuple[np.ndarray, np.ndarray] | None:

@@ -70,9 +70,9 @@ SAME_AXES = ("Cast", "Identity")
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 POOLS = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMean")
 ACTIVATIONS = ("BatchNormalization", "Clip", "HardSwish", "LeakyRelu", "PRelu", "Relu")
-# Operators that give distances; and those behind which a single column is a regression, since a logit can be negative.
+# Operators that give distances; and those behind which a single column is a regression, since a logit has no bounds.
 DISTANCES = ("Abs", "ReduceL1", "ReduceL2", "Sqrt")
-NUMBERS = (*DISTANCES, "Exp", "ReduceSum", "ReduceSumSquare", "Relu", "Softplus")
+NUMBERS = (*DISTANCES, "Exp", "ReduceSum", "ReduceSumSquare", "Relu", "Softplus", "Tanh")
 # Operators whose number of output rows depends on the values that they read.
 VARYING = ("Compress", "NonMaxSuppression", "NonZero", "Unique")
 # Words in the names of outputs that hint at their kind.
@@ -201,7 +201,7 @@ def _output(tensor: gs.Tensor, value: onnx.ValueInfoProto, batch: str | None, op
         return Output(name, "probability", name, column, images)
     if dims is not None and (len(dims) == 1 or dims[column] == 1):
         return Output(name, "regression" if maker.op in NUMBERS else "logit", name, column, images)
-    if maker.op in DISTANCES:
+    if maker.op in (*DISTANCES, "Tanh"):
         return Output(name, "regression", name, column, images)
     return Output(name, "embedding" if _is_embedding(maker) else "scores", name, column, images)
 

@@ -14,6 +14,7 @@ from calib.measure.divergence import (
     divergence,
     divergences,
     kl_divergence,
+    largest_difference,
     log_probabilities,
     of_no_answer,
     settled,
@@ -30,6 +31,9 @@ BY_HAND = (
     0.8 * math.log(8) + 0.1 * math.log(1 / 8),
     (2 * math.log(5 / 3) + math.log(5 / 9)) / 3,
 )
+
+
+LOGITS = Output("y", "scores", "y")
 
 
 def logits(p: np.ndarray) -> np.ndarray:
@@ -177,7 +181,7 @@ def test_columns_of_boxes_count_alike_whatever_their_units() -> None:
 def test_rows_whose_number_varies_are_not_compared() -> None:
     kind, fixed = Output("y", "regression", "y"), Output("z", "regression", "z")
     batches = [np.zeros((n, 4)) for n in (5, 7)]
-    found = settled([kind, fixed], [batches, [np.zeros((4, 2))] * 2], [4, 4])
+    found = settled([kind, fixed], [batches, [np.arange(8.0).reshape(4, 2)] * 2], [4, 4])
     assert [o.kind for o in found] == ["other", "regression"]
     assert "varies" in found[0].what
     with pytest.raises(ModelError, match="`judge=y=other`"):
@@ -185,8 +189,46 @@ def test_rows_whose_number_varies_are_not_compared() -> None:
 
 
 def test_scores_of_one_column_are_a_logit() -> None:
-    (found,) = settled([Output("y", "scores", "y")], [[np.zeros((4, 1)), np.zeros((2, 1))]], [4, 2])
+    (found,) = settled([Output("y", "scores", "y")], [[np.arange(4.0)[:, None], np.ones((2, 1))]], [4, 2])
     assert found.kind == "logit"
+
+
+@pytest.mark.parametrize(
+    ("batches", "images", "what"),
+    [
+        ([np.tile(P[0], (4, 1))] * 2, 4, "the same for all images"),
+        ([np.tile(np.array([1.0, -np.inf]), (4, 1))], 4, "the same for all images"),
+        ([np.ones((1, 1))] * 3, 1, "the same for all images (at one image a run)"),
+        ([np.array(3.0)], 4, "one value for all images of a run"),
+        ([np.array(3.0), np.array(3.0)], 4, "one value for all images of a run"),
+        ([np.array(3.0), np.array(4.0)], 4, "class scores"),
+        ([P], 3, "class scores"),
+        ([np.array([[1.0, -np.inf], [-np.inf, 1.0]])], 2, "class scores"),
+        ([np.ones((1, 3))], 1, "class scores"),  # of one image nothing follows
+    ],
+)
+def test_an_output_that_does_not_tell_images_apart_is_not_compared(
+    batches: list[np.ndarray], images: int, what: str
+) -> None:
+    (found,) = settled([replace(LOGITS, kind="scores")], [batches], [images] * len(batches))
+    assert (found.kind == "other") == (what != "class scores")
+    assert what == "class scores" or found.what == what
+
+
+def test_a_map_that_differs_within_an_image_alone_is_not_compared() -> None:
+    ramp = np.tile(np.arange(9.0).reshape(1, 1, 3, 3), (4, 1, 1, 1))
+    assert settled([Output("y", "map", "y")], [[ramp]], [4])[0].kind == "other"
+    assert settled([Output("y", "map", "y")], [[ramp + np.arange(4)[:, None, None, None]]], [4])[0].kind == "map"
+
+
+def test_scores_that_are_masked_out_cost_much_and_not_everything() -> None:
+    a, b = np.array([[1.0, 0.0, -np.inf]]), np.array([[1.0, -np.inf, -np.inf]])
+    assert kl_divergence([a], [a]) == 0
+    assert 10 < kl_divergence([a], [b]) < 30
+    assert largest_difference([a], [a]) == 0
+    assert largest_difference([a], [b]) == np.inf
+    of_maps = divergences([[a], [a]], [[a], [a]], judged=[LOGITS, Output("z", "map", "z")], images=[1])
+    assert of_maps == [0]
 
 
 def test_the_mean_answer_is_no_farther_than_no_answer() -> None:

@@ -222,6 +222,12 @@ def test_npz_grayscale_is_repeated_or_kept(tmp_path: Path) -> None:
     np.testing.assert_array_equal(kept.feeds["x"], normalised(images, gray))
 
 
+@pytest.mark.parametrize("shape", [(3, 32, 32), (32, 32, 3), (32, 32, 1)])
+def test_an_image_without_a_batch_axis_is_not_taken_for_many(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    np.save(tmp_path / "one.npy", np.zeros(shape, np.uint8))
+    fails("one image without a batch axis", tmp_path / "one.npy", lambda: load(tmp_path / "one.npy"))
+
+
 def test_npz_images_of_another_size_are_resized_and_of_the_final_size_are_not(tmp_path: Path) -> None:
     images = pixels(3, 48, 40)
     np.savez(tmp_path / "d.npz", images=images)

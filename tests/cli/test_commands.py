@@ -425,3 +425,11 @@ def test_times_are_kept_shown_and_cleared(
     taken = tmp_path / "table.json"
     assert f"Written: {taken}" in cli("latency", "measure", given / "model.onnx", "-o", taken).out
     assert str(taken) in cli("latency", "show", taken).out
+
+
+def test_a_comparison_says_what_looks_wrong_with_its_images(cli: Cli, given: Path, tmp_path: Path) -> None:
+    with np.load(given / "labelled.npz") as stored:
+        np.savez(tmp_path / "one.npz", images=stored["images"], labels=np.zeros(40, int))
+    done = cli("verify", *[given / "model.onnx"] * 2, "--data", tmp_path / "one.npz")
+    assert done.code == 0
+    assert "are all class 0: give images of all the classes" in done.err

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import onnx
 import pytest
 from conftest import Cli
 
-from hmc_onnx.cli.console import progress_lines
+from hmc_onnx.cli.console import progress_lines, show_json
 from hmc_onnx.records.comparison import Verification
 from hmc_onnx.records.plan import Plan
 
@@ -81,3 +82,8 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert "it is the model's output" in done.words
     assert list(tmp_path.iterdir()) == []
     assert json.loads(cli(command[0], *arguments, "--json").out)["layers"] == 6
+
+
+def test_what_json_has_no_word_for_is_null(capsys: pytest.CaptureFixture[str]) -> None:
+    show_json({"a": [1.5, math.inf, {"b": math.nan}], "c": True, "d": "x"})
+    assert json.loads(capsys.readouterr().out) == {"a": [1.5, None, {"b": None}], "c": True, "d": "x"}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from zoo import images, resnet
+from zoo import Builder, images, resnet
 
 import hmc_onnx
 from calib.data.calibration import CalibrationData
@@ -122,3 +122,21 @@ def test_a_run_tells_what_looks_wrong_before_the_work() -> None:
     assert "one_label" in {finding.code for finding in hmc_onnx.Run(original, labelled, SETTINGS, WORK).findings()}
     fine = hmc_onnx.Run(original, CalibrationData({"input": images(128, 8)}, None, "noise"), SETTINGS, WORK)
     assert not [finding for finding in fine.findings() if finding.fatal]
+    assert "mixed_batch" not in {finding.code for finding in fine.findings()}
+
+
+def less_their_mean(share: float) -> onnx.ModelProto:
+    """A classifier whose scores are taken from a share of their mean over the batch."""
+    b = Builder()
+    y = b.gemm(b.node("Flatten", b.node("GlobalAveragePool", b.conv("input", 3, 8))), 8, 5)
+    mean = b.node("Mul", b.mean(y, (0,)), b.const(np.float32(share)))
+    return b.model({b.node("Sub", y, mean): ["N", 5]})
+
+
+def test_answers_that_depend_on_the_batch_are_said_before_the_work() -> None:
+    data = CalibrationData({"input": images(128, 8)}, None, "noise")
+    found = hmc_onnx.Run(less_their_mean(0.5), data, SETTINGS, WORK).findings()
+    (mixed,) = [finding for finding in found if finding.code == "mixed_batch"]
+    assert "it is measured one image a run" in mixed.sentence
+    with pytest.raises(ModelError, match=r"the same for all images \(at one image a run\)"):
+        hmc_onnx.Run(less_their_mean(1.0), data, SETTINGS, WORK).findings()

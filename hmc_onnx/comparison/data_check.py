@@ -1,0 +1,95 @@
+"""What is likely wrong with images or their labels, by a model's answers to a few of them, before the work."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from calib.data.calibration import CalibrationData
+from calib.measure.divergence import settled
+from calib.runtime.batching import at_once, declared_batch, whole_batches
+from calib.runtime.sessions import CPU, Runtime
+from hmc_onnx.analysis.sanity import Finding, findings
+from hmc_onnx.comparison.judging import Judged
+from passes.core.differences import relative_difference
+from passes.core.errors import DataError, HmcWarning, ModelError
+
+__all__ = ["look_at", "warn_of"]
+
+# Images whose answers are looked at.
+LOOKED_AT = 128
+# Images that run one by one and together, and the largest difference, as a share of the largest value, by rounding.
+SIDE_BY_SIDE, ROUNDING = 8, 0.01
+
+
+def look_at(
+    proto: onnx.ModelProto, data: CalibrationData, runtime: Runtime = CPU, judge: Sequence[str] = ()
+) -> list[Finding]:
+    """What is likely wrong with the images, their preprocessing or their labels.
+
+    Args:
+        proto: the original model.
+        data: images as it is fed them, with or without labels.
+        runtime: how to run the model.
+        judge: "NAME=kind" for each output whose kind the user states.
+
+    Raises:
+        ModelError: the model does not run, or no output tells one image from another.
+    """
+    judged = Judged(proto, runtime, judge)
+    fixed = declared_batch(proto, data.feeds)
+    size = fixed or at_once(data.feeds, LOOKED_AT)
+    some, scores = data.draw(max(LOOKED_AT, size)), None
+    if judged.outputs[0].kind in ("scores", "probabilities"):
+        chunks = whole_batches(some, size, fixed)
+        answers = [judged.run(feeds)[0] for feeds in chunks]
+        if answers[0].ndim == 2 and len(answers[0]) == len(next(iter(chunks[0].values()))):
+            scores = np.concatenate(answers)
+    found = findings(proto, some, scores)
+    return found if fixed else [*found, *_mixed(judged, {k: v[:SIDE_BY_SIDE] for k, v in some.feeds.items()})]
+
+
+def warn_of(found: Sequence[Finding], fatal: Sequence[str] = ()) -> None:
+    """Warn of each finding (`HmcWarning`).
+
+    Args:
+        found: what `look_at` found.
+        fatal: codes of findings with which the result would mean nothing, besides those that say so.
+
+    Raises:
+        DataError: a finding is fatal.
+    """
+    for finding in found:
+        if finding.fatal or finding.code in fatal:
+            raise DataError(finding.sentence)
+        warnings.warn(finding.sentence, HmcWarning, stacklevel=3)
+
+
+def _mixed(judged: Judged, feeds: Mapping[str, np.ndarray]) -> list[Finding]:
+    """A finding where the answer for an image depends on the others that run with it; raises as `look_at`."""
+    images = len(next(iter(feeds.values())))
+    alone = judged.batches([{k: v[i : i + 1] for k, v in feeds.items()} for i in range(images)])
+    kinds = settled(judged.outputs, alone, [1] * images)
+    if all(output.kind == "other" for output in kinds):
+        what = ", ".join(f"'{output.name}': {output.what}" for output in kinds)
+        raise ModelError(f"the model has no output that can be compared ({what}): export one that differs, too")
+    try:
+        together = judged.run(feeds)
+    except ModelError:  # it runs at one batch size alone
+        return []
+    for output, apart, joined in zip(kinds, alone, together, strict=True):
+        if output.kind == "other" or joined.ndim <= output.images:
+            continue
+        rows = np.concatenate(apart, axis=output.images)
+        if rows.shape == joined.shape and (share := relative_difference(rows, joined)) > ROUNDING:
+            return [
+                Finding(
+                    code="mixed_batch",
+                    sentence=f"the answer for an image depends on the others that run with it (output '{output.name}' "
+                    f"differs by {share:.0%} among {images}): it is measured one image a run, so serve it like that",
+                )
+            ]
+    return []
