@@ -28,10 +28,11 @@ from hmc_onnx.execution.context import Context, check_convertible
 from hmc_onnx.planning.accuracy_search import Found, Search
 from hmc_onnx.planning.nearest import nearest
 from hmc_onnx.planning.planner import Planner, timed_here
-from hmc_onnx.planning.program import unreachable
+from hmc_onnx.planning.program import Program, unreachable
 from hmc_onnx.planning.solution import unchanged
-from hmc_onnx.profiling.candidate_times import Clock
+from hmc_onnx.profiling.candidate_times import Clock, default_align
 from hmc_onnx.profiling.least_time import least_latency
+from hmc_onnx.profiling.possible_profile import possible_profile
 from hmc_onnx.profiling.profiler import profile
 from hmc_onnx.records.comparison import Verification
 from hmc_onnx.records.goal import Goal, Strategy, Target
@@ -184,6 +185,10 @@ class Run(Context):
             least = least_latency(self, self.clock)
             if least > CLEARLY * target.latency:  # which profiling for many minutes would not change
                 raise unreachable(target, strategy, Target(latency=min(least, 1.0)), self.settings.align or 1)
+        if self._profile is None and self.clock is None:
+            known = "hmc" if strategy == "nahc" else strategy  # what NaHC allows follows from what is measured
+            possible = possible_profile(self, self.settings.align or default_align(self.runtime))
+            Program(possible, known).check_within_reach(target)
         return self._planner(strategy).plan(target)
 
     def search(self, max_drop: float, strategy: Strategy = "hmc") -> Found:

@@ -177,6 +177,16 @@ class Program:
         limits = {k: v * self.original[k] for k, v in bounds.items()}
         return plan_of(self, self._spared(solution, limits), target, gap)
 
+    def check_within_reach(self, target: Target) -> None:
+        """Check that some combination of candidates meets the bounds on MACs and parameters, whatever it loses.
+
+        Raises:
+            SettingsError: none does; the message says what is possible.
+        """
+        limits = {k: v * self.original[k] for k, v in (("macs", target.macs), ("parameters", target.params)) if v}
+        if limits and self._minimise(np.zeros(self.count), limits)[0] is None:
+            raise self._unreachable(target, dict.fromkeys(limits, 1.0))
+
     def _spared(self, solution: np.ndarray, limits: dict[str, float]) -> np.ndarray:
         """The solution without unneeded decompositions: those without measured loss that no limit requires.
 

@@ -149,8 +149,18 @@ def test_twice_is_the_same_in_processes_of_their_own(cli: Cli, given: Path, tmp_
     first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
     second.write_bytes(b"what was here before")
     for out in (first, second):
-        arguments = ["compress", given / "model.onnx", "-o", out, "--data", given / "plain.npz", "--quick", *TARGET]
-        assert cli(*arguments).code == 0
+        arguments = [
+            "compress",
+            given / "model.onnx",
+            "-o",
+            out,
+            "--data",
+            given / "plain.npz",
+            "--quick",
+            "--target",
+            "macs=0.8",
+        ]
+        assert cli(*arguments, "--only", "*conv2/Conv").code == 0  # few candidates, in processes of their own
     assert first.read_bytes() == second.read_bytes()
 
 

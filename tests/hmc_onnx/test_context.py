@@ -61,7 +61,7 @@ def test_each_thing_is_worked_out_once(calls: Counter[str]) -> None:
     assert calls["layers found"] == 1
     assert calls["hash"] == 1
     assert calls["looked for NaN"] == 1
-    assert calls["program"] == 1
+    assert calls["program"] == 2  # what shapes allow, and what was measured
     assert calls["infer_shapes"] <= MOST_INFERENCES
 
 
@@ -73,7 +73,8 @@ def test_plans_for_several_targets_share_a_profile_and_a_program(calls: Counter[
     run = hmc_onnx.Run(resnet((1,), (8,), size=8), data(), SETTINGS, WORK)
     plans = [run.plan(f"macs={share}") for share in (0.9, 0.7, 0.5)]
     assert plans[0].macs > plans[1].macs > plans[2].macs
-    assert calls["program"] == calls["normalise"] == calls["hash"] == 1
+    assert calls["normalise"] == calls["hash"] == 1
+    assert calls["program"] == 2
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])

@@ -8,7 +8,8 @@ from zoo import images, resnet
 import hmc_onnx
 from calib.data.calibration import CalibrationData
 from hmc_onnx.planning.nearest import nearest
-from hmc_onnx.records.goal import Goal, Target, Unreachable
+from hmc_onnx.planning.program import solve
+from hmc_onnx.records.goal import Goal, Strategy, Target, Unreachable
 from hmc_onnx.records.plan import Plan
 from passes.core.errors import HmcWarning
 
@@ -68,14 +69,31 @@ def test_a_network_comes_as_near_as_it_can() -> None:
     assert result.plan.macs <= refused.value.least.macs * result.profile.macs
 
 
-def test_a_time_that_is_out_of_reach_is_refused_before_the_images_are_looked_at(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("bound", ["latency", "macs", "params"])
+def test_what_is_out_of_reach_is_refused_before_the_images_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     def profiled(*_: object) -> None:
         raise AssertionError("profiled for nothing")
 
     monkeypatch.setattr("hmc_onnx.run.profile", profiled)
     original = resnet((1, 1), (4, 8), size=8, classes=5)
-    with pytest.raises(Unreachable, match=r"target latency=0\.0001 is below what strategy 'hmc' can reach") as refused:
-        hmc_onnx.compress(original, data(), "latency=0.0001", settings=SETTINGS)
-    assert refused.value.least.latency is not None and 0.0001 < refused.value.least.latency <= 1
+    with pytest.raises(Unreachable, match=rf"target {bound}=0\.0001 is below what strategy 'hmc' can reach") as refused:
+        hmc_onnx.compress(original, data(), f"{bound}=0.0001", settings=SETTINGS)
+    assert 0.0001 < getattr(refused.value.least, bound) <= 1
+
+
+@pytest.mark.parametrize("strategy", ["hmc", "ahc", "prune", "lowrank"])
+def test_the_least_that_shapes_tell_is_the_least_that_can_be_had(strategy: Strategy) -> None:
+    run = hmc_onnx.Run(resnet((1, 1), (8, 8), size=8, classes=5), data(), SETTINGS)
+    targets = [Target(macs=0.001), Target(params=0.001)]
+    early, measured = [], []
+    for target in targets:
+        with pytest.raises(Unreachable) as refused:
+            run.plan(target, strategy)
+        early.append(refused.value.least)
+    for target in targets:
+        with pytest.raises(Unreachable) as refused:
+            solve(run.profile(), target, strategy)
+        measured.append(refused.value.least)
+    assert early == measured
