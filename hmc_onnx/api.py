@@ -36,6 +36,7 @@ from hmc_onnx.records.work import HERE, Work
 from hmc_onnx.reporting.summary import as_html, as_text
 from hmc_onnx.reporting.tables import comparison
 from hmc_onnx.run import DataLike, ModelLike, Run, opened, purpose_of
+from passes.core.arguments import check_type
 from passes.core.errors import DataError, HmcError, ModelError, OutputError, PlanError, SettingsError
 from passes.core.progress import Progress
 from passes.graph.external import brought_in
@@ -150,6 +151,7 @@ def compress(
         ModelError, DataError, SettingsError: see their docstrings.
     """
     goal, settings = Goal.of(goal), settings or Settings()
+    check_type(settings, Settings, "`settings`", "give hmc_onnx.Settings(...)")
     if goal.by_latency:
         settings = settings.model_copy(update={"latency": True})
     with opened(model) as proto:

@@ -42,7 +42,8 @@ from hmc_onnx.records.provenance import Provenance, with_provenance
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.records.work import HERE, Work
 from hmc_onnx.rewriting.applying import apply
-from passes.core.errors import PlanError, SettingsError
+from passes.core.arguments import check_type
+from passes.core.errors import ModelError, PlanError, SettingsError
 from passes.graph.external import on_disk
 from passes.graph.model import digest
 
@@ -68,6 +69,7 @@ def opened(model: ModelLike) -> Iterator[onnx.ModelProto]:
     Raises:
         ModelError: the file cannot be read, or the model is of a kind that cannot be compressed.
     """
+    check_type(model, (onnx.ModelProto, str, os.PathLike), "the model", "give an onnx.ModelProto or a path", ModelError)
     with on_disk(check_supported(model) if isinstance(model, onnx.ModelProto) else load_supported(model)) as proto:
         yield proto
 
@@ -115,6 +117,8 @@ class Run(Context):
         purpose: HeldBack = "nothing",
     ) -> None:
         settings = settings or Settings()
+        check_type(settings, Settings, "`settings`", "give hmc_onnx.Settings(...)")
+        check_type(served, onnx.ModelProto, "the model", "read it with hmc_onnx.load(path)", ModelError)
         everything = fit(served, data, images_to_ask_for(settings.samples, purpose))
         if purpose == "search":
             check_decides(served, settings.judge)
@@ -185,7 +189,7 @@ class Run(Context):
             least = least_latency(self, self.clock)
             if least > CLEARLY * target.latency:  # which profiling for many minutes would not change
                 raise unreachable(target, strategy, Target(latency=min(least, 1.0)), self.settings.align or 1)
-        if self._profile is None and self.clock is None:
+        if self._profile is None and self.clock is None and self.compressible.layers:
             known = "hmc" if strategy == "nahc" else strategy  # what NaHC allows follows from what is measured
             possible = possible_profile(self, self.settings.align or default_align(self.runtime))
             Program(possible, known).check_within_reach(target)

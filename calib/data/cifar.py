@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from calib.data.sources import StoredImages, shown
+from calib.data.sources import StoredImages
 from passes.core.errors import DataError
+from passes.core.printable import shown
 
 __all__ = ["cifar_splits", "open_cifar"]
 

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from calib.data.preprocess import Preprocess
-from calib.data.sources import digest_of, filled, shown
+from calib.data.sources import digest_of, filled
 from passes.core.errors import DataError, SettingsError
+from passes.core.printable import shown
 
 __all__ = ["ImageFolder", "UnreadableImage", "folder_splits", "open_folder"]
 

@@ -14,8 +14,9 @@ from calib.data.folder import ImageFolder, folder_splits, open_folder
 from calib.data.labels import Labelling
 from calib.data.npz import npz_splits, open_npy, open_npz, read_inputs
 from calib.data.preprocess import Preprocess
-from calib.data.sources import ReadyTensors, StoredImages, shown
+from calib.data.sources import ReadyTensors, StoredImages
 from passes.core.errors import DataError, SettingsError
+from passes.core.printable import shown
 
 __all__ = ["Selection", "open_source", "read", "read_several", "splits"]
 

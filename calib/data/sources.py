@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +13,7 @@ import numpy as np
 from calib.data.calibration import hash_contents
 from calib.data.preprocess import FLOAT, Preprocess
 
-__all__ = ["ReadyTensors", "Source", "StoredImages", "digest_of", "filled", "shown"]
+__all__ = ["ReadyTensors", "Source", "StoredImages", "digest_of", "filled"]
 
 
 class Source(Protocol):
@@ -114,11 +112,6 @@ def digest_of(kind: str, *parts: np.ndarray | str | None) -> str:
         else:
             sha.update(f"{part}\n".encode(errors="surrogateescape"))  # file names may not be valid UTF-8
     return sha.hexdigest()
-
-
-def shown(path: Path | str) -> str:
-    """A path in printable form: bytes that are not valid UTF-8 become escapes such as \\xff."""
-    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def filled(

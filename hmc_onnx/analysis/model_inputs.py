@@ -14,6 +14,7 @@ from calib.data.calibration import CalibrationData, from_reader
 from calib.data.preprocess import Preprocess
 from calib.data.readers import Selection, read, read_several
 from hmc_onnx.records.images import Images
+from passes.core.arguments import check_type
 from passes.core.errors import DataError, ModelError
 from passes.graph.external import is_external
 from passes.graph.files import load
@@ -168,6 +169,9 @@ def load_selection(
     proto: onnx.ModelProto, path: str | os.PathLike[str], preprocess: Preprocess | Images, selection: Selection
 ) -> CalibrationData:
     """`load_data` for images that a `Selection` draws; whether unreadable files are left out follows from `Images`."""
+    check_type(proto, onnx.ModelProto, "the model", "read it with hmc_onnx.load(path)", ModelError)
+    known = 'give hmc_onnx.preprocessing("imagenet"), or with mean, std and others'
+    check_type(preprocess, (Preprocess, Images), "`preprocess`", known)
     inputs = signature(proto)
     options = preprocess if isinstance(preprocess, Images) else Images()
     labelling = options.labelling()

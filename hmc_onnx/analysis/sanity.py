@@ -312,17 +312,22 @@ def _normalised_twice(e: _Evidence) -> Finding | None:
 
 
 def _ready(e: _Evidence) -> Finding | None:
-    """Find stored floats in [0, 1]: floats count as normalised, so the preprocessing is not applied to them."""
+    """Find that the preprocessing is not applied, as stored floats count as normalised; those in [0, 1] rarely are."""
     if e.origin is None or not e.origin.ready or e.origin.preprocess is None or not e.origin.preprocess.normalises:
         return None
     for images in e.images().values():
         low, high = float(images.min()), float(images.max())
+        what = f"the images of '{e.origin.path}' are floats from {low:.3g} to {high:.3g}, fed as they are"
         if low >= 0 and high <= 1:
             return Finding(
                 code="ready_floats",
-                sentence=f"the images of '{e.origin.path}' are floats from {low:.3g} to {high:.3g}, fed as they are, "
-                "and `preset`, `mean` and `std` are not applied: store them as uint8 from 0 to 255, or normalised",
+                sentence=f"{what}, and `preset`, `mean` and `std` are not applied: store them as uint8 from 0 to 255, "
+                "or normalised",
             )
+        return Finding(
+            code="ready",
+            sentence=f"{what}, so `preset`, `mean` and `std` are not applied: leave them out if they are normalised",
+        )
     return None
 
 

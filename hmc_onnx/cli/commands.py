@@ -42,6 +42,7 @@ from hmc_onnx.records.goal import Goal, Target
 from hmc_onnx.records.output import check_output
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.records.work import Work
+from passes.core.printable import shown
 
 if TYPE_CHECKING:
     from hmc_onnx.execution.context import Context
@@ -120,13 +121,13 @@ def compress(model: Model, given: Given) -> None:
         if (given.of(DryRun).dry_run or goal.target != Target()) and _looked_ahead(run, given):
             return
         found = run.reach(goal)
-        shown: list[Any] = [plan_tables(found.plan)]
+        parts: list[Any] = [plan_tables(found.plan)]
         epochs: list[Epoch] = []
         result, stopped = brought_in(run.recorded(found.model, found.plan)), None
         if training is not None:
             folder = None if run.work.work_dir is None else run.work.work_dir / "finetuning"
             tuned = trained(result, proto, given, training, folder)
-            shown, result, stopped = [*shown, epochs_table(tuned.history)], tuned.model, tuned.stopped
+            parts, result, stopped = [*parts, epochs_table(tuned.history)], tuned.model, tuned.stopped
             epochs = tuned.history
         result = run.serve(result)
         checked = run.verify(result, test).model_copy(update={"curve": found.curve})
@@ -135,9 +136,9 @@ def compress(model: Model, given: Given) -> None:
         write_report(report, checked, (model, output), run.runtime, (found.plan, run.profiled, epochs))
     if given.of(Json).json_:
         made = {"plan": found.plan.model_dump(mode="json"), "comparison": checked.model_dump(mode="json")}
-        show_json({**made, "written": str(output)})
+        show_json({**made, "written": shown(output)})
     else:
-        show(*shown, comparison(checked), f"Written: {output}")
+        show(*parts, comparison(checked), f"Written: {output}")
     if stopped is not None:
         raise stopped
 
@@ -189,7 +190,7 @@ def profile(model: Model, given: Given) -> None:
     candidates = sum(c.measured for layer in result.layers for c in layer.choices)
     if given.of(Json).json_:
         counts = {"layers": len(result.layers), "groups": len(result.groups), "measured": candidates}
-        show_json({**counts, "declined": result.declined, "written": str(output)})
+        show_json({**counts, "declined": result.declined, "written": shown(output)})
         return
     show(
         f"{len(result.layers)} layers, {len(result.groups)} channel groups, {candidates} decompositions measured",

@@ -27,28 +27,45 @@ WORDS: dict[Any, str] = {
 
 
 def merged(values: Mapping[str, Any], groups: Sequence[Group] | None = None) -> dict[str, Any]:
-    """What the command line gave, over what the file that it names under `config` holds.
+    """What the command line gave, over what the file that it names under `config` holds; ~ in paths is replaced.
 
     Args:
         values: by option; None where an option was not given.
         groups: that a file may hold options of; default: those of all commands, as several commands may share a file.
 
     Raises:
-        SettingsError: the file cannot be read, or holds something else than options.
+        SettingsError: the file cannot be read, or holds something else than options; or a path begins with the home of
+            a user that is not known.
     """
     if groups is None:
         from hmc_onnx.cli.groups import GROUPS
 
         groups = GROUPS
     given = {name: value for name, value in values.items() if value is not None and value != []}
-    return (read_config(given["config"], groups) if given.get("config") else {}) | given
+    every = (read_config(given["config"], groups) if given.get("config") else {}) | given
+    return {name: _whole(name, value) if isinstance(value, Path) else value for name, value in every.items()}
+
+
+def _whole(name: str, path: Path) -> Path:
+    """A path with ~ and ~user replaced, as a shell does where nothing stands before it."""
+    try:
+        return path.expanduser()
+    except RuntimeError as e:
+        raise SettingsError(
+            f"`{name}` '{path}' begins with the home of a user that is not known here: give the whole path"
+        ) from e
 
 
 def read_config(path: Path, groups: Sequence[Group]) -> dict[str, Any]:
     """The options of a file; raises as `merged`."""
-    fields = {field.name: field for group in groups for field in group if field.option.file}
+    every = {field.name: field for group in groups for field in group}
+    fields = {name: field for name, field in every.items() if field.option.file}
     found: dict[str, Any] = {}
     for name, value in _read_yaml(path).items():
+        if name in every and name not in fields:
+            raise SettingsError(
+                f"'{path}' has the option '{name}', which a file cannot hold: give `{name}` in the call"
+            )
         if name not in fields:
             raise SettingsError(f"'{path}' has an unknown option '{name}'{did_you_mean(name, list(fields))}")
         if value is not None:

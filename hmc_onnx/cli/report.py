@@ -15,6 +15,7 @@ from hmc_onnx.cli.groups import Output
 from hmc_onnx.cli.help import COMMANDS
 from hmc_onnx.cli.options import Given, command
 from hmc_onnx.records.output import check_output
+from passes.core.printable import shown
 
 if TYPE_CHECKING:
     from calib.runtime.sessions import Runtime
@@ -70,8 +71,8 @@ def write_report(
     """
     from hmc_onnx.reporting.run_report import provenance, run_report
 
-    line = shlex.join(["hmc-onnx", *sys.argv[1:]])
-    by = provenance(line, models[0].name, models[1].name, runtime)
+    line = shown(shlex.join(["hmc-onnx", *sys.argv[1:]]))
+    by = provenance(line, shown(models[0].name), shown(models[1].name), runtime)
     plan, profile, epochs = made or (None, None, ())
     whole = run_report(checked, plan, profile, epochs, by)
     if path.suffix.lower() in PAGES:

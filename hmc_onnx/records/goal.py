@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from hmc_onnx.records.options import Option, Options
+from passes.core.arguments import check_type
 from passes.core.errors import SettingsError
 from passes.core.records import Frozen
 
@@ -75,7 +76,7 @@ class Goal(Options):
     @field_validator("target", mode="before")
     @classmethod
     def _parsed(cls, target: Any) -> Any:
-        return parse_target(target) if isinstance(target, str) else target
+        return target if target is None or isinstance(target, Target | dict) else parse_target(target)
 
     def model_post_init(self, _: object) -> None:
         """Check that there is one aim."""
@@ -93,6 +94,7 @@ class Goal(Options):
         """
         if isinstance(goal, Goal):
             return goal
+        check_type(goal, (Target, str), "the goal", 'say what it bounds, such as "macs=0.5" or "max_drop=0.01"')
         if isinstance(goal, str) and goal.replace(" ", "").startswith("max_drop="):
             try:
                 share = float(goal.partition("=")[2])
@@ -115,6 +117,7 @@ def parse_target(text: str) -> Target:
     Raises:
         SettingsError: the text is not of that form, or a share is outside (0, 1].
     """
+    check_type(text, str, "the target", 'say what it bounds, such as "macs=0.5"')
     if text.strip() == "none":
         return Target()
     values: dict[str, float] = {}

@@ -156,6 +156,19 @@ def test_an_image_or_folder_as_model(compress: Refuses, given: Path, here: Path)
     compress(model=given, says=("no model file at", "give the path of an ONNX file"))
 
 
+def test_names_that_are_no_utf_8_are_escaped_in_reports(cli: Cli, given: Path, here: Path) -> None:
+    model, data = here / os.fsdecode(b"mod\xe9l.onnx"), here / os.fsdecode(b"d\xff.npz")
+    shutil.copy(given / "model.onnx", model)
+    shutil.copy(given / "plain.npz", data)
+    out = here / os.fsdecode(b"o\xe9.onnx")
+    for report in (os.fsdecode(b"r\xe9.json"), os.fsdecode(b"r\xe9.html")):
+        call = ["compress", model, "-o", out, "--data", data, "--target", "none", "--samples", 16, "--json"]
+        done = cli(*call, "--report", here / report)
+        assert (done.code, done.errors) == (0, [])
+        assert r"o\xe9.onnx" in json.loads(done.out)["written"]
+        assert r"mod\xe9l.onnx" in (here / report).read_text(encoding="utf-8").replace("\\\\", "\\")
+
+
 def test_a_model_with_nothing_to_compress(compress: Refuses, here: Path) -> None:
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,8,8] input) => (float[N,3,8,8] y) { y = Relu(input) }'
     save(parsed(text), here / "relu.onnx")
@@ -451,7 +464,9 @@ def test_a_provider_that_the_machine_has_not(compress: Refuses, refuses: Refuses
         ("\x00", ("is not valid YAML",)),
         ("targte: macs=0.5", ("unknown option 'targte'", "did you mean 'target'?")),
         ("xyz: 1", ("unknown option 'xyz'", "known are address, align, augmentation, backend")),
-        ("output: other.onnx", ("unknown option 'output'", "known are address, align, augmentation, backend")),
+        ("output: other.onnx", ("the option 'output', which a file cannot hold", "give --output in the call")),
+        ("outptu: other.onnx", ("unknown option 'outptu'", "known are address, align, augmentation, backend")),
+        ("work_dir: ~nosuch/x", ("--work-dir '~nosuch/x' begins with the home of a user that is not known here",)),
         ("target: 0.5", ("0.5 for the option 'target'", "write text such as macs=0.5")),
         ("target: {macs: 0.5}", ("'target'", "write text such as macs=0.5")),
         ("data: 5", ("5 for the option 'data'", "write text")),

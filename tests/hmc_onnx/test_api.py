@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -94,3 +94,22 @@ def test_images_come_as_arrays_batches_readers_and_torch_loaders(original: onnx.
     profiles = [hmc_onnx.profile(original, data, SMALL, WORK) for data in given]
     layers = [profile.layers for profile in profiles]
     assert all(own == layers[0] for own in layers)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda m, d: hmc_onnx.compress(m, d, 0.5), r"goal 0\.5 is of type float: say what it bounds"),
+        (lambda m, d: hmc_onnx.compress(None, d, "macs=0.5"), "model None is of type NoneType: give an onnx.ModelP"),
+        (lambda m, d: hmc_onnx.compress(m, d, "macs=0.5", settings={"seed": 4}), "`settings` .* is of type dict"),
+        (lambda m, d: hmc_onnx.profile(m, d, 0.5), r"`settings` 0\.5 is of type float: give hmc_onnx\.Settings"),
+        (lambda m, d: hmc_onnx.Run("m.onnx", d), r"model 'm\.onnx' is of type str: read it with hmc_onnx\.load"),
+        (lambda m, d: hmc_onnx.load_data("m", "d", hmc_onnx.preprocessing(), samples=4), "read it with hmc_onnx.load"),
+        (lambda m, d: hmc_onnx.load_data(m, "d", "imagenet", samples=4), "`preprocess` 'imagenet' is of type str"),
+        (lambda m, d: hmc_onnx.parse_target(0.5), r"target 0\.5 is of type float"),
+        (lambda m, d: hmc_onnx.Goal(target=0.5), r"target 0\.5 is of type float"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_said_in_one_sentence(call: Callable[..., object], says: str) -> None:
+    with pytest.raises(hmc_onnx.HmcError, match=says):
+        call(resnet((1,), (4,), size=8), {"input": images(8, 8)})
