@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from passes.graph.graph_pass import GraphPass
 from passes.graph.model import Model, element_type
 from passes.graph.naming import unused_name
+from passes.graph.shapes import Shape
 from passes.normal_form.affine import affine, is_float, take_over
 
 __all__ = ["MatMulToGemm"]
@@ -19,11 +20,11 @@ __all__ = ["MatMulToGemm"]
 class MatMulToGemm(GraphPass):
     """Rewrite x @ W, and x @ W + b, as a Gemm, with x (N, …, I), constant W (I, O) and b (O).
 
-    An x of more than two axes holds several vectors for each image, such as the tokens of a transformer block (N, T, I)
-    or the pixels of an image in NHWC. It is flattened to a matrix with one vector a row before the Gemm, and the result
-    is reshaped behind it. Neither copies anything, so this takes no more time than the MatMul. The lengths of the axes
-    between the first and the last are constants of the Reshape: they must be known, and the same for a batch of one
-    image and for one of two. (In (T, N, I), where the batch is the second axis, they are not.)
+    An x of more than two axes holds several vectors for each image, such as the tokens of a transformer block
+    (N, T, I), the pixels of an image in NHWC, or the steps that a recurrent layer takes (T, N, I). It is flattened to a
+    matrix with one vector a row before the Gemm, and the result is reshaped behind it. Neither copies anything, so this
+    takes no more time than the MatMul. One axis may be longer for a batch of two images than for one; the lengths of
+    the others are constants of the Reshape, and must be known.
 
     Constants must be initializers; MatMuls and Adds with others are left as they are. MatMuls that share their matrix
     go on sharing it, and share the bias where it is the same.
@@ -47,8 +48,8 @@ class MatMulToGemm(GraphPass):
             product, weight = matmul.outputs[0], matmul.inputs[1]
             shape = shapes.get(matmul.inputs[0].name, ())
             other = of_two.get(matmul.inputs[0].name, ())
-            between = shape[1:-1]
-            if len(shape) < 2 or None in between or between != other[1:-1]:
+            rows = _rows(shape, other)
+            if rows is None:
                 continue
             if weight.values.ndim != 2 or not is_float(weight):
                 continue
@@ -61,20 +62,35 @@ class MatMulToGemm(GraphPass):
             elif model.graph.opset < 11:  # a Gemm had to have a bias
                 append_bias(matmul, np.zeros(weight.shape[1], element_type(weight)))
             if len(shape) > 2:
-                _between_reshapes(model.graph, matmul, [int(d or 0) for d in between], weight.shape[1])
+                _between_reshapes(model.graph, matmul, rows, weight.shape[1])
         model.graph.cleanup()
         return fused
 
 
-def _between_reshapes(graph: gs.Graph, gemm: gs.Node, between: list[int], outputs: int) -> None:
-    """Flatten a Gemm's input (N, *between, I) to a matrix, and reshape its output to (N, *between, O)."""
+def _rows(of_one: Shape, of_two: Shape) -> list[int] | None:
+    """The lengths of all axes but the last, -1 for the axis that is longer for two images; the first if none is.
+
+    Args:
+        of_one, of_two: the shape of a tensor for one image and for two.
+
+    Returns:
+        None if more than one axis is longer, or the length of another is not known.
+    """
+    if len(of_one) < 2 or len(of_one) != len(of_two):
+        return None
+    longer = [i for i, (a, b) in enumerate(zip(of_one[:-1], of_two[:-1], strict=True)) if a != b or a is None] or [0]
+    return [-1 if i in longer else int(d or 0) for i, d in enumerate(of_one[:-1])] if len(longer) == 1 else None
+
+
+def _between_reshapes(graph: gs.Graph, gemm: gs.Node, rows: list[int], outputs: int) -> None:
+    """Flatten a Gemm's input (*rows, I) to a matrix, and reshape its output to (*rows, O); an open length is -1."""
     x, y = gemm.inputs[0], gemm.outputs[0]
     flat = gs.Variable(unused_name(graph, f"{gemm.name}:flat"), x.dtype)
     response = gs.Variable(unused_name(graph, f"{gemm.name}:response"), y.dtype)
-    one_row = all(d == 1 for d in between)  # for each image: then the Reshape can copy the batch
-    shape = np.array([0 if one_row else -1, *between, outputs])
+    one_row = rows[0] == -1 and all(d == 1 for d in rows[1:])  # for each image: then the Reshape can copy the batch
+    shape = np.array([0, *rows[1:], outputs] if one_row else [*rows, outputs])
     target = gs.Constant(unused_name(graph, f"{gemm.name}:shape"), shape)
-    axis = {"axis": 1 if one_row else len(between) + 1}
+    axis = {"axis": 1 if one_row else len(rows)}
     before = gs.Node("Flatten", unused_name(graph, f"{gemm.name}:flatten"), axis, [x], [flat])
     gemm.inputs[0], gemm.outputs[0] = flat, response
     after = gs.Node("Reshape", unused_name(graph, f"{gemm.name}:reshape"), {}, [response, target], [y])

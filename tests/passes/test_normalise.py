@@ -575,13 +575,26 @@ def test_a_matmul_on_tokens_whose_number_is_not_known_stays() -> None:
     assert operators(done) == ["Conv", "Reshape", "Transpose", "MatMul", "Add"]
 
 
-def test_a_linear_layer_over_a_sequence_with_the_batch_on_its_second_axis_stays_a_matmul() -> None:
+@pytest.mark.parametrize("opset", [9, 13])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_linear_layer_over_a_sequence_with_the_batch_on_its_second_axis_becomes_a_gemm(
+    opset: int, count: int
+) -> None:
     """(T, N, C) @ W, as recurrent and attention layers are exported: for one image alone N is 1."""
-    b = Builder()
-    x = b.node("ReduceMean", b.conv("input", 3, 4), axes=[2], keepdims=0)
+    b = Builder(opset=opset)
+    x = b.mean(b.conv("input", 3, 4), (2,))
     x = b.node("Transpose", x, perm=[2, 0, 1])
-    done = normalised(b.model(b.matmul(x, 4, 5)))
-    assert operators(done) == ["Conv", "ReduceMean", "Transpose", "MatMul", "Add"]
+    done = normalised(b.model({b.matmul(x, 4, 5): (8, "N", 5)}), images(count, 8))
+    assert operators(done) == ["Conv", "ReduceMean", "Transpose", "Flatten", "Gemm", "Reshape"]
+
+
+def test_a_matmul_with_two_axes_that_grow_with_the_batch_stays() -> None:
+    b = Builder()
+    flat = b.node("Flatten", "input")
+    square = b.node("MatMul", flat, b.node("Transpose", flat, perm=[1, 0]))
+    x = b.node("Unsqueeze", square, b.const([2]))  # (N, N, 1)
+    done = normalised(b.model({b.matmul(x, 1, 5): ("N", "N", 5)}), images(3, 8))
+    assert "Gemm" not in operators(done)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (4, 1, 1), (1,), ()])
