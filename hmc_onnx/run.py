@@ -269,7 +269,7 @@ class Run(Context):
         alone = None if precision == "fp32" else (precision, self.serve(self.normal.finished()))
         pair = Network(self.served, self.normal, self.settings.judge, alone), Network(compressed)
         found = verify(*pair, compared, self.runtime, batches, known)
-        return found.model_copy(update={"new_images": new is not None})
+        return found.model_copy(update={"new_images": new is not None, "held_back": new is not None and images is None})
 
     def _planner(self, strategy: Strategy) -> Planner:
         if strategy not in self._planners:

@@ -21,6 +21,15 @@ __all__ = [
     "Visited",
 ]
 
+FITTED = (
+    "The weights were fitted to these images, so nothing is known of new ones: give more images, of which a fifth is "
+    "then held back, or others to compare on."
+)
+HELD_BACK = (
+    "Nothing was fitted to these images. If the model was trained on them, new ones fare somewhat worse: compare on "
+    "others, too."
+)
+
 
 class Side(Frozen):
     """One model: MACs of an image, parameters, bytes of the file, and top-1 where there are labels."""
@@ -153,6 +162,7 @@ class Verification(Frozen):
         batches: the divergence at other batch sizes; empty where the model declares one.
         unchanged: the original in another precision, where that is served.
         new_images: whether nothing was fitted to the images; None where that is not known.
+        held_back: whether they were held back from the images to calibrate with.
         intervals: how much the images tell of others of their kind; None in reports of earlier versions.
         changes: accuracy class by class, and the images that are answered otherwise; None in reports of earlier
             versions.
@@ -175,8 +185,16 @@ class Verification(Frozen):
     batches: list[BatchComparison] = Field(default_factory=list)
     unchanged: Unchanged | None = None
     new_images: bool | None = None
+    held_back: bool = Field(default=False, exclude_if=lambda value: not value)
     intervals: Intervals | None = None
     changes: Changes | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @property
+    def caveat(self) -> str:
+        """What the images do not tell, in a sentence; empty where there is nothing to say."""
+        if self.new_images is False:
+            return FITTED
+        return HELD_BACK if self.held_back else ""
 
     @property
     def shown_intervals(self) -> Intervals | None:

@@ -21,10 +21,6 @@ LEGEND = (
     "loses least by: the kind of compression by which the network loses least where it is done to this layer alone. "
     "preference: by how much; -1 is all for pruning, +1 all for low rank (decomposition), and near 0 it may get both."
 )
-FITTED = (
-    "The weights were fitted to these images, so nothing is known of new ones: give more images, of which a fifth is "
-    "then held back, or others to compare on."
-)
 # Nats, and share of the divergence, by which that at another batch size must differ to be shown.
 NOTABLE = (0.01, 1.0)
 
@@ -60,7 +56,7 @@ def comparison(v: Verification) -> Group:
         table.caption = f"latency with {v.threads} {'thread' if v.threads == 1 else 'threads'} of onnxruntime"
     parts: list[RenderableType] = [
         _rows(table, v),
-        *([FITTED] if v.new_images is False else []),
+        *([v.caveat] if v.caveat else []),
         *([_outputs(v.outputs)] if _tell_more(v) else []),
         *([_curve(v.curve)] if v.curve else []),
     ]

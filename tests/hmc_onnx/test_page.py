@@ -13,8 +13,10 @@ import pytest
 from reports import comparison, report
 
 from hmc_onnx.records.report import RunReport, TrainingEpoch
+from hmc_onnx.reporting import tables
 from hmc_onnx.reporting.page import page
 from hmc_onnx.reporting.run_report import run_report
+from hmc_onnx.reporting.summary import as_text
 
 SECTIONS = {
     "headline", "trade-off", "grouping", "layers", "classes", "images", "training", "left-alone", "provenance",
@@ -84,6 +86,22 @@ def test_what_was_measured_is_said() -> None:
         "hmc-onnx compress 'a b.onnx'", "It is the model's output 'y'.", "because of <b>&a/layer2", "svd, rank 4",
     ):  # fmt: skip
         assert said in words, said
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        ({"new_images": False}, "so nothing is known of new ones"),
+        ({"new_images": True, "held_back": True}, "If the model was trained on them, new ones fare somewhat worse"),
+        ({"new_images": True}, ""),
+    ],
+)
+def test_what_the_images_do_not_tell_is_said_in_the_table_and_on_the_page(images: dict[str, bool], says: str) -> None:
+    compared = comparison(changes=None, unchanged=None, curve=[]).model_copy(update=images)
+    for text in (page(run_report(compared)), as_text(tables.comparison(compared))):
+        words = " ".join(text.split())
+        assert says in words
+        assert says or "new ones" not in words
 
 
 def test_two_models_that_are_only_compared_have_a_page_too() -> None:
