@@ -42,13 +42,13 @@ def main() -> None:
     print(f"{len(truth)} changes, {args.others} other images")
     print("| images | temperature | correlation | spread of the ratio's log | standard error |\n|---|---|---|---|---|")
     for images in args.images:
-        for heat in (1.0, temperature([reference[:most]])):
-            nats = measured(reference, changed, slice(images), heat)
+        for at in (1.0, temperature([reference[:most]])):
+            nats = measured(reference, changed, slice(images), at)
             found = np.maximum(nats.mean(1), 1e-12)
             spread = np.std(np.log(found[usable] / truth[usable]))
             error = np.median(nats.std(1) / np.sqrt(images) / found)
             correlation = spearmanr(found, truth).statistic
-            print(f"| {images} | {heat:.2f} | {correlation:.3f} | {spread:.2f} | {error:.2f} |", flush=True)
+            print(f"| {images} | {at:.2f} | {correlation:.3f} | {spread:.2f} | {error:.2f} |", flush=True)
 
 
 def outputs(
@@ -74,9 +74,9 @@ def outputs(
     return reference, np.stack(found)
 
 
-def measured(reference: np.ndarray, changed: np.ndarray, images: slice, heat: float) -> np.ndarray:
+def measured(reference: np.ndarray, changed: np.ndarray, images: slice, at: float) -> np.ndarray:
     """Nats (changes, images)."""
-    return np.stack([divergences([[reference[images]]], [[own[images]]], heat=heat) for own in changed])
+    return np.stack([divergences([[reference[images]]], [[own[images]]], temperature=at) for own in changed])
 
 
 if __name__ == "__main__":

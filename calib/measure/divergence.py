@@ -41,7 +41,7 @@ __all__ = [
 # Target mean of the top-1 probability when the temperature is chosen.
 SURE = 0.95
 # Upper bound on the temperature.
-HOTTEST = 1e3
+HIGHEST = 1e3
 # Lower bound on probabilities before their logarithm is taken.
 SMALLEST = 1e-30
 # Lower bound on the variance of a column of boxes, as a share of the column's mean square. A second bound is the square
@@ -173,23 +173,25 @@ def temperature(reference: Batches, output: Output = SCORES, images: Sequence[in
 
     A network is confident on images that it was trained on, so the KL divergence would come from the few images on
     which it is not, and its mean over some hundred images would be a poor estimate. With a temperature (Hinton et al.,
-    arXiv:1503.02531) every image contributes. The result is 1 where no temperature up to `HOTTEST` suffices.
+    arXiv:1503.02531) every image contributes. The result is 1 where no temperature up to `HIGHEST` suffices.
     """
     counts = [len(batch) for batch in reference] if images is None else images
     logs = np.concatenate([class_logs(output, batch, n) for batch, n in zip(reference, counts, strict=True)])
     logs = logs.reshape(-1, logs.shape[-1])
 
-    def excess(log_heat: float) -> float:
-        return float(np.exp(log_softmax(logs / np.exp(log_heat), axis=1)).max(1).mean()) - SURE
+    def excess(log_temperature: float) -> float:
+        return float(np.exp(log_softmax(logs / np.exp(log_temperature), axis=1)).max(1).mean()) - SURE
 
-    hottest = float(np.log(HOTTEST))
-    if excess(0.0) <= 0 or excess(hottest) >= 0:  # the latter for an output of one class
+    highest = float(np.log(HIGHEST))
+    if excess(0.0) <= 0 or excess(highest) >= 0:  # the latter for an output of one class
         return 1.0
-    return float(np.exp(brentq(excess, 0.0, hottest, xtol=1e-3)))
+    return float(np.exp(brentq(excess, 0.0, highest, xtol=1e-3)))
 
 
-def _kl(output: Output, reference: Batches, outputs: Batches, images: Sequence[int], heat: float = 1.0) -> np.ndarray:
-    """KL divergence of each image at the temperature `heat`, times `heat` squared, in nats (N,).
+def _kl(
+    output: Output, reference: Batches, outputs: Batches, images: Sequence[int], temperature: float = 1.0
+) -> np.ndarray:
+    """KL divergence of each image at a temperature, times its square, in nats (N,).
 
     It is the mean over the places of an image, but the sum over independent probabilities.
     """
@@ -198,11 +200,11 @@ def _kl(output: Output, reference: Batches, outputs: Batches, images: Sequence[i
         if a.size != b.size:
             raise _differ(output, a, b)
         logs = [class_logs(output, side, n) for side in (a, b)]
-        log_p, log_q = (log_softmax(side.reshape(-1, side.shape[-1]) / heat, axis=1) for side in logs)
+        log_p, log_q = (log_softmax(side.reshape(-1, side.shape[-1]) / temperature, axis=1) for side in logs)
         log_q = np.where(np.isneginf(log_q), math.log(SMALLEST), log_q)  # a class that is masked out
         p = np.exp(log_p)
         nats = np.subtract(log_p, log_q, out=np.zeros_like(p), where=p > 0)  # not log(p / q), as q may underflow
-        places = (heat**2 * (p * nats).sum(1)).reshape(n, -1)
+        places = (temperature**2 * (p * nats).sum(1)).reshape(n, -1)
         found.append(places.sum(1) if output.kind == "probability" else places.mean(1))
     return np.concatenate(found)
 
@@ -221,21 +223,21 @@ def divergences(
     reference: Sequence[Batches],
     outputs: Sequence[Batches],
     spread: Sequence[Batches] | None = None,
-    heat: float = 1.0,
+    temperature: float = 1.0,
     judged: Sequence[Output] | None = None,
     images: Sequence[int] | None = None,
 ) -> np.ndarray:
     """The divergence of each image in nats, float64 (N,), summed over all outputs of a network.
 
-    For an output that chooses classes it is the KL divergence at the temperature `heat`, times `heat` squared; the
-    factor keeps the effect of small differences of logits about the same at every temperature. For any other output it
-    is half the squared error divided by the variance of the output's values in `spread`.
+    For an output that chooses classes it is the KL divergence at a temperature, times its square, which keeps the
+    effect of small differences of logits about the same at every temperature. For any other output it is half the
+    squared error divided by the variance of the output's values in `spread`.
 
     Args:
         reference: outputs of the original.
         outputs: outputs of the changed network.
         spread: outputs of the original on more images, for the variance; default: `reference`.
-        heat: the temperature.
+        temperature: the temperature.
         judged: descriptions of the outputs; default: class scores for the first output and those with two axes, and
             "map" for the others.
         images: number of images of each batch; default: the number of rows of the first output.
@@ -249,7 +251,7 @@ def divergences(
     total = np.zeros(sum(images))
     for output, a, b, all_ in zip(judged, reference, outputs, spread or reference, strict=True):
         if output.classes:
-            total += _kl(output, a, b, images, heat)
+            total += _kl(output, a, b, images, temperature)
         elif output.kind != "other":
             total += _gaussian(output, a, b, all_, images)
     return total

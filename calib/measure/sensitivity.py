@@ -109,7 +109,7 @@ class Gauge:
                 "check its weights, and that the images are preprocessed as for training"
             )
         first = self._judged[0]
-        self._heat = temperature(self._reference[0], first, walk.images) if first.classes else 1.0
+        self._temperature = temperature(self._reference[0], first, walk.images) if first.classes else 1.0
         self._first = math.ceil(len(walk.chunks) * FIRST)
 
     def advance(self, tensor: str) -> None:
@@ -145,7 +145,7 @@ class Gauge:
             [output[chunks] for output in self._reference],
             tail.outputs(values, chunks),
             self._reference,
-            self._heat,
+            self._temperature,
             self._judged,
             self.walk.images[chunks],
         )

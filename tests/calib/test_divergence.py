@@ -97,9 +97,9 @@ def test_all_outputs_count_classes_by_kl_and_maps_by_their_squared_error() -> No
 @pytest.mark.parametrize("scale", [30.0, 300.0])
 def test_at_the_temperature_the_network_is_as_sure_as_said_whatever_the_scale_of_its_logits(scale: float) -> None:
     z = np.random.default_rng(0).standard_normal((500, 10)) * scale
-    heat = temperature([z[:200], z[200:]])
-    assert np.exp(log_probabilities(z / heat)).max(1).mean() == pytest.approx(SURE, abs=1e-3)
-    assert heat == pytest.approx(temperature([z / scale * 100]) * scale / 100, rel=1e-2)
+    own = temperature([z[:200], z[200:]])
+    assert np.exp(log_probabilities(z / own)).max(1).mean() == pytest.approx(SURE, abs=1e-3)
+    assert own == pytest.approx(temperature([z / scale * 100]) * scale / 100, rel=1e-2)
 
 
 @pytest.mark.parametrize("z", [np.eye(10) / 2, np.zeros((4, 10)), np.ones((4, 1)), np.eye(10) * 1e6], ids=str)
@@ -111,7 +111,7 @@ def test_at_any_temperature_small_differences_of_logits_count_about_as_much() ->
     rng = np.random.default_rng(1)
     a = rng.standard_normal((400, 10))
     b = a + 1e-3 * rng.standard_normal(a.shape)
-    cold, warm, hot = (divergences([[a]], [[b]], heat=heat).mean() for heat in (1.0, 3.0, 9.0))
+    cold, warm, hot = (divergences([[a]], [[b]], temperature=own).mean() for own in (1.0, 3.0, 9.0))
     assert cold == pytest.approx(divergence([[a]], [[b]]))
     assert warm == pytest.approx(cold, rel=0.3)
     assert hot == pytest.approx(1e-6 / 2 * 0.9, rel=0.1)  # half the variance of the logits' differences
