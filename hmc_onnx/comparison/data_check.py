@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +17,7 @@ from hmc_onnx.analysis.sanity import Finding, findings
 from hmc_onnx.comparison.judging import Judged
 from passes.core.differences import relative_difference
 from passes.core.errors import DataError, HmcWarning, ModelError
+from passes.graph.outputs import Output
 
 __all__ = ["look_at", "warn_of"]
 
@@ -37,7 +39,7 @@ def look_at(
         judge: "NAME=kind" for each output whose kind the user states.
 
     Raises:
-        ModelError: the model does not run, or no output tells one image from another.
+        ModelError: the model does not run, or its outputs tell images apart only where several run together.
     """
     judged = Judged(proto, runtime, judge)
     fixed = declared_batch(proto, data.feeds)
@@ -72,19 +74,17 @@ def _mixed(judged: Judged, feeds: Mapping[str, np.ndarray]) -> list[Finding]:
     """A finding where the answer for an image depends on the others that run with it; raises as `look_at`."""
     images = len(next(iter(feeds.values())))
     alone = judged.batches([{k: v[i : i + 1] for k, v in feeds.items()} for i in range(images)])
-    kinds = settled(judged.outputs, alone, [1] * images)
-    if all(output.kind == "other" for output in kinds):
-        what = ", ".join(f"'{output.name}': {output.what}" for output in kinds)
-        raise ModelError(f"the model has no output that can be compared ({what}): export one that differs, too")
     try:
         together = judged.run(feeds)
     except ModelError:  # it runs at one batch size alone
         return []
-    for output, apart, joined in zip(kinds, alone, together, strict=True):
-        if output.kind == "other" or joined.ndim <= output.images:
-            continue
-        rows = np.concatenate(apart, axis=output.images)
-        if rows.shape == joined.shape and (share := relative_difference(rows, joined)) > ROUNDING:
+    kinds = settled(judged.outputs, alone, [1] * images)
+    shares = [_apart(*each) for each in zip(kinds, alone, together, strict=True)]
+    if all(output.kind == "other" for output in kinds) and max(shares) > ROUNDING:
+        what = ", ".join(f"'{output.name}': {output.what}" for output in kinds)
+        raise ModelError(f"the model has no output that can be compared ({what}): export one that differs, too")
+    for output, share in zip(kinds, shares, strict=True):
+        if output.kind != "other" and ROUNDING < share < math.inf:
             return [
                 Finding(
                     code="mixed_batch",
@@ -93,3 +93,11 @@ def _mixed(judged: Judged, feeds: Mapping[str, np.ndarray]) -> list[Finding]:
                 )
             ]
     return []
+
+
+def _apart(output: Output, alone: Sequence[np.ndarray], together: np.ndarray) -> float:
+    """The difference of an output for images that run one by one and together; infinite if it has other shapes."""
+    if together.ndim <= output.images:
+        return math.inf
+    rows = np.concatenate(alone, axis=output.images)
+    return relative_difference(rows, together) if rows.shape == together.shape else math.inf
