@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from hmc_onnx.analysis.compressible import CompressibleLayer
 from hmc_onnx.execution.context import Context
-from hmc_onnx.records.profile import KEEP, REMOVED, LayerChoice, LayerProfile, Profile
+from hmc_onnx.records.profile import LayerChoice, LayerProfile, Profile
 from hmc_onnx.search_space.candidates import Offer, whole_offers
+from hmc_onnx.search_space.layer_choices import decomposed, left_whole
 from hmc_onnx.search_space.possible import any_removals, every_variant
 from hmc_onnx.search_space.variants import Variant
 
@@ -51,21 +52,5 @@ def possible_profile(context: Context, align: int) -> Profile:
 
 
 def _choices(subject: CompressibleLayer, variant: Variant, whole: list[Offer]) -> list[LayerChoice]:
-    own = LayerChoice(
-        inputs=variant.inputs,
-        outputs=variant.outputs,
-        method=REMOVED if variant.removed else KEEP,
-        rank=0,
-        macs=0 if variant.removed else subject.macs(variant.geometry),
-        parameters=0
-        if variant.removed
-        else variant.geometry.parameters + len(subject.biases) * variant.geometry.outputs,
-        error=0.0,
-        sensitivity=0.0,
-        measured=False,
-    )
-    offered = whole if variant.inputs == variant.outputs == 0 else variant.offers
-    return [own] + [
-        own.model_copy(update={"method": o.method, "rank": o.rank, "macs": o.macs, "parameters": o.parameters})
-        for o in offered
-    ]
+    own = left_whole(subject, variant)
+    return [own, *(decomposed(own, o) for o in (whole if variant.inputs == variant.outputs == 0 else variant.offers))]

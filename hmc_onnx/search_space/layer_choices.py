@@ -12,11 +12,11 @@ import numpy as np
 
 from hmc_onnx.analysis.compressible import CompressibleLayer
 from hmc_onnx.records.profile import KEEP, REMOVED, LayerChoice
-from hmc_onnx.search_space.candidates import Candidate, Times, front, timed
+from hmc_onnx.search_space.candidates import Candidate, Offer, Times, front, timed
 from hmc_onnx.search_space.variants import Variant
 from passes.core.shelf import Kept
 
-__all__ = ["Curve", "layer_choices"]
+__all__ = ["Curve", "decomposed", "layer_choices", "left_whole"]
 
 
 class Curve:
@@ -66,18 +66,7 @@ def layer_choices(
     choices = []
     for v in own:
         whole = v.inputs == v.outputs == 0
-        choice = LayerChoice(
-            inputs=v.inputs,
-            outputs=v.outputs,
-            method=REMOVED if v.removed else KEEP,
-            rank=0,
-            macs=0 if v.removed else subject.macs(v.geometry),
-            parameters=0 if v.removed else v.geometry.parameters + len(subject.biases) * v.geometry.outputs,
-            seconds=None if times is None else 0.0 if v.removed else times[v.geometry,],
-            error=0.0,
-            sensitivity=0.0,
-            measured=True,
-        )
+        choice = left_whole(subject, v, times)
         choices.append(choice)
         found, known = (list(plain), list(measured)) if whole else ([], [])
         offered = timed(v.offers, v.geometry, times)
@@ -88,16 +77,29 @@ def layer_choices(
             found = front(v.geometry, weight, moment[np.ix_(features, features)], offered)
             known = [curve(c.error) for c in found]
         for candidate, sensitivity in zip(found, known, strict=True):
-            offer = candidate.offer
-            update = {
-                "method": offer.method,
-                "rank": offer.rank,
-                "macs": offer.macs,
-                "parameters": offer.parameters,
-                "seconds": offer.seconds,
-                "error": candidate.error,
-                "sensitivity": sensitivity,
-                "measured": whole,
-            }
-            choices.append(choice.model_copy(update=update))
+            update = {"error": candidate.error, "sensitivity": sensitivity, "measured": whole}
+            choices.append(decomposed(choice, candidate.offer).model_copy(update=update))
     return choices
+
+
+def left_whole(subject: CompressibleLayer, variant: Variant, times: Times = None) -> LayerChoice:
+    """The choice to leave a variant of a layer without a decomposition, which costs no accuracy."""
+    gone, geometry = variant.removed, variant.geometry
+    return LayerChoice(
+        inputs=variant.inputs,
+        outputs=variant.outputs,
+        method=REMOVED if gone else KEEP,
+        rank=0,
+        macs=0 if gone else subject.macs(geometry),
+        parameters=0 if gone else geometry.parameters + len(subject.biases) * geometry.outputs,
+        seconds=None if times is None else 0.0 if gone else times[geometry,],
+        error=0.0,
+        sensitivity=0.0,
+        measured=True,
+    )
+
+
+def decomposed(choice: LayerChoice, offer: Offer) -> LayerChoice:
+    """The choice to decompose what another choice leaves whole, with the costs of an offer."""
+    costs = {"macs": offer.macs, "parameters": offer.parameters, "seconds": offer.seconds}
+    return choice.model_copy(update={"method": offer.method, "rank": offer.rank, **costs})
