@@ -47,7 +47,6 @@ SMALLEST = 1e-30
 # Lower bound on the variance of a column of boxes, as a share of the column's mean square. A second bound is the square
 # of this number, as a share of the mean variance of all columns. Both limit the weight of (nearly) constant columns.
 LEAST_SPREAD = 1e-6
-
 # Largest difference, as a share of the largest value, by which an output counts as the same for all images.
 SAME = 1e-6
 
@@ -151,16 +150,15 @@ def _tells_nothing(output: Output, batches: Batches, images: Sequence[int]) -> b
     A statistic of a whole batch is, or what relates the images of a batch to each other, where one image runs at a
     time. Differences as small as the rounding errors of float32 do not count.
     """
-    apart = [images_first(output, np.atleast_1d(b), n) for b, n in zip(batches, images, strict=True)]
-    if all(len(b) == n for b, n in zip(apart, images, strict=True)):
-        values = np.concatenate([b.reshape(len(b), -1) for b in apart])
+    batches = [images_first(output, np.atleast_1d(b), n) for b, n in zip(batches, images, strict=True)]
+    if all(len(b) == n for b, n in zip(batches, images, strict=True)):
+        rows = (row for b in batches for row in b)
     elif batches[0].size > 1:  # the axis of the images is not known, and the values may differ along it
         return False
     else:
-        values = np.array([float(b.reshape(-1)[0]) for b in batches])[:, None]
-    values = values.astype(np.float64)
-    first = np.broadcast_to(values[0], values.shape)
-    return all(relative_difference(*pair) <= SAME for pair in zip(values[1:], first[1:], strict=True))
+        rows = (b.reshape(-1) for b in batches)
+    first = next(rows)
+    return all(relative_difference(first, row) <= SAME for row in rows)
 
 
 def kl_divergence(reference: Batches, outputs: Batches) -> float:
