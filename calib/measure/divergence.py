@@ -24,6 +24,7 @@ from passes.core.errors import ModelError
 from passes.graph.outputs import ROWS_VARY, Output
 
 __all__ = [
+    "check_comparable",
     "choices",
     "class_logs",
     "divergence",
@@ -134,6 +135,19 @@ def settled(judged: Sequence[Output], reference: Sequence[Batches], images: Sequ
             output = replace(output, kind="logit")
         found.append(output)
     return found
+
+
+def check_comparable(outputs: Sequence[Output]) -> None:
+    """Check that one of a model's outputs can be compared.
+
+    Raises:
+        ModelError: none can; the message says why of each.
+    """
+    if all(output.kind == "other" for output in outputs):
+        what = ", ".join(f"'{output.name}': {output.what}" for output in outputs)
+        raise ModelError(
+            f"the model has no output that can be compared ({what}): export one that differs with the image, too"
+        )
 
 
 def _rows(output: Output, batch: np.ndarray, images: int) -> tuple[int, ...] | None:

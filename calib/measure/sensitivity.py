@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 from scipy.special import ndtri
 
-from calib.measure.divergence import divergences, settled, temperature
+from calib.measure.divergence import check_comparable, divergences, settled, temperature
 from calib.measure.walk import Tail, Walk
 from calib.runtime.sessions import CPU, Runtime
 from passes.core.errors import ModelError
@@ -98,11 +98,7 @@ class Gauge:
         tail = walk.tail([])
         self._reference = tail.outputs({})
         self._judged = settled(tail.judged, self._reference, walk.images)
-        if all(output.kind == "other" for output in self._judged):
-            what = ", ".join(f"'{output.name}': {output.what}" for output in self._judged)
-            raise ModelError(
-                f"the model has no output that can be compared ({what}): export one that differs with the image, too"
-            )
+        check_comparable(self._judged)
         if any(np.isnan(chunk).any() for output in self._reference for chunk in output):
             raise ModelError(
                 "the model's output is NaN on some calibration images: "

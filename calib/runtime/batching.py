@@ -15,6 +15,7 @@ from passes.graph.model import Model
 from passes.graph.subgraph import nodes_between, submodel
 
 __all__ = [
+    "TOLERANCE",
     "at_once",
     "batch_size",
     "calibration_chunks",

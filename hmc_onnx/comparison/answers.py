@@ -11,6 +11,7 @@ import numpy as np
 
 from calib.data.calibration import CalibrationData
 from calib.measure.divergence import (
+    check_comparable,
     choices,
     divergence,
     divergences,
@@ -70,11 +71,7 @@ class Answers:
         reference = [x for _, x in pairs]
         outputs = settled([o for o, _ in pairs], reference, images)
         changed = [as_the_original(second, chunk, n) for chunk, n in zip(chunks, images, strict=True)]
-        if all(o.kind == "other" for o in outputs):
-            raise ModelError(
-                f"the models have no output that can be compared ({', '.join(o.what for o in outputs)}): "
-                "export one that differs with the image, too"
-            )
+        check_comparable(outputs)
         at = None
         if data.labels is not None:
             at = labelled(outputs, [x[0] for x in reference], images[0], data.labels, data.source)

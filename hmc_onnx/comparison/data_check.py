@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 
 from calib.data.calibration import CalibrationData
-from calib.measure.divergence import settled
-from calib.runtime.batching import at_once, declared_batch, whole_batches
+from calib.measure.divergence import check_comparable, settled
+from calib.runtime.batching import TOLERANCE, at_once, declared_batch, whole_batches
 from calib.runtime.sessions import CPU, Runtime
 from hmc_onnx.analysis.sanity import Finding, findings
 from hmc_onnx.comparison.judging import Judged
@@ -23,8 +23,8 @@ __all__ = ["look_at", "warn_of"]
 
 # Images whose answers are looked at.
 LOOKED_AT = 128
-# Images that run one by one and together, and the largest difference, as a share of the largest value, by rounding.
-SIDE_BY_SIDE, ROUNDING = 8, 0.01
+# Images that run one by one and together.
+SIDE_BY_SIDE = 8
 
 
 def look_at(
@@ -80,11 +80,10 @@ def _mixed(judged: Judged, feeds: Mapping[str, np.ndarray]) -> list[Finding]:
         return []
     kinds = settled(judged.outputs, alone, [1] * images)
     shares = [_apart(*each) for each in zip(kinds, alone, together, strict=True)]
-    if all(output.kind == "other" for output in kinds) and max(shares) > ROUNDING:
-        what = ", ".join(f"'{output.name}': {output.what}" for output in kinds)
-        raise ModelError(f"the model has no output that can be compared ({what}): export one that differs, too")
+    if max(shares) > TOLERANCE:
+        check_comparable(kinds)
     for output, share in zip(kinds, shares, strict=True):
-        if output.kind != "other" and ROUNDING < share < math.inf:
+        if output.kind != "other" and TOLERANCE < share < math.inf:
             return [
                 Finding(
                     code="mixed_batch",
