@@ -24,7 +24,7 @@ class Origin:
     """Where samples that were read from a path come from.
 
     Attributes:
-        path: the path in printable form (see `passes.core.printable`).
+        path: the path in printable form (see `passes.core.paths`).
         places: index of each sample among all that are stored at the path, int64 (N,).
         preprocess: the preprocessing that the user asked for; None where the path holds arrays for several inputs.
         ready: whether the stored arrays are fed to the model unchanged, without preprocessing.

@@ -12,7 +12,7 @@ import numpy as np
 
 from calib.data.sources import StoredImages
 from passes.core.errors import DataError
-from passes.core.printable import shown
+from passes.core.paths import shown
 
 __all__ = ["cifar_splits", "open_cifar"]
 

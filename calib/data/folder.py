@@ -13,7 +13,7 @@ from PIL import Image
 from calib.data.preprocess import Preprocess
 from calib.data.sources import digest_of, filled
 from passes.core.errors import DataError, SettingsError
-from passes.core.printable import shown
+from passes.core.paths import shown
 
 __all__ = ["ImageFolder", "UnreadableImage", "folder_splits", "open_folder"]
 

@@ -16,7 +16,7 @@ import numpy as np
 from calib.data.preprocess import FLOAT
 from calib.data.sources import ReadyTensors, StoredImages
 from passes.core.errors import DataError
-from passes.core.printable import shown
+from passes.core.paths import shown
 
 __all__ = ["npz_splits", "open_npy", "open_npz", "read_inputs"]
 

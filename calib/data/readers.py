@@ -16,7 +16,7 @@ from calib.data.npz import npz_splits, open_npy, open_npz, read_inputs
 from calib.data.preprocess import Preprocess
 from calib.data.sources import ReadyTensors, StoredImages
 from passes.core.errors import DataError, SettingsError
-from passes.core.printable import shown
+from passes.core.paths import expanded, shown
 
 __all__ = ["Selection", "open_source", "read", "read_several", "splits"]
 
@@ -135,7 +135,7 @@ def read_several(
     Raises:
         DataError: the path is missing or is no .npz file, an input is missing, or the arrays differ in length.
     """
-    path = _expanded(path)
+    path = expanded(path, "calibration data", DataError)
     if not path.is_file() or path.suffix.lower() != ".npz":
         raise DataError(
             f"'{shown(path)}' is not an .npz file, and the model has {len(names)} inputs ({', '.join(names)}): "
@@ -165,7 +165,7 @@ def open_source(
     labelling: Labelling = AS_STORED,
 ) -> Opened:
     """Open a source of images, and check that its first image fits the model; arguments and errors as for `read`."""
-    path = _expanded(path)
+    path = expanded(path, "calibration data", DataError)
     try:
         source = _open(path, selection.split, input_name, preprocess.dtype, labelling)
     except OSError as e:
@@ -186,7 +186,7 @@ def open_source(
 
 def splits(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """The splits of the data at a path, such as ("train", "test"); empty for data without splits. Raises DataError."""
-    path = _expanded(path)
+    path = expanded(path, "calibration data", DataError)
     if not path.is_dir():
         return npz_splits(path)
     try:
@@ -197,17 +197,6 @@ def splits(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 def _drawn(chosen: np.ndarray, total: int) -> str:
     return f"{total}" if len(chosen) == total else f"{len(chosen)} of {total}"
-
-
-def _expanded(path: str | os.PathLike[str]) -> Path:
-    """A path with ~ and ~user replaced; raises DataError where there is no such user."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as e:
-        raise DataError(
-            f"calibration data '{shown(Path(path))}' begins with the home of a user that is not known here: "
-            "give the whole path"
-        ) from e
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

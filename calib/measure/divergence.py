@@ -161,8 +161,8 @@ def _rows(output: Output, batch: np.ndarray, images: int) -> tuple[int, ...] | N
 def _tells_nothing(output: Output, batches: Batches, images: Sequence[int]) -> bool:
     """Whether an output is the same for all images, or for all runs if it has no entry for each image.
 
-    A statistic of a whole batch is, or what relates the images of a batch to each other, where one image runs at a
-    time. Differences as small as the rounding errors of float32 do not count.
+    An output that relates the images of a batch to each other is the same for all where one image runs at a time.
+    Differences as small as the rounding errors of float32 do not count.
     """
     batches = [images_first(output, np.atleast_1d(b), n) for b, n in zip(batches, images, strict=True)]
     if all(len(b) == n for b, n in zip(batches, images, strict=True)):

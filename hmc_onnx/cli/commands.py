@@ -42,7 +42,7 @@ from hmc_onnx.records.goal import Goal, Target
 from hmc_onnx.records.output import check_output
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.records.work import Work
-from passes.core.printable import shown
+from passes.core.paths import shown
 
 if TYPE_CHECKING:
     from hmc_onnx.execution.context import Context

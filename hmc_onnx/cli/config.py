@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from hmc_onnx.cli.options import Group, OptionField, alternatives
 from hmc_onnx.records.options import did_you_mean
 from passes.core.errors import SettingsError
+from passes.core.paths import expanded
 
 __all__ = ["merged", "read_config"]
 
@@ -43,17 +44,8 @@ def merged(values: Mapping[str, Any], groups: Sequence[Group] | None = None) -> 
         groups = GROUPS
     given = {name: value for name, value in values.items() if value is not None and value != []}
     every = (read_config(given["config"], groups) if given.get("config") else {}) | given
-    return {name: _whole(name, value) if isinstance(value, Path) else value for name, value in every.items()}
-
-
-def _whole(name: str, path: Path) -> Path:
-    """A path with ~ and ~user replaced, as a shell does where nothing stands before it."""
-    try:
-        return path.expanduser()
-    except RuntimeError as e:
-        raise SettingsError(
-            f"`{name}` '{path}' begins with the home of a user that is not known here: give the whole path"
-        ) from e
+    paths = {name: value for name, value in every.items() if isinstance(value, Path)}
+    return every | {name: expanded(path, f"`{name}`", SettingsError) for name, path in paths.items()}
 
 
 def read_config(path: Path, groups: Sequence[Group]) -> dict[str, Any]:

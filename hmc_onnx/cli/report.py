@@ -15,7 +15,7 @@ from hmc_onnx.cli.groups import Output
 from hmc_onnx.cli.help import COMMANDS
 from hmc_onnx.cli.options import Given, command
 from hmc_onnx.records.output import check_output
-from passes.core.printable import shown
+from passes.core.paths import shown
 
 if TYPE_CHECKING:
     from calib.runtime.sessions import Runtime
