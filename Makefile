@@ -6,9 +6,9 @@ BIN := .venv/bin
 
 all: check test
 
-.venv/installed: pyproject.toml  # modules are compiled when they are first imported, as most never are
+.venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 demo: .venv/installed  ## compress the embedded ResNet-20 to 0.6 of its time
@@ -29,7 +29,7 @@ check: .venv/installed
 	$(BIN)/lint-imports
 
 .venv/docs-installed: .venv/installed
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@
 
 docs: .venv/docs-installed  ## the documentation site, in site/
