@@ -33,6 +33,8 @@ from hmc_onnx.records.profile import Profile
 from hmc_onnx.records.provenance import Provenance, with_provenance
 from hmc_onnx.records.settings import QUICK, Settings
 from hmc_onnx.records.work import HERE, Work
+from hmc_onnx.reporting.report_file import write_report_file
+from hmc_onnx.reporting.run_report import provenance, run_report
 from hmc_onnx.reporting.summary import as_html, as_text
 from hmc_onnx.reporting.tables import comparison
 from hmc_onnx.run import DataLike, ModelLike, Run, opened, purpose_of
@@ -114,6 +116,15 @@ class Result:
             metadata: whether the file says how it was made (`Provenance`).
         """
         save(self.model if metadata else with_provenance(self.model, None), path)
+
+    def save_report(self, path: str | os.PathLike[str]) -> None:
+        """Write the report of the run atomically: a page where the name ends in .html, else JSON.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        made_by = provenance(runtime=self.plan.settings.runtime)
+        write_report_file(run_report(self.report, self.plan, self.profile, made_by=made_by), path)
 
     def __str__(self) -> str:
         return as_text(comparison(self.report))

@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from hmc_onnx.records.plan import Plan
     from hmc_onnx.records.profile import Profile
 
-__all__ = ["PAGES", "app", "write_report"]
-
-# Endings of the names of pages; all other reports are JSON.
-PAGES = (".html", ".htm")
+__all__ = ["app", "write_report"]
 
 app = typer.Typer()
 
@@ -69,15 +66,10 @@ def write_report(
     Raises:
         OutputError: it cannot be written.
     """
+    from hmc_onnx.reporting.report_file import write_report_file
     from hmc_onnx.reporting.run_report import provenance, run_report
 
     line = shown(shlex.join(["hmc-onnx", *sys.argv[1:]]))
     by = provenance(line, shown(models[0].name), shown(models[1].name), runtime)
     plan, profile, epochs = made or (None, None, ())
-    whole = run_report(checked, plan, profile, epochs, by)
-    if path.suffix.lower() in PAGES:
-        from hmc_onnx.reporting.page import write_page
-
-        write_page(whole, path)
-    else:
-        whole.save(path)
+    write_report_file(run_report(checked, plan, profile, epochs, by), path)

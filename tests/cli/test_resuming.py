@@ -36,7 +36,15 @@ def unbroken(cli: Cli, given: Path, whole: Path) -> bytes:
     return whole.read_bytes()
 
 
-@pytest.mark.parametrize("stage", ["second-moments", "decompositions", "sensitivity", "plans"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param("second-moments", marks=pytest.mark.long),
+        pytest.param("decompositions", marks=pytest.mark.long),
+        "sensitivity",
+        "plans",
+    ],
+)
 def test_killed_in_the_middle_it_goes_on(
     cli: Cli, given: Path, unbroken: bytes, tmp_path: Path, request: pytest.FixtureRequest, stage: str
 ) -> None:

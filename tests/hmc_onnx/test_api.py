@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -63,6 +64,16 @@ def test_a_result_shows_a_summary_and_no_weights(result: hmc_onnx.Result) -> Non
     assert str(result) == repr(result)
     assert "MACs" in str(result) and len(str(result)) < 4000
     assert "<pre" in result._repr_html_() and "MACs" in result._repr_html_()
+
+
+@pytest.mark.parametrize(("name", "begins"), [("run.html", "<!doctype html>"), ("run.json", "{")])
+def test_a_result_writes_its_report_by_the_files_name(
+    result: hmc_onnx.Result, tmp_path: Path, name: str, begins: str
+) -> None:
+    result.save_report(tmp_path / name)
+    written = (tmp_path / name).read_text(encoding="utf-8")
+    assert written.lower().startswith(begins)
+    assert all(layer in written for layer in result.plan.layers)
 
 
 @pytest.mark.parametrize("what", ["plan", "profile"])

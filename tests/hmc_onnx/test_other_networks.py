@@ -36,8 +36,8 @@ TABLE = {
 }
 QUICKEST = "light_squeezenet"
 HEAVY = {"light_bvlc_alexnet", "light_vgg19", "light_zfnet512"}  # hundreds of megabytes, most of them in one layer
-# Their Concats are those of Inception v1.
-ALIKE = {"light_densenet121", "light_inception_v2"}
+# Their Concats are those of Inception v1; and ResNets are asked the same in test_resnets.
+ALIKE = {"light_densenet121", "light_inception_v2", "light_resnet50"}
 
 
 def test_the_table_has_every_network() -> None:

@@ -298,6 +298,7 @@ def trained_here(student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path,
     return hmc_onnx.finetune(student, teacher, data, options=options, preprocess=hmc_onnx.preprocessing(None)).model
 
 
+@pytest.mark.long
 def test_two_processes_do_what_one_does(
     student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path, tmp_path: Path
 ) -> None:
