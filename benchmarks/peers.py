@@ -130,7 +130,8 @@ class Made:
 
         def make() -> tuple[str, str]:
             try:
-                hmc_onnx.save(run.serve(run.apply(run.plan(target))), path)
+                plan = run.plan(target)
+                hmc_onnx.save(run.serve(run.apply(plan), plan), path)
             except hmc_onnx.HmcError as e:
                 return str(e), ""
             return "", ""

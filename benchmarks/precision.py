@@ -63,7 +63,7 @@ def main() -> None:
         except hmc_onnx.HmcError as e:
             print(f"{name}: {e}", flush=True)
             continue
-        models[name] = run.serve(run.apply(plan))
+        models[name] = run.serve(run.apply(plan), plan)
         assert plan.latency is not None
         planned[name] = f"{plan.latency.measured:.3f}" if plan.latency.measured is not None else "–"
         gone = sum(layer.method == "removed" for layer in plan.layers.values())

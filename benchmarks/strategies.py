@@ -95,7 +95,7 @@ class Bench:
             plan = self.run.plan(target, strategy)
         except hmc_onnx.HmcError as e:
             return {"refused": str(e)}
-        model = self.run.serve(self.run.apply(plan))
+        model = self.run.serve(self.run.apply(plan), plan)
         return {
             "top1": accuracy(model, self.test),
             "macs": plan.macs / profile.macs,

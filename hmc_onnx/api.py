@@ -172,7 +172,7 @@ def compress(
         check_labels(proto, images or run.data, settings.runtime, settings.judge)
         run.check_data(goal)
         found = run.reach(goal)
-        served = run.serve(run.recorded(found.model, found.plan))
+        served = run.serve(run.recorded(found.model, found.plan), found.plan)
         report = run.verify(served, images).model_copy(update={"curve": found.curve})
         return Result(brought_in(served), found.plan, run.profiled, report)
 

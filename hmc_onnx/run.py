@@ -237,13 +237,18 @@ class Run(Context):
         batch = declared_batch(self.served, self.data.feeds)
         return with_provenance(compressed, Provenance.of_plan(plan, digest(self.served), batch))
 
-    def serve(self, compressed: onnx.ModelProto) -> onnx.ModelProto:
+    def serve(self, compressed: onnx.ModelProto, plan: Plan | None = None) -> onnx.ModelProto:
         """A compressed model in the precision of the settings; in float32 it is the model itself.
+
+        Args:
+            compressed: the model, in float.
+            plan: by which it was made, which may leave layers in float32.
 
         Raises:
             ModelError: the model cannot be quantised.
         """
-        served, recorded = self.served_form(compressed), Provenance.read(compressed)
+        in_float = [] if plan is None else plan.in_float
+        served, recorded = self.served_form(compressed, in_float=in_float), Provenance.read(compressed)
         if recorded is None or recorded.precision == self.settings.precision:
             return served
         return with_provenance(served, recorded.model_copy(update={"precision": self.settings.precision}))

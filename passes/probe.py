@@ -26,12 +26,14 @@ from passes.graph.layers import Geometry
 from passes.graph.shapes import Shapes
 from passes.residual import residual_sum
 
-__all__ = ["AROUND", "Parts", "Probe", "epilogue", "probe_model"]
+__all__ = ["AROUND", "WITHIN_INT8", "Parts", "Probe", "epilogue", "link_names", "probe_model"]
 
 # Channels of the input of a probe's model: enough for a runtime that handles them in blocks.
 CHANNELS = 16
 # Operators behind a Conv that a runtime may fuse with it.
 ACTIVATIONS = ("Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
+# Element type of a probe whose links are float32 between neighbours in INT8, with the casts at its ends.
+WITHIN_INT8 = "float32 within int8"
 # Last parts of the names of the nodes around a probe's links and epilogue, whose time does not count.
 AROUND = ("before", "after", "other", "pool", "pool2")
 OPSET = 14  # the oldest with all ACTIVATIONS
@@ -47,7 +49,8 @@ class Probe:
         links: geometries of the chain, first to last.
         size: spatial size of the chain's input.
         batch: number of images.
-        dtype: element type. For int8 the model of the probe is float32, and whoever times it quantises it.
+        dtype: element type. For int8 and `WITHIN_INT8` the model of the probe is float32, and whoever times it
+            quantises it: all of it, or all but the links.
         epilogue: operators behind the links, as `epilogue` finds them.
     """
 
@@ -137,10 +140,15 @@ def probe_model(probes: Sequence[Probe], parts: Parts = Parts.LINKS) -> onnx.Mod
     return builder.model()
 
 
+def link_names(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes of a probe's model that are links."""
+    return [node.name for node in model.graph.node if "/link" in node.name]
+
+
 class _Builder:
     def __init__(self, probe: Probe) -> None:
         self.batch, self.dtype = probe.batch, probe.dtype
-        own = "float32" if probe.dtype in ("bfloat16", "int8") else probe.dtype
+        own = "float32" if probe.dtype in ("bfloat16", "int8", WITHIN_INT8) else probe.dtype
         self.type = helper.np_dtype_to_tensor_dtype(np.dtype(own))
         self.rng = np.random.default_rng(0)
         self.nodes: list[onnx.NodeProto] = []

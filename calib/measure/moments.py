@@ -23,11 +23,14 @@ __all__ = ["Centred", "JointMoments", "Moments", "sample_positions", "sampled_ou
 class Centred:
     """The mean patch (n,) and the centred second moment Sxx (n, n) of a layer's patches, float64.
 
-    Nodes that share a weight may have several biases; there is a mean for each of these, and usually one.
+    Nodes that share a weight may have several biases; there is a mean for each of these, and usually one. `low` and
+    `high` are the least and the largest value in the patches, or 0 if that is beyond them.
     """
 
     means: tuple[np.ndarray, ...] = ()
     second: Kept = field(default_factory=lambda: Kept(np.zeros((0, 0))))
+    low: float = 0.0
+    high: float = 0.0
 
 
 @dataclass
@@ -35,6 +38,8 @@ class Moments:
     """Accumulates blocks of patches and targets; the properties give the means and centred moments so far, float64."""
 
     count: int = 0
+    low: float = 0.0
+    high: float = 0.0
     _sum: np.ndarray = field(default_factory=lambda: np.zeros(0))
     _second: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     _cross: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
@@ -50,6 +55,8 @@ class Moments:
         both = both - self._shift
         x, t = np.split(both, [len(self._second)], axis=1)
         self.count += len(both)
+        self.low = min(self.low, float(patches.min(initial=0.0)))
+        self.high = max(self.high, float(patches.max(initial=0.0)))
         self._sum += both.sum(0)
         self._second += x.T @ x
         self._cross += t.T @ x
@@ -60,7 +67,8 @@ class Moments:
             return self if self.count else other
         n, moved = len(self._second), other._shift - self._shift
         (x, t), (dx, dt) = np.split(other._sum, [n]), np.split(moved, [n])
-        found = Moments(self.count + other.count, self._sum + other._sum + other.count * moved)
+        low, high = min(self.low, other.low), max(self.high, other.high)
+        found = Moments(self.count + other.count, low, high, self._sum + other._sum + other.count * moved)
         found._shift = self._shift
         found._second = self._second + other._second + np.outer(x, dx) + np.outer(dx, x + other.count * dx)
         found._cross = self._cross + other._cross + np.outer(t, dx) + np.outer(dt, x + other.count * dx)
@@ -68,7 +76,7 @@ class Moments:
 
     def centred(self, shelf: Shelf) -> Centred:
         """The mean and the second moment of the patches, which decompositions and eliminations need, on a shelf."""
-        return Centred((self.mean,), shelf.keep(self.second))
+        return Centred((self.mean,), shelf.keep(self.second), self.low, self.high)
 
     @property
     def mean(self) -> np.ndarray:
@@ -111,7 +119,8 @@ class JointMoments:
 
     def centred(self, shelf: Shelf) -> Centred:
         """As for `Moments`, with a mean for each bias."""
-        return Centred(tuple(part.mean for part in self.parts), shelf.keep(self.second))
+        low, high = min(part.low for part in self.parts), max(part.high for part in self.parts)
+        return Centred(tuple(part.mean for part in self.parts), shelf.keep(self.second), low, high)
 
     def joined(self, other: JointMoments) -> JointMoments:
         """The moments of the blocks of both."""

@@ -23,7 +23,7 @@ from calib.runtime.sessions import CPU, KernelTime, Runtime, Session
 from passes.core.errors import ModelError
 from passes.core.progress import Progress, silent
 from passes.graph.layers import Geometry
-from passes.probe import AROUND, Parts, Probe, probe_model
+from passes.probe import AROUND, WITHIN_INT8, Parts, Probe, link_names, probe_model
 
 __all__ = ["time_probes"]
 
@@ -81,11 +81,13 @@ def _time_lot(lot: list[Probe], runtime: Runtime, by_kernel: bool) -> list[Estim
 
 
 def _served(model: onnx.ModelProto, probe: Probe, runtime: Runtime) -> onnx.ModelProto:
-    return quantise_for_timing(model, runtime.name) if probe.dtype == "int8" else model
+    if probe.dtype == "int8":
+        return quantise_for_timing(model, runtime.name)
+    return quantise_for_timing(model, runtime.name, link_names(model)) if probe.dtype == WITHIN_INT8 else model
 
 
 def _feeds(session: Session, dtype: str) -> dict[str, np.ndarray]:
-    rng, type_ = np.random.default_rng(0), np.dtype("float32" if dtype in ("bfloat16", "int8") else dtype)
+    rng, type_ = np.random.default_rng(0), np.dtype("float32" if dtype in ("bfloat16", "int8", WITHIN_INT8) else dtype)
     return {name: rng.standard_normal(shape).astype(type_) for name, shape in session.input_shapes.items()}
 
 
@@ -123,7 +125,8 @@ def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarra
     """Seconds of each probe in each run: one array (runs,) for each probe.
 
     A kernel belongs to the probe in its name. One that onnxruntime has inserted to change a layout has a name of its
-    own; it belongs to the kernel that runs next, except at the ends of the model, where it counts for no probe.
+    own; it belongs to the kernel that runs next, except at the ends of the model, where it counts for no probe. A cast
+    of what the links read has the name of the Conv before them, and belongs to the links.
     """
     runs: list[dict[int, float]] = []
     seen: set[str] = set()
@@ -139,6 +142,8 @@ def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarra
             seen.clear()
         seen.add(kernel.name)
         probe, part = int(owner[1]), owner[2]
+        if part == "before" and kernel.op == "DequantizeLinear":
+            part = "cast"
         if part == "other":
             while loose and loose[-1].op == "ReorderInput":
                 loose.pop()

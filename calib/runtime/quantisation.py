@@ -30,6 +30,7 @@ __all__ = [
     "OLDEST_OPSET",
     "Calibration",
     "FeedReader",
+    "activation_step",
     "quantise",
     "quantise_for_timing",
     "raise_opset",
@@ -192,6 +193,13 @@ def _quantised(
         return onnx.load(folder / "quantised.onnx")
     except Exception as e:  # the quantiser's errors share no base
         raise ModelError(f"onnxruntime's quantiser cannot quantise the model: {first_line(e)}") from e
+
+
+def activation_step(low: float, high: float, provider: str) -> float:
+    """The step of the grid on which activations between `low` (at most 0) and `high` (at least 0) are rounded."""
+    if _activations(provider) is QuantType.QUInt8:
+        return (high - low) / 255
+    return max(-low, high) / 127
 
 
 def weight_levels(provider: str) -> int:

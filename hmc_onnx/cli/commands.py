@@ -129,7 +129,7 @@ def compress(model: Model, given: Given) -> None:
             tuned = trained(result, proto, given, training, folder)
             parts, result, stopped = [*parts, epochs_table(tuned.history)], tuned.model, tuned.stopped
             epochs = tuned.history
-        result = run.serve(result)
+        result = run.serve(result, found.plan)
         checked = run.verify(result, test).model_copy(update={"curve": found.curve})
     save(_with_metadata(result, given), output)
     if report is not None:

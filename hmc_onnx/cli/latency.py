@@ -65,7 +65,7 @@ def measure(model: Model, given: Given) -> None:
     from hmc_onnx.analysis.inspection import closed_shapes
     from hmc_onnx.analysis.model_inputs import noise
     from hmc_onnx.execution.context import Context
-    from hmc_onnx.profiling.candidate_times import measure_table
+    from hmc_onnx.profiling.whole_table import measure_table
 
     output, asked = given.of(Output).output, given.of(Images).preprocess()
     check_output(output, model)

@@ -7,6 +7,7 @@ here once, when it is first used.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -80,12 +81,15 @@ class Context:
         model.kinds = parse_kinds(self.settings.judge)
         return model
 
-    def served_form(self, proto: onnx.ModelProto, timed_only: bool = False) -> onnx.ModelProto:
+    def served_form(
+        self, proto: onnx.ModelProto, timed_only: bool = False, in_float: Collection[str] = ()
+    ) -> onnx.ModelProto:
         """Convert a model to the precision of the settings.
 
         Args:
             proto: a model with the original's signature, in float.
             timed_only: whether the result is only timed, so that INT8 activations may have arbitrary ranges.
+            in_float: names of layers of the original that stay in float32 where the others are in INT8.
 
         Raises:
             ModelError: the model cannot be quantised.
@@ -101,10 +105,22 @@ class Context:
         batches = [] if timed_only else [self.chunks[i] for i in places]
         if precision == "fp16":
             return in_half(proto, batches)
-        provider = self.runtime.name
+        provider, nodes = self.runtime.name, self._nodes_of(proto, in_float)
         if timed_only:
-            return quantise_for_timing(raise_opset(proto), provider)
-        return quantise(raise_opset(proto), batches, self.settings.calibration, provider)
+            return quantise_for_timing(raise_opset(proto), provider, nodes)
+        return quantise(raise_opset(proto), batches, self.settings.calibration, provider, nodes)
+
+    def _nodes_of(self, proto: onnx.ModelProto, layers: Collection[str]) -> list[str]:
+        """Names of the nodes of a compressed model that some layers of the original have become."""
+        if not layers:
+            return []
+        every = sorted((use.name for s in self.compressible.layers.values() for use in s.uses), key=len, reverse=True)
+        found = []
+        for node in proto.graph.node:
+            owner = next((n for n in every if node.name == n or node.name.startswith(f"{n}/")), None)
+            if owner in layers:
+                found.append(node.name)
+        return found
 
     @property
     def weight_levels(self) -> int:

@@ -139,7 +139,7 @@ class Search:
         except SettingsError:  # the budget is out of reach
             return None, None, None
         compressed = apply(self._context, plan)
-        served = self._context.served_form(compressed)
+        served = self._context.served_form(compressed, in_float=plan.in_float)
         assert plan.latency is not None
         latency = plan.latency.expected if plan.latency.measured is None else plan.latency.measured
         return self._point(share, latency, served), plan, compressed

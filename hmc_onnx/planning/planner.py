@@ -81,7 +81,8 @@ class Planner:
         patience, best = PATIENCE * most / MOST_PLANS, None
         for attempt in range(most):
             context.progress("plan", attempt, most)
-            session = Session(context.served_form(shaped(context, plan).finished(), timed_only=True), runtime)
+            planned = context.served_form(shaped(context, plan).finished(), timed_only=True, in_float=plan.in_float)
+            session = Session(planned, runtime)
             timings = calm([original, session], context.serving_feeds, known, patience)
             now, share = timings.latency(0).value, timings.ratio(1)
             patience = 0.0 if now > known * DISTURBED else patience  # the time to wait for calm is spent at most once

@@ -9,6 +9,9 @@ and the MACs of every layer are exact for every combination. Sensitivities are a
 uncorrelated errors add up, and the KL divergence is quadratic in the errors. A strategy restricts the choices of the
 same program.
 
+In a network that is served in INT8, a layer's choice may also leave it in float32. It costs the seconds of that, with
+the casts around the layer, and saves the nats that rounding loses. Such choices are for a bound on the latency alone.
+
 A choice that changes something costs at least `LEAST`. So among plans of equal sensitivity the one with fewer changes
 wins, and nothing is changed if the unchanged network meets the target.
 
@@ -20,6 +23,8 @@ stops the search, the gap is larger, and the plan records it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -33,7 +38,7 @@ from hmc_onnx.records.plan import OPTIMAL_GAP, Plan
 from hmc_onnx.records.profile import KEEP, REMOVED, LayerChoice, LayerProfile, Profile
 from passes.core.errors import HmcError, SettingsError
 
-__all__ = ["Program", "solve", "unreachable"]
+__all__ = ["Program", "Taken", "solve", "unreachable"]
 
 # The costs that may be bounded, and the fields of a target that bound them.
 NAMES = {"seconds": "latency", "macs": "macs", "parameters": "params"}
@@ -67,6 +72,43 @@ def unreachable(target: Target, strategy: Strategy, least: Target, align: int) -
     )
 
 
+class Taken(NamedTuple):
+    """A choice of a layer, in the precision that is served, or in float32 within a network that is served in INT8."""
+
+    layer: LayerProfile
+    choice: LayerChoice
+    in_float: bool = False
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of the layer's chain."""
+        return self.choice.float_seconds if self.in_float else self.choice.seconds
+
+    @property
+    def sensitivity(self) -> float:
+        """Nats that the network loses by it."""
+        return self.choice.sensitivity + (0.0 if self.in_float else self.choice.rounding)
+
+    @property
+    def decomposes(self) -> bool:
+        """Whether it decomposes the layer."""
+        return self.choice.method not in (KEEP, REMOVED)
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether it leaves the layer as it is served if nothing is changed."""
+        return self.choice.inputs == self.choice.outputs == 0 and self.choice.method == KEEP and not self.in_float
+
+    @property
+    def loss(self) -> float:
+        """The objective's value: the sensitivity, but at least `LEAST` if it changes something beside the channels."""
+        return max(self.sensitivity, LEAST) if self.decomposes or self.in_float else self.sensitivity
+
+    def cost(self, what: str) -> float:
+        """Seconds, MACs or parameters."""
+        return float((self.seconds if what == "seconds" else getattr(self.choice, what)) or 0)
+
+
 class Program:
     """The choices that a strategy allows on a profile, their costs, and the constraints that tie them together.
 
@@ -84,26 +126,26 @@ class Program:
         if profile.latency is not None:
             self.original["seconds"] = profile.latency.seconds
         self.layers = [
-            (layer, c)
+            taken
             for layer in profile.layers
-            for c in _undominated([c for c in layer.choices if permits(layer, c)], list(self.original))
+            for taken in _undominated([t for t in _takings(layer) if permits(layer, t.choice)], list(self.original))
         ]
         self.groups = [(g, a) for g in profile.groups for a in range(len(g.choices))]
         self.count = len(self.groups) + len(self.layers)
         zeros = [0.0] * len(self.groups)
         self.sensitivity = np.array(
-            [g.choices[a].sensitivity for g, a in self.groups] + [c.sensitivity for _, c in self.layers]
+            [g.choices[a].sensitivity for g, a in self.groups] + [t.sensitivity for t in self.layers]
         )
         self.unchanged = np.array(
-            [a == 0 for _, a in self.groups]
-            + [c.inputs == c.outputs == 0 and c.method == KEEP for _, c in self.layers],
+            [a == 0 for _, a in self.groups] + [t.unchanged for t in self.layers],
             float,
         )
         self.loss = np.array(
-            [_loss(g.choices[a].sensitivity, a > 0) for g, a in self.groups]
-            + [_loss(c.sensitivity, _decomposes(c)) for _, c in self.layers]
+            [max(g.choices[a].sensitivity, LEAST) if a > 0 else g.choices[a].sensitivity for g, a in self.groups]
+            + [t.loss for t in self.layers]
         )
-        self.cost = {k: np.array(zeros + [float(getattr(c, k) or 0) for _, c in self.layers]) for k in self.original}
+        self.cost = {k: np.array(zeros + [t.cost(k) for t in self.layers]) for k in self.original}
+        self.in_float = np.array(zeros + [t.in_float for t in self.layers], bool)
         at_rest = dict(self.original)  # costs of the unchanged network, in the precision of deployment
         if profile.latency is not None and profile.latency.unchanged is not None:
             at_rest["seconds"] = profile.latency.unchanged
@@ -134,7 +176,7 @@ class Program:
                 if name is not None:
                     for a in range(choices[name]):
                         entries.append((row((layer.name, side, a), 0.0), column[name, a], -1.0))
-        for j, (layer, c) in enumerate(self.layers, start=len(self.groups)):
+        for j, (layer, c, _) in enumerate(self.layers, start=len(self.groups)):
             entries.append((row(("layer", layer.name), 1.0), j, 1.0))
             if layer.input_group is not None:
                 entries.append((row((layer.name, "inputs", c.inputs), 0.0), j, 1.0))
@@ -171,10 +213,10 @@ class Program:
             self.spent(k, self.unchanged) <= v * self.original[k] * (1 + ROUNDING) for k, v in bounds.items()
         ):
             return plan_of(self, self.unchanged, target, 0.0)
-        solution, gap = self._minimise(self.loss, {k: v * self.original[k] for k, v in bounds.items()})
+        limits = {k: v * self.original[k] for k, v in bounds.items()}
+        solution, gap = self._minimise(self.loss, limits, "seconds" in bounds)
         if solution is None:
             raise self._unreachable(target, {k: correction if k == "seconds" else 1.0 for k in bounds})
-        limits = {k: v * self.original[k] for k, v in bounds.items()}
         return plan_of(self, self._spared(solution, limits), target, gap)
 
     def check_within_reach(self, target: Target) -> None:
@@ -193,32 +235,37 @@ class Program:
         The solver is indifferent to them, but they may cost accuracy on images other than the calibration images.
         """
         solution = solution.copy()
-        kept = {(layer.name, c.inputs, c.outputs): j for j, layer, c in self._columns() if not _decomposes(c)}
-        for j, layer, c in self._columns():
-            other = kept.get((layer.name, c.inputs, c.outputs))
-            if not solution[j] or not _decomposes(c) or c.sensitivity > LEAST or other is None:
+        columns = list(enumerate(self.layers, start=len(self.groups)))
+        kept = {_place(t): j for j, t in columns if not t.decomposes}
+        for j, taken in columns:
+            other = kept.get(_place(taken))
+            if not solution[j] or not taken.decomposes or taken.sensitivity > LEAST or other is None:
                 continue
             solution[j], solution[other] = 0, 1
             if any(self.spent(k, solution) > limit for k, limit in limits.items()):
                 solution[j], solution[other] = 1, 0
         return solution
 
-    def _columns(self) -> list[tuple[int, LayerProfile, LayerChoice]]:
-        """The layers' choices, each with its index in a solution."""
-        return [(j, *pair) for j, pair in enumerate(self.layers, start=len(self.groups))]
-
     def _unreachable(self, target: Target, corrections: dict[str, float]) -> Unreachable:
         """The error for a target out of reach; its message gives the least possible value of each bound."""
         possible = {}
         for k, correction in corrections.items():
-            least, _ = self._minimise(self.cost[k], {})
+            least, _ = self._minimise(self.cost[k], {}, k == "seconds")
             assert least is not None
             least_share = self.spent(k, least) / self.original[k] / correction
             possible[NAMES[k]] = min(math.ceil(least_share * 1000) / 1000, 1.0)  # rounded up, to be feasible
         return unreachable(target, self.strategy, Target(**possible), self.profile.align)
 
-    def _minimise(self, objective: np.ndarray, limits: dict[str, float]) -> tuple[np.ndarray | None, float]:
-        """The best solution (None if the limits allow none), and the proven relative gap to the optimum."""
+    def _minimise(
+        self, objective: np.ndarray, limits: dict[str, float], in_float: bool = False
+    ) -> tuple[np.ndarray | None, float]:
+        """The best solution (None if the limits allow none), and the proven relative gap to the optimum.
+
+        Args:
+            objective: of each choice, (choices,).
+            limits: upper bounds on costs.
+            in_float: whether layers may stay in float32 in a network that is served in INT8.
+        """
         constraints = [self.choice]
         for k, limit in limits.items():
             scale = max(abs(limit), 1e-12) / 1e4  # HiGHS's tolerance is 1e-6, absolute: limits hold to ten digits
@@ -228,7 +275,7 @@ class Program:
             result = milp(
                 scaled,
                 integrality=np.ones(self.count, int),
-                bounds=Bounds(0, 1),
+                bounds=Bounds(0, np.where(self.in_float, float(in_float), 1.0)),
                 constraints=constraints,
                 options={"mip_rel_gap": OPTIMAL_GAP, "node_limit": MOST_NODES},
             )
@@ -249,25 +296,27 @@ class Program:
         return float(self.cost[what] @ solution) + self.fixed[what]
 
 
-def _undominated(choices: list[LayerChoice], costs: list[str]) -> list[LayerChoice]:
-    """The choices that no other choice for the same channels equals or beats in all costs and in sensitivity."""
-    kept: dict[tuple[int, int], list[tuple[tuple[float, ...], LayerChoice]]] = {}
-    for value, c in sorted(((_values(c, costs), c) for c in choices), key=lambda pair: pair[0]):
-        own = kept.setdefault((c.inputs, c.outputs), [])
+def _takings(layer: LayerProfile) -> Iterator[Taken]:
+    """The choices of a layer; in a network that is served in INT8, each that may stay in float32 is there twice."""
+    for c in layer.choices:
+        yield Taken(layer, c)
+        if c.float_seconds is not None:
+            yield Taken(layer, c, in_float=True)
+
+
+def _place(taken: Taken) -> tuple[str, int, int, bool]:
+    return taken.layer.name, taken.choice.inputs, taken.choice.outputs, taken.in_float
+
+
+def _undominated(choices: list[Taken], costs: list[str]) -> list[Taken]:
+    """The choices that no other choice for the same channels equals or beats in all costs and in sensitivity.
+
+    Those in float32 are compared among themselves, as not every target allows them.
+    """
+    kept: dict[tuple[str, int, int, bool], list[tuple[tuple[float, ...], Taken]]] = {}
+    valued = [((*(t.cost(k) for k in costs), t.loss), t) for t in choices]
+    for value, taken in sorted(valued, key=lambda pair: pair[0]):
+        own = kept.setdefault(_place(taken), [])
         if not any(all(a <= b for a, b in zip(other, value, strict=True)) for other, _ in own):
-            own.append((value, c))
-    return [c for own in kept.values() for _, c in own]
-
-
-def _values(choice: LayerChoice, costs: list[str]) -> tuple[float, ...]:
-    return (*(getattr(choice, k) or 0.0 for k in costs), _loss(choice.sensitivity, _decomposes(choice)))
-
-
-def _decomposes(choice: LayerChoice) -> bool:
-    """Whether a choice decomposes its layer."""
-    return choice.method not in (KEEP, REMOVED)
-
-
-def _loss(sensitivity: float, changes: bool) -> float:
-    """The objective's value for a choice: its sensitivity, but at least `LEAST` if it changes something."""
-    return max(sensitivity, LEAST) if changes else sensitivity
+            own.append((value, taken))
+    return [taken for own in kept.values() for _, taken in own]

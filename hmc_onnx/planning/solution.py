@@ -13,7 +13,7 @@ from hmc_onnx.records.plan import GroupPlan, LayerPlan, Plan, PlannedLatency
 from hmc_onnx.records.profile import KEEP, REMOVED, LatencyProfile, LayerChoice, LayerProfile
 
 if TYPE_CHECKING:
-    from hmc_onnx.planning.program import Program
+    from hmc_onnx.planning.program import Program, Taken
 
 __all__ = ["plan_of", "unchanged"]
 
@@ -62,19 +62,21 @@ def plan_of(program: Program, solution: np.ndarray, target: Target, gap: float) 
     }
     difference = differences(profile)
     layers = {}
-    for (layer, c), taken in zip(program.layers, solution[len(program.groups) :], strict=True):
+    for own, taken in zip(program.layers, solution[len(program.groups) :], strict=True):
         if taken:
+            layer, c = own.layer, own.choice
             layers[layer.name] = LayerPlan(
                 method=c.method,
                 rank=c.rank,
                 bears=bearing(difference[layer.name]),
                 difference=difference[layer.name],
-                sensitivity=c.sensitivity,
+                sensitivity=own.sensitivity,
                 macs=c.macs,
                 parameters=c.parameters,
-                seconds=c.seconds,
-                reason=_reason(layer, c, as_it_is),
+                seconds=own.seconds,
+                reason=_reason(own, as_it_is),
                 also=layer.also,
+                in_float=own.in_float,
             )
     return Plan(
         model=profile.model,
@@ -102,8 +104,17 @@ def _planned_latency(measured: LatencyProfile, program: Program, solution: np.nd
     )
 
 
-def _reason(layer: LayerProfile, choice: LayerChoice, as_it_is: bool) -> str:
+def _reason(taken: Taken, as_it_is: bool) -> str:
     """The reason for a choice, in one phrase; `as_it_is` says that the plan changes nothing."""
+    reason = _reason_of_change(taken.layer, taken.choice, as_it_is)
+    if not taken.in_float:
+        return reason
+    slower = (taken.choice.float_seconds or 0.0) > (taken.choice.seconds or 0.0)
+    why = "rounding would lose more than its time is worth" if slower else "that is faster than INT8 here"
+    return f"{reason}; in float32, as {why}"
+
+
+def _reason_of_change(layer: LayerProfile, choice: LayerChoice, as_it_is: bool) -> str:
     if as_it_is:
         return "the target is met without changing anything"
     if choice.method == REMOVED:

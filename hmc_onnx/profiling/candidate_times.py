@@ -16,21 +16,19 @@ import onnx
 
 from calib.measure.kernel_times import KernelTimes, kernel_times
 from calib.measure.latency import DISTURBED, interleaved
-from calib.measure.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
+from calib.measure.latency_table import Entry, cached_table, read_table, this_machine
 from calib.runtime.sessions import Runtime, Session
 from hmc_onnx.analysis.compressible import owners
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.profile import LatencyProfile
-from hmc_onnx.search_space.candidates import whole_offers
-from hmc_onnx.search_space.possible import any_removals, every_variant
 from passes.core.errors import HmcWarning, OutputError, SettingsError
 from passes.decompose import DECOMPOSITIONS
 from passes.graph.layers import Geometry
 from passes.graph.model import element_type
 from passes.graph.shapes import infer_shapes
-from passes.probe import Probe, epilogue
+from passes.probe import WITHIN_INT8, Probe, epilogue
 
-__all__ = ["Chain", "Clock", "default_align", "measure_table"]
+__all__ = ["Chain", "Clock", "default_align"]
 
 Chain = tuple[Geometry, ...]
 
@@ -168,30 +166,32 @@ class Clock:
         if found is not None and entry.seconds is not None and found.whole < entry.seconds:
             self.table.put(key, entry.model_copy(update={"seconds": found.whole}))
 
-    def probes(self, name: str, chain: Chain) -> list[Probe]:
-        """A layer's chain as a probe for each use of the layer."""
+    def probes(self, name: str, chain: Chain, in_float: bool = False) -> list[Probe]:
+        """A layer's chain as a probe for each use of the layer; `in_float` says that it is float32 within INT8."""
         found = []
         for use in self.layers[name].uses:
             dtype, follows = self._kinds[use.name]
-            found.append(Probe(chain, use.size, self.batch * use.maps, self._dtype or dtype, follows))
+            kind = WITHIN_INT8 if in_float else self._dtype or dtype
+            found.append(Probe(chain, use.size, self.batch * use.maps, kind, follows))
         return found
 
-    def _seconds(self, name: str, chain: Chain) -> float | None:
+    def _seconds(self, name: str, chain: Chain, in_float: bool = False) -> float | None:
         """Seconds of a layer's chain, over all uses of the layer; None if it could not be timed."""
-        each = [self.table.seconds(probe) for probe in self.probes(name, chain)]
+        each = [self.table.seconds(probe) for probe in self.probes(name, chain, in_float)]
         known = [seconds for seconds in each if seconds is not None]
         return sum(known) if len(known) == len(each) else None
 
-    def measure(self, chains: Iterable[tuple[str, Chain]]) -> None:
+    def measure(self, chains: Iterable[tuple[str, Chain]], in_float: bool = False) -> None:
         """Time the chains that the table lacks, and write the table.
 
         Args:
             chains: pairs of a layer's name and a chain for it.
+            in_float: whether they are float32 within a network in INT8.
         """
         if self._foreign:
             return
         self.table.measure(
-            (probe for name, chain in chains for probe in self.probes(name, chain)),
+            (probe for name, chain in chains for probe in self.probes(name, chain, in_float)),
             self.runtime,
             self._context.progress,
             self.keep,
@@ -226,6 +226,11 @@ class Clock:
                 seconds = own * self.layers[name].macs(*chain) / max(self._macs[name], 1)
             found[chain] = seconds
         return found
+
+    def times_in_float(self, name: str, chains: Collection[Chain]) -> dict[Chain, float]:
+        """Seconds of those of some chains for a layer that could be timed in float32 within a network in INT8."""
+        found = {chain: self._seconds(name, chain, in_float=True) for chain in chains}
+        return {chain: seconds for chain, seconds in found.items() if seconds is not None}
 
     def align(self) -> int:
         """The number of channels of which widths should be a multiple.
@@ -267,26 +272,6 @@ class Clock:
 def default_align(runtime: Runtime) -> int:
     """The alignment for a provider, in channels, if it is not measured."""
     return TENSORRT_ALIGN if runtime.name in TENSORRT else DEFAULT_ALIGN
-
-
-def measure_table(context: Context) -> LatencyTable:
-    """Measure the times of a model, its layers and all their candidates; the values of the images do not matter.
-
-    Raises:
-        ModelError: onnxruntime cannot run the model.
-        SettingsError: the provider does not work, or the model declares another batch size.
-    """
-    settings, clock = context.settings, Clock(context)
-    clock.time_whole()
-    align = settings.align or clock.align()
-    chains: list[tuple[str, Chain]] = []
-    for name, found in every_variant(context, any_removals(context, align), align).items():
-        subject = context.compressible.layers[name]
-        chains += [(name, (subject.layer.geometry,))]
-        chains += [(name, o.links) for o in whole_offers(subject, align, settings.fine)]
-        chains += [(name, chain) for variant in found for chain in variant.chains]
-    clock.measure(chains)
-    return clock.table
 
 
 def _widths(step: int) -> list[int]:

@@ -25,6 +25,7 @@ from hmc_onnx.analysis.model_inputs import check_evaluation_mode
 from hmc_onnx.execution.context import Context
 from hmc_onnx.execution.executor import Pool, Task, pool
 from hmc_onnx.profiling.candidate_times import Chain, Clock, default_align
+from hmc_onnx.profiling.int8_choices import in_int8
 from hmc_onnx.records.profile import GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
 from hmc_onnx.search_space.candidates import Candidate, Times, decompositions, whole_offers
 from hmc_onnx.search_space.elimination import Elimination
@@ -125,7 +126,9 @@ class _Profiler:
             )
             for name, s in layers.items()
         }
-        choices = workers.run("decompositions after pruning", tasks)
+        choices: Mapping[str, list[LayerChoice]] = workers.run("decompositions after pruning", tasks)
+        if context.weight_levels:
+            choices = in_int8(context, clock, layers, own, choices)
         return Profile(
             model=context.digest,
             data=context.data.digest(),

@@ -37,6 +37,7 @@ class LayerPlan(Frozen):
         bears: what the layer bears best: its group in the sense of HMC.
         difference: D of `hmc_onnx.planning.hmc_groups`.
         reason: one sentence.
+        in_float: whether the layer stays in float32 in a network that is served in INT8.
     """
 
     method: str
@@ -49,6 +50,7 @@ class LayerPlan(Frozen):
     seconds: float | None = None
     reason: str = ""
     also: list[str] = Field(default_factory=list, exclude_if=lambda value: not value)
+    in_float: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
 class PlannedLatency(Frozen):
@@ -118,6 +120,11 @@ class Plan(Frozen):
             layer.method != KEEP for layer in self.layers.values()
         )
 
+    @property
+    def in_float(self) -> list[str]:
+        """Names of the nodes whose layers stay in float32 in a network that is served in INT8."""
+        return [own for name, layer in self.layers.items() if layer.in_float for own in (name, *layer.also)]
+
     def explain(self) -> str:
         """What is done to each channel group and layer that is changed, and why: a line each."""
         lines = [f"strategy {self.strategy}, target {self.target}: {self.macs:,} MACs, {self.parameters:,} parameters"]
@@ -129,6 +136,7 @@ class Plan(Frozen):
                 lines.append(f"channels of {name}: {left} of {group.size} are kept")
         for name, layer in self.layers.items():
             method = f"{layer.method} of rank {layer.rank}" if layer.rank else layer.method
+            method += " in float32" if layer.in_float else ""
             together = ", ".join([name, *layer.also])
             lines.append(f"{together}: {method}: {layer.reason}")
         return "\n".join(lines)

@@ -54,6 +54,9 @@ class LayerChoice(Frozen):
         seconds: time of the layer's chain in a run of the serving batch; None where latency is not measured.
         error: share of the layer's response (squared) that the decomposition loses.
         sensitivity: nats; measured, or read off the layer's measured curve at `error`.
+        rounding: nats that rounding to INT8 adds, in a network that is served in INT8.
+        float_seconds: as `seconds`, with the layer in float32 in a network that is served in INT8, with the casts
+            around it; None where it cannot be.
     """
 
     inputs: int
@@ -66,6 +69,8 @@ class LayerChoice(Frozen):
     error: float
     sensitivity: float
     measured: bool
+    rounding: float = Field(default=0.0, exclude_if=lambda value: value == 0.0)
+    float_seconds: float | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class LayerProfile(Frozen):

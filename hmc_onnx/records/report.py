@@ -68,6 +68,7 @@ class LayerReport(Frozen):
         outputs: channels that it writes, as `inputs`.
         method: as in `LayerPlan`.
         rank: of the decomposition, else 0.
+        in_float: as in `LayerPlan`.
         bears: the kind of compression by which the network loses least: "prune", "lowrank", "both" or "keep".
         difference: preference from -1 (pruning) to +1 (low rank); None where nothing is on offer.
         pruning: sensitivity to pruning, in nats: mean over a few shares of the MACs; None where it is not on offer.
@@ -84,6 +85,7 @@ class LayerReport(Frozen):
     outputs: tuple[int, int] | None = None
     method: str
     rank: int = 0
+    in_float: bool = Field(default=False, exclude_if=lambda value: not value)
     bears: str
     difference: float | None = None
     pruning: float | None = None

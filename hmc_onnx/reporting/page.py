@@ -113,7 +113,7 @@ def _done(layer: LayerReport) -> str:
     parts = ["pruned"] if layer.pruned else []
     if layer.decomposed:
         parts.append(f"{layer.method}, rank {layer.rank}")
-    return " + ".join(parts) or "kept"
+    return (" + ".join(parts) or "kept") + (", in float32" if layer.in_float else "")
 
 
 def _alone_at(report: RunReport, timing: Timing) -> Timing | None:

@@ -151,6 +151,7 @@ def _layer(
         outputs=sizes[1],
         method=done.method,
         rank=done.rank,
+        in_float=done.in_float,
         bears=done.bears,
         difference=done.difference,
         pruning=sensitivity[0],

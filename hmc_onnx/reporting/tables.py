@@ -175,7 +175,7 @@ def _layers(plan: Plan) -> NarrowTable:
             escape(name if not layer.also else f"{name} and {len(layer.also)} of the same weights"),
             layer.bears,
             "" if layer.difference is None else f"{layer.difference:+.2f}",
-            layer.method,
+            layer.method + (", fp32" if layer.in_float else ""),
             str(layer.rank or ""),
             _count(layer.macs),
             *([f"{1e3 * (layer.seconds or 0):.3f}"] if time else []),

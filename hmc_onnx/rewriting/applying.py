@@ -185,7 +185,8 @@ def _repair(model: Model, uses: Sequence[_Use], shapes: Shapes, walks: _Walks, m
     """Fit a layer to the compressed network's input and decompose it as planned; a grouped Conv is fitted by groups."""
     node = uses[0].node
     layer = layer_of(node, shapes)
-    groups, levels = _fits(layer, uses, shapes, walks), walks.context.weight_levels
+    groups = _fits(layer, uses, shapes, walks)
+    levels = 0 if walks.plan.layers[node.name].in_float else walks.context.weight_levels
     own = np.split(layer.weight, len(groups))
     kernels = [fit.weight(w) for w, fit in zip(own, groups, strict=True)]
     if method == KEEP:

@@ -33,7 +33,7 @@ from calib.measure.probing import time_probes
 from calib.runtime.sessions import CPU, KernelTime, Runtime, Session
 from passes.core.errors import ModelError, OutputError, SettingsError
 from passes.graph.layers import Geometry
-from passes.probe import Probe
+from passes.probe import WITHIN_INT8, Probe, probe_model
 
 MACHINE = Machine(processor="A Processor @ 2.5 GHz", onnxruntime="1.20.0", provider="cpu", threads=4)
 ONE = Runtime(threads=1)
@@ -466,6 +466,26 @@ def test_probes_may_run_in_turns() -> None:
     ]
     found = probing._probe_seconds([KernelTime(name, "", 2.0**i) for i, name in enumerate(names)], 2)
     assert [seconds.tolist() for seconds in found] == [[2.0**2 + 2.0**3], [2.0**7]]
+
+
+def test_a_cast_of_what_the_links_read_counts_as_theirs() -> None:
+    kernels = [
+        ("0/before", "QLinearConv"),
+        ("Transpose_1", "Transpose"),
+        ("0/before_DequantizeLinear", "DequantizeLinear"),
+    ]
+    kernels += [("0/link0", "FusedConv"), ("0/Relu_QuantizeLinear", "QuantizeLinear"), ("0/after", "QLinearConv")]
+    found = probing._probe_seconds([KernelTime(name, op, 2.0**i) for i, (name, op) in enumerate(kernels)], 1)
+    assert [seconds.tolist() for seconds in found] == [[2.0**1 + 2.0**2 + 2.0**3 + 2.0**4]]
+
+
+def test_links_in_float32_within_int8_are_run_so_and_their_neighbours_not() -> None:
+    own = Probe((Geometry(8, 8, (1, 1), (1, 1), (0,) * 4, (1, 1)),) * 2, (8, 8), 1, WITHIN_INT8, ("Relu",))
+    session = Session(probing._served(probe_model([own]), own, ONE), ONE, profiled=True)
+    session.run(probing._feeds(session, own.dtype))
+    ops = {k.name: k.op for k in session.profile() if "Conv" in k.op}
+    assert sum(op.startswith("QLinear") for op in ops.values()) == 2
+    assert sum(not op.startswith("QLinear") for op in ops.values()) == len(own.links)
 
 
 def test_each_run_has_its_own_times() -> None:

@@ -21,7 +21,7 @@ from hmc_onnx.execution.context import Context
 from hmc_onnx.planning import accuracy_search as searching
 from hmc_onnx.planning import planner
 from hmc_onnx.planning.program import Program
-from hmc_onnx.profiling.candidate_times import measure_table
+from hmc_onnx.profiling.whole_table import measure_table
 from hmc_onnx.records.goal import Target
 from hmc_onnx.records.work import Work
 from passes.core.errors import SettingsError
