@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,8 @@ def test_a_command_that_is_not_run_is_one(words: list[str], cli: Cli, monkeypatc
     if name == "hmc-onnx":
         with pytest.raises(Parsed):
             cli(*rest)
+    elif name == "python" and rest[0] == "-m":
+        assert find_spec(f"{rest[1]}.__main__") is not None
     elif name == "python":
         monkeypatch.syspath_prepend(ROOT / "benchmarks")
         monkeypatch.setattr(sys, "argv", rest)
@@ -216,6 +219,8 @@ def test_a_command_that_is_not_run_is_one(words: list[str], cli: Cli, monkeypatc
         extras = re.findall(r"[\w-]+", rest[-1])
         declared = re.findall(r"^([\w-]+) = \[", (ROOT / "pyproject.toml").read_text(), flags=re.M)
         assert rest[0] == "install" and set(extras) <= set(declared)
+    elif name == "olive":
+        assert rest[0] == "run" and (ROOT / rest[rest.index("--config") + 1]).is_file()
     else:
         assert name in ("tritonserver", "sh")
 
