@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -53,7 +54,7 @@ def few_iterations() -> Iterator[None]:
 
 
 @pytest.fixture
-def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Half of the channels, or an SVD of half the MACs: for tests of many graphs, not of the choice among many.
 
     The repair follows the few images that such a test has as closely as it can, so that a mistake shows.
@@ -64,8 +65,19 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for constant in ("pruning_steps.SHARES", "candidates.RATIOS", "variants.RATIOS_WHEN_PRUNED"):
         monkeypatch.setattr(f"hmc_onnx.search_space.{constant}", (0.5,))
-    for name in set(DECOMPOSITIONS) - {"svd"}:
-        monkeypatch.delitem(DECOMPOSITIONS, name)
+    # which restores their order, too: equal candidates are taken by it
+    with mock.patch.dict(DECOMPOSITIONS, {"svd": DECOMPOSITIONS["svd"]}, clear=True):
+        yield
+
+
+@pytest.fixture
+def quick_decompositions() -> Iterator[None]:
+    """The decompositions in closed form alone."""
+    from passes.decompose import DECOMPOSITIONS
+
+    quick = {name: method for name, method in DECOMPOSITIONS.items() if name not in ("cp", "tucker")}
+    with mock.patch.dict(DECOMPOSITIONS, quick, clear=True):
+        yield
 
 
 @pytest.fixture

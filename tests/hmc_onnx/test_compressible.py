@@ -15,7 +15,7 @@ from hmc_onnx.records.settings import Settings
 from hmc_onnx.run import Run
 from hmc_onnx.search_space.candidates import whole_offers
 from passes.channels import trace
-from passes.decompose import DECOMPOSITIONS, chain_macs
+from passes.decompose import chain_macs
 from passes.graph.cost import costs, total
 from passes.normal_form.normalise import normalise
 
@@ -60,10 +60,9 @@ def test_a_layer_counts_for_as_many_maps_as_it_sees(images: int) -> None:
         assert all(o.macs == chain_macs(o.links, subject.size) * subject.maps for o in offered)
 
 
+@pytest.mark.usefixtures("quick_decompositions")
 def test_shares_are_right_of_crops_that_are_folded_into_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_BACKENDS, "processes", contextlib.nullcontext)
-    for slow in ("cp", "tucker"):
-        monkeypatch.delitem(DECOMPOSITIONS, slow)
     x = np.random.default_rng(0).normal(size=(32, 4, 3, 8, 8)).astype(np.float32)
     run = Run(folded(), {"input": x}, Settings(align=1, samples=32, kl_samples=16))
     before = total(normalise(run.served), run.inputs).macs

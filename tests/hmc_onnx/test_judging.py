@@ -24,16 +24,13 @@ from hmc_onnx.records.comparison import Verification
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.reporting.tables import comparison
 from passes.core.errors import DataError, ModelError, SettingsError
-from passes.decompose import DECOMPOSITIONS
 from passes.graph.model import Model
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, quick_decompositions: None) -> None:
     """In this process, without the time that timing takes, and without the decompositions that take long."""
     monkeypatch.setitem(_BACKENDS, "processes", contextlib.nullcontext)
-    for slow in ("cp", "tucker"):
-        monkeypatch.delitem(DECOMPOSITIONS, slow)
     monkeypatch.setattr(verification, "_timed", lambda *_: {})
 
 
