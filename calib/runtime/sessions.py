@@ -122,6 +122,7 @@ class Session:
         chosen = runtime.session_providers()
         if filed:
             gc.collect()  # graphs are reference cycles: uncollected ones still hold the weights that they have mapped
+            _trim()
         try:
             self._session = _start(proto, options, chosen)
         except Exception as e:  # onnxruntime's exceptions share no base but Exception
@@ -176,7 +177,7 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def _trim() -> None:
-    """Return freed memory to the system: after a session has packed its weights, glibc keeps as much as their size."""
+    """Return freed memory to the system: of what a model was read with, or packed, glibc keeps as much as its size."""
     trim = getattr(_libc(), "malloc_trim", None)  # other C libraries lack it
     if trim is not None:
         trim(0)

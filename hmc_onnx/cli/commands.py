@@ -123,14 +123,15 @@ def compress(model: Model, given: Given) -> None:
         found = run.reach(goal)
         parts: list[Any] = [plan_tables(found.plan)]
         epochs: list[Epoch] = []
-        result, stopped = brought_in(run.recorded(found.model, found.plan)), None
+        result, stopped = run.recorded(found.model, found.plan), None
         if training is not None:
             folder = None if run.work.work_dir is None else run.work.work_dir / "finetuning"
-            tuned = trained(result, proto, given, training, folder)
+            tuned = trained(brought_in(result), proto, given, training, folder)
             parts, result, stopped = [*parts, epochs_table(tuned.history)], tuned.model, tuned.stopped
             epochs = tuned.history
         result = run.serve(result, found.plan)
         checked = run.verify(result, test).model_copy(update={"curve": found.curve})
+        result = brought_in(result)  # only now, as two sessions hold the weights of a large model while it is compared
     save(_with_metadata(result, given), output)
     if report is not None:
         write_report(report, checked, (model, output), run.runtime, (found.plan, run.profiled, epochs))
