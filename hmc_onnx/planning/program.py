@@ -23,8 +23,6 @@ stops the search, the gap is larger, and the plan records it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -33,19 +31,18 @@ from scipy.sparse import coo_array
 from hmc_onnx.planning.solution import plan_of
 from hmc_onnx.planning.spared_stdout import spared_stdout
 from hmc_onnx.planning.strategies import allowed
+from hmc_onnx.planning.taken import LEAST, place, takings, undominated
 from hmc_onnx.records.goal import Strategy, Target, Unreachable
 from hmc_onnx.records.plan import OPTIMAL_GAP, Plan
-from hmc_onnx.records.profile import KEEP, REMOVED, LayerChoice, LayerProfile, Profile
+from hmc_onnx.records.profile import Profile
 from passes.core.errors import HmcError, SettingsError
 
-__all__ = ["Program", "Taken", "solve", "unreachable"]
+__all__ = ["Program", "solve", "unreachable"]
 
 # The costs that may be bounded, and the fields of a target that bound them.
 NAMES = {"seconds": "latency", "macs": "macs", "parameters": "params"}
 # Upper bound on the nodes of the search tree, after which the best plan so far is used; a ResNet-56 takes some tens.
 MOST_NODES = 20_000
-# Lower bound on the cost of a choice that changes something, in nats; smaller losses cannot be measured in float32.
-LEAST = 1e-12
 # Relative rounding error of the original's costs when they are summed in another order.
 ROUNDING = 1e-9
 
@@ -72,43 +69,6 @@ def unreachable(target: Target, strategy: Strategy, least: Target, align: int) -
     )
 
 
-class Taken(NamedTuple):
-    """A choice of a layer, in the precision that is served, or in float32 within a network that is served in INT8."""
-
-    layer: LayerProfile
-    choice: LayerChoice
-    in_float: bool = False
-
-    @property
-    def seconds(self) -> float | None:
-        """Seconds of the layer's chain."""
-        return self.choice.float_seconds if self.in_float else self.choice.seconds
-
-    @property
-    def sensitivity(self) -> float:
-        """Nats that the network loses by it."""
-        return self.choice.sensitivity + (0.0 if self.in_float else self.choice.rounding)
-
-    @property
-    def decomposes(self) -> bool:
-        """Whether it decomposes the layer."""
-        return self.choice.method not in (KEEP, REMOVED)
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether it leaves the layer as it is served if nothing is changed."""
-        return self.choice.inputs == self.choice.outputs == 0 and self.choice.method == KEEP and not self.in_float
-
-    @property
-    def loss(self) -> float:
-        """The objective's value: the sensitivity, but at least `LEAST` if it changes something beside the channels."""
-        return max(self.sensitivity, LEAST) if self.decomposes or self.in_float else self.sensitivity
-
-    def cost(self, what: str) -> float:
-        """Seconds, MACs or parameters."""
-        return float((self.seconds if what == "seconds" else getattr(self.choice, what)) or 0)
-
-
 class Program:
     """The choices that a strategy allows on a profile, their costs, and the constraints that tie them together.
 
@@ -128,7 +88,7 @@ class Program:
         self.layers = [
             taken
             for layer in profile.layers
-            for taken in _undominated([t for t in _takings(layer) if permits(layer, t.choice)], list(self.original))
+            for taken in undominated([t for t in takings(layer) if permits(layer, t.choice)], list(self.original))
         ]
         self.groups = [(g, a) for g in profile.groups for a in range(len(g.choices))]
         self.count = len(self.groups) + len(self.layers)
@@ -236,9 +196,9 @@ class Program:
         """
         solution = solution.copy()
         columns = list(enumerate(self.layers, start=len(self.groups)))
-        kept = {_place(t): j for j, t in columns if not t.decomposes}
+        kept = {place(t): j for j, t in columns if not t.decomposes}
         for j, taken in columns:
-            other = kept.get(_place(taken))
+            other = kept.get(place(taken))
             if not solution[j] or not taken.decomposes or taken.sensitivity > LEAST or other is None:
                 continue
             solution[j], solution[other] = 0, 1
@@ -294,29 +254,3 @@ class Program:
         if np.array_equal(solution, self.unchanged):
             return self.at_rest[what]
         return float(self.cost[what] @ solution) + self.fixed[what]
-
-
-def _takings(layer: LayerProfile) -> Iterator[Taken]:
-    """The choices of a layer; in a network that is served in INT8, each that may stay in float32 is there twice."""
-    for c in layer.choices:
-        yield Taken(layer, c)
-        if c.float_seconds is not None:
-            yield Taken(layer, c, in_float=True)
-
-
-def _place(taken: Taken) -> tuple[str, int, int, bool]:
-    return taken.layer.name, taken.choice.inputs, taken.choice.outputs, taken.in_float
-
-
-def _undominated(choices: list[Taken], costs: list[str]) -> list[Taken]:
-    """The choices that no other choice for the same channels equals or beats in all costs and in sensitivity.
-
-    Those in float32 are compared among themselves, as not every target allows them.
-    """
-    kept: dict[tuple[str, int, int, bool], list[tuple[tuple[float, ...], Taken]]] = {}
-    valued = [((*(t.cost(k) for k in costs), t.loss), t) for t in choices]
-    for value, taken in sorted(valued, key=lambda pair: pair[0]):
-        own = kept.setdefault(_place(taken), [])
-        if not any(all(a <= b for a, b in zip(other, value, strict=True)) for other, _ in own):
-            own.append((value, taken))
-    return [taken for own in kept.values() for _, taken in own]

@@ -8,12 +8,13 @@ import numpy as np
 
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.hmc_groups import bearing, differences
+from hmc_onnx.planning.taken import Taken
 from hmc_onnx.records.goal import Target
 from hmc_onnx.records.plan import GroupPlan, LayerPlan, Plan, PlannedLatency
 from hmc_onnx.records.profile import KEEP, REMOVED, LatencyProfile, LayerChoice, LayerProfile
 
 if TYPE_CHECKING:
-    from hmc_onnx.planning.program import Program, Taken
+    from hmc_onnx.planning.program import Program
 
 __all__ = ["plan_of", "unchanged"]
 
