@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -219,7 +220,10 @@ def saturates() -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the quantiser's advice to pre-process the model: the normal form has done that."""
+    """Suppress the quantiser's advice to pre-process the model, which the normal form has done, and what it prints.
+
+    The calibrators print to standard output, where a command may write JSON.
+    """
 
     def other(record: logging.LogRecord) -> bool:
         return "pre-processing" not in record.getMessage()
@@ -227,6 +231,7 @@ def _quiet() -> Iterator[None]:
     root = logging.getLogger()
     root.addFilter(other)
     try:
-        yield
+        with redirect_stdout(StringIO()):
+            yield
     finally:
         root.removeFilter(other)

@@ -37,9 +37,10 @@ def share_of_variance(proto: onnx.ModelProto, original: onnx.ModelProto) -> floa
 
 @pytest.mark.parametrize("calibration", ["minmax", "entropy", "percentile"])
 def test_a_quantised_model_stands_in_for_the_original(
-    original: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], calibration: str
+    original: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], calibration: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quantised = quantise(original, feeds, calibration)  # type: ignore[arg-type]
+    assert capsys.readouterr() == ("", "")  # where a command may write JSON
     same_signature(original, quantised)
     check(quantised)
     convs = [n for n in quantised.graph.node if n.op_type == "Conv"]
