@@ -1,6 +1,8 @@
 # Each target does all its own set-up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Modules are compiled when they are first imported, and not all of them while they are installed, which takes a minute.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all check docs all clean
 
@@ -8,7 +10,7 @@ all: check test
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
 	touch $@
 
 demo: .venv/installed  ## compress the embedded ResNet-20 to 0.6 of its time
