@@ -31,7 +31,7 @@ check: .venv/installed
 	$(BIN)/lint-imports
 
 .venv/docs-installed: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[docs]'
 	touch $@
 
 docs: .venv/docs-installed  ## the documentation site, in site/

@@ -13,11 +13,9 @@ import statistics
 import time
 from typing import get_args
 
-import onnx
 from testing import arguments, preprocessing, table
 
 import hmc_onnx
-from calib.data.calibration import CalibrationData
 from calib.runtime.quantisation import Calibration
 from hmc_onnx.comparison.verification import Network, verify
 from hmc_onnx.records.comparison import Verification
@@ -32,6 +30,7 @@ def main() -> None:
 
     proto, preprocess = hmc_onnx.load(args.model), preprocessing(args)
     test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
+    original = Network(proto)
     found: dict[str, list[tuple[float, Verification, Verification]]] = {}
     for seed in args.seeds:
         count = args.samples + args.judged
@@ -45,7 +44,7 @@ def main() -> None:
             start = time.perf_counter()
             quantised = run.serve(run.normal.finished())
             seconds = time.perf_counter() - start
-            compared = [compare(proto, quantised, images) for images in (judged, test)]
+            compared = [verify(original, Network(quantised), images, batches=()) for images in (judged, test)]
             found.setdefault(method, []).append((seconds, *compared))
     print(f"{args.model.name}: means over {len(args.seeds)} seeds, least and largest in brackets", flush=True)
     rows = [
@@ -61,10 +60,6 @@ def main() -> None:
     first = found[next(iter(found))][0]
     rows.insert(0, ["float32", "", "0", *(f"{100 * (v.a.top1 or 0):.2f}" for v in first[1:])])
     print(table(["ranges by", "seconds", "KL, training images", "top-1, training images", "top-1, test images"], rows))
-
-
-def compare(original: onnx.ModelProto, quantised: onnx.ModelProto, images: CalibrationData) -> Verification:
-    return verify(Network(original), Network(quantised), images, batches=())
 
 
 def spread(values: list[float], form: str) -> str:

@@ -26,7 +26,7 @@ from passes.graph.layers import Geometry
 from passes.graph.shapes import Shapes
 from passes.residual import residual_sum
 
-__all__ = ["AROUND", "WITHIN_INT8", "Parts", "Probe", "epilogue", "link_names", "probe_model"]
+__all__ = ["AROUND", "WITHIN_INT8", "Parts", "Probe", "epilogue", "fed_type", "link_names", "probe_model"]
 
 # Channels of the input of a probe's model: enough for a runtime that handles them in blocks.
 CHANNELS = 16
@@ -140,6 +140,11 @@ def probe_model(probes: Sequence[Probe], parts: Parts = Parts.LINKS) -> onnx.Mod
     return builder.model()
 
 
+def fed_type(dtype: str) -> np.dtype:
+    """The element type in which a probe's model has its inputs and weights, for the `dtype` of the probe."""
+    return np.dtype("float32" if dtype in ("bfloat16", "int8", WITHIN_INT8) else dtype)
+
+
 def link_names(model: onnx.ModelProto) -> list[str]:
     """Names of the nodes of a probe's model that are links."""
     return [node.name for node in model.graph.node if "/link" in node.name]
@@ -148,8 +153,7 @@ def link_names(model: onnx.ModelProto) -> list[str]:
 class _Builder:
     def __init__(self, probe: Probe) -> None:
         self.batch, self.dtype = probe.batch, probe.dtype
-        own = "float32" if probe.dtype in ("bfloat16", "int8", WITHIN_INT8) else probe.dtype
-        self.type = helper.np_dtype_to_tensor_dtype(np.dtype(own))
+        self.type = helper.np_dtype_to_tensor_dtype(fed_type(probe.dtype))
         self.rng = np.random.default_rng(0)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []

@@ -23,7 +23,7 @@ from calib.runtime.sessions import CPU, KernelTime, Runtime, Session
 from passes.core.errors import ModelError
 from passes.core.progress import Progress, silent
 from passes.graph.layers import Geometry
-from passes.probe import AROUND, WITHIN_INT8, Parts, Probe, link_names, probe_model
+from passes.probe import AROUND, WITHIN_INT8, Parts, Probe, fed_type, link_names, probe_model
 
 __all__ = ["time_probes"]
 
@@ -87,7 +87,7 @@ def _served(model: onnx.ModelProto, probe: Probe, runtime: Runtime) -> onnx.Mode
 
 
 def _feeds(session: Session, dtype: str) -> dict[str, np.ndarray]:
-    rng, type_ = np.random.default_rng(0), np.dtype("float32" if dtype in ("bfloat16", "int8", WITHIN_INT8) else dtype)
+    rng, type_ = np.random.default_rng(0), fed_type(dtype)
     return {name: rng.standard_normal(shape).astype(type_) for name, shape in session.input_shapes.items()}
 
 

@@ -28,7 +28,7 @@ from hmc_onnx.search_space.layer_choices import Curve
 from hmc_onnx.search_space.variants import Variant
 from passes.decompose import DECOMPOSITIONS
 
-__all__ = ["in_int8", "may_stay", "rounding_error"]
+__all__ = ["in_int8", "may_stay", "rounding_error", "times_in_float"]
 
 
 def in_int8(
@@ -48,20 +48,33 @@ def in_int8(
         choices: the choices as they are in float32.
     """
     chains = {n: [_links(c, variants[n]) for c in own] for n, own in choices.items()}
-    floats: dict[str, list[Chain]] = {}
-    if clock is not None:
-        floats = {n: [c for c in own if c and may_stay(context, layers[n], c)] for n, own in chains.items()}
-        clock.measure(((n, c) for n, own in floats.items() for c in own), in_float=True)
+    timed = {n: [c for c in own if c] for n, own in chains.items()}
+    times = {} if clock is None else times_in_float(context, clock, timed)
     found = {}
     for name, own in choices.items():
         curve = Curve([(c.error, c.sensitivity) for c in own if c.measured and c.rank])
         error = rounding_error(layers[name], context.weight_levels, context.runtime.name)
-        seconds = {} if clock is None else clock.times_in_float(name, floats[name])
+        seconds = times.get(name, {})
         found[name] = [
             c.model_copy(update={"rounding": curve(error * len(chain)), "float_seconds": seconds.get(chain)})
             for c, chain in zip(own, chains[name], strict=True)
         ]
     return found
+
+
+def times_in_float(
+    context: Context, clock: Clock, chains: Mapping[str, Sequence[Chain]]
+) -> dict[str, dict[Chain, float]]:
+    """Seconds of those chains that may stay in float32 in a network in INT8, by layer name; unknown ones are measured.
+
+    There are none where the network is not served in INT8, and none of a chain that could not be timed.
+    """
+    if not context.weight_levels:
+        return {name: {} for name in chains}
+    layers = context.compressible.layers
+    floats = {n: [c for c in own if may_stay(context, layers[n], c)] for n, own in chains.items()}
+    clock.measure(((n, c) for n, own in floats.items() for c in own), in_float=True)
+    return {n: clock.times_in_float(n, own) for n, own in floats.items()}
 
 
 def may_stay(context: Context, subject: CompressibleLayer, chain: Chain) -> bool:

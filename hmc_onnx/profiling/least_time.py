@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hmc_onnx.execution.context import Context
 from hmc_onnx.profiling.candidate_times import Chain, Clock
-from hmc_onnx.profiling.int8_choices import may_stay
+from hmc_onnx.profiling.int8_choices import times_in_float
 from hmc_onnx.search_space.candidates import Offer, whole_offers
 from hmc_onnx.search_space.possible import any_removals, every_variant
 
@@ -38,12 +38,8 @@ def least_latency(context: Context, clock: Clock) -> float:
         smallest[name] = [(subject.layer.geometry,), (narrowest,), *(o.links for o in by_method.values())]
     clock.measure((name, chain) for name, chains in smallest.items() for chain in chains)
     times = {name: clock.times(name, chains) for name, chains in smallest.items()}
-    fastest = {name: min(found.values()) for name, found in times.items()}
-    if context.weight_levels:
-        floats = {n: [c for c in own if may_stay(context, compressible.layers[n], c)] for n, own in smallest.items()}
-        clock.measure(((name, chain) for name, chains in floats.items() for chain in chains), in_float=True)
-        for name, chains in floats.items():
-            fastest[name] = min([fastest[name], *clock.times_in_float(name, chains).values()])
+    in_float = times_in_float(context, clock, smallest)
+    fastest = {name: min([*found.values(), *in_float[name].values()]) for name, found in times.items()}
     own = sum(found[compressible.layers[name].layer.geometry,] for name, found in times.items())
     least = sum(0.0 if name in gone else seconds for name, seconds in fastest.items())
     measured = clock.profile()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from calib.measure.latency_table import LatencyTable
 from hmc_onnx.execution.context import Context
 from hmc_onnx.profiling.candidate_times import Chain, Clock
-from hmc_onnx.profiling.int8_choices import may_stay
+from hmc_onnx.profiling.int8_choices import times_in_float
 from hmc_onnx.search_space.candidates import whole_offers
 from hmc_onnx.search_space.possible import any_removals, every_variant
 
@@ -22,15 +22,11 @@ def measure_table(context: Context) -> LatencyTable:
     settings, clock = context.settings, Clock(context)
     clock.time_whole()
     align = settings.align or clock.align()
-    chains: list[tuple[str, Chain]] = []
+    chains: dict[str, list[Chain]] = {}
     for name, found in every_variant(context, any_removals(context, align), align).items():
         subject = context.compressible.layers[name]
-        chains += [(name, (subject.layer.geometry,))]
-        chains += [(name, o.links) for o in whole_offers(subject, align, settings.fine)]
-        chains += [(name, chain) for variant in found for chain in variant.chains]
-    clock.measure(chains)
-    if context.weight_levels:
-        clock.measure(
-            [(n, c) for n, c in chains if may_stay(context, context.compressible.layers[n], c)], in_float=True
-        )
+        chains[name] = [(subject.layer.geometry,), *(o.links for o in whole_offers(subject, align, settings.fine))]
+        chains[name] += [chain for variant in found for chain in variant.chains]
+    clock.measure((name, chain) for name, own in chains.items() for chain in own)
+    times_in_float(context, clock, chains)
     return clock.table
