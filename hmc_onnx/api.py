@@ -173,7 +173,7 @@ def compress(
         run.check_data(goal)
         found = run.reach(goal)
         served = run.serve(run.recorded(found.model, found.plan), found.plan)
-        report = run.verify(served, images).model_copy(update={"curve": found.curve})
+        report = found.noted_in(run.verify(served, images))
         return Result(brought_in(served), found.plan, run.profiled, report)
 
 

@@ -220,7 +220,7 @@ class Run(Context):
             if goal.or_nearest
             else self.plan(goal.target, goal.strategy)
         )
-        return Found(self.apply(plan), plan, [])
+        return Found(self.apply(plan), plan)
 
     def apply(self, plan: Plan) -> onnx.ModelProto:
         """Carry a plan out, repair the layers, and check the result.

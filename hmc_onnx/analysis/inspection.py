@@ -18,7 +18,7 @@ from passes.channels import ChannelGroup
 from passes.core.errors import ModelError
 from passes.decompose import DECOMPOSITIONS
 from passes.graph.cost import costs
-from passes.graph.model import Model
+from passes.graph.model import Model, digest
 from passes.graph.outputs import parse_kinds
 from passes.normal_form.normalise import normalise
 
@@ -94,7 +94,7 @@ def inspect(
     macs = sum(c.macs for c in cost.values())
     parameters = sum(c.parameters for c in cost.values())
     tables = (_outputs(model), layers, table, alone) if compressible.inside else (_outputs(model), layers, table)
-    return Group(*tables, f"In all: {macs:,} MACs an image, {parameters:,} parameters")
+    return Group(*tables, f"In all: {macs:,} MACs an image, {parameters:,} parameters", f"SHA-256: {digest(proto)}")
 
 
 def describe(
@@ -137,6 +137,7 @@ def describe(
         for group in compressible.channels.groups
     ]
     return {
+        "sha256": digest(proto),
         "macs": sum(c.macs for c in cost.values()),
         "parameters": sum(c.parameters for c in cost.values()),
         "outputs": [{"name": o.name, "what": o.what, "judged_by": o.judged_by} for o in model.outputs],

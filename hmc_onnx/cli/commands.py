@@ -130,7 +130,7 @@ def compress(model: Model, given: Given) -> None:
             parts, result, stopped = [*parts, epochs_table(tuned.history)], tuned.model, tuned.stopped
             epochs = tuned.history
         result = run.serve(result, found.plan)
-        checked = run.verify(result, test).model_copy(update={"curve": found.curve})
+        checked = found.noted_in(run.verify(result, test))
         result = brought_in(result)  # only now, as two sessions hold the weights of a large model while it is compared
     save(_with_metadata(result, given), output)
     if report is not None:
@@ -311,7 +311,10 @@ def _looked_ahead(context: Context, given: Given) -> bool:
     if given.of(Json).json_:
         show_json(found.dump())
     else:
-        show(*([left_alone(found.declined)] if found.declined else []), f"To do: {found}. Nothing was written.")
+        how = context.runtime
+        with_what = f"{len(context.data)} images ({context.data.source}), {how.provider}, {how.threads_used} threads"
+        alone = [left_alone(found.declined)] if found.declined else []
+        show(*alone, f"With: {with_what}.", f"To do: {found}. Nothing was written.")
     return True
 
 

@@ -33,11 +33,12 @@ def handoff(
     given: Given,
 ) -> None:
     """Hand a model over to a server."""
+    from hmc_onnx.cli.wording import in_options
     from hmc_onnx.handoff import handoff as write
 
     place = given.of(Destination)
     remarks = write(model, place.to, place.output, options=given.of(Handoff), images=given.of(Images))
-    show(*remarks, f"Written: {place.output}")
+    show(*map(in_options, remarks), f"Written: {place.output}")
 
 
 def check_one_of(b: Path | None, against: Path | None) -> None:

@@ -15,6 +15,7 @@ from hmc_onnx.cli.groups import Output
 from hmc_onnx.cli.help import COMMANDS
 from hmc_onnx.cli.options import Given, command
 from hmc_onnx.records.output import check_output
+from passes.core.errors import PlanError, SettingsError
 from passes.core.paths import shown
 
 if TYPE_CHECKING:
@@ -40,8 +41,13 @@ def report(
     """Make a page of a report."""
     from hmc_onnx.records.report import RunReport
     from hmc_onnx.reporting.page import write_page
+    from hmc_onnx.reporting.report_file import PAGES
 
     output = given.of(Output).output
+    if output.suffix.lower() not in PAGES:
+        raise SettingsError(f"the page '{output}' would be HTML: give `output` a name that ends in {PAGES[0]}")
+    if run.suffix.lower() in PAGES:
+        raise PlanError(f"'{run}' is a page already: give the JSON that `--report RUN.json` wrote")
     check_output(output, run)
     write_page(RunReport.load(run), output)
     show(f"Written: {output}")

@@ -26,7 +26,7 @@ from passes.graph.files import load
 
 __all__ = ["HandedOver", "Handoff", "handed_over", "handoff"]
 
-WRITERS = {"triton": triton.write, "tensorrt": tensorrt.write, "onnxruntime": onnxruntime.write}
+WRITERS = {"tensorrt": tensorrt.write, "onnxruntime": onnxruntime.write}
 
 
 def handoff(
@@ -42,7 +42,7 @@ def handoff(
     Args:
         model: a model or the path of one, of any precision.
         to: "triton", "tensorrt" or "onnxruntime".
-        directory: the folder; it may be there already if it is empty.
+        directory: the folder; it may be there already if it is empty or, for Triton, is a repository of other models.
         options: how the model will be served; default: what it was planned for.
         images: how an image becomes the input: for the script of onnxruntime, and for the size of an input that leaves
             it open.
@@ -55,15 +55,26 @@ def handoff(
         SettingsError: the target is unknown, or an option does not fit the model.
         OutputError: the folder is not empty, or cannot be written.
     """
-    if to not in WRITERS:
+    if to not in get_args(ServingTarget):
         raise SettingsError(f"unknown target '{to}': use {', '.join(get_args(ServingTarget))}")
     options, images = options or Handoff(), images or Images()
     if to == "tensorrt":
         tensorrt.check_provider(options.provider)
+    if to != "onnxruntime" and images.model_fields_set - {"size", "layout"}:
+        given = ", ".join(f"`{name}`" for name in sorted(images.model_fields_set - {"size", "layout"}))
+        raise SettingsError(f"{given}: only what is handed over to onnxruntime prepares images: leave it out")
     name = "model" if isinstance(model, onnx.ModelProto) else Path(model).stem
     proto = model if isinstance(model, onnx.ModelProto) else load(model)
-    with new_folder(directory) as folder:
-        return WRITERS[to](Served.of(proto, name, options, images), folder)
+    served = Served.of(proto, name, options, images)
+    repository = Path(directory)
+    if to == "triton" and any(repository.glob("*/config.pbtxt")):  # one that holds other models
+        with new_folder(repository / served.name) as folder:
+            return triton.write(served, folder)
+    with new_folder(repository) as folder:
+        if to == "triton":
+            (folder / served.name).mkdir()
+            return triton.write(served, folder / served.name)
+        return WRITERS[to](served, folder)
 
 
 class _Callable(ModuleType):

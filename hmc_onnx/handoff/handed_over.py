@@ -57,8 +57,13 @@ def read(folder: str | os.PathLike[str]) -> HandedOver:
     configs = sorted(folder.glob("*/config.pbtxt"))
     if len(configs) == 1:
         return _triton(configs[0])
+    if configs:
+        names = ", ".join(f"'{config.parent.name}'" for config in configs)
+        raise ModelError(f"'{folder}' holds {len(configs)} models ({names}): give the folder of one of them")
+    if (folder / "config.pbtxt").is_file():
+        return _triton(folder / "config.pbtxt")
     raise ModelError(
-        f"'{folder}' holds no model that was handed over (it has neither {SESSION}, nor {SCRIPT}, nor one model's "
+        f"'{folder}' holds no model that was handed over (it has neither {SESSION}, nor {SCRIPT}, nor a "
         "config.pbtxt): give a folder that `hmc-onnx handoff` wrote"
     )
 
@@ -78,7 +83,7 @@ def _triton(path: Path) -> HandedOver:
         threads = int(parameters.get("intra_op_thread_count", 0))
     except (OSError, ParseError, KeyError, ValueError, TypeError) as e:
         raise ModelError(f"'{path}' is not the configuration of a model ({e}): write the folder again") from e
-    if path.parent.name != name:
+    if path.resolve().parent.name != name:
         raise ModelError(f"'{path}' is of the model '{name}', and its folder has another name: rename one of the two")
     file = path.parent / "1" / "model.onnx"
     proto = load(file / "model.onnx" if file.is_dir() else file)

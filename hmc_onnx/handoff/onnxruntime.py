@@ -31,6 +31,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 folder = Path(__file__).resolve().parent
 session_of = json.loads((folder / "session.json").read_text())
 options = onnxruntime.SessionOptions()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hmc_onnx.handoff.engines import engine_options, profiles
 from hmc_onnx.handoff.served import Served
-from hmc_onnx.handoff.tensorrt_check import check
+from hmc_onnx.handoff.tensorrt_check import check_buildable
 from passes.core.errors import ModelError, SettingsError
 from passes.graph.files import save
 
@@ -37,9 +37,7 @@ def write(served: Served, folder: Path) -> list[str]:
         ModelError: TensorRT cannot build the graph, or the model leaves the size of an input open.
         SettingsError: another provider is asked for.
     """
-    found = check(served.proto)
-    if found.reasons:
-        raise ModelError(f"TensorRT cannot build the model: {'; '.join(found.reasons)}")
+    remarks = check_buildable(served.proto)
     if any("," in name for name in served.inputs):
         raise ModelError("trtexec takes no commas in the names of inputs: export the model with other names")
     save(served.proto, folder / "model.onnx")
@@ -49,7 +47,7 @@ def write(served: Served, folder: Path) -> list[str]:
     script.chmod(script.stat().st_mode | 0o111)
     options = json.dumps(engine_options(served, "engines"), indent=1)
     (folder / OPTIONS).write_text(options + "\n", encoding="utf-8")
-    return [f"{remark}." for remark in found.remarks]
+    return remarks
 
 
 def build_command(served: Served) -> list[str]:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from passes.core.errors import ModelError
 from passes.graph.external import values_of
 from passes.graph.sparse import inner_graphs
 
-__all__ = ["Findings", "check"]
+__all__ = ["Findings", "check", "check_buildable"]
 
 OLDEST_OPSET, NEWEST_OPSET = 9, 24  # that both versions read; 11 reads 25, too
 UNSUPPORTED = {
@@ -47,6 +48,14 @@ class Findings:
 
     reasons: list[str]
     remarks: list[str]
+
+
+def check_buildable(proto: onnx.ModelProto) -> list[str]:
+    """Remarks on what TensorRT changes in a model, a sentence each; raises ModelError where it cannot build it."""
+    found = check(proto)
+    if found.reasons:
+        raise ModelError(f"TensorRT cannot build the model: {'; '.join(found.reasons)}")
+    return [f"{remark}." for remark in found.remarks]
 
 
 def check(proto: onnx.ModelProto) -> Findings:

@@ -9,6 +9,7 @@ import onnx
 
 from hmc_onnx.handoff.engines import engine_options
 from hmc_onnx.handoff.served import Dims, Served
+from hmc_onnx.handoff.tensorrt_check import check_buildable
 from hmc_onnx.handoff.text_format import Constant, written
 from passes.core.errors import ModelError, SettingsError
 from passes.graph.files import save, weights_of
@@ -36,14 +37,16 @@ TYPES: dict[int, str] = {
 
 
 def write(served: Served, folder: Path) -> list[str]:
-    """Write the repository into a folder that is there; returns remarks, a sentence each.
+    """Write a model of a repository into its folder, which is there; returns remarks, a sentence each.
 
     Raises:
-        ModelError: the model has an input or output of a type that Triton does not know, or of an open size.
+        ModelError: TensorRT is to run the model and cannot build it, or the model has an input or output of a type that
+            Triton does not know, or of an open size.
     """
-    version = folder / served.name / "1"
-    version.mkdir(parents=True)
-    (folder / served.name / "config.pbtxt").write_text(written(config(served)), encoding="utf-8")
+    remarks = check_buildable(served.proto) if served.provider == "tensorrt" else []
+    version = folder / "1"
+    version.mkdir()
+    (folder / "config.pbtxt").write_text(written(config(served)), encoding="utf-8")
     path = version / "model.onnx"
     save(served.proto, path)
     if weights_of(path).exists():  # a model of several files is a folder of this name, with model.onnx in it
@@ -53,8 +56,8 @@ def write(served: Served, folder: Path) -> list[str]:
             file.rename(inside / file.name)
         inside.rename(path)
     if served.open and served.batch == 1:
-        return ["The server runs one image at a time: give `batch` for it to join requests."]
-    return []
+        remarks.append("The server runs one image at a time: give `batch` for it to join requests.")
+    return remarks
 
 
 # Where Triton's backend for onnxruntime runs the providers that it has.

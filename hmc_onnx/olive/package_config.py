@@ -31,6 +31,8 @@ def package_config() -> dict[str, Any]:
     try:
         from olive.package_config import OlivePackageConfig  # noqa: PLC0415  an extra
     except ImportError as e:
-        raise SettingsError(f"Olive cannot be imported ({e}): pip install 'hmc-onnx[olive]'") from e
+        raise SettingsError(
+            f"Olive cannot be imported ({e}): install this package's extra, as in pip install '.[cpu,olive]'"
+        ) from e
     path = Path(OlivePackageConfig.get_default_config_path())
     return with_entry(json.loads(path.read_text(encoding="utf-8")), own_entry())

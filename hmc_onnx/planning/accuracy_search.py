@@ -20,7 +20,7 @@ from hmc_onnx.comparison.judging import Judged, labelled, predictions
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.planner import Planner
 from hmc_onnx.planning.solution import unchanged
-from hmc_onnx.records.comparison import Visited
+from hmc_onnx.records.comparison import Verification, Visited
 from hmc_onnx.records.goal import Target
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.rewriting.applying import apply
@@ -35,11 +35,23 @@ AT_ONCE = 128  # batch size
 
 @dataclass(frozen=True)
 class Found:
-    """The network that was found, its plan, and all networks that were tried, fastest first."""
+    """The network that was found, its plan and, where it was searched for, what that went by.
+
+    Attributes:
+        model: the network, in float.
+        plan: its plan.
+        max_drop: the bound on the loss.
+        curve: all networks that were tried, fastest first.
+    """
 
     model: onnx.ModelProto
     plan: Plan
-    curve: list[Visited]
+    max_drop: float | None = None
+    curve: Sequence[Visited] = ()
+
+    def noted_in(self, report: Verification) -> Verification:
+        """A comparison of the network, with what the search went by."""
+        return report.model_copy(update={"max_drop": self.max_drop, "curve": list(self.curve)})
 
 
 class Search:
@@ -104,7 +116,7 @@ class Search:
             )
         curve = [p.model_copy(update={"chosen": i == chosen}) for i, (p, *_) in enumerate(visited)]
         _, plan, model = visited[chosen]
-        return Found(model or apply(self._context, plan), plan, curve)
+        return Found(model or apply(self._context, plan), plan, max_drop, curve)
 
     def _original(self) -> tuple[Visited, Plan] | None:
         """The original in the precision that is served, with nothing else done to it; None where it is served as it is.

@@ -19,7 +19,7 @@ __all__ = ["BOTH_BELOW", "Bearing", "bearing", "differences", "sensitivities"]
 
 Bearing = Literal["lowrank", "prune", "both", "keep"]
 
-# The shares ρ of a layer's MACs.
+# The shares ρ of a layer's MACs; the page of a report names them.
 SHARES = (0.7, 0.5, 0.35)
 # If |D| is below this, both methods cost about the same: at 0.2, the sensitivities differ by a factor of 1.5 at most.
 BOTH_BELOW = 0.2

@@ -95,12 +95,20 @@ class Clock:
             SettingsError: the table of another machine lacks this time.
         """
         entry = self.table.entries.get(self._key) if self._served_key in self.table.entries else None
-        if self._foreign and (entry is None or not entry.usable):
+        if self._foreign and (entry is None or entry.seconds is None):
             raise SettingsError(
                 f"the latency table (of {self.table.machine}) has no time of this model at batch {self.batch}: make it "
                 f"there with 'hmc-onnx latency measure MODEL --batch {self.batch}'"
             )
         if entry is not None and (self._settled or self._timed):
+            if self._foreign and not entry.usable and not self._timed:
+                self._timed = True
+                warnings.warn(
+                    f"the machine was busy while the latency table (of {self.table.machine}) was made, so plans may be "
+                    "off: make it again there when nothing else runs",
+                    HmcWarning,
+                    stacklevel=2,
+                )
             return entry
         self._timed = True
         models = {self._key: self._context.served}

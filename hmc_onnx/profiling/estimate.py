@@ -15,6 +15,7 @@ import joblib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from calib.measure import latency
 from calib.measure.probing import LOT_PROBES, SECONDS
 from calib.runtime.batching import declared_batch
 from calib.runtime.sessions import Session
@@ -33,6 +34,8 @@ MEASURED, OF_IMAGES = 0.5, 0.5
 # Forward passes that walking once for the second moments and twice for the repair takes, with the moments' own sums;
 # and seconds until worker processes have started.
 WALKS, WORKERS_START = 6, 10.0
+# Batch sizes at which the two networks are timed in the end, and plans that are timed until one keeps its target.
+BATCHES, PLANS = 3, 3
 # Copies of the model that are held at once, in float32.
 COPIES = 4
 # Bytes of a process with its libraries, before it holds anything of the model.
@@ -41,7 +44,7 @@ PROCESS = 3e8
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a profile, and the repair behind it, come to.
+    """What a profile, and the repair and the comparison behind it, come to.
 
     Attributes:
         layers: that may be changed.
@@ -118,6 +121,7 @@ def estimate(context: Context) -> Estimate:
         + tried * images * OF_IMAGES * a_pass
         + sum(an_offer * work[n] * _weights(s) for n, s in layers.items()) / workers
         + (math.ceil(len(chains) / LOT_PROBES) * (SECONDS + 1) if settings.latency else 0)
+        + latency.SECONDS * (BATCHES + (PLANS if settings.latency else 0))
     )
     features = [s.layer.geometry.features for s in layers.values() if not s.grouped]
     largest = max((math.prod(s.size) * s.layer.geometry.inputs * s.maps for s in layers.values()), default=0)

@@ -10,6 +10,8 @@ from hmc_onnx.records.changes import Changes
 from passes.core.records import Frozen
 
 __all__ = [
+    "BUSY",
+    "UNSURE",
     "BatchComparison",
     "Interval",
     "Intervals",
@@ -21,6 +23,9 @@ __all__ = [
     "Visited",
 ]
 
+# An uncertainty of a share of the time above which that share says little.
+UNSURE = 0.1
+BUSY = "The machine was busy while these were timed, so shares of the time ± more than 0.1 are not known."
 FITTED = (
     "The weights were fitted to these images, so nothing is known of new ones: give more images, of which a fifth is "
     "then held back, or others to compare on."
@@ -51,6 +56,11 @@ class Timing(Frozen):
     b: float
     ratio: float
     uncertainty: float
+
+    @property
+    def sure(self) -> bool:
+        """Whether the ratio is known to a tenth of the original's time; it is not where the machine was busy."""
+        return self.uncertainty <= UNSURE
 
 
 class Unchanged(Frozen):
@@ -157,7 +167,9 @@ class Verification(Frozen):
         difference: largest absolute difference of an output.
         images: how many, and `source` which.
         threads: intra-op threads of onnxruntime with which both were run; None in reports of earlier versions.
-        curve: what was visited, where the network was searched for.
+        original: SHA-256 of model a; empty in reports of earlier versions.
+        max_drop: the bound on the loss, where the fastest network within one was searched for, and
+        curve: what was visited.
         outputs: what each output is, and how far the two are apart in it.
         batches: the divergence at other batch sizes; empty where the model declares one.
         unchanged: the original in another precision, where that is served.
@@ -169,6 +181,7 @@ class Verification(Frozen):
     """
 
     version: Literal[1] = 1
+    original: str = ""
     a: Side
     b: Side
     kl: float
@@ -180,6 +193,7 @@ class Verification(Frozen):
     source: str
     timings: list[Timing]
     threads: int | None = None
+    max_drop: float | None = Field(default=None, exclude_if=lambda value: value is None)
     curve: list[Visited] = Field(default_factory=list)
     outputs: list[OutputComparison] = Field(default_factory=list)
     batches: list[BatchComparison] = Field(default_factory=list)
@@ -195,6 +209,11 @@ class Verification(Frozen):
         if self.new_images is False:
             return FITTED
         return HELD_BACK if self.held_back else ""
+
+    @property
+    def busy(self) -> bool:
+        """Whether other work disturbed the timing so much that some share of the time is not known."""
+        return not all(t.sure for t in (*self.timings, *(self.unchanged.timings if self.unchanged else ())))
 
     @property
     def shown_intervals(self) -> Intervals | None:

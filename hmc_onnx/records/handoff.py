@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from hmc_onnx.records.options import Option, Options
 
@@ -12,6 +13,7 @@ __all__ = ["Handoff", "ServingTarget"]
 
 ServingTarget = Literal["triton", "tensorrt", "onnxruntime"]
 
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 PLANNED = "what the file was planned for"
 
 
@@ -35,7 +37,12 @@ class Handoff(Options):
         Option(default=f"{PLANNED}; auto leaves it to Triton, and is cpu for onnxruntime"),
     ] = Field(default=None, description="Execution provider of onnxruntime on the server.")
     name: Annotated[str | None, Option(default="the file's name without its ending")] = Field(
-        default=None,
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
-        description="The model's name on the server: letters, digits, '_', '-' and '.'.",
+        default=None, description="The model's name on the server: letters, digits, '_', '-' and '.'."
     )
+
+    @field_validator("name")
+    @classmethod
+    def _as_servers_take_it(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(NAME, name):
+            raise ValueError("use letters, digits, '_', '-' and '.', and begin with a letter, a digit or '_'")
+        return name

@@ -12,7 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from hmc_onnx.records.comparison import Timing
+from hmc_onnx.planning.hmc_groups import SHARES
+from hmc_onnx.records.comparison import BUSY, Timing
 from hmc_onnx.records.report import LayerReport, RunReport
 from hmc_onnx.reporting.drawing.classes import draw_classes
 from hmc_onnx.reporting.drawing.grouping import draw_grouping
@@ -53,6 +54,8 @@ def page(report: RunReport) -> str:
         curves={layer.name: Markup(curves.draw(layer)) for layer in with_curves},
         kinds={name: (colour, dashes != "-", words) for name, (colour, dashes, words) in KINDS.items()},
         first_rows=FIRST_ROWS,
+        busy=BUSY,
+        shares=", ".join(f"{share:.0%}" for share in SHARES).replace("%", " %"),
     )
 
 

@@ -59,6 +59,8 @@ def trade_off(report: RunReport) -> TradeOff | None:
         )
     change = _change(report.a.top1, report.b.top1, report.agreement)
     assert change is not None
+    known = report.shown_intervals
+    within = None if known is None else known.change if labelled else known.agreement
     points.append(
         TradeOffPoint(
             name="compressed",
@@ -66,6 +68,7 @@ def trade_off(report: RunReport) -> TradeOff | None:
             time=timing.ratio,
             time_uncertainty=timing.uncertainty,
             change=change,
+            change_uncertainty=0.0 if within is None else (within.high - within.low) / 2,
             detail=_detail(timing.b, report.b.top1),
         )
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hmc_onnx.records.report import RunReport
 
-__all__ = ["write_report_file"]
+__all__ = ["PAGES", "write_report_file"]
 
 # Endings of the names of pages; all other reports are JSON.
 PAGES = (".html", ".htm")

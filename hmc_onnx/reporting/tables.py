@@ -11,7 +11,7 @@ from rich.table import Table
 from calib.measure.latency_table import LatencyTable
 from hmc_onnx.analysis.narrow_table import NarrowTable
 from hmc_onnx.finetune.options import Epoch, best_epoch
-from hmc_onnx.records.comparison import OutputComparison, Verification, Visited
+from hmc_onnx.records.comparison import BUSY, OutputComparison, Verification, Visited
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.provenance import Provenance
 
@@ -56,6 +56,7 @@ def comparison(v: Verification) -> Group:
         table.caption = f"latency with {v.threads} {'thread' if v.threads == 1 else 'threads'} of onnxruntime"
     parts: list[RenderableType] = [
         _rows(table, v),
+        *([BUSY] if v.busy else []),
         *([v.caveat] if v.caveat else []),
         *([_outputs(v.outputs)] if _tell_more(v) else []),
         *([_curve(v.curve)] if v.curve else []),

@@ -34,6 +34,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         if path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
+        if not path.parent.is_dir():
+            raise NotADirectoryError(20, f"there is no folder '{path.parent}'")
         if path.exists() and not path.is_file():  # a device or a pipe, which a file must not replace
             raise OSError(22, "it is not a regular file")
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -61,6 +63,8 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise OutputError(f"'{path}' is there already and is no empty folder: give a new one, or empty it")
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder '{path.parent}' does not exist: make it first")
     temporary: Path | None = None
     try:
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))

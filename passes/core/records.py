@@ -42,14 +42,18 @@ def read_record(path: str | os.PathLike[str], kind: type[_T], what: str, valid: 
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise refusal(
-            f"cannot read the {what} '{path}' ({getattr(e, 'strerror', None) or e}): give a file that is there"
-        ) from e
+    except FileNotFoundError as e:
+        raise refusal(f"the {what} '{path}' does not exist: give a file that is there") from e
+    except OSError as e:
+        raise refusal(f"cannot read the {what} '{path}' ({e.strerror or e}): give a file that can be read") from e
+    except UnicodeDecodeError as e:
+        raise refusal(f"'{path}' is not {valid}, as it is no text: give a JSON file") from e
     try:
         return kind.model_validate_json(text)
     except ValidationError as e:
         problem = e.errors()[0]
+        if problem["type"] == "json_invalid":
+            raise refusal(f"'{path}' is not {valid}, as it is no JSON: give another file") from e
         where = ".".join(str(p) for p in problem["loc"]) or "the file"
         raise refusal(f"'{path}' is not {valid}: at {where}, {problem['msg'].lower()}") from e
     except HmcError as e:  # raised by nested settings or a goal, which validate themselves

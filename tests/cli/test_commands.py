@@ -256,9 +256,9 @@ def test_inspect_takes_the_size_that_a_model_leaves_open(cli: Cli, given: Path, 
     assert refused.code == 1
     assert "give --size HEIGHT WIDTH" in refused.errors[0]
     closed = cli("inspect", tmp_path / "open.onnx", "--size", 8, 8)
-    assert closed.out.splitlines()[-1] == cli("inspect", given / "model.onnx").out.splitlines()[-1]
+    assert closed.out.splitlines()[-2] == cli("inspect", given / "model.onnx").out.splitlines()[-2]
     larger = cli("inspect", tmp_path / "open.onnx", "--size", 16, 16)
-    assert larger.out.splitlines()[-1] != closed.out.splitlines()[-1]
+    assert larger.out.splitlines()[-2] != closed.out.splitlines()[-2]
 
 
 def test_inspect_takes_models_with_nothing_to_do(cli: Cli, tmp_path: Path) -> None:
@@ -303,8 +303,17 @@ def test_a_report_becomes_a_page_by_its_name_or_later(cli: Cli, given: Path, tmp
 def test_a_report_that_cannot_be_read_is_refused(cli: Cli, given: Path, tmp_path: Path) -> None:
     done = cli("report", given / "plain.npz", "-o", tmp_path / "page.html")
     assert done.code == 1
-    assert len(done.errors) == 1 and "cannot read the report" in done.errors[0]
-    assert not list(tmp_path.iterdir())
+    assert len(done.errors) == 1 and "is not a report of a run, as it is no text" in done.errors[0]
+    (tmp_path / "run.json").write_text("no")
+    for name, page, says in (
+        ("run.json", "page.html", "is no JSON: give another file"),
+        ("page.html", "other.html", "is a page already: give the JSON that"),
+        ("run.json", "model.onnx", "would be HTML: give --output a name that ends in .html"),
+        ("gone.json", "page.html", "does not exist: give a file that is there"),
+    ):
+        done = cli("report", tmp_path / name, "-o", tmp_path / page)
+        assert (done.code, len(done.errors)) == (1, 1) and says in done.errors[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_verify_takes_as_many_images_as_it_is_told(cli: Cli, given: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_folder_is_written_whole_or_not_at_all(to: str, tmp_path: Path) -> Non
     with pytest.raises(OutputError, match="is no empty folder"):
         handoff(resnet(seed=1), to, tmp_path / "empty")
     assert before == {p: p.read_bytes() for p in (tmp_path / "empty").rglob("*") if p.is_file()}
-    with pytest.raises(OutputError, match="cannot write"):
+    with pytest.raises(OutputError, match=r"missing' does not exist: make it first"):
         handoff(resnet(), to, tmp_path / "missing" / "new")
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
 
@@ -105,6 +105,18 @@ def test_options_go_before_what_the_file_says(to: str, tmp_path: Path) -> None:
 def test_a_batch_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="takes batches of 2"):
         handoff(fixed(2), "onnxruntime", tmp_path / "out", options=Handoff(batch=8))
+
+
+@pytest.mark.parametrize("to", ["triton", "tensorrt"])
+def test_preprocessing_that_is_not_done_there_is_refused(to: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="`preset`: only what is handed over to onnxruntime prepares images"):
+        handoff(resnet(), to, tmp_path / "out", images=Images(preset="cifar10"))
+
+
+@pytest.mark.parametrize("name", ["my model", "-x", ""])
+def test_a_name_that_servers_do_not_take_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"`name` {name}: use letters, digits"):
+        Handoff(name=name)
 
 
 def test_a_folder_of_something_else_or_a_changed_one_is_refused(tmp_path: Path) -> None:
@@ -246,7 +258,10 @@ def test_what_tensorrt_cannot_build_is_refused(tmp_path: Path) -> None:
     for_cpu = quantise(resnet(), [{"input": images(8)}])
     with pytest.raises(ModelError, match=r"uint8 activations \(compress with `provider='tensorrt'`"):
         handoff(for_cpu, "tensorrt", tmp_path / "out")
+    with pytest.raises(ModelError, match="TensorRT cannot build the model"):
+        handoff(for_cpu, "triton", tmp_path / "out", options=Handoff(provider="tensorrt"))
     for_gpu = quantise(resnet(), [{"input": images(8)}], provider="CUDAExecutionProvider")
+    handoff(for_gpu, "triton", tmp_path / "repository", options=Handoff(provider="tensorrt"))
     handoff(for_gpu, "tensorrt", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "provider_options.json").read_text())["trt_int8_enable"] == "1"
 

@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2
 from hmc_onnx.api import Handoff, Images, Provenance, handed_over, handoff
 from hmc_onnx.handoff.text_format import parsed
 from hmc_onnx.records.provenance import with_provenance
-from passes.core.errors import ModelError
+from passes.core.errors import ModelError, OutputError
 from passes.graph.files import load
 from passes.graph.model import digest
 
@@ -140,3 +140,15 @@ def test_our_reader_finds_what_tritons_finds(tmp_path: Path) -> None:
     assert read["input"][0]["dims"] == [3, 8, 8] and read["input"][0]["data_type"] == ["TYPE_FP32"]
     in_brackets = text_format.MessageToString(config, use_short_repeated_primitives=True)
     assert "dims: [3, 8, 8]" in in_brackets and parsed(in_brackets) == read
+
+
+def test_a_repository_holds_several_models_and_each_is_read_by_its_own_folder(tmp_path: Path) -> None:
+    models = {"one": resnet(), "two": resnet(seed=1)}
+    for name, model in models.items():
+        handoff(model, "triton", tmp_path / "out", options=Handoff(name=name))
+    with pytest.raises(OutputError, match="two' is there already"):
+        handoff(models["one"], "triton", tmp_path / "out", options=Handoff(name="two"))
+    with pytest.raises(ModelError, match=r"holds 2 models \('one', 'two'\): give the folder of one of them"):
+        handed_over(tmp_path / "out")
+    for name, model in models.items():
+        assert digest(handed_over(tmp_path / "out" / name).proto) == digest(model)

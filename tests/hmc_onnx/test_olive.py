@@ -83,7 +83,8 @@ def test_the_entry_is_added_to_olives_own() -> None:
 
 def test_without_olive_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "olive", None)  # an import of it fails
-    with pytest.raises(SettingsError, match=r"\AOlive cannot be imported \(.*\): pip install 'hmc-onnx\[olive\]'\Z"):
+    says = r"\AOlive cannot be imported \(.*\): install this package's extra, as in pip install '\.\[cpu,olive\]'\Z"
+    with pytest.raises(SettingsError, match=says):
         package_config()
 
 

@@ -10,8 +10,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from reports import comparison, report
+from reports import comparison, report, timing
 
+from hmc_onnx.records.comparison import BUSY
 from hmc_onnx.records.report import RunReport, TrainingEpoch
 from hmc_onnx.reporting import tables
 from hmc_onnx.reporting.page import page
@@ -102,6 +103,28 @@ def test_what_the_images_do_not_tell_is_said_in_the_table_and_on_the_page(images
         words = " ".join(text.split())
         assert says in words
         assert says or "new ones" not in words
+
+
+def test_how_sure_the_figures_are_is_said() -> None:
+    def words(**changed: object) -> str:
+        return " ".join("".join(Page(page(report(**changed))).words).split())
+
+    change = {"kl": {"low": 0, "high": 1}, "change": {"low": -0.02, "high": 0.001}}
+    assert "−1.00 points (−2.00 to +0.10)" in words(intervals=change)
+    assert "busy" not in words()
+    noisy = {"timings": [timing(1, 0.7), timing(8, 0.6).model_copy(update={"uncertainty": 0.3})]}
+    assert "0.600 ± 0.300 of the time: the machine was busy" in words(**noisy)
+    assert BUSY in words(**noisy)
+    assert "the machine was busy while" in as_text(tables.comparison(comparison(**noisy))).lower()
+
+
+def test_the_head_says_what_was_asked_for() -> None:
+    assert "strategy hmc, target latency=0.6" in page(report())
+    assert "as the fastest that was found to lose at most 1.0 %" in page(report(max_drop=0.01))
+
+
+def test_the_original_is_named_by_the_digest_that_inspect_shows() -> None:
+    assert f"<code>{'0a' * 32}</code>" in page(report(original="0a" * 32))
 
 
 def test_two_models_that_are_only_compared_have_a_page_too() -> None:

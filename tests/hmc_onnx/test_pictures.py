@@ -7,6 +7,8 @@ from reports import comparison, report
 
 from hmc_onnx.records.changes import Changes, ClassAccuracy
 from hmc_onnx.records.comparison import Side
+from hmc_onnx.records.pictures import TradeOffPoint
+from hmc_onnx.reporting.drawing.trade_off import LINE, names_above
 from hmc_onnx.reporting.pictures import MOST_CLASSES, class_picture, grouping, served_timing, trade_off
 from hmc_onnx.reporting.run_report import run_report
 
@@ -21,6 +23,20 @@ def test_every_network_that_was_measured_is_a_point_at_the_planned_batch() -> No
         ("visited", 0.59, -0.012),
         ("result", 0.6, -0.01),
     ]
+
+
+def test_the_result_has_the_interval_of_its_accuracy() -> None:
+    interval = {"kl": {"low": 0, "high": 1}, "change": {"low": -0.02, "high": 0.002}}
+    shown = trade_off(report(intervals=interval))
+    assert shown is not None and shown.points[-1].change_uncertainty == pytest.approx(0.011)
+
+
+def test_names_of_points_that_lie_on_each_other_are_written_above_each_other() -> None:
+    points = [TradeOffPoint(name=str(i), kind="result", time=0.5, change=0.0) for i in range(3)]
+    apart = TradeOffPoint(name="apart", kind="original", time=0.9, change=0.0)
+    up = {p.name: up for p, up in names_above([*points, apart], 0.1)}
+    assert up["apart"] == 0
+    assert sorted(up[str(i)] for i in range(3)) == [0, pytest.approx(LINE), pytest.approx(2 * LINE)]
 
 
 def test_without_labels_the_loss_is_the_share_of_images_of_another_class() -> None:

@@ -21,10 +21,11 @@ from hmc_onnx.execution.context import Context
 from hmc_onnx.planning import accuracy_search as searching
 from hmc_onnx.planning import planner
 from hmc_onnx.planning.program import Program
+from hmc_onnx.profiling.candidate_times import Clock
 from hmc_onnx.profiling.whole_table import measure_table
 from hmc_onnx.records.goal import Target
 from hmc_onnx.records.work import Work
-from passes.core.errors import SettingsError
+from passes.core.errors import HmcWarning, SettingsError
 from passes.core.progress import Progress, silent
 from passes.probe import Probe
 
@@ -163,6 +164,19 @@ def test_a_table_of_another_machine_plans_for_that(tmp_path: Path) -> None:
     assert result.plan.latency is not None and result.plan.latency.measured is None
     with pytest.raises(SettingsError, match=r"has no time of this model at batch 2: .*latency measure MODEL --batch 2"):
         hmc_onnx.profile(original, calibration(), settings.model_copy(update={"batch": 2}))
+
+
+def test_a_table_that_was_made_on_a_busy_machine_is_used_and_said(small: onnx.ModelProto) -> None:
+    table = measure_table(Context(small, calibration(), SETTINGS))
+    unsure = {
+        k: e.model_copy(update={"uncertainty": 9 * (e.seconds or 0)}) if k.startswith("model ") else e
+        for k, e in table.entries.items()
+    }
+    given = LatencyTable(machine=table.machine, entries=unsure)
+    clock = Clock(Context(small, calibration(), SETTINGS.model_copy(update={"latency_table": given})))
+    with pytest.warns(HmcWarning, match=r"was busy while the latency table \(of .+\) was made") as said:
+        assert clock.time_whole() == clock.time_whole()
+    assert len(said) == 1
 
 
 def test_what_cannot_be_timed_alone_is_taken_by_its_macs(original: onnx.ModelProto) -> None:

@@ -28,8 +28,12 @@ def draw_grouping(shown: Grouping) -> str:
         axes.fill_between(
             ends, [e / apart for e in ends], [e * apart for e in ends], color=COLOURS["band"], linewidth=0
         )
-        axes.text(0.03, 0.96, "pruning costs less", transform=axes.transAxes, va="top", color=COLOURS["prune"])
-        axes.text(0.97, 0.04, "low rank costs less", transform=axes.transAxes, ha="right", color=COLOURS["lowrank"])
+        axes.text(
+            0.03, 0.96, "pruning costs less", transform=axes.transAxes, va="top", color=COLOURS["prune"], zorder=0
+        )
+        axes.text(
+            0.97, 0.04, "low rank costs less", transform=axes.transAxes, ha="right", color=COLOURS["lowrank"], zorder=0
+        )
         titles = {}
         for p in shown.points:
             gid = f"layer-point-{p.layer}"

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from matplotlib.ticker import FuncFormatter
 
-from hmc_onnx.records.pictures import TradeOff
+from hmc_onnx.records.pictures import TradeOff, TradeOffPoint
 from hmc_onnx.reporting.drawing.svg import COLOURS, figure, style, svg
 
-__all__ = ["draw_trade_off"]
+__all__ = ["LINE", "draw_trade_off", "names_above"]
 
 WIDTH, HEIGHT = 460, 330
 MARKERS = {"original": ("s", "muted"), "quantised": ("D", "both"), "visited": ("o", "lowrank"), "result": ("o", "good")}
 # Labels stand to the right of a point up to this share of the time, else to its left.
 TURN = 0.7
+# Height of a line of text, in typographic points; and share of the time within which two names may cover each other.
+LINE, NEAR = 14, 0.35
+
+
+def names_above(points: Sequence[TradeOffPoint], line: float) -> list[tuple[TradeOffPoint, float]]:
+    """The points that are named, with how far up each name goes, in typographic points.
+
+    A name that would cover another on the same side goes above it. `line` is the height of a line, in points of
+    accuracy.
+    """
+    placed: list[tuple[TradeOffPoint, float]] = []
+    for p in sorted((p for p in points if p.kind != "visited"), key=lambda p: p.change):
+        at = 100 * p.change
+        for other, up in placed:
+            below = 100 * other.change + up / LINE * line
+            if (other.time <= TURN) == (p.time <= TURN) and abs(other.time - p.time) < NEAR and at < below + line:
+                at = below + line
+        placed.append((p, (at - 100 * p.change) / line * LINE))
+    return placed
 
 
 def draw_trade_off(shown: TradeOff) -> str:
@@ -35,20 +56,21 @@ def draw_trade_off(shown: TradeOff) -> str:
             axes.plot(p.time, 100 * p.change, marker, color=COLOURS[colour], markersize=size, gid=gid)
             change = f"{100 * p.change:+.2f} points" if p.change else ""
             titles[gid] = f"{p.name}: {', '.join(t for t in (f'{p.time:.3f} of the time', change, p.detail) if t)}"
-            if p.kind != "visited":
-                right = p.time <= TURN
-                axes.annotate(
-                    p.name,
-                    (p.time, 100 * p.change),
-                    (11 if right else -10, 0),
-                    textcoords="offset points",
-                    ha="left" if right else "right",
-                    va="center",
-                    fontweight="bold" if p.kind == "result" else "normal",
-                )
         times, changes = [p.time for p in shown.points], [100 * p.change for p in shown.points]
         room = max(0.12 * (max(changes) - min(changes)), 0.25)
-        axes.set(xlim=(0, max(1.05, max(times) + 0.05)), ylim=(min(changes) - room, max(changes) + room))
+        low, high = min(changes) - room, max(changes) + room
+        axes.set(xlim=(0, max(1.05, max(times) + 0.05)), ylim=(low, high))
+        for p, up in names_above(shown.points, (high - low) * LINE / HEIGHT):
+            right = p.time <= TURN
+            axes.annotate(
+                p.name,
+                (p.time, 100 * p.change),
+                (11 if right else -10, up),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                va="center",
+                fontweight="bold" if p.kind == "result" else "normal",
+            )
         axes.set_xlabel(
             f"share of the original's time, {shown.batch} {'image' if shown.batch == 1 else 'images'} a run"
         )
