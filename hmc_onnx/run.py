@@ -42,6 +42,7 @@ from hmc_onnx.records.provenance import Provenance, with_provenance
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.records.work import HERE, Work
 from hmc_onnx.rewriting.applying import apply
+from hmc_onnx.rewriting.planned_shapes import layer_seconds
 from passes.core.arguments import check_type
 from passes.core.errors import ModelError, PlanError, SettingsError
 from passes.graph.external import on_disk
@@ -275,6 +276,13 @@ class Run(Context):
         pair = Network(self.served, self.normal, self.settings.judge, alone), Network(compressed)
         found = verify(*pair, compared, self.runtime, batches, known)
         return found.model_copy(update={"new_images": new is not None, "held_back": new is not None and images is None})
+
+    def layer_seconds(self, plan: Plan) -> dict[str, tuple[float, float]]:
+        """The seconds of each layer before and after, timed alone, for a plan that was made without times.
+
+        A layer is missing that onnxruntime cannot run alone.
+        """
+        return layer_seconds(self, plan)
 
     def _planner(self, strategy: Strategy) -> Planner:
         if strategy not in self._planners:

@@ -131,13 +131,16 @@ def compress(model: Model, given: Given) -> None:
             epochs = tuned.history
         result = run.serve(result, found.plan)
         checked = found.noted_in(run.verify(result, test))
+        timed = report is not None and run.profiled is not None
+        seconds = run.layer_seconds(found.plan) if timed and found.plan.latency is None else {}
         result = brought_in(result)  # only now, as two sessions hold the weights of a large model while it is compared
     save(_with_metadata(result, given), output)
     if report is not None:
-        write_report(report, checked, (model, output), run.runtime, (found.plan, run.profiled, epochs))
+        made = (found.plan, run.profiled, epochs)
+        write_report(report, checked, (model, output), run.runtime, made, seconds)
     if given.of(Json).json_:
-        made = {"plan": found.plan.model_dump(mode="json"), "comparison": checked.model_dump(mode="json")}
-        show_json({**made, "written": shown(output)})
+        shown_json = {"plan": found.plan.model_dump(mode="json"), "comparison": checked.model_dump(mode="json")}
+        show_json({**shown_json, "written": shown(output)})
     else:
         show(*parts, comparison(checked), f"Written: {output}")
     if stopped is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -59,6 +60,7 @@ def write_report(
     models: tuple[Path, Path],
     runtime: Runtime,
     made: tuple[Plan, Profile | None, Sequence[Epoch]] | None = None,
+    seconds: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> None:
     """Write the report of a command: a page where the file's name ends as a page's, else JSON.
 
@@ -68,6 +70,7 @@ def write_report(
         models: files of the original and of the compressed model.
         runtime: how both were run.
         made: the plan, the profile and the epochs of fine-tuning, where a network was compressed.
+        seconds: of layers before and after, by name, where the plan does not say them.
 
     Raises:
         OutputError: it cannot be written.
@@ -78,4 +81,4 @@ def write_report(
     line = shown(shlex.join(["hmc-onnx", *sys.argv[1:]]))
     by = provenance(line, shown(models[0].name), shown(models[1].name), runtime)
     plan, profile, epochs = made or (None, None, ())
-    write_report_file(run_report(checked, plan, profile, epochs, by), path)
+    write_report_file(run_report(checked, plan, profile, epochs, by, seconds), path)

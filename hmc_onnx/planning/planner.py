@@ -17,7 +17,7 @@ from hmc_onnx.planning.program import Program
 from hmc_onnx.records.goal import Strategy, Target
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import LatencyProfile, Profile
-from hmc_onnx.rewriting.applying import shaped
+from hmc_onnx.rewriting.planned_shapes import shaped
 from passes.core.errors import SettingsError
 
 __all__ = ["MOST_PLANS", "Planner", "timed_here"]

@@ -183,7 +183,7 @@ class Clock:
             found.append(Probe(chain, use.size, self.batch * use.maps, kind, follows))
         return found
 
-    def _seconds(self, name: str, chain: Chain, in_float: bool = False) -> float | None:
+    def seconds(self, name: str, chain: Chain, in_float: bool = False) -> float | None:
         """Seconds of a layer's chain, over all uses of the layer; None if it could not be timed."""
         each = [self.table.seconds(probe) for probe in self.probes(name, chain, in_float)]
         known = [seconds for seconds in each if seconds is not None]
@@ -222,13 +222,13 @@ class Clock:
         """Seconds of each of some chains for a layer; the layer itself is a chain of one link."""
         whole = self.table.entries[self._served_key].seconds
         assert whole is not None
-        own = self._seconds(name, (self.layers[name].layer.geometry,))
+        own = self.seconds(name, (self.layers[name].layer.geometry,))
         if own is None:
             self._by_macs.add(name)
             own = whole * self._macs[name] / self._context.cost.macs
         found = {}
         for chain in chains:
-            seconds = None if name in self._by_macs else self._seconds(name, chain)
+            seconds = None if name in self._by_macs else self.seconds(name, chain)
             if seconds is None:
                 self._by_macs.add(name)
                 seconds = own * self.layers[name].macs(*chain) / max(self._macs[name], 1)
@@ -237,7 +237,7 @@ class Clock:
 
     def times_in_float(self, name: str, chains: Collection[Chain]) -> dict[Chain, float]:
         """Seconds of those of some chains for a layer that could be timed in float32 within a network in INT8."""
-        found = {chain: self._seconds(name, chain, in_float=True) for chain in chains}
+        found = {chain: self.seconds(name, chain, in_float=True) for chain in chains}
         return {chain: seconds for chain, seconds in found.items() if seconds is not None}
 
     def align(self) -> int:
@@ -254,7 +254,7 @@ class Clock:
         wide = layer.resized(*(max(n, 2 * STEPS[0]) for n in (layer.inputs, layer.outputs)))
         chains = {w: DECOMPOSITIONS["svd"].links(wide, w) for step in STEPS for w in _widths(step)}
         self.measure((name, chain) for chain in chains.values())
-        seconds = {w: self._seconds(name, chain) for w, chain in chains.items()}
+        seconds = {w: self.seconds(name, chain) for w, chain in chains.items()}
         for step in STEPS:
             ends = [(seconds[w], seconds[w - step // 2], w) for w in _widths(step)[1::2]]
             saved = [(a - b) / a / (step / 2 / w) for a, b, w in ends if a is not None and b is not None]

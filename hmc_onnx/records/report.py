@@ -63,7 +63,7 @@ class LayerReport(Frozen):
         name: of the node.
         macs: before and after, of one image.
         parameters: before and after.
-        milliseconds: before and after, of a run at the planned batch; None where latency was not planned.
+        milliseconds: before and after, of a run at the batch that is served; None where they were not measured.
         inputs: channels that it reads, before and after; None where they are in no group that can be pruned.
         outputs: channels that it writes, as `inputs`.
         method: as in `LayerPlan`.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 
 from calib.measure.latency_table import this_machine
 from calib.runtime.sessions import CPU, Runtime
@@ -63,6 +64,7 @@ def run_report(
     profile: Profile | None = None,
     epochs: Sequence[Epoch] = (),
     made_by: Provenance | None = None,
+    seconds: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> RunReport:
     """The report of a run.
 
@@ -72,12 +74,13 @@ def run_report(
         profile: what the plan was made from; None where nothing had to be measured.
         epochs: of fine-tuning.
         made_by: how to repeat the run.
+        seconds: of layers before and after, by name, where the plan does not say them.
     """
     fields = {name: getattr(checked, name) for name in Verification.model_fields}
     return RunReport(
         **fields,
         plan=plan,
-        layers=[] if plan is None or profile is None else _layers(plan, profile),
+        layers=[] if plan is None or profile is None else _layers(plan, profile, seconds),
         left_alone=[] if plan is None else left_alone(plan.declined),
         epochs=[_epoch(epoch) for epoch in epochs],
         provenance=made_by,
@@ -119,12 +122,12 @@ def _advice(reason: str) -> str:
     return next((advice for pattern, advice in ADVICE if re.search(pattern, plain)), NO_ADVICE)
 
 
-def _layers(plan: Plan, profile: Profile) -> list[LayerReport]:
+def _layers(plan: Plan, profile: Profile, seconds: Mapping[str, tuple[float, float]]) -> list[LayerReport]:
     groups = {g.name: g for g in profile.groups}
     kept = {name: g.size - len(g.removed) for name, g in plan.groups.items()}
     found = sensitivities(profile)
     return [
-        _layer(layer, plan.layers[layer.name], groups, kept, found[layer.name])
+        _layer(layer, plan.layers[layer.name], groups, kept, found[layer.name], _milliseconds(layer, plan, seconds))
         for layer in profile.layers
         if layer.name in plan.layers
     ]
@@ -136,17 +139,17 @@ def _layer(
     groups: dict[str, GroupProfile],
     kept: dict[str, int],
     sensitivity: tuple[float | None, float | None],
+    milliseconds: tuple[float, float] | None,
 ) -> LayerReport:
     sizes = [
         None if name is None or name not in groups else (groups[name].size, kept.get(name, groups[name].size))
         for name in (layer.input_group, layer.output_group)
     ]
-    timed = layer.seconds is not None and done.seconds is not None
     return LayerReport(
         name=layer.name,
         macs=(layer.macs, done.macs),
         parameters=(layer.parameters, done.parameters),
-        milliseconds=(1e3 * (layer.seconds or 0), 1e3 * (done.seconds or 0)) if timed else None,
+        milliseconds=milliseconds,
         inputs=sizes[0],
         outputs=sizes[1],
         method=done.method,
@@ -159,6 +162,16 @@ def _layer(
         reason=done.reason,
         curves=[*_pruning(layer, groups, kept), *_decompositions(layer, done)],
     )
+
+
+def _milliseconds(
+    layer: LayerProfile, plan: Plan, seconds: Mapping[str, tuple[float, float]]
+) -> tuple[float, float] | None:
+    """Before and after: as the plan has them, else as they were timed for the report."""
+    before, after = layer.seconds, plan.layers[layer.name].seconds
+    if before is None or after is None:
+        before, after = seconds.get(layer.name, (None, None))
+    return None if before is None or after is None else (1e3 * before, 1e3 * after)
 
 
 def _pruning(layer: LayerProfile, groups: dict[str, GroupProfile], kept: dict[str, int]) -> list[SensitivityCurve]:

@@ -41,9 +41,7 @@ from passes.graph.shapes import Shapes
 from passes.graph.signature import same_signature
 from passes.residual import residual_sum
 
-__all__ = ["apply", "shaped"]
-
-UNCHANGED = (KEEP, REMOVED)
+__all__ = ["apply"]
 
 
 def apply(context: Context, plan: Plan) -> onnx.ModelProto:
@@ -99,34 +97,6 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
     result = compressed.finished()
     same_signature(context.served, result)
     return result
-
-
-def shaped(context: Context, plan: Plan) -> Model:
-    """A network of the planned shapes, to be timed: it is pruned, and its chains have random weights.
-
-    Args:
-        context: the run; its model is not changed.
-        plan: a plan for this model.
-
-    Raises:
-        PlanError: as for `apply`.
-    """
-    model, inputs = context.normal.copy(), context.inputs
-    kept = prune(model, plan, inputs)
-    observe(model, inputs, plan.settings.runtime)
-    shapes = model.shapes_at(inputs)
-    rng = np.random.default_rng(plan.settings.seed)
-    every = {n.name: n for n in model.graph.nodes}
-    for node in [n for n in model.graph.nodes if n.name in plan.layers and plan.layers[n.name].method not in UNCHANGED]:
-        layer, step = layer_of(node, shapes), plan.layers[node.name]
-        links = DECOMPOSITIONS[step.method].links(layer.geometry, step.rank)
-        weights = [rng.standard_normal(link.weight_shape) / np.sqrt(link.features) for link in links]
-        others = [every[use.name] for use in kept.uses[node.name][1:]]
-        also = [(other, layer_of(other, shapes).bias) for other in others]
-        replace_by_chain(model.graph, node, list(zip(links, weights, strict=True)), layer.bias, also)
-    model.forget_shapes()
-    model.tidy()
-    return model
 
 
 def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan, kept: Kept) -> list[str]:

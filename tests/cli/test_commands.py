@@ -53,6 +53,7 @@ def test_compress_writes_a_model_and_a_report_and_says_what_it_did(cli: Cli, giv
     before, after = run(original, x)[0], run(proto, x)[0]
 
     found = RunReport.load(report)
+    assert all(layer.milliseconds and min(layer.milliseconds) > 0 for layer in found.layers)  # of a plan by MACs, too
     assert found.plan is not None and [layer.name for layer in found.layers] == list(found.plan.layers)
     assert any(layer.curves for layer in found.layers)
     assert 0 < found.b.macs <= 0.6 * found.a.macs

@@ -55,6 +55,15 @@ def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
         RunReport.load(tmp_path / "plan.json")
 
 
+def test_times_that_the_plan_does_not_say_are_those_that_were_measured_for_the_report() -> None:
+    profile, plan = profile_and_plan()
+    untimed = {name: step.model_copy(update={"seconds": None}) for name, step in plan.layers.items()}
+    made = run_report(
+        comparison(), plan.model_copy(update={"layers": untimed}), profile, seconds={"layer1": (0.002, 0.001)}
+    )
+    assert [layer.milliseconds for layer in made.layers] == [None, (2.0, 1.0), None]
+
+
 def test_each_layer_has_its_costs_channels_and_reason() -> None:
     _, second, third = report().layers
     assert second.macs == (100, 50) and second.milliseconds == (1.0, 0.5)
