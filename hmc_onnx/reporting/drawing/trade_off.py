@@ -56,7 +56,8 @@ def draw_trade_off(shown: TradeOff) -> str:
             axes.plot(p.time, 100 * p.change, marker, color=COLOURS[colour], markersize=size, gid=gid)
             change = f"{100 * p.change:+.2f} points" if p.change else ""
             titles[gid] = f"{p.name}: {', '.join(t for t in (f'{p.time:.3f} of the time', change, p.detail) if t)}"
-        times, changes = [p.time for p in shown.points], [100 * p.change for p in shown.points]
+        times = [p.time for p in shown.points]
+        changes = [100 * (p.change + sign * p.change_uncertainty) for p in shown.points for sign in (-1, 1)]
         room = max(0.12 * (max(changes) - min(changes)), 0.25)
         low, high = min(changes) - room, max(changes) + room
         axes.set(xlim=(0, max(1.05, max(times) + 0.05)), ylim=(low, high))
