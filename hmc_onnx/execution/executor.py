@@ -54,7 +54,12 @@ class Pool:
         return int(joblib.effective_n_jobs(None))
 
     def run(
-        self, what: str, tasks: Mapping[str, Task], steps: Mapping[str, int] | None = None, here: bool = False
+        self,
+        what: str,
+        tasks: Mapping[str, Task],
+        steps: Mapping[str, int] | None = None,
+        here: bool = False,
+        costs: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
         """Run the tasks that have no result in the checkpoint yet.
 
@@ -63,6 +68,8 @@ class Pool:
             tasks: the tasks by name.
             steps: number of progress steps of each task, by name; default: one each.
             here: whether to run the tasks one after another in this process.
+            costs: about how long each task takes, in any unit, by name. The longest begins first, so that at the end
+                no worker waits long for another. Default: they begin in their order.
 
         Returns:
             The result of each task by name, in the order of `tasks`.
@@ -79,7 +86,8 @@ class Pool:
                 done += steps[name] if steps else 1
         self.progress(what, done, of)
         losses = 0
-        while waiting := [name for name in tasks if name not in results]:
+        order = sorted(tasks, key=lambda name: -costs[name]) if costs else list(tasks)
+        while waiting := [name for name in order if name not in results]:
             try:
                 for name, result in self._results({n: tasks[n] for n in waiting}, here):
                     results[name] = result

@@ -100,11 +100,13 @@ class _Profiler:
         tasks: dict[str, Task] = {
             n: partial(removal, g, layers, align, settings.fine, self.shelf) for n, g in compressible.groups.items()
         }
-        eliminations: dict[str, Elimination] = workers.run("channels to spare", tasks)
+        work = {n: _work(s) for n, s in layers.items()}
+        of_groups = {n: sum(work[s.layer.name] for s, _ in readers(g, layers)) for n, g in compressible.groups.items()}
+        eliminations: dict[str, Elimination] = workers.run("channels to spare", tasks, costs=of_groups)
         offered = {n: whole_offers(s, align, settings.fine) for n, s in layers.items()}
         times = self._times(clock, {n: [o.links for o in own] for n, own in offered.items()})
         tasks = {n: partial(_task, decompositions, s, offered[n], times[n], self.shelf) for n, s in layers.items()}
-        plain: dict[str, list[Candidate]] = workers.run("decompositions", tasks)
+        plain: dict[str, list[Candidate]] = workers.run("decompositions", tasks, costs=work)
         nats = self._sensitivities(eliminations, plain, workers)
 
         groups = {
@@ -126,7 +128,7 @@ class _Profiler:
             )
             for name, s in layers.items()
         }
-        choices: Mapping[str, list[LayerChoice]] = workers.run("decompositions after pruning", tasks)
+        choices: Mapping[str, list[LayerChoice]] = workers.run("decompositions after pruning", tasks, costs=work)
         if context.weight_levels:
             choices = in_int8(context, clock, layers, own, choices)
         return Profile(
@@ -249,6 +251,11 @@ def sensitivity_images(context: Context) -> int:
     """The number of images that sensitivity is measured on."""
     in_proportion = MOST_IMAGES * IMAGE_MACS / max(context.cost.macs, 1)
     return context.settings.kl_samples or int(min(max(in_proportion, LEAST_IMAGES), MOST_IMAGES))
+
+
+def _work(subject: CompressibleLayer) -> float:
+    """About how long a layer's weights take to compute, in any unit: products of its second moment with its weights."""
+    return float(subject.layer.geometry.features**2 * subject.layer.geometry.outputs)
 
 
 def _task(*call: Any) -> tuple[Any, ...]:

@@ -41,6 +41,16 @@ def test_results_are_in_the_order_of_the_tasks(workers: Pool) -> None:
     assert list(found.items()) == [(n, 2 * int(n)) for n in names]
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_longest_tasks_begin_first_and_results_stay_in_the_order_of_the_tasks(jobs: int) -> None:
+    begun: list[int] = []
+    tasks = {str(i): (lambda i=i: begun.append(i) or (doubled, i)) for i in range(4)}
+    with pool(Work(jobs=jobs), NOWHERE) as own:
+        found = own.run("numbers", tasks, costs={"0": 1, "1": 4, "2": 1, "3": 9})
+    assert begun == [3, 1, 0, 2]
+    assert list(found) == ["0", "1", "2", "3"]
+
+
 def test_a_killed_worker_costs_time_and_no_results(workers: Pool, tmp_path: Path) -> None:
     mark = str(tmp_path / "mark")
     tasks = {str(i): (lambda i=i: (killed_once, mark, i) if i == 3 else (doubled, i)) for i in range(6)}
