@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.linalg
 
 __all__ = ["damped", "least_squares", "ridge", "root"]
 
@@ -33,7 +34,11 @@ def least_squares(features: np.ndarray, targets: np.ndarray, floor: float = 1e-1
     `floor` times the mean eigenvalue is added to the diagonal, so that the system can be solved where features are
     always zero or copies of each other.
     """
-    return np.linalg.solve(damped(features, floor), targets.T).T
+    system = damped(features, floor)
+    try:
+        return np.asarray(scipy.linalg.solve(system, targets.T, assume_a="pos", check_finite=False)).T
+    except scipy.linalg.LinAlgError:  # by rounding, the least eigenvalue is not above zero
+        return np.linalg.solve(system, targets.T).T
 
 
 def _positive(scale: float) -> float:

@@ -17,7 +17,7 @@ from passes.core.declined import Declined, Why
 from passes.core.linear_algebra import least_squares, root
 from passes.decompose.base import Decomposition, Factors, Solver, mode_moment
 from passes.decompose.output_svd import pointwise
-from passes.decompose.tensorly_apart import apart
+from passes.decompose.tensorly_apart import apart, svd_by_gram
 from passes.graph.layers import Geometry
 
 __all__ = ["CP"]
@@ -62,14 +62,15 @@ class CP(Decomposition):
         o, i, k = geometry.outputs, geometry.inputs, math.prod(geometry.kernel)
         half, inverse_half = root(mode_moment(moment, geometry))
         whitened = np.einsum("oik,ij->ojk", weight.reshape(o, i, k), half, optimize=True)
+        single = whitened.astype(np.float32)  # for the iterations, which take most of the time
 
         def factors(rank: int) -> Factors:
             if rank >= self.max_rank(geometry):
                 inputs, places = _pairs(weight.reshape(o, i, k))
             else:
                 options = {"n_iter_max": 30, "init": "svd", "tol": 1e-5, "random_state": 0, "normalize_factors": True}
-                _, (_, inputs, places) = apart(parafac, whitened, rank, **options)
-                inputs = inverse_half @ inputs
+                _, (_, inputs, places) = apart(parafac, single, rank, svd=svd_by_gram, **options)
+                inputs, places = inverse_half @ inputs, places.astype(np.float64)
             join = np.einsum("ir,kr->rik", inputs, places).reshape(rank, -1)  # z = join x
             half_way = join @ moment
             outputs = least_squares(half_way @ join.T, weight.reshape(o, -1) @ half_way.T)

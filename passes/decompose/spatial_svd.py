@@ -46,7 +46,8 @@ class SpatialSVD(Decomposition):
         by_place = moment.reshape(i * ky, kx, i * ky, kx)
         half, inverse_half = root(np.einsum("axbx->ab", by_place) / kx)
         matrix = weight.transpose(1, 2, 3, 0).reshape(i * ky, kx * o)
-        vectors = np.linalg.svd(half @ matrix, full_matrices=False)[0]
+        white = half @ matrix
+        vectors = np.linalg.eigh(white @ white.T)[1][:, ::-1]  # its left singular vectors
 
         def factors(rank: int) -> Factors:
             vertical = vectors[:, :rank].T @ inverse_half  # (rank, I ky)

@@ -17,7 +17,7 @@ from passes.core.declined import Declined, Why
 from passes.core.linear_algebra import least_squares, root
 from passes.decompose.base import Decomposition, Factors, Solver, mode_moment
 from passes.decompose.output_svd import OutputSVD, pointwise
-from passes.decompose.tensorly_apart import apart
+from passes.decompose.tensorly_apart import apart, svd_by_gram
 from passes.graph.layers import Geometry
 
 __all__ = ["Tucker2"]
@@ -62,11 +62,14 @@ class Tucker2(Decomposition):
         o, i, k = geometry.outputs, geometry.inputs, math.prod(geometry.kernel)
         half, inverse_half = root(mode_moment(moment, geometry))
         whitened = np.einsum("oik,ij->ojk", weight.reshape(o, i, k), half, optimize=True)
+        single = whitened.astype(np.float32)  # for the iterations, which find a subspace; what follows solves in it
         by_place = moment.reshape(i, k, i * k)
 
         def factors(rank: int) -> Factors:
             s = self.input_rank(geometry, rank)
-            (_, found), _ = apart(partial_tucker, whitened, rank=[rank, s], modes=[0, 1], n_iter_max=ITERATIONS)
+            (_, found), _ = apart(
+                partial_tucker, single, rank=[rank, s], modes=[0, 1], n_iter_max=ITERATIONS, svd=svd_by_gram
+            )
             project = np.asarray(found[1]).T @ inverse_half  # (s, I)
             half_way = np.einsum("si,ikn->skn", project, by_place, optimize=True)  # E[z xᵀ]
             features = np.einsum("skiq,ti->sktq", half_way.reshape(s, k, i, k), project, optimize=True)

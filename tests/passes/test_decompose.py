@@ -16,6 +16,7 @@ from passes.core.declined import Declined, Why
 from passes.core.linear_algebra import least_squares, root
 from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose, error
 from passes.decompose.base import mode_moment
+from passes.decompose.tensorly_apart import svd_by_gram
 from passes.graph.cost import costs
 from passes.graph.layers import Geometry, layer_of, replace_by_chain
 from passes.graph.model import Model
@@ -392,3 +393,19 @@ def test_compose_is_the_chain_of_convs_with_depthwise_links() -> None:
     a, b, c = (rng.normal(size=link.weight_shape) for link in links)
     expected = np.einsum("or,ryx,ri->oiyx", c[..., 0, 0], b[:, 0], a[..., 0, 0])
     np.testing.assert_allclose(compose(links, (a, b, c)), expected)
+
+
+@pytest.mark.parametrize(("shape", "leading"), [((5, 40), 3), ((40, 5), 5), ((7, 7), None), ((3, 9), 20)])
+def test_singular_vectors_by_the_gram_matrix_are_those_of_the_svd(shape: tuple[int, int], leading: int | None) -> None:
+    matrix = np.random.default_rng(0).normal(size=shape)
+    left, values, right = svd_by_gram(matrix, leading)
+    u, s, v = (np.linalg.svd(matrix, full_matrices=False)[i] for i in range(3))
+    n = min(*shape, leading or max(shape))
+    np.testing.assert_allclose(values, s[:n], rtol=1e-8)
+    np.testing.assert_allclose((left * values) @ right, (u[:, :n] * s[:n]) @ v[:n], atol=1e-8)
+    np.testing.assert_allclose(left.T @ left, np.eye(n), atol=1e-8)
+
+
+def test_a_moment_whose_least_eigenvalue_is_below_zero_by_rounding_is_solved_all_the_same() -> None:
+    moment = np.diag([1.0, -1e-6])
+    np.testing.assert_allclose(least_squares(moment, np.array([[1.0, 2e-6]])), [[1.0, -2.0]], rtol=1e-3)
