@@ -25,15 +25,16 @@ def weights(proto: onnx.ModelProto) -> Counter[tuple[int, ...]]:
 
 
 @pytest.fixture
-def run() -> hmc_onnx.Run:
+def run(coarse_candidates: None, few_iterations: None) -> hmc_onnx.Run:
     data = CalibrationData({"input": images(16, 8)}, None, "noise")
     return hmc_onnx.Run(resnet((1, 1), (8, 16), size=8, classes=5), data, SETTINGS)
 
 
 def test_the_network_that_is_timed_has_the_shapes_of_the_one_that_is_made(run: hmc_onnx.Run) -> None:
-    plan = run.plan("macs=0.5")
-    assert any(step.rank for step in plan.layers.values()) and any(g.removed for g in plan.groups.values())
-    assert weights(shaped(run, plan).finished()) == weights(run.apply(plan))
+    plans = [run.plan("macs=0.5", strategy) for strategy in ("prune", "lowrank")]
+    assert any(g.removed for g in plans[0].groups.values()) and any(step.rank for step in plans[1].layers.values())
+    for plan in plans:
+        assert weights(shaped(run, plan).finished()) == weights(run.apply(plan))
 
 
 def test_each_layer_is_timed_as_it_was_and_as_it_is(run: hmc_onnx.Run, monkeypatch: pytest.MonkeyPatch) -> None:
