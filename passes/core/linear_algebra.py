@@ -15,7 +15,7 @@ def ridge(moment: np.ndarray, share: float) -> float:
 
 def damped(moment: np.ndarray, share: float) -> np.ndarray:
     """A second moment (n, n) plus `ridge` on its diagonal, which makes it invertible."""
-    return moment + ridge(moment, share) * np.eye(len(moment))
+    return moment + ridge(moment, share) * np.eye(len(moment), dtype=moment.dtype)
 
 
 def root(moment: np.ndarray, floor: float = 1e-8) -> tuple[np.ndarray, np.ndarray]:
