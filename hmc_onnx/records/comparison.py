@@ -25,7 +25,7 @@ __all__ = [
 
 # An uncertainty of a share of the time above which that share says little.
 UNSURE = 0.1
-BUSY = "The machine was busy while these were timed, so shares of the time ± more than 0.1 are not known."
+BUSY = "The machine was busy while these were timed: a share of the time with more than ± 0.1 is not known."
 FITTED = (
     "The weights were fitted to these images, so nothing is known of new ones: give more images, of which a fifth is "
     "then held back, or others to compare on."
