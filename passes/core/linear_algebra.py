@@ -34,11 +34,11 @@ def least_squares(features: np.ndarray, targets: np.ndarray, floor: float = 1e-1
     `floor` times the mean eigenvalue is added to the diagonal, so that the system can be solved where features are
     always zero or copies of each other.
     """
-    system = damped(features, floor)
     try:
-        return np.asarray(scipy.linalg.solve(system, targets.T, assume_a="pos", check_finite=False)).T
+        factor = scipy.linalg.cho_factor(damped(features, floor), overwrite_a=True, check_finite=False)
+        return np.asarray(scipy.linalg.cho_solve(factor, targets.T, check_finite=False)).T
     except scipy.linalg.LinAlgError:  # by rounding, the least eigenvalue is not above zero
-        return np.linalg.solve(system, targets.T).T
+        return np.linalg.solve(damped(features, floor), targets.T).T
 
 
 def _positive(scale: float) -> float:
