@@ -22,13 +22,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from hmc_onnx.search_space.pruning_steps import Steps
-from passes.core.linear_algebra import damped
+from passes.core.linear_algebra import damped, inverse
 from passes.core.shelf import MEMORY, Kept, Shelf
 
 __all__ = ["Consumer", "Elimination", "Floors", "eliminate"]
 
 # A group is eliminated in about this many steps; 1 / LOTS of its channels are removed in each.
 LOTS = 128
+# P is updated so many rows at a time, so that what is subtracted stays in the processor's cache; and it is made smaller
+# where no more than this share of its features is left.
+ROWS, SMALLER = 64, 0.8
 
 
 @dataclass(frozen=True)
@@ -134,17 +137,22 @@ def eliminate(
 
 
 class _State:
-    """P and B of one consumer during the elimination; both are on the shelf, as they may be too large for memory."""
+    """P and B of one consumer during the elimination; both are on the shelf, as they may be too large for memory.
+
+    P holds the features that stay and, until it is made smaller, some that have gone. `_place` is where each feature
+    is in it.
+    """
 
     def __init__(self, consumer: Consumer, size: int, shelf: Shelf) -> None:
         weight, moment = consumer.weight.array, consumer.moment.array
         self.shape, self._shelf = weight.shape, shelf
         b = weight.reshape(len(weight), -1).astype(np.float64)
         self.scale = 1 / max(np.einsum("on,on->", b @ moment, b), np.finfo(float).tiny)
-        self._b, self._p = shelf.keep(b), shelf.keep(np.linalg.inv(damped(moment, 1e-6)))
+        self._b, self._p = shelf.keep(b), shelf.keep(inverse(damped(moment, 1e-6)))
         k = math.prod(self.shape[2:])
         channels = [np.flatnonzero(consumer.classes == c) for c in range(size)]
         self.features = [(ch[:, None] * k + np.arange(k)).ravel() for ch in channels]
+        self._place, self._stays = np.arange(b.shape[1]), np.ones(b.shape[1], bool)
 
     def scores(self, allowed: np.ndarray) -> np.ndarray:
         """Relative error (size,) that removing each allowed class adds; 0 for classes that this layer does not read."""
@@ -156,7 +164,8 @@ class _State:
             if width == 0:
                 continue
             f = np.stack([self.features[c] for c in classes])  # (m, width)
-            blocks = p[f[:, :, None], f[:, None, :]]
+            at = self._place[f]
+            blocks = p[at[:, :, None], at[:, None, :]]
             columns = b[:, f].transpose(1, 2, 0)  # (m, width, O)
             solved = np.linalg.solve(blocks, columns)
             scores[classes] = np.einsum("mwo,mwo->m", columns, solved)
@@ -168,12 +177,25 @@ class _State:
         if len(f) == 0:
             return
         b, p = self._b.writable(), self._p.writable()
-        update = np.linalg.solve(p[np.ix_(f, f)], p[f])  # (width, n)
-        b -= b[:, f] @ update
-        p -= p[:, f] @ update
+        at, stay = self._place[f], np.flatnonzero(self._stays)
+        update = np.linalg.solve(p[np.ix_(at, at)], p[at])  # (width, features in P)
+        b[:, stay] -= b[:, f] @ update[:, self._place[stay]]
+        left = p[:, at]
+        for start in range(0, len(p), ROWS):
+            p[start : start + ROWS] -= left[start : start + ROWS] @ update
         b[:, f] = 0
-        p[f] = p[:, f] = 0
-        p[f, f] = 1  # keeps the blocks of removed features invertible; they are never read again
+        self._stays[f] = False
+        if np.count_nonzero(self._stays) < SMALLER * len(p):
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Take out of P the features that have gone."""
+        stay = np.flatnonzero(self._stays)
+        at = self._place[stay]
+        smaller = self._shelf.keep(self._p.array[np.ix_(at, at)])
+        self._p.drop()
+        self._p, self._place = smaller, np.full(len(self._place), -1)
+        self._place[stay] = np.arange(len(stay))
 
     def weight(self) -> Kept:
         """The repaired weight so far, float32, on the shelf, as those of all groups and counts outgrow the model."""

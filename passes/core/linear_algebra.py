@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.linalg
+import scipy.linalg.lapack
 
-__all__ = ["damped", "least_squares", "ridge", "root"]
+__all__ = ["damped", "inverse", "least_squares", "ridge", "root"]
 
 
 def ridge(moment: np.ndarray, share: float) -> float:
@@ -39,6 +40,16 @@ def least_squares(features: np.ndarray, targets: np.ndarray, floor: float = 1e-1
         return np.asarray(scipy.linalg.cho_solve(factor, targets.T, check_finite=False)).T
     except scipy.linalg.LinAlgError:  # by rounding, the least eigenvalue is not above zero
         return np.linalg.solve(damped(features, floor), targets.T).T
+
+
+def inverse(moment: np.ndarray) -> np.ndarray:
+    """M⁻¹ (n, n) of a symmetric positive definite matrix M (n, n), float64; by Cholesky, in half the time of LU."""
+    try:
+        factor, lower = scipy.linalg.cho_factor(moment, lower=True, check_finite=False)
+    except scipy.linalg.LinAlgError:  # by rounding, the least eigenvalue is not above zero
+        return np.linalg.inv(moment)
+    found = np.tril(scipy.linalg.lapack.dpotri(factor, lower=lower, overwrite_c=True)[0])
+    return found + np.tril(found, -1).T
 
 
 def _positive(scale: float) -> float:

@@ -13,7 +13,7 @@ import pytest
 from zoo import Builder, assert_same, run
 
 from passes.core.declined import Declined, Why
-from passes.core.linear_algebra import least_squares, root
+from passes.core.linear_algebra import inverse, least_squares, root
 from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose, error
 from passes.decompose.base import mode_moment
 from passes.decompose.tensorly_apart import svd_by_gram
@@ -409,3 +409,10 @@ def test_singular_vectors_by_the_gram_matrix_are_those_of_the_svd(shape: tuple[i
 def test_a_moment_whose_least_eigenvalue_is_below_zero_by_rounding_is_solved_all_the_same() -> None:
     moment = np.diag([1.0, -1e-6])
     np.testing.assert_allclose(least_squares(moment, np.array([[1.0, 2e-6]])), [[1.0, -2.0]], rtol=1e-3)
+
+
+def test_the_inverse_is_the_inverse_of_moments_that_are_hardly_definite_too() -> None:
+    x = np.random.default_rng(0).normal(size=(30, 12))
+    for moment in (x.T @ x, np.diag([1.0, -1e-6])):
+        np.testing.assert_allclose(inverse(moment) @ moment, np.eye(len(moment)), atol=1e-9)
+    assert np.array_equal(inverse(x.T @ x), inverse(x.T @ x).T)
