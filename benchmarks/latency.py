@@ -21,7 +21,7 @@ from calib.measure.latency import calm, interleaved
 from calib.runtime.batching import serving_feeds
 from calib.runtime.sessions import Session
 from hmc_onnx.records.settings import QUICK
-from hmc_onnx.rewriting.applying import shaped
+from hmc_onnx.rewriting.planned_shapes import shaped
 
 # How long to wait for the machine to be as calm as it was.
 PATIENCE = 300.0

@@ -665,14 +665,14 @@ def test_files_that_are_no_profiles(refuses: Refuses, given: Path, steps: Path, 
     (here / "version.json").write_text(whole.replace('"version": 1', '"version": 2', 1))
     (here / "more.json").write_text(json.dumps(json.loads(whole) | {"more": 1}))
     files = {
-        "half.json": "is not a valid profile: at the file, invalid json",
+        "half.json": "is not a valid profile, as it is no JSON",
         "list.json": "is not a valid profile: at the file",
-        "empty.json": "is not a valid profile: at the file, invalid json",
+        "empty.json": "is not a valid profile, as it is no JSON",
         "version.json": "is not a valid profile: at version",
         "more.json": "is not a valid profile: at more",
-        "nothing.json": "cannot read the profile 'nothing.json'",
+        "nothing.json": "the profile 'nothing.json' does not exist",
         given: "cannot read the profile",
-        given / "model.onnx": "cannot read the profile",
+        given / "model.onnx": "is not a valid profile, as it is no text",
         steps / "plan.json": "plan.json' is not a valid profile",
     }
     for file, says in files.items():
@@ -694,12 +694,12 @@ def test_files_that_are_no_plans(apply: Refuses, given: Path, steps: Path, here:
     (here / "half.json").write_text(whole[: len(whole) // 2])
     (here / "text.json").write_text("prune everything")
     (here / "rank.json").write_text(whole.replace('"rank": 0', '"rank": "all"', 1))
-    apply("half.json", says="'half.json' is not a valid plan: at the file, invalid json")
-    apply("text.json", says="'text.json' is not a valid plan: at the file, invalid json")
+    apply("half.json", says="'half.json' is not a valid plan, as it is no JSON")
+    apply("text.json", says="'text.json' is not a valid plan, as it is no JSON")
     apply("rank.json", says=("'rank.json' is not a valid plan: at layers.", ".rank, input should be a valid integer"))
-    apply("nothing.json", says="cannot read the plan 'nothing.json'")
+    apply("nothing.json", says="the plan 'nothing.json' does not exist")
     apply(given, says="cannot read the plan")
-    apply(given / "model.onnx", says="cannot read the plan")
+    apply(given / "model.onnx", says="is not a valid plan, as it is no text")
     apply(steps / "profile.json", says="profile.json' is not a valid plan")
 
 

@@ -17,7 +17,7 @@ from hmc_onnx.analysis.find_compressible import find_compressible
 from hmc_onnx.profiling.candidate_times import Clock
 from hmc_onnx.records.plan import LayerPlan, Plan
 from hmc_onnx.records.settings import Settings
-from hmc_onnx.rewriting.applying import shaped
+from hmc_onnx.rewriting.planned_shapes import shaped
 from hmc_onnx.run import Run
 from passes.core.errors import PlanError
 from passes.decompose import DECOMPOSITIONS
