@@ -20,13 +20,14 @@ from hmc_onnx.comparison.judging import check_labels
 from hmc_onnx.comparison.verification import Network
 from hmc_onnx.comparison.verification import verify as compare
 from hmc_onnx.finetune.options import FineTuning
+from hmc_onnx.finetune.result import FineTuned
 from hmc_onnx.handoff.handed_over import HandedOver
 from hmc_onnx.handoff.handed_over import read as handed_over
 from hmc_onnx.planning.accuracy_search import Found
 from hmc_onnx.planning.program import solve
 from hmc_onnx.records.comparison import Verification, Visited
-from hmc_onnx.records.goal import Goal, Target, parse_target
-from hmc_onnx.records.handoff import Handoff
+from hmc_onnx.records.goal import Goal, Strategy, Target, parse_target
+from hmc_onnx.records.handoff import Handoff, ServingTarget
 from hmc_onnx.records.images import Images
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import Profile
@@ -51,7 +52,9 @@ __all__ = [
     "CalibrationData",
     "CalibrationDataReader",
     "DataError",
+    "DataLike",
     "Finding",
+    "FineTuned",
     "FineTuning",
     "Found",
     "Goal",
@@ -61,6 +64,7 @@ __all__ = [
     "Images",
     "LatencyTable",
     "ModelError",
+    "ModelLike",
     "OutputError",
     "Plan",
     "PlanError",
@@ -71,8 +75,10 @@ __all__ = [
     "Result",
     "Run",
     "Runtime",
+    "ServingTarget",
     "Settings",
     "SettingsError",
+    "Strategy",
     "Target",
     "Verification",
     "Visited",

@@ -19,7 +19,7 @@ from hmc_onnx.records.work import Work
 if TYPE_CHECKING:
     import onnx
 
-    from hmc_onnx.finetune.tuning import FineTuned
+    from hmc_onnx.finetune.result import FineTuned
 
 __all__ = ["app", "check_training", "trained", "training_of"]
 

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from hmc_onnx.finetune.options import FineTuning
+from hmc_onnx.finetune.result import FineTuned
 from hmc_onnx.records.work import HERE, Work
 from passes.core.errors import SettingsError
 
 if TYPE_CHECKING:
     from calib.data.calibration import CalibrationData, CalibrationDataReader
     from calib.data.preprocess import Preprocess
-    from hmc_onnx.finetune.tuning import FineTuned
     from hmc_onnx.records.images import Images
 
-__all__ = ["FineTuning", "finetune", "with_torch"]
+__all__ = ["FineTuned", "FineTuning", "finetune", "with_torch"]
 
 
 def finetune(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -24,8 +23,9 @@ from hmc_onnx.finetune.batchnorm import Inserted, folded, has_batchnorm, reinser
 from hmc_onnx.finetune.images import Batch, TrainingImages
 from hmc_onnx.finetune.loss import Loss, are_probabilities, relative_error
 from hmc_onnx.finetune.module import GraphModule, updated
-from hmc_onnx.finetune.options import Epoch, FineTuning
+from hmc_onnx.finetune.options import FineTuning
 from hmc_onnx.finetune.processes import TrainingProcesses, processes
+from hmc_onnx.finetune.result import FineTuned
 from hmc_onnx.finetune.trainer import Trainer, TrainingError
 from hmc_onnx.records.images import Images
 from hmc_onnx.records.provenance import Provenance, with_provenance
@@ -33,14 +33,13 @@ from hmc_onnx.records.work import HERE, Work
 from passes.core.errors import DataError, ModelError, SettingsError
 from passes.core.progress import silent
 from passes.graph.external import brought_in
-from passes.graph.files import save
 from passes.graph.model import Model, digest
 from passes.graph.outputs import Output
 from passes.graph.protos import check, first_line
 from passes.graph.signature import same_signature
 from passes.residual import is_sum
 
-__all__ = ["FineTuned", "check_trainable", "finetune_models"]
+__all__ = ["check_trainable", "finetune_models"]
 
 # Held-out images: share of all images, and upper bound.
 SHARE_HELD, MOST_HELD = 0.05, 2500
@@ -54,27 +53,6 @@ CLOSE = 0.5
 NEAR = 0.05
 # Images from which the statistics of batch normalisation are estimated.
 CALIBRATION = 1024
-
-
-@dataclass(frozen=True)
-class FineTuned:
-    """The result of fine-tuning.
-
-    Attributes:
-        model: the fine-tuned model.
-        history: the results of the epochs; the first is epoch 0, before training.
-        stopped: the error that ended the training early; None if it ran to its end.
-        first: whether this process has rank 0 among those that `torchrun` started, and so should write the result.
-    """
-
-    model: onnx.ModelProto
-    history: list[Epoch]
-    stopped: TrainingError | None = None
-    first: bool = True
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model atomically; raises OutputError."""
-        save(self.model, path)
 
 
 def finetune_models(

@@ -242,7 +242,10 @@ class Program:
         if result.x is None:
             if result.status == 2:
                 return None, 0.0
-            raise HmcError(f"the solver stopped without a plan: {result.message}")
+            raise HmcError(
+                f"the solver found no plan within {MOST_NODES:,} nodes of its search ({result.message}): give another "
+                "target, or `quick` for fewer candidates"
+            )
         return np.round(result.x), float(result.mip_gap)
 
     def spent(self, what: str, solution: np.ndarray) -> float:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from hmc_onnx.records.changes import Changes
-from passes.core.records import Frozen
+from passes.core.records import Explained, Frozen
 
 __all__ = [
     "BUSY",
@@ -155,7 +155,7 @@ class Intervals(Frozen):
     change: Interval | None = None
 
 
-class Verification(Frozen):
+class Verification(Explained):
     """Model b against model a over some images.
 
     Attributes:
@@ -209,6 +209,24 @@ class Verification(Frozen):
         if self.new_images is False:
             return FITTED
         return HELD_BACK if self.held_back else ""
+
+    def explain(self) -> str:
+        """Accuracy, size and time before and after: a line each."""
+        a, b = self.a, self.b
+        lines = [f"on {self.images:,} images: divergence {self.kl:.4f} nats"]
+        if a.top1 is not None and b.top1 is not None:
+            lines.append(f"top-1: {a.top1:.2%} before, {b.top1:.2%} after")
+        elif self.agreement is not None:
+            lines.append(f"same class chosen: {self.agreement:.2%}")
+        for what in ("macs", "parameters", "bytes"):
+            before, after = getattr(a, what), getattr(b, what)
+            name = what.replace("macs", "MACs")
+            lines.append(f"{name}: {before:,} before, {after:,} after ({after / max(before, 1):.3f})")
+        for t in self.timings:
+            lines.append(
+                f"batch {t.batch}: {t.a:.2f} ms before, {t.b:.2f} ms after ({t.ratio:.3f} ± {t.uncertainty:.3f})"
+            )
+        return "\n".join([*lines, *([BUSY] if self.busy else []), *([self.caveat] if self.caveat else [])])
 
     @property
     def busy(self) -> bool:

@@ -12,7 +12,7 @@ from hmc_onnx.records.goal import Strategy, Target
 from hmc_onnx.records.profile import KEEP
 from hmc_onnx.records.settings import Settings
 from passes.core.errors import PlanError
-from passes.core.records import Frozen, read_record
+from passes.core.records import Explained, Frozen, read_record
 
 __all__ = ["OPTIMAL_GAP", "GroupPlan", "HeldBack", "LayerPlan", "Plan", "PlannedLatency"]
 
@@ -75,7 +75,7 @@ class PlannedLatency(Frozen):
 HeldBack = Literal["nothing", "report", "search"]
 
 
-class Plan(Frozen):
+class Plan(Explained):
     """Everything that `apply` does, keyed by the model and data it was made from.
 
     `macs`, `parameters`, `latency` and `sensitivity` are what the solver expects of the whole network. `gap` is the

@@ -16,7 +16,7 @@ from pydantic import Field
 from calib.measure.latency_table import Machine
 from hmc_onnx.records.settings import Settings
 from passes.core.errors import PlanError
-from passes.core.records import Frozen, read_record
+from passes.core.records import Explained, Frozen, read_record
 
 __all__ = ["KEEP", "REMOVED", "GroupChoice", "GroupProfile", "LatencyProfile", "LayerChoice", "LayerProfile", "Profile"]
 
@@ -112,7 +112,7 @@ class LatencyProfile(Frozen):
     by_macs: list[str]
 
 
-class Profile(Frozen):
+class Profile(Explained):
     """All that planning needs. `align`: ranks and numbers of channels on offer are multiples of this."""
 
     version: Literal[1] = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from passes.core.atomic import write_atomically
 from passes.core.errors import HmcError
 
-__all__ = ["Frozen", "read_record", "write_json"]
+__all__ = ["Explained", "Frozen", "read_record", "write_json"]
 
 
 class Frozen(BaseModel):
@@ -22,6 +23,20 @@ class Frozen(BaseModel):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the record as JSON, atomically; raises OutputError."""
         write_json(self, path)
+
+
+class Explained(Frozen):
+    """A record that says in a few lines what it holds, where it is printed or shown by a notebook."""
+
+    def explain(self) -> str:
+        """What it holds, for people."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return self.explain()
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.explain())}</pre>"
 
 
 _T = TypeVar("_T", bound=BaseModel)

@@ -15,9 +15,11 @@ from reports import comparison, report, timing
 from hmc_onnx.records.comparison import BUSY
 from hmc_onnx.records.report import RunReport, TrainingEpoch
 from hmc_onnx.reporting import tables
+from hmc_onnx.reporting.drawing.layer_curves import KINDS
 from hmc_onnx.reporting.page import page
 from hmc_onnx.reporting.run_report import run_report
 from hmc_onnx.reporting.summary import as_text
+from passes.decompose import DECOMPOSITIONS
 
 SECTIONS = {
     "headline", "trade-off", "grouping", "layers", "classes", "images", "training", "left-alone", "provenance",
@@ -146,6 +148,10 @@ def test_what_draws_is_imported_for_a_page_only() -> None:
     code = "import sys, hmc_onnx.cli.commands as c; c.commands(); import hmc_onnx.run, hmc_onnx.reporting.run_report\n"
     code += "assert not {'matplotlib', 'jinja2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_each_decomposition_has_its_curve_in_the_legend() -> None:
+    assert set(DECOMPOSITIONS) <= set(KINDS)
 
 
 def test_pictures_take_their_colours_from_the_page() -> None:

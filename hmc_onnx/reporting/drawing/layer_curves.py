@@ -30,6 +30,7 @@ KINDS: dict[str, tuple[str, Any, str]] = {
     "spatial": ("spatial", "-", "decomposed: spatial SVD"),
     "tucker": ("tucker", "-", "decomposed: Tucker-2"),
     "cp": ("cp", "-", "decomposed: CP"),
+    "input": ("svd", (0, (4, 2)), "decomposed: SVD of its inputs"),
 }
 
 
