@@ -37,7 +37,7 @@ class Block(nn.Module):
 
     def branch(self, x: Tensor) -> Tensor:
         """What is added to the shortcut."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of block has its own
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""

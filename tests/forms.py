@@ -79,11 +79,11 @@ class Form:
 
     def constant(self, values: Any, name: str) -> str:
         """Write a constant; returns the tensor to read it from."""
-        raise NotImplementedError
+        raise NotImplementedError  # each exporter has its own
 
     def copy(self, node: gs.Node) -> None:
         """Write a node as it is, but for the names."""
-        raise NotImplementedError
+        raise NotImplementedError  # each exporter has its own
 
     def turn(self, what: str) -> int:
         """How often this was asked before."""

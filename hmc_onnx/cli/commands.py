@@ -136,11 +136,10 @@ def compress(model: Model, given: Given) -> None:
         result = brought_in(result)  # only now, as two sessions hold the weights of a large model while it is compared
     save(_with_metadata(result, given), output)
     if report is not None:
-        made = (found.plan, run.profiled, epochs)
-        write_report(report, checked, (model, output), run.runtime, made, seconds)
+        write_report(report, checked, (model, output), run.runtime, (found.plan, run.profiled, epochs), seconds)
     if given.of(Json).json_:
-        shown_json = {"plan": found.plan.model_dump(mode="json"), "comparison": checked.model_dump(mode="json")}
-        show_json({**shown_json, "written": shown(output)})
+        made = {"plan": found.plan.model_dump(mode="json"), "comparison": checked.model_dump(mode="json")}
+        show_json({**made, "written": shown(output)})
     else:
         show(*parts, comparison(checked), f"Written: {output}")
     if stopped is not None:

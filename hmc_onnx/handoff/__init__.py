@@ -26,7 +26,9 @@ from passes.graph.files import load
 
 __all__ = ["HandedOver", "Handoff", "handed_over", "handoff"]
 
-WRITERS = {"tensorrt": tensorrt.write, "onnxruntime": onnxruntime.write}
+WRITERS = {"triton": triton.write, "tensorrt": tensorrt.write, "onnxruntime": onnxruntime.write}
+# Of the preprocessing, what says the shape of an input that leaves its size open.
+SHAPE = {"size", "layout"}
 
 
 def handoff(
@@ -55,26 +57,25 @@ def handoff(
         SettingsError: the target is unknown, or an option does not fit the model.
         OutputError: the folder is not empty, or cannot be written.
     """
-    if to not in get_args(ServingTarget):
+    if to not in WRITERS:
         raise SettingsError(f"unknown target '{to}': use {', '.join(get_args(ServingTarget))}")
     options, images = options or Handoff(), images or Images()
     if to == "tensorrt":
         tensorrt.check_provider(options.provider)
-    if to != "onnxruntime" and images.model_fields_set - {"size", "layout"}:
-        given = ", ".join(f"`{name}`" for name in sorted(images.model_fields_set - {"size", "layout"}))
+    unused = sorted(images.model_fields_set - SHAPE) if to != "onnxruntime" else []
+    if unused:
+        given = ", ".join(f"`{name}`" for name in unused)
         raise SettingsError(f"{given}: only what is handed over to onnxruntime prepares images: leave it out")
     name = "model" if isinstance(model, onnx.ModelProto) else Path(model).stem
     proto = model if isinstance(model, onnx.ModelProto) else load(model)
     served = Served.of(proto, name, options, images)
-    repository = Path(directory)
-    if to == "triton" and any(repository.glob("*/config.pbtxt")):  # one that holds other models
-        with new_folder(repository / served.name) as folder:
-            return triton.write(served, folder)
-    with new_folder(repository) as folder:
-        if to == "triton":
-            (folder / served.name).mkdir()
-            return triton.write(served, folder / served.name)
-        return WRITERS[to](served, folder)
+    place = Path(directory)
+    # Triton wants a folder for each model, in a repository that may hold others already
+    added = to == "triton" and any(place.glob("*/config.pbtxt"))
+    with new_folder(place / served.name if added else place) as folder:
+        own = folder / served.name if to == "triton" and not added else folder
+        own.mkdir(exist_ok=True)
+        return WRITERS[to](served, own)
 
 
 class _Callable(ModuleType):

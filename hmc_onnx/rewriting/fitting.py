@@ -71,7 +71,8 @@ class Fit:
             return RIDGE
         some = slice(None, None, -(-len(own) // JUDGES))
         # in float32, which is exact enough to compare errors by, and takes half the time
-        seconds, crosses = ([a.astype(np.float32) for a in own] for own in self._halves(some))
+        seconds = [part.second.astype(np.float32) for part in self._parts]
+        crosses = [part.cross[some].astype(np.float32) for part in self._parts]
         weights = own[some].astype(np.float32)
         best, least = RIDGE, np.inf
         for strength in STRENGTHS:  # each takes seconds for a large layer, so only while it gets better
@@ -83,10 +84,6 @@ class Fit:
                 break
             best, least = strength, error
         return best
-
-    def _halves(self, outputs: slice) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Sxx of both halves of the images, and Stx of some outputs."""
-        return [part.second for part in self._parts], [part.cross[outputs] for part in self._parts]
 
 
 def fitted_bias(kernel: np.ndarray, moments: Moments) -> np.ndarray:

@@ -1,0 +1,38 @@
+"""Least squares and inverses from second moments, also where rounding has made these indefinite."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from passes.core.linear_algebra import inverse, least_squares
+
+
+def test_least_squares_is_numpys() -> None:
+    rng = np.random.default_rng(0)
+    z, t = rng.normal(size=(500, 6)), rng.normal(size=(500, 3))
+    expected = np.linalg.lstsq(z, t, rcond=None)[0].T
+    np.testing.assert_allclose(least_squares(z.T @ z, t.T @ z), expected, rtol=1e-7, atol=1e-9)
+
+
+def test_least_squares_shares_between_copies_and_gives_nothing_to_zeros() -> None:
+    rng = np.random.default_rng(0)
+    z, t = rng.normal(size=(500, 2)), rng.normal(size=(500, 1))
+    z = np.column_stack([z, z[:, 1], np.zeros(500)])
+    found = least_squares(z.T @ z, t.T @ z)
+    assert found[0, 1] == pytest.approx(found[0, 2], rel=1e-4)
+    assert found[0, 3] == 0
+    expected = np.linalg.lstsq(z[:, :2], t, rcond=None)[0]
+    np.testing.assert_allclose(z @ found.T, z[:, :2] @ expected, atol=1e-6)
+
+
+def test_a_moment_whose_least_eigenvalue_is_below_zero_by_rounding_is_solved_all_the_same() -> None:
+    moment = np.diag([1.0, -1e-6])
+    np.testing.assert_allclose(least_squares(moment, np.array([[1.0, 2e-6]])), [[1.0, -2.0]], rtol=1e-3)
+
+
+def test_the_inverse_is_the_inverse_of_moments_that_are_hardly_definite_too() -> None:
+    x = np.random.default_rng(0).normal(size=(30, 12))
+    for moment in (x.T @ x, np.diag([1.0, -1e-6])):
+        np.testing.assert_allclose(inverse(moment) @ moment, np.eye(len(moment)), atol=1e-9)
+    assert np.array_equal(inverse(x.T @ x), inverse(x.T @ x).T)
