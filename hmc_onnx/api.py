@@ -5,32 +5,42 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx
 
-import hmc_onnx.finetune as finetune  # the packages of these names can be called
-import hmc_onnx.handoff as handoff
-from calib.data.calibration import CalibrationData, CalibrationDataReader, from_reader
+from calib.data.calibration import CalibrationData, CalibrationDataReader, Origin, from_reader
 from calib.data.preprocess import Preprocess
-from calib.measure.latency_table import LatencyTable, read_table
+from calib.measure.latency_table import LatencyTable, Machine, ProbeTime, read_table
 from calib.runtime.sessions import CPU, Runtime
 from hmc_onnx.analysis.model_inputs import fit, load_data, preprocessing
 from hmc_onnx.analysis.sanity import Finding
 from hmc_onnx.comparison.judging import check_labels
 from hmc_onnx.comparison.verification import Network
 from hmc_onnx.comparison.verification import verify as compare
-from hmc_onnx.finetune.options import FineTuning
+from hmc_onnx.finetune.options import Epoch, FineTuning
 from hmc_onnx.finetune.result import FineTuned
 from hmc_onnx.handoff.handed_over import HandedOver
 from hmc_onnx.handoff.handed_over import read as handed_over
 from hmc_onnx.planning.accuracy_search import Found
 from hmc_onnx.planning.program import solve
-from hmc_onnx.records.comparison import Verification, Visited
+from hmc_onnx.records.changes import ChangedImage, Changes, ClassAccuracy
+from hmc_onnx.records.comparison import (
+    BatchComparison,
+    Interval,
+    Intervals,
+    OutputComparison,
+    Side,
+    Timing,
+    Unchanged,
+    Verification,
+    Visited,
+)
 from hmc_onnx.records.goal import Goal, Strategy, Target, parse_target
 from hmc_onnx.records.handoff import Handoff, ServingTarget
 from hmc_onnx.records.images import Images
-from hmc_onnx.records.plan import Plan
-from hmc_onnx.records.profile import Profile
+from hmc_onnx.records.plan import GroupPlan, LayerPlan, Plan, PlannedLatency
+from hmc_onnx.records.profile import GroupChoice, GroupProfile, LatencyProfile, LayerChoice, LayerProfile, Profile
 from hmc_onnx.records.provenance import Provenance, with_provenance
 from hmc_onnx.records.settings import QUICK, Settings
 from hmc_onnx.records.work import HERE, Work
@@ -40,35 +50,63 @@ from hmc_onnx.reporting.summary import as_html, as_text
 from hmc_onnx.reporting.tables import comparison
 from hmc_onnx.run import DataLike, ModelLike, Run, opened, purpose_of
 from passes.core.arguments import check_type
+from passes.core.declined import Declined, Why
 from passes.core.errors import DataError, HmcError, ModelError, OutputError, PlanError, SettingsError
 from passes.core.progress import Progress
 from passes.graph.external import brought_in
 from passes.graph.files import load, save
 
+if TYPE_CHECKING:
+    from hmc_onnx.finetune import finetune as finetune
+    from hmc_onnx.handoff import handoff as handoff
+else:  # the packages of these names, which can be called
+    import hmc_onnx.finetune as finetune
+    import hmc_onnx.handoff as handoff
+
 __all__ = [
     "CPU",
     "HERE",
     "QUICK",
+    "BatchComparison",
     "CalibrationData",
     "CalibrationDataReader",
+    "ChangedImage",
+    "Changes",
+    "ClassAccuracy",
     "DataError",
     "DataLike",
+    "Declined",
+    "Epoch",
     "Finding",
     "FineTuned",
     "FineTuning",
     "Found",
     "Goal",
+    "GroupChoice",
+    "GroupPlan",
+    "GroupProfile",
     "HandedOver",
     "Handoff",
     "HmcError",
     "Images",
+    "Interval",
+    "Intervals",
+    "LatencyProfile",
     "LatencyTable",
+    "LayerChoice",
+    "LayerPlan",
+    "LayerProfile",
+    "Machine",
     "ModelError",
     "ModelLike",
+    "Origin",
+    "OutputComparison",
     "OutputError",
     "Plan",
     "PlanError",
+    "PlannedLatency",
     "Preprocess",
+    "ProbeTime",
     "Profile",
     "Progress",
     "Provenance",
@@ -78,10 +116,14 @@ __all__ = [
     "ServingTarget",
     "Settings",
     "SettingsError",
+    "Side",
     "Strategy",
     "Target",
+    "Timing",
+    "Unchanged",
     "Verification",
     "Visited",
+    "Why",
     "Work",
     "apply",
     "compress",

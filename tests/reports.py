@@ -10,6 +10,7 @@ from hmc_onnx.records.profile import GroupChoice, GroupProfile, LayerChoice, Lay
 from hmc_onnx.records.report import RunReport
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.reporting.run_report import provenance, run_report
+from passes.core.declined import Declined, Why
 
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -101,7 +102,8 @@ def profile_and_plan(count: int = 3, prefix: str = "layer") -> tuple[Profile, Pl
             reason=f"because of {name}",
         )  # fmt: skip
     planned = {names[1]: GroupPlan(size=8, removed=[4, 5, 6, 7], sensitivity=0.04)} if count > 2 else {}
-    declined = {"channels of fc": "it is the model's output 'y'", "channels of head": "it is the model's output 'y'"}
+    said = Declined("y", Why.OUTPUT, "it is the model's output 'y'")
+    declined = {"channels of fc": said, "channels of head": said}
     plan = Plan(
         **own, strategy="hmc", target=Target(latency=0.6), groups=planned, layers=done, declined=declined,
         sensitivity=0.1,

@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 
 from passes.core.errors import DataError, SettingsError
 
-__all__ = ["FLOAT", "PRESETS", "Changes", "Interpolation", "Layout", "Order", "Preprocess"]
+__all__ = ["FLOAT", "PRESETS", "Interpolation", "Layout", "Order", "Overrides", "Preprocess"]
 
 Layout = Literal["NCHW", "NHWC"]
 Order = Literal["rgb", "bgr"]
@@ -30,7 +30,7 @@ _MODES = {1: "L", 3: "RGB"}
 AREA, RATIO = 0.25, (3 / 4, 4 / 3)
 
 
-class Changes(TypedDict, total=False):
+class Overrides(TypedDict, total=False):
     """Fields of `Preprocess` that replace those of a preset; None keeps the value of the preset."""
 
     size: Sequence[int] | None
@@ -116,7 +116,7 @@ class Preprocess:
         """Whether `mean` or `std` changes any channel."""
         return any(self.mean) or any(value != 1 for value in self.std)
 
-    def with_overrides(self, **changes: Unpack[Changes]) -> Preprocess:
+    def with_overrides(self, **changes: Unpack[Overrides]) -> Preprocess:
         """A copy in which the given values that are not None replace the fields of the same name.
 
         A new `size` without a new `resize` scales `resize` in proportion, so that the crop shows the same part.

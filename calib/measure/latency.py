@@ -21,7 +21,7 @@ import numpy as np
 
 from calib.runtime.sessions import Session
 
-__all__ = ["DISTURBED", "PATIENCE", "Estimate", "Timings", "calm", "interleaved", "undisturbed"]
+__all__ = ["DISTURBED", "PATIENCE", "Measurement", "Timings", "calm", "interleaved", "undisturbed"]
 
 # A turn runs each model once. Measure for at least SECONDS, because other load comes in spells of a second and more,
 # and for at least WARM_UP + REPEATS turns, of which the first WARM_UP are discarded.
@@ -36,14 +36,14 @@ DISTURBED, PATIENCE = 1.04, 20.0
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Measurement:
     """A measured value and the half-width of its 95 % confidence interval, in the same unit."""
 
     value: float
     uncertainty: float
 
 
-def undisturbed(seconds: np.ndarray) -> Estimate:
+def undisturbed(seconds: np.ndarray) -> Measurement:
     """The lower decile of run times (n,), in seconds.
 
     Its confidence interval is that of order statistics: the values at ranks q n ± 1.96 √(q (1 - q) n).
@@ -51,7 +51,7 @@ def undisturbed(seconds: np.ndarray) -> Estimate:
     n, ordered = len(seconds), np.sort(seconds)
     spread = 1.96 * np.sqrt(DECILE * (1 - DECILE) * n)
     low, high = max(int(DECILE * n - spread), 0), min(int(np.ceil(DECILE * n + spread)), n - 1)
-    return Estimate(float(np.quantile(ordered, DECILE)), float(ordered[high] - ordered[low]) / 2)
+    return Measurement(float(np.quantile(ordered, DECILE)), float(ordered[high] - ordered[low]) / 2)
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,15 @@ class Timings:
 
     seconds: np.ndarray
 
-    def latency(self, model: int) -> Estimate:
+    def latency(self, model: int) -> Measurement:
         """The time of a run of one model, given by its index, in seconds."""
         return undisturbed(self.seconds[:, model])
 
-    def ratio(self, model: int, base: int = 0) -> Estimate:
+    def ratio(self, model: int, base: int = 0) -> Measurement:
         """The time of one model as a share of the time of the model `base`."""
         a, b = self.latency(base), self.latency(model)
         value = b.value / a.value
-        return Estimate(value, value * float(np.hypot(a.uncertainty / a.value, b.uncertainty / b.value)))
+        return Measurement(value, value * float(np.hypot(a.uncertainty / a.value, b.uncertainty / b.value)))
 
 
 def interleaved(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], share: float = 1.0) -> Timings:

@@ -32,7 +32,7 @@ from passes.core.progress import Progress, silent
 from passes.core.records import Frozen, read_record, write_json
 from passes.probe import Probe
 
-__all__ = ["Entry", "LatencyTable", "Machine", "cached_table", "cached_tables", "read_table", "this_machine"]
+__all__ = ["LatencyTable", "Machine", "ProbeTime", "cached_table", "cached_tables", "read_table", "this_machine"]
 
 
 # Seconds between two writes of a table that is being measured.
@@ -60,7 +60,7 @@ class Machine(Frozen):
         return f"{self.processor}, onnxruntime {self.onnxruntime}, {provider}, {self.threads} threads"
 
 
-class Entry(Frozen):
+class ProbeTime(Frozen):
     """The time of a probe in seconds (None if onnxruntime cannot run it), and the half-width of its 95 % interval."""
 
     seconds: float | None
@@ -79,10 +79,10 @@ class LatencyTable(BaseModel):
 
     version: Literal[1] = 1
     machine: Machine
-    entries: dict[str, Entry] = Field(default_factory=dict)
+    entries: dict[str, ProbeTime] = Field(default_factory=dict)
     _changed: set[str] = PrivateAttr(default_factory=set)
 
-    def put(self, key: str, entry: Entry) -> None:
+    def put(self, key: str, entry: ProbeTime) -> None:
         """Set an entry, and mark it as one for `add_to` to write."""
         self.entries[key] = entry
         self._changed.add(key)
@@ -105,7 +105,9 @@ class LatencyTable(BaseModel):
         missing = list({str(p): p for p in probes if str(p) not in self.entries}.values())
         written = clock.monotonic()
         for probe, time in time_probes(missing, runtime, progress):
-            entry = Entry(seconds=None) if time is None else Entry(seconds=time.value, uncertainty=time.uncertainty)
+            entry = (
+                ProbeTime(seconds=None) if time is None else ProbeTime(seconds=time.value, uncertainty=time.uncertainty)
+            )
             self.put(str(probe), entry)
             if clock.monotonic() - written > KEPT_EVERY:
                 kept()
@@ -118,7 +120,7 @@ class LatencyTable(BaseModel):
         for probe, time in time_probes(list({str(p): p for p in probes}.values()), runtime, progress):
             known = self.seconds(probe)
             if time is not None and (known is None or time.value < known):
-                self.put(str(probe), Entry(seconds=time.value, uncertainty=time.uncertainty))
+                self.put(str(probe), ProbeTime(seconds=time.value, uncertainty=time.uncertainty))
 
     def seconds(self, probe: Probe) -> float | None:
         """A probe's time in seconds; None where the table has no usable one."""

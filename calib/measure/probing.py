@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx
 
-from calib.measure.latency import DISTURBED, Estimate, interleaved, undisturbed
+from calib.measure.latency import DISTURBED, Measurement, interleaved, undisturbed
 from calib.runtime.quantisation import quantise_for_timing
 from calib.runtime.sessions import CPU, KernelTime, Runtime, Session
 from passes.core.errors import ModelError
@@ -47,7 +47,7 @@ LOT_MACS, LOT_PROBES = 2e9, 32
 
 def time_probes(
     probes: Sequence[Probe], runtime: Runtime = CPU, progress: Progress = silent
-) -> Iterator[tuple[Probe, Estimate | None]]:
+) -> Iterator[tuple[Probe, Measurement | None]]:
     """Yield each probe with its time in seconds as it is measured; None for one that onnxruntime cannot run."""
     by_kernel = runtime.on_cpu
     done = 0
@@ -71,7 +71,7 @@ def _lots(probes: Sequence[Probe]) -> Iterator[list[Probe]]:
     yield from waiting.values()
 
 
-def _time_lot(lot: list[Probe], runtime: Runtime, by_kernel: bool) -> list[Estimate | None]:
+def _time_lot(lot: list[Probe], runtime: Runtime, by_kernel: bool) -> list[Measurement | None]:
     try:
         return list(_by_kernel(lot, runtime) if by_kernel else _by_session(lot, runtime))
     except ModelError:
@@ -91,11 +91,11 @@ def _feeds(session: Session, dtype: str) -> dict[str, np.ndarray]:
     return {name: rng.standard_normal(shape).astype(type_) for name, shape in session.input_shapes.items()}
 
 
-def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
+def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Measurement]:
     """Time a lot with the reference probe; while that takes longer than it once did, the lot is run again."""
     reference = Probe((REFERENCE,), (REFERENCE_SIZE,) * 2, lot[0].batch, lot[0].dtype)
     key = (str(reference), runtime)
-    best: list[Estimate] = []
+    best: list[Measurement] = []
     for _ in range(TRIES):
         found = _run_lot([*lot, reference], runtime)
         best = [min(pair, key=lambda e: e.value) for pair in zip(best, found, strict=True)] if best else found
@@ -105,7 +105,7 @@ def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
     return best[:-1]
 
 
-def _run_lot(lot: Sequence[Probe], runtime: Runtime) -> list[Estimate]:
+def _run_lot(lot: Sequence[Probe], runtime: Runtime) -> list[Measurement]:
     session = Session(_served(probe_model(lot), lot[0], runtime), runtime, profiled=True)
     feeds = _feeds(session, lot[0].dtype)
     start = time.perf_counter()
@@ -155,10 +155,10 @@ def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarra
     return [np.array([run[i] for run in runs]) for i in range(probes)]
 
 
-def _by_session(lot: Sequence[Probe], runtime: Runtime) -> Iterator[Estimate]:
+def _by_session(lot: Sequence[Probe], runtime: Runtime) -> Iterator[Measurement]:
     for probe in lot:
         models = [_served(probe_model([probe], parts), probe, runtime) for parts in (Parts.SPARE, Parts.BARE)]
         sessions = [Session(model, runtime) for model in models]
         timings = interleaved(sessions, _feeds(sessions[0], probe.dtype), share=SHARE)
         whole, rest = timings.latency(0), timings.latency(1)
-        yield Estimate(max(whole.value - rest.value, 0.0), float(np.hypot(whole.uncertainty, rest.uncertainty)))
+        yield Measurement(max(whole.value - rest.value, 0.0), float(np.hypot(whole.uncertainty, rest.uncertainty)))

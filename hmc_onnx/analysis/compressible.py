@@ -107,27 +107,17 @@ class Compressible:
         layers: the layers by name, in graph order.
         groups: the channel groups by name; groups that one layer reads concatenated are joined.
         removable: names of the groups that may lose all channels, because a residual branch is removed with them.
-        refused: the refused layers and groups, by the name that reports use.
-        refused_inside: the part of `refused` that lies inside other nodes, such as in the branches of an If.
-        channels: all channels of the model, in `groups` and in refused groups.
+        declined: why other layers and groups are left as they are, by the name that reports use.
+        declined_inside: the part of `declined` that lies inside other nodes, such as in the branches of an If.
+        channels: all channels of the model, in `groups` and in groups that are left as they are.
     """
 
     layers: dict[str, CompressibleLayer]
     groups: dict[str, ChannelGroup]
     removable: set[str]
-    refused: dict[str, Declined]
-    refused_inside: dict[str, Declined]
+    declined: dict[str, Declined]
+    declined_inside: dict[str, Declined]
     channels: Channels = field(repr=False)
-
-    @property
-    def declined(self) -> dict[str, str]:
-        """The reasons in `refused` as sentences, for profiles and plans."""
-        return {name: refusal.reason for name, refusal in self.refused.items()}
-
-    @property
-    def inside(self) -> dict[str, str]:
-        """The reasons in `refused_inside` as sentences."""
-        return {name: refusal.reason for name, refusal in self.refused_inside.items()}
 
     def without_removal(self) -> Compressible:
         """A copy in which no residual branch may be removed."""

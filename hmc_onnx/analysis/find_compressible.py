@@ -11,7 +11,7 @@ from hmc_onnx.analysis.compressible import LAYERS, Compressible, CompressibleLay
 from hmc_onnx.analysis.prunable_groups import prunable_groups
 from hmc_onnx.analysis.removable_branches import removable_branches
 from hmc_onnx.analysis.shared_layers import join_shared
-from hmc_onnx.records.selection import ALL, Selection
+from hmc_onnx.records.selection import ALL, LayerSelection
 from passes.core.declined import Declined, Why
 from passes.graph.cost import images_of, maps_an_image
 from passes.graph.layers import OPERATORS, layer_of, why_not_a_layer
@@ -25,7 +25,9 @@ __all__ = ["find_compressible"]
 MOST_FEATURES = 10_000
 
 
-def find_compressible(model: Model, inputs: Mapping[str, tuple[int, ...]], selection: Selection = ALL) -> Compressible:
+def find_compressible(
+    model: Model, inputs: Mapping[str, tuple[int, ...]], selection: LayerSelection = ALL
+) -> Compressible:
     """Find the layers and channel groups of a model.
 
     Args:

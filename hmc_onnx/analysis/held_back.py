@@ -8,7 +8,7 @@ from calib.data.calibration import CalibrationData
 from hmc_onnx.records.plan import HeldBack
 from passes.core.errors import DataError
 
-__all__ = ["Parts", "hold_back", "images_to_ask_for"]
+__all__ = ["CalibrationSplit", "hold_back", "images_to_ask_for"]
 
 # Share of the images that is held back to report on, and that to search and to confirm with.
 SHARES = {"report": 0.2, "search": 0.4}
@@ -18,7 +18,7 @@ MOST = {"report": 1000, "search": 4000}
 
 
 @dataclass(frozen=True)
-class Parts:
+class CalibrationSplit:
     """Images to calibrate with, and others. No image is in both.
 
     Attributes:
@@ -37,7 +37,7 @@ def images_to_ask_for(samples: int, purpose: HeldBack) -> int:
     return samples + (0 if purpose == "nothing" else max(min(samples, MOST[purpose]), LEAST[purpose]))
 
 
-def hold_back(data: CalibrationData, samples: int, seed: int, purpose: HeldBack) -> Parts:
+def hold_back(data: CalibrationData, samples: int, seed: int, purpose: HeldBack) -> CalibrationSplit:
     """Hold images back from calibration.
 
     The first `samples` images are to calibrate with, and those behind them are held back. Where these are fewer than a
@@ -53,15 +53,15 @@ def hold_back(data: CalibrationData, samples: int, seed: int, purpose: HeldBack)
         DataError: there are too few images to search with.
     """
     if purpose == "nothing":
-        return Parts(data.head(samples))
+        return CalibrationSplit(data.head(samples))
     calibration = min(samples, len(data))
     if len(data) - calibration >= max(SHARES[purpose] * calibration, LEAST[purpose]):
         first, rest = data.part(samples)
-        return Parts(first, rest.draw(MOST[purpose], seed))
+        return CalibrationSplit(first, rest.draw(MOST[purpose], seed))
     held = int(SHARES[purpose] * len(data))
     if held >= LEAST[purpose]:
-        return Parts(*data.split(len(data) - held, seed), fewer=True)
+        return CalibrationSplit(*data.split(len(data) - held, seed), fewer=True)
     if purpose == "search":
         least = round(LEAST[purpose] / SHARES[purpose])
         raise DataError(f"there are {len(data)} images, too few to search with: give {least} or more")
-    return Parts(data.head(samples))
+    return CalibrationSplit(data.head(samples))

@@ -15,6 +15,7 @@ from hmc_onnx.analysis.find_compressible import find_compressible
 from hmc_onnx.analysis.model_inputs import check_evaluation_mode, signature
 from hmc_onnx.analysis.narrow_table import NarrowTable
 from passes.channels import ChannelGroup
+from passes.core.declined import Declined, sentences
 from passes.core.errors import ModelError
 from passes.decompose import DECOMPOSITIONS
 from passes.graph.cost import costs
@@ -89,11 +90,11 @@ def inspect(
         )
     why_alone = "why it is left alone"
     alone = NarrowTable("Layers inside other nodes", ("layer", why_alone), sentences=(why_alone,))
-    for layer, why in compressible.inside.items():
-        alone.add_row(escape(layer), escape(why))
+    for layer, why in compressible.declined_inside.items():
+        alone.add_row(escape(layer), escape(str(why)))
     macs = sum(c.macs for c in cost.values())
     parameters = sum(c.parameters for c in cost.values())
-    tables = (_outputs(model), layers, table, alone) if compressible.inside else (_outputs(model), layers, table)
+    tables = [_outputs(model), layers, table, *([alone] if compressible.declined_inside else [])]
     return Group(*tables, f"In all: {macs:,} MACs an image, {parameters:,} parameters", f"SHA-256: {digest(proto)}")
 
 
@@ -112,7 +113,7 @@ def describe(
     check_evaluation_mode(model)
     model.kinds = parse_kinds(outputs)
     cost, shapes, compressible = costs(model, inputs), model.shapes_at(inputs), find_compressible(model, inputs)
-    of = owners(compressible.layers)
+    of, told = owners(compressible.layers), sentences(compressible.declined)
     layers = [
         {
             "name": node.name,
@@ -132,7 +133,7 @@ def describe(
             "channels": group.size,
             "written_by": [s.node.name for s, _ in group.members("produces")],
             "read_by": [s.node.name for s, _ in group.members("consumes")],
-            "declined": compressible.declined.get(f"channels of {group.name}"),
+            "declined": told.get(f"channels of {group.name}"),
         }
         for group in compressible.channels.groups
     ]
@@ -143,7 +144,7 @@ def describe(
         "outputs": [{"name": o.name, "what": o.what, "judged_by": o.judged_by} for o in model.outputs],
         "layers": layers,
         "groups": groups,
-        "inside": compressible.inside,
+        "inside": sentences(compressible.declined_inside),
     }
 
 
@@ -195,7 +196,7 @@ def _possible(subject: CompressibleLayer, node: str) -> str:
     return f"decompose ({', '.join(methods)}){prune}"
 
 
-def _declined(name: str, op: str, declined: dict[str, str]) -> str:
+def _declined(name: str, op: str, declined: dict[str, Declined]) -> str:
     return f"nothing: {declined.get(name, f'{op} is not decomposed')}"
 
 

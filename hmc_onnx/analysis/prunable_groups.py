@@ -70,7 +70,7 @@ def _refused(
             return refused
         for name, layer in mixed.items():
             said = f"the grouped Conv '{layer}' passes it on with channels that cannot be pruned"
-            refused[name] = Declined(name, Why.CHANNELS, said)
+            refused[name] = Declined(name, Why.GROUPED, said)
 
 
 def _mixed_by(group: ChannelGroup, layers: Mapping[str, CompressibleLayer], prunable: np.ndarray) -> str | None:
@@ -93,8 +93,8 @@ def _unfit(
     for slot, _ in [*group.members("produces"), *group.members("consumes")]:
         name = str(slot.node.name)
         if name not in layers:
-            return Declined(group.name, Why.CHANNELS, f"'{name}' takes part and is left as it is")
+            return Declined(group.name, Why.TIED, f"'{name}' takes part and is left as it is")
         if slot.role == "consumes" and layers[name].grouped:  # there is no repair for a part of each group
             said = f"the grouped Conv '{name}' would lose inputs of each of its groups, and is left as it is"
-            return Declined(group.name, Why.CHANNELS, said)
+            return Declined(group.name, Why.GROUPED, said)
     return None

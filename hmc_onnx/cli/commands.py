@@ -19,7 +19,7 @@ from hmc_onnx.cli.groups import (
     Json,
     Labels,
     Metadata,
-    Output,
+    OutputFile,
     PlanFile,
     Quick,
     Report,
@@ -78,7 +78,7 @@ def commands() -> TyperGroup:
     app,
     "compress",
     COMMANDS["compress"],
-    Output,
+    OutputFile,
     Metadata,
     Config,
     Data,
@@ -175,10 +175,11 @@ def inspect(model: Model, given: Given) -> None:
     show(tables(proto, asked.size, asked.layout))
 
 
-@command(app, "profile", COMMANDS["profile"], Output, Config, Data, Images, Settings, Quick, Work, Json, DryRun)
+@command(app, "profile", COMMANDS["profile"], OutputFile, Config, Data, Images, Settings, Quick, Work, Json, DryRun)
 def profile(model: Model, given: Given) -> None:
     """Measure the candidates of a model."""
     from hmc_onnx.run import Run
+    from passes.core.declined import sentences
 
     output, _ = _outputs(given, model)
     settings = settings_of(given)
@@ -193,7 +194,7 @@ def profile(model: Model, given: Given) -> None:
     candidates = sum(c.measured for layer in result.layers for c in layer.choices)
     if given.of(Json).json_:
         counts = {"layers": len(result.layers), "groups": len(result.groups), "measured": candidates}
-        show_json({**counts, "declined": result.declined, "written": shown(output)})
+        show_json({**counts, "declined": sentences(result.declined), "written": shown(output)})
         return
     show(
         f"{len(result.layers)} layers, {len(result.groups)} channel groups, {candidates} decompositions measured",
@@ -201,7 +202,9 @@ def profile(model: Model, given: Given) -> None:
     )
 
 
-@command(app, "plan", COMMANDS["plan"], Output, Config, Group(Goal, only=("target", "or_nearest", "strategy")), Json)
+@command(
+    app, "plan", COMMANDS["plan"], OutputFile, Config, Group(Goal, only=("target", "or_nearest", "strategy")), Json
+)
 def plan(
     profile: Annotated[
         Path, typer.Argument(metavar="PROFILE", help="The profile, as `hmc-onnx profile` wrote it.", show_default=False)
@@ -227,7 +230,7 @@ def plan(
     show(plan_tables(result), f"Written: {output}")
 
 
-@command(app, "apply", COMMANDS["apply"], PlanFile, Output, Metadata, Config, Data, Images)
+@command(app, "apply", COMMANDS["apply"], PlanFile, OutputFile, Metadata, Config, Data, Images)
 def apply(model: Model, given: Given) -> None:
     """Carry a plan out."""
     from hmc_onnx.records.plan import Plan

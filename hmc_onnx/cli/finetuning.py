@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hmc_onnx.cli.console import progress_bar, show
-from hmc_onnx.cli.groups import Config, Data, Images, Labels, Output, Teacher
+from hmc_onnx.cli.groups import Config, Data, Images, Labels, OutputFile, Teacher
 from hmc_onnx.cli.help import COMMANDS
 from hmc_onnx.cli.options import Given, Group, command
 from hmc_onnx.cli.reading import inputs_of
@@ -31,7 +31,7 @@ app = typer.Typer()
     "finetune",
     COMMANDS["finetune"],
     Teacher,
-    Output,
+    OutputFile,
     Config,
     Data,
     Images,
@@ -50,7 +50,7 @@ def finetune(
     from hmc_onnx.analysis.model_inputs import load_supported
     from hmc_onnx.reporting.tables import epochs_table
 
-    output, teacher = given.of(Output).output, given.of(Teacher).teacher
+    output, teacher = given.of(OutputFile).output, given.of(Teacher).teacher
     check_output(output, *inputs_of(given, model))
     folder = given.of(Work).work_dir
     tuned = trained(load_supported(model), load_supported(teacher), given, training_of(given), folder)

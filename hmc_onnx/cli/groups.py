@@ -28,7 +28,7 @@ __all__ = [
     "Json",
     "Labels",
     "Metadata",
-    "Output",
+    "OutputFile",
     "PlanFile",
     "Quick",
     "Report",
@@ -40,7 +40,7 @@ __all__ = [
 FILES, DATA = "Model and files", Images.panel
 
 
-class Output(Options):
+class OutputFile(Options):
     """The file that a command makes."""
 
     panel: ClassVar[str] = FILES
@@ -196,8 +196,8 @@ class Json(Options):
 
 
 RECORDS: tuple[Any, ...] = (
-    Output, Metadata, Destination, Against, Config, PlanFile, Teacher, Data, Images, TestImages, Labels, Goal, Settings,
-    Quick, Work, Training, FineTuning, Handoff, Report, Json, DryRun,
+    OutputFile, Metadata, Destination, Against, Config, PlanFile, Teacher, Data, Images, TestImages, Labels, Goal,
+    Settings, Quick, Work, Training, FineTuning, Handoff, Report, Json, DryRun,
 )  # fmt: skip
 GROUPS = [Group(record) for record in RECORDS]
 """All options of all commands."""

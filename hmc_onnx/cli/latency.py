@@ -9,7 +9,7 @@ import typer
 
 from hmc_onnx.cli.commands import INPUT, Model
 from hmc_onnx.cli.console import progress_bar, show
-from hmc_onnx.cli.groups import Images, Output, Quick
+from hmc_onnx.cli.groups import Images, OutputFile, Quick
 from hmc_onnx.cli.help import LATENCY
 from hmc_onnx.cli.options import Given, Group, command
 from hmc_onnx.cli.reading import settings_of, supported
@@ -55,7 +55,7 @@ def clear_tables() -> None:
     app,
     "measure",
     LATENCY["measure"],
-    Output,
+    OutputFile,
     INPUT,
     Group(Settings, only=("align", "provider", "provider_option", "threads", "batch", "precision")),
     Quick,
@@ -67,7 +67,7 @@ def measure(model: Model, given: Given) -> None:
     from hmc_onnx.execution.context import Context
     from hmc_onnx.profiling.whole_table import measure_table
 
-    output, asked = given.of(Output).output, given.of(Images).preprocess()
+    output, asked = given.of(OutputFile).output, given.of(Images).preprocess()
     check_output(output, model)
     settings, proto = settings_of(given, latency=True), supported(model, given)
     images = noise(proto, closed_shapes(proto, asked.size, asked.layout))

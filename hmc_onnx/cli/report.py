@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hmc_onnx.cli.console import show
-from hmc_onnx.cli.groups import Output
+from hmc_onnx.cli.groups import OutputFile
 from hmc_onnx.cli.help import COMMANDS
 from hmc_onnx.cli.options import Given, command
 from hmc_onnx.records.output import check_output
@@ -31,7 +31,7 @@ __all__ = ["app", "write_report"]
 app = typer.Typer()
 
 
-@command(app, "report", COMMANDS["report"], Output)
+@command(app, "report", COMMANDS["report"], OutputFile)
 def report(
     run: Annotated[
         Path,
@@ -44,7 +44,7 @@ def report(
     from hmc_onnx.reporting.page import write_page
     from hmc_onnx.reporting.report_file import PAGES
 
-    output = given.of(Output).output
+    output = given.of(OutputFile).output
     if output.suffix.lower() not in PAGES:
         raise SettingsError(f"the page '{output}' would be HTML: give `output` a name that ends in {PAGES[0]}")
     if run.suffix.lower() in PAGES:

@@ -6,15 +6,13 @@ is imported when it is needed; it comes with the extra `finetune`.
 
 from __future__ import annotations
 
-import inspect
 import os
-import sys
 from collections.abc import Iterable
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from hmc_onnx.callable_package import make_callable
 from hmc_onnx.finetune.options import FineTuning
 from hmc_onnx.finetune.result import FineTuned
 from hmc_onnx.records.work import HERE, Work
@@ -75,12 +73,4 @@ def with_torch() -> Any:
     return tuning
 
 
-class _Callable(ModuleType):
-    """The type of this package, which makes the package itself callable as the function `finetune`."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> FineTuned:
-        return finetune(*args, **kwargs)
-
-
-__signature__ = inspect.signature(finetune)  # of the module, as it is called
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__, finetune)

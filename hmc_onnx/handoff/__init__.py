@@ -5,15 +5,13 @@ This package can be called: `hmc_onnx.handoff(model, "triton", "repository")` ca
 
 from __future__ import annotations
 
-import inspect
 import os
-import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any, get_args
+from typing import get_args
 
 import onnx
 
+from hmc_onnx.callable_package import make_callable
 from hmc_onnx.handoff import onnxruntime, tensorrt, triton
 from hmc_onnx.handoff.handed_over import HandedOver
 from hmc_onnx.handoff.handed_over import read as handed_over
@@ -78,12 +76,4 @@ def handoff(
         return WRITERS[to](served, own)
 
 
-class _Callable(ModuleType):
-    """Lets `hmc_onnx.handoff` be what it is called for, though a package of this name is there."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> list[str]:
-        return handoff(*args, **kwargs)
-
-
-__signature__ = inspect.signature(handoff)  # of the module, as it is called
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__, handoff)

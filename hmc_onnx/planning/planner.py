@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from calib.measure.latency import DISTURBED, PATIENCE, Estimate, calm
+from calib.measure.latency import DISTURBED, PATIENCE, Measurement, calm
 from calib.measure.latency_table import this_machine
 from calib.runtime.sessions import Session
 from hmc_onnx.execution.context import Context
@@ -124,7 +124,7 @@ def timed_here(profile: Profile) -> LatencyProfile | None:
     return whole if whole is not None and whole.machine == this_machine(profile.settings.runtime) else None
 
 
-def _measured(plan: Plan, share: Estimate) -> Plan:
+def _measured(plan: Plan, share: Measurement) -> Plan:
     assert plan.latency is not None
     latency = plan.latency.model_copy(update={"measured": share.value, "uncertainty": share.uncertainty})
     return plan.model_copy(update={"latency": latency})

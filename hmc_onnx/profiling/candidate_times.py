@@ -16,7 +16,7 @@ import onnx
 
 from calib.measure.kernel_times import KernelTimes, kernel_times
 from calib.measure.latency import DISTURBED, interleaved
-from calib.measure.latency_table import Entry, cached_table, read_table, this_machine
+from calib.measure.latency_table import ProbeTime, cached_table, read_table, this_machine
 from calib.runtime.sessions import Runtime, Session
 from hmc_onnx.analysis.compressible import owners
 from hmc_onnx.execution.context import Context
@@ -88,7 +88,7 @@ class Clock:
         self._by_macs: set[str] = set()
         self._timed = False
 
-    def time_whole(self) -> Entry:
+    def time_whole(self) -> ProbeTime:
         """The time of a run of the whole model. A cached time is replaced if it was measured on a busy machine.
 
         Raises:
@@ -127,7 +127,7 @@ class Clock:
             return
         for i, key in enumerate(models):
             own = timings.latency(i)  # all from one measurement, so that they can be compared
-            self.table.put(key, Entry(seconds=own.value, uncertainty=own.uncertainty))
+            self.table.put(key, ProbeTime(seconds=own.value, uncertainty=own.uncertainty))
         self.keep()
 
     def _make_comparable(self, models: Mapping[str, onnx.ModelProto]) -> None:

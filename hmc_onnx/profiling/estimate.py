@@ -25,6 +25,7 @@ from hmc_onnx.profiling.candidate_times import default_align
 from hmc_onnx.profiling.profiler import sensitivity_images
 from hmc_onnx.search_space.candidates import front, whole_offers
 from hmc_onnx.search_space.possible import any_removals, every_variant
+from passes.core.declined import Declined, sentences
 
 __all__ = ["Estimate", "estimate"]
 
@@ -62,7 +63,7 @@ class Estimate:
     decompositions: int
     prunings: int
     combinations: int
-    declined: dict[str, str]
+    declined: dict[str, Declined]
     seconds: float
     memory: float
 
@@ -79,8 +80,8 @@ class Estimate:
         )
 
     def dump(self) -> dict[str, Any]:
-        """The fields, of what JSON has."""
-        return asdict(self)
+        """The fields, of what JSON has; of `declined`, the sentences."""
+        return asdict(self) | {"declined": sentences(self.declined)}
 
 
 def estimate(context: Context) -> Estimate:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from calib.measure.latency_table import Machine
+from hmc_onnx.records.declined import Reason
 from hmc_onnx.records.goal import Strategy, Target
 from hmc_onnx.records.profile import KEEP
 from hmc_onnx.records.settings import Settings
@@ -92,7 +93,7 @@ class Plan(Explained):
     target: Target
     groups: dict[str, GroupPlan]
     layers: dict[str, LayerPlan]
-    declined: dict[str, str] = Field(default_factory=dict)
+    declined: dict[str, Reason] = Field(default_factory=dict)
     macs: int
     parameters: int
     latency: PlannedLatency | None = None

@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import Field
 
 from calib.measure.latency_table import Machine
+from hmc_onnx.records.declined import Reason
 from hmc_onnx.records.settings import Settings
 from passes.core.errors import PlanError
 from passes.core.records import Explained, Frozen, read_record
@@ -125,7 +126,7 @@ class Profile(Explained):
     latency: LatencyProfile | None = None
     groups: list[GroupProfile]
     layers: list[LayerProfile]
-    declined: dict[str, str]
+    declined: dict[str, Reason]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:

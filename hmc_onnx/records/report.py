@@ -16,7 +16,7 @@ __all__ = [
     "CurvePoint",
     "LayerReport",
     "LeftAlone",
-    "Provenance",
+    "RunProvenance",
     "RunReport",
     "SensitivityCurve",
     "TrainingEpoch",
@@ -133,7 +133,7 @@ class TrainingEpoch(Frozen):
     seconds: float
 
 
-class Provenance(Frozen):
+class RunProvenance(Frozen):
     """How the result can be made again.
 
     Attributes:
@@ -165,7 +165,7 @@ class RunReport(Verification):
     layers: list[LayerReport] = Field(default_factory=list)
     left_alone: list[LeftAlone] = Field(default_factory=list)
     epochs: list[TrainingEpoch] = Field(default_factory=list)
-    provenance: Provenance | None = None
+    provenance: RunProvenance | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RunReport:

@@ -10,14 +10,14 @@ from fnmatch import fnmatchcase
 from passes.core.declined import Declined, Why
 from passes.core.errors import SettingsError
 
-__all__ = ["ALL", "Selection"]
+__all__ = ["ALL", "LayerSelection"]
 
 # Names that the message on a pattern without a match lists, and how similar to the pattern they have to be (0 to 1).
 SHOWN, SIMILAR = 5, 0.3
 
 
 @dataclass(frozen=True)
-class Selection:
+class LayerSelection:
     """Patterns on the names of layers, in the style of a shell: *, ?, [abc], [!abc]; upper and lower case differ.
 
     Attributes:
@@ -53,7 +53,7 @@ class Selection:
         return found
 
 
-ALL = Selection()
+ALL = LayerSelection()
 
 
 def _near(pattern: str, names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from calib.runtime.providers import known_provider, parse_options
 from calib.runtime.quantisation import Calibration
 from calib.runtime.sessions import Runtime
 from hmc_onnx.records.options import Option, Options
-from hmc_onnx.records.selection import Selection
+from hmc_onnx.records.selection import LayerSelection
 from passes.graph.outputs import KINDS, parse_kinds
 
 __all__ = ["QUICK", "Precision", "Settings"]
@@ -118,9 +118,9 @@ class Settings(Options):
         parse_options(self.provider_option)
 
     @property
-    def selection(self) -> Selection:
+    def selection(self) -> LayerSelection:
         """The layers that are left alone."""
-        return Selection(self.keep, self.only)
+        return LayerSelection(self.keep, self.only)
 
     @property
     def runtime(self) -> Runtime:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
@@ -21,40 +20,35 @@ from hmc_onnx.records.report import (
     CurvePoint,
     LayerReport,
     LeftAlone,
-    Provenance,
+    RunProvenance,
     RunReport,
     SensitivityCurve,
     TrainingEpoch,
 )
+from passes.core.declined import Declined, Why
 
 __all__ = ["left_alone", "provenance", "run_report"]
 
 PACKAGES = ("hmc-onnx", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "torch")
-# Advice by a pattern of the reason, from which names in quotes are taken out; the first that matches is given.
-ADVICE = (
-    (r"is the models output", "Nothing to do: what reads the output needs all of its columns."),
-    (
-        r"^it is inside ",
-        "Export the model without control flow: a fixed input size, and no branches on tensors, often remove it.",
-    ),
-    (
-        r"size of its input is not known|unknown (shape|rank)|number of channels",
-        "Export with a fixed input height and width, so that shapes are known and not computed.",
-    ),
-    (
-        r"computed, not constant|has computed|computes its",
-        "Export with constant weights: fold weight normalisation and the like before the export.",
-    ),
-    (r"grouped Conv", "Nothing to do: it costs little for its size, and only whole groups of it can be pruned."),
-    (
-        r"custom domain|has no rule",
-        "Export with operators of convolutional networks that docs/operators.md lists, in place of this one.",
-    ),
-    (r"no layer with constant weights reads it", "Nothing to do: no layer follows that could be made smaller by it."),
-    (r"takes part and is left as it is", "It is tied to the layer that is named: what helps there helps here."),
-    (r"NaN or infinite", "Check the trained weights: this layer holds values that are not numbers."),
-    (r"weights are \w+, not", "Give the model in float32 or float16; a quantised model cannot be compressed."),
-)
+RULES = "Export with operators of convolutional networks that docs/operators.md lists, in place of this one."
+# What the owner of the model can do, by the kind of the reason.
+ADVICE = {
+    Why.OUTPUT: "Nothing to do: what reads the output needs all of its columns.",
+    Why.NESTED: "Export the model without control flow: a fixed input size often removes it.",
+    Why.UNKNOWN_SIZE: "Export with a fixed input height and width, so that shapes are known and not computed.",
+    Why.COMPUTED_WEIGHTS: "Export with constant weights: fold weight normalisation and the like before the export.",
+    Why.GROUPED: "Nothing to do: it costs little for its size, and only whole groups of it can be pruned.",
+    Why.CUSTOM_DOMAIN: RULES,
+    Why.NO_RULE: RULES,
+    Why.UNREAD: "Nothing to do: no layer follows that could be made smaller by it.",
+    Why.TIED: "It is tied to the layer that is named: what helps there helps here.",
+    Why.NOT_FINITE: "Check the trained weights: this layer holds values that are not numbers.",
+    Why.ELEMENT_TYPE: "Give the model in float32 or float16; a quantised model cannot be compressed.",
+    Why.TOO_LARGE: "Nothing to do: what would have to be measured of it does not fit into memory.",
+    Why.FORM: "Nothing to do, unless the exporter can write it in a simpler form.",
+    Why.SHARED: "Export with a weight of its own for each layer that shares this one, if it may grow.",
+    Why.CHOSEN: "Nothing to do: the options of the run leave it alone.",
+}
 NO_ADVICE = "Its channels are tied to what needs all of them; docs/operators.md says what is followed of each operator."
 
 
@@ -63,7 +57,7 @@ def run_report(
     plan: Plan | None = None,
     profile: Profile | None = None,
     epochs: Sequence[Epoch] = (),
-    made_by: Provenance | None = None,
+    made_by: RunProvenance | None = None,
     seconds: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> RunReport:
     """The report of a run.
@@ -87,15 +81,15 @@ def run_report(
     )
 
 
-def provenance(command: str = "", original: str = "", compressed: str = "", runtime: Runtime = CPU) -> Provenance:
-    """How a run on this machine can be repeated; arguments are as in `Provenance`."""
+def provenance(command: str = "", original: str = "", compressed: str = "", runtime: Runtime = CPU) -> RunProvenance:
+    """How a run on this machine can be repeated; arguments are as in `RunProvenance`."""
     versions = {}
     for name in PACKAGES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return Provenance(
+    return RunProvenance(
         command=command,
         original=original,
         compressed=compressed,
@@ -109,17 +103,14 @@ def _epoch(epoch: Epoch) -> TrainingEpoch:
     return TrainingEpoch(**fields | {"loss": None if math.isnan(epoch.loss) else epoch.loss})
 
 
-def left_alone(declined: dict[str, str]) -> list[LeftAlone]:
+def left_alone(declined: Mapping[str, Declined]) -> list[LeftAlone]:
     """What a plan left alone, by reason, with what the owner of the model can do."""
-    names: dict[str, list[str]] = {}
-    for name, reason in declined.items():
-        names.setdefault(reason, []).append(name)
-    return [LeftAlone(reason=reason, advice=_advice(reason), names=own) for reason, own in names.items()]
-
-
-def _advice(reason: str) -> str:
-    plain = re.sub(r"'[^']*'", "''", reason.replace("model's", "models"))
-    return next((advice for pattern, advice in ADVICE if re.search(pattern, plain)), NO_ADVICE)
+    names: dict[tuple[str, Why], list[str]] = {}
+    for name, own in declined.items():
+        names.setdefault((own.reason, own.code), []).append(name)
+    return [
+        LeftAlone(reason=reason, advice=ADVICE.get(code, NO_ADVICE), names=own) for (reason, code), own in names.items()
+    ]
 
 
 def _layers(plan: Plan, profile: Profile, seconds: Mapping[str, tuple[float, float]]) -> list[LayerReport]:

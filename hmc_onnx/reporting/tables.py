@@ -14,6 +14,7 @@ from hmc_onnx.finetune.options import Epoch, best_epoch
 from hmc_onnx.records.comparison import BUSY, OutputComparison, Verification, Visited
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.provenance import Provenance
+from passes.core.declined import Declined
 
 __all__ = ["comparison", "epochs_table", "latency_table", "left_alone", "plan_tables", "provenance_table"]
 
@@ -153,11 +154,11 @@ def plan_tables(plan: Plan) -> Group:
     return Group(*parts)
 
 
-def left_alone(declined: Mapping[str, str]) -> NarrowTable:
+def left_alone(declined: Mapping[str, Declined]) -> NarrowTable:
     """What is left as it is, and why."""
     left = NarrowTable("Left as they are", ("what", "why"), sentences=("why",))
     for name, reason in declined.items():
-        left.add_row(escape(name), escape(reason))
+        left.add_row(escape(name), escape(str(reason)))
     return left
 
 

@@ -29,7 +29,7 @@ from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
 from hmc_onnx.rewriting.fitting import Fit, fitted_bias
 from hmc_onnx.rewriting.order import repair_order
-from hmc_onnx.rewriting.pruning import Kept, prune
+from hmc_onnx.rewriting.pruning import Pruned, prune
 from hmc_onnx.rewriting.rounding import rounded
 from passes.core.errors import PlanError
 from passes.decompose import DECOMPOSITIONS, compose
@@ -99,7 +99,7 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
     return result
 
 
-def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan, kept: Kept) -> list[str]:
+def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan, kept: Pruned) -> list[str]:
     """Names of the plan's layers in graph order; raises PlanError unless exactly the removed ones are missing."""
     ordered = [n.name for n in model.graph.nodes if n.name in plan.layers]
     for name, layer in plan.layers.items():
@@ -123,7 +123,7 @@ def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan, kept: Kept
 class _Walks:
     original: Walk
     compressed: Walk
-    kept: Kept
+    kept: Pruned
     plan: Plan
     context: Context
 

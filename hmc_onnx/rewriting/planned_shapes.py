@@ -9,7 +9,7 @@ from hmc_onnx.execution.context import Context
 from hmc_onnx.profiling.candidate_times import Chain, Clock
 from hmc_onnx.records.plan import LayerPlan, Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
-from hmc_onnx.rewriting.pruning import Kept, prune
+from hmc_onnx.rewriting.pruning import Pruned, prune
 from passes.decompose import DECOMPOSITIONS
 from passes.graph.layers import Geometry, layer_of, replace_by_chain
 from passes.graph.model import Model
@@ -75,7 +75,7 @@ def layer_seconds(context: Context, plan: Plan) -> dict[str, tuple[float, float]
     return {name: (a, b) for name, (a, b) in found.items() if a is not None and b is not None}
 
 
-def _pruned(context: Context, plan: Plan) -> tuple[Model, Kept, Shapes]:
+def _pruned(context: Context, plan: Plan) -> tuple[Model, Pruned, Shapes]:
     model, inputs = context.normal.copy(), context.inputs
     kept = prune(model, plan, inputs)
     observe(model, inputs, plan.settings.runtime)

@@ -11,16 +11,17 @@ from hmc_onnx.analysis.find_compressible import find_compressible
 from hmc_onnx.records.plan import Plan
 from passes.branches import remove_branch
 from passes.channels import ChannelGroup
+from passes.core.declined import Declined
 from passes.core.errors import PlanError
 from passes.graph.model import Model
 from passes.graph.shapes import Shapes
 from passes.residual import residual_sum
 
-__all__ = ["Kept", "prune"]
+__all__ = ["Pruned", "prune"]
 
 
 @dataclass(frozen=True)
-class Kept:
+class Pruned:
     """The result of pruning.
 
     Attributes:
@@ -35,14 +36,14 @@ class Kept:
     inputs: dict[str, np.ndarray]
     touched: set[str]
     uses: dict[str, tuple[Use, ...]]
-    declined: dict[str, str]
+    declined: dict[str, Declined]
 
     def inputs_of(self, name: str) -> np.ndarray | slice:
         """The input channels that a layer keeps, as an index."""
         return self.inputs.get(name, slice(None))
 
 
-def prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> Kept:
+def prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> Pruned:
     """Remove a plan's channels and residual branches from a model, in place.
 
     Args:
@@ -80,7 +81,7 @@ def prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> Kept:
     if gone:
         _remove_branches(model, gone, model.shapes_at(inputs))
     layers = compressible.layers
-    return Kept(
+    return Pruned(
         outputs=outputs,
         inputs={
             n: ~np.isin(s.input_classes, removed[s.input_group])

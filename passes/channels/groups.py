@@ -276,4 +276,4 @@ def _never_consumed(members: tuple[Slot, ...]) -> Declined | None:
     if any(s.role == "consumes" for s in members):
         return None
     producer = next(s.node.name for s in members if s.role == "produces")
-    return Declined(producer, Why.CHANNELS, "no layer with constant weights reads it")
+    return Declined(producer, Why.UNREAD, "no layer with constant weights reads it")

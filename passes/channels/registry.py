@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import onnx_graphsurgeon as gs
 
+from passes.core.declined import Why
+
 if TYPE_CHECKING:
     from passes.channels.tracing import Tracer
 
@@ -20,8 +22,12 @@ MODULES = ("convolution", "linear", "elementwise", "normalisation", "reduction",
 class Closed(Exception):
     """Raised by a rule that cannot follow this use of its operator: the channels that the node reads are not pruned.
 
-    The message continues the sentence "Reshape node 'x' …"; tracing makes a `Declined` of it.
+    The message continues the sentence "Reshape node 'x' …"; tracing makes a `Declined` of it, of the kind `why`.
     """
+
+    def __init__(self, message: str, why: Why = Why.CHANNELS) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class Rule(ABC):

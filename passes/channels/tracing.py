@@ -131,14 +131,14 @@ class Tracer:
         """Shape of a tensor; raises Closed where it is not wholly known."""
         shape = self.shapes.get(tensor.name)
         if shape is None or None in shape:
-            raise Closed(f"has a tensor of unknown shape, '{tensor.name}'")
+            raise Closed(f"has a tensor of unknown shape, '{tensor.name}'", Why.UNKNOWN_SIZE)
         return shape  # type: ignore[return-value]
 
     def rank(self, tensor: gs.Tensor) -> int:
         """Number of axes of a tensor; raises Closed where it is not known."""
         shape = self.shapes.get(tensor.name)
         if shape is None:
-            raise Closed(f"has a tensor of unknown rank, '{tensor.name}'")
+            raise Closed(f"has a tensor of unknown rank, '{tensor.name}'", Why.UNKNOWN_SIZE)
         return len(shape)
 
     def stream(self, tensor: gs.Tensor) -> Stream | None:
@@ -212,7 +212,8 @@ class Tracer:
                 told = ", ".join(f"'{node.name}'" for node in nodes)
                 self.at = nodes[0].name
                 for ids in (first, *others):
-                    self.close(ids, f"the weights that {told} share cannot lose these channels for all of them")
+                    said = f"the weights that {told} share cannot lose these channels for all of them"
+                    self.close(ids, said, Why.SHARED)
 
     def decide(self) -> None:
         """Let grouped Convs lose whole groups, or where other ties connect all their groups, equally many of each."""
@@ -232,9 +233,9 @@ class Tracer:
         place = {id(node): i for i, node in enumerate(self.graph.nodes)}
         self.slots.sort(key=lambda slot: place[id(slot.node)])
 
-    def close(self, ids: np.ndarray, reason: str) -> None:
+    def close(self, ids: np.ndarray, reason: str, why: Why = Why.CHANNELS) -> None:
         """Record that these channels cannot be removed, for a reason at the node that is being traced."""
-        self.closed.append((ids.ravel(), Declined(self.at, Why.CHANNELS, reason)))
+        self.closed.append((ids.ravel(), Declined(self.at, why, reason)))
 
     def slot(self, node: gs.Node, index: int, axis: int, role: str, ids: np.ndarray) -> None:
         """Record that an axis of a constant input has these channels; see `Slot`."""
@@ -272,21 +273,21 @@ class Tracer:
             return
         value = self.value(tensor)
         if value is None:
-            raise Closed("computes with a number of channels")
+            raise Closed("computes with a number of channels", Why.UNKNOWN_SIZE)
 
         def replace(_: np.ndarray) -> None:
             node.inputs[index] = gs.Constant(unused_name(self.graph, f"{node.name}:value:{index}"), value)
 
         self.adjust(node, ids, replace)
 
-    def close_tensors(self, tensors: Iterable[gs.Tensor], reason: str) -> None:
+    def close_tensors(self, tensors: Iterable[gs.Tensor], reason: str, why: Why) -> None:
         """Close the channels that tensors carry, and those from whose number they are computed."""
         for name in dict.fromkeys(t.name for t in tensors):
             if name in self.streams:
-                self.close(self.streams[name].ids, reason)
+                self.close(self.streams[name].ids, reason, why)
             for size in self.sizes.get(name, ()):
                 if size is not None:
-                    self.close(size.ids, reason)
+                    self.close(size.ids, reason, why)
 
 
 def trace(
@@ -313,7 +314,7 @@ def trace(
         _trace_node(node, tracer, outputs)
     for output in model.graph.outputs:
         tracer.at = output.name
-        tracer.close_tensors([output], f"it is the model's output '{output.name}'")
+        tracer.close_tensors([output], f"it is the model's output '{output.name}'", Why.OUTPUT)
     tracer.tie_shared_weights()
     tracer.decide()
     carriers = {id(s.ids): (name, s.ids) for name, s in tracer.streams.items()}
@@ -325,7 +326,7 @@ def _trace_node(node: gs.Node, tracer: Tracer, outputs: set[str]) -> None:
     tracer.at = node.name
     rule = tracer.rules.rule_for(node)
     if rule is None:
-        tracer.close_tensors(node_inputs(node), f"operator {node.op} (node '{node.name}') has no rule")
+        tracer.close_tensors(node_inputs(node), f"operator {node.op} (node '{node.name}') has no rule", Why.NO_RULE)
         return
     try:
         for output in node.outputs[rule.outputs :] if rule.outputs is not None else []:
@@ -336,4 +337,4 @@ def _trace_node(node: gs.Node, tracer: Tracer, outputs: set[str]) -> None:
                 tracer.freeze(node, index)
         rule.trace(node, tracer)
     except Closed as e:
-        tracer.close_tensors(node_inputs(node), f"{node.op} node '{node.name}' {e}")
+        tracer.close_tensors(node_inputs(node), f"{node.op} node '{node.name}' {e}", e.why)

@@ -19,11 +19,11 @@ import pytest
 from filelock import FileLock
 
 from calib.measure import latency_table, probing
-from calib.measure.latency import Estimate
+from calib.measure.latency import Measurement
 from calib.measure.latency_table import (
-    Entry,
     LatencyTable,
     Machine,
+    ProbeTime,
     cached_table,
     cached_tables,
     read_table,
@@ -51,12 +51,12 @@ class Stopwatch:
         self.timed: list[str] = []
         self.stops_at = ""
 
-    def __call__(self, probes: Sequence[Probe], *_: object) -> Iterator[tuple[Probe, Estimate | None]]:
+    def __call__(self, probes: Sequence[Probe], *_: object) -> Iterator[tuple[Probe, Measurement | None]]:
         for p in probes:
             if str(p) == self.stops_at:
                 raise KeyboardInterrupt
             self.timed.append(str(p))
-            yield p, None if "Tanh" in p.epilogue else Estimate(float(p.links[-1].outputs), 0.25)
+            yield p, None if "Tanh" in p.epilogue else Measurement(float(p.links[-1].outputs), 0.25)
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def test_a_probe_is_measured_once(stopwatch: Stopwatch) -> None:
     table.measure(iter(probes), CPU)
     assert stopwatch.timed == [str(probes[0]), str(probes[1]), str(probes[3])]
     assert table.entries == {
-        str(probes[0]): Entry(seconds=16.0, uncertainty=0.25),
-        str(probes[1]): Entry(seconds=24.0, uncertainty=0.25),
-        str(probes[3]): Entry(seconds=None),
+        str(probes[0]): ProbeTime(seconds=16.0, uncertainty=0.25),
+        str(probes[1]): ProbeTime(seconds=24.0, uncertainty=0.25),
+        str(probes[3]): ProbeTime(seconds=None),
     }
     table.measure([*probes, probe(16, 32)], CPU)
     assert stopwatch.timed[3:] == [str(probe(16, 32))]
@@ -104,15 +104,15 @@ def test_what_is_measured_is_kept_on_the_way(stopwatch: Stopwatch, monkeypatch: 
 @pytest.mark.parametrize(
     ("entry", "usable"),
     [
-        (Entry(seconds=1e-5), True),
-        (Entry(seconds=1e-5, uncertainty=0.4e-5), True),
-        (Entry(seconds=1e-5, uncertainty=0.5e-5), False),
-        (Entry(seconds=1e-5, uncertainty=2e-5), False),
-        (Entry(seconds=0.0), False),
-        (Entry(seconds=None), False),
+        (ProbeTime(seconds=1e-5), True),
+        (ProbeTime(seconds=1e-5, uncertainty=0.4e-5), True),
+        (ProbeTime(seconds=1e-5, uncertainty=0.5e-5), False),
+        (ProbeTime(seconds=1e-5, uncertainty=2e-5), False),
+        (ProbeTime(seconds=0.0), False),
+        (ProbeTime(seconds=None), False),
     ],
 )
-def test_a_time_that_drowns_in_its_noise_is_not_used(entry: Entry, usable: bool) -> None:
+def test_a_time_that_drowns_in_its_noise_is_not_used(entry: ProbeTime, usable: bool) -> None:
     assert entry.usable == usable
     assert LatencyTable(machine=MACHINE, entries={str(probe()): entry}).seconds(probe()) == (
         entry.seconds if usable else None
@@ -121,8 +121,8 @@ def test_a_time_that_drowns_in_its_noise_is_not_used(entry: Entry, usable: bool)
 
 def test_a_table_comes_back_from_its_file(tmp_path: Path) -> None:
     entries = {
-        str(probe(16, 16, 8, "Add", "Relu")): Entry(seconds=1.2345678901e-5, uncertainty=1e-7),
-        "whole": Entry(seconds=None),
+        str(probe(16, 16, 8, "Add", "Relu")): ProbeTime(seconds=1.2345678901e-5, uncertainty=1e-7),
+        "whole": ProbeTime(seconds=None),
     }
     table = LatencyTable(machine=MACHINE, entries=entries)
     path = tmp_path / "a" / "b" / "table.json"
@@ -137,9 +137,9 @@ def test_tables_that_differ_have_digests_that_differ() -> None:
     tables = [
         LatencyTable(machine=MACHINE),
         LatencyTable(machine=MACHINE.model_copy(update={"threads": 2})),
-        LatencyTable(machine=MACHINE, entries={"a": Entry(seconds=1.0)}),
-        LatencyTable(machine=MACHINE, entries={"a": Entry(seconds=2.0)}),
-        LatencyTable(machine=MACHINE, entries={"b": Entry(seconds=1.0)}),
+        LatencyTable(machine=MACHINE, entries={"a": ProbeTime(seconds=1.0)}),
+        LatencyTable(machine=MACHINE, entries={"a": ProbeTime(seconds=2.0)}),
+        LatencyTable(machine=MACHINE, entries={"b": ProbeTime(seconds=1.0)}),
     ]
     assert len({t.digest() for t in tables}) == len(tables)
     assert LatencyTable(machine=MACHINE).digest() == tables[0].digest()
@@ -193,7 +193,7 @@ def test_each_machine_has_its_own_table_in_the_cache(cache: Path) -> None:
     assert cached_table(MACHINE.model_copy())[1] == paths[0]
     assert cached_tables() == []
     for machine, path in zip(machines, paths, strict=True):
-        LatencyTable(machine=machine, entries={machine.processor: Entry(seconds=1.0)}).write(path)
+        LatencyTable(machine=machine, entries={machine.processor: ProbeTime(seconds=1.0)}).write(path)
     assert cached_tables() == sorted(paths)
     for machine in machines:
         assert cached_table(machine)[0].entries.keys() == {machine.processor}
@@ -220,19 +220,19 @@ def test_a_damaged_table_in_the_cache_is_an_empty_one(cache: Path, content: byte
 def test_a_table_of_another_machine_in_the_cache_is_an_empty_one(cache: Path) -> None:
     path = cached_table(MACHINE)[1]
     other = MACHINE.model_copy(update={"threads": 8})
-    LatencyTable(machine=other, entries={"a": Entry(seconds=1.0)}).write(path)
+    LatencyTable(machine=other, entries={"a": ProbeTime(seconds=1.0)}).write(path)
     assert cached_table(MACHINE) == (LatencyTable(machine=MACHINE), path)
 
 
 WRITER = """
 import sys
-from calib.measure.latency_table import Entry, Machine, cached_table
+from calib.measure.latency_table import ProbeTime, Machine, cached_table
 machine, number = Machine.model_validate_json(sys.argv[1]), sys.argv[2]
 table, path = cached_table(machine)
 print("read", flush=True)
 sys.stdin.readline()
 for i in range(20):
-    table.put(f"{number}/{i}", Entry(seconds=1.0))
+    table.put(f"{number}/{i}", ProbeTime(seconds=1.0))
     table.add_to(path)
 """
 
@@ -255,13 +255,13 @@ def test_runs_that_write_at_once_lose_nothing_of_each_other(cache: Path) -> None
 def test_what_another_run_has_mended_or_cleared_is_not_written_back(cache: Path) -> None:
     old, path = cached_table(MACHINE)
     for key in ("busy", "cleared"):
-        old.put(key, Entry(seconds=9.0))
+        old.put(key, ProbeTime(seconds=9.0))
     old.add_to(path)
     late = cached_table(MACHINE)[0]
-    LatencyTable(machine=MACHINE, entries={"busy": Entry(seconds=1.0)}).write(path)
-    late.put("new", Entry(seconds=2.0))
+    LatencyTable(machine=MACHINE, entries={"busy": ProbeTime(seconds=1.0)}).write(path)
+    late.put("new", ProbeTime(seconds=2.0))
     late.add_to(path)
-    assert cached_table(MACHINE)[0].entries == {"busy": Entry(seconds=1.0), "new": Entry(seconds=2.0)}
+    assert cached_table(MACHINE)[0].entries == {"busy": ProbeTime(seconds=1.0), "new": ProbeTime(seconds=2.0)}
     assert late.entries.keys() == {"busy", "cleared", "new"}
 
 
@@ -270,9 +270,9 @@ def test_a_damaged_file_that_is_added_to_is_written_anew(cache: Path, content: b
     table, path = cached_table(MACHINE)
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    table.put("a", Entry(seconds=1.0))
+    table.put("a", ProbeTime(seconds=1.0))
     table.add_to(path)
-    assert cached_table(MACHINE)[0].entries == {"a": Entry(seconds=1.0)}
+    assert cached_table(MACHINE)[0].entries == {"a": ProbeTime(seconds=1.0)}
 
 
 def test_a_file_that_cannot_be_added_to_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_a_user_without_a_home_has_a_temporary_cache(tmp_path: Path, monkeypatch
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     table, path = cached_table(MACHINE)
     assert path.is_relative_to(tmp_path)
-    table.put("a", Entry(seconds=1.0))
+    table.put("a", ProbeTime(seconds=1.0))
     table.add_to(path)
     assert cached_tables() == [path]
 
@@ -361,9 +361,9 @@ def test_a_geometry_that_does_not_fit_its_size_has_no_time() -> None:
 def test_probes_share_a_session_with_their_like(monkeypatch: pytest.MonkeyPatch) -> None:
     lots: list[list[Probe]] = []
 
-    def timed(lot: list[Probe], *_: object) -> list[Estimate]:
+    def timed(lot: list[Probe], *_: object) -> list[Measurement]:
         lots.append(lot)
-        return [Estimate(p.batch, 0.0) for p in lot]
+        return [Measurement(p.batch, 0.0) for p in lot]
 
     monkeypatch.setattr(probing, "_time_lot", timed)
     monkeypatch.setattr(probing, "LOT_PROBES", 3)
@@ -394,7 +394,7 @@ def test_a_lot_is_run_again_while_what_all_lots_have_takes_longer_than_before(mo
     monkeypatch.setattr(probing, "TRIES", 5)
     monkeypatch.setattr(probing, "_references", {})
     tries: list[list[float]] = []  # of two probes and the reference
-    monkeypatch.setattr(probing, "_run_lot", lambda *_: [Estimate(value, 0.0) for value in tries.pop(0)])
+    monkeypatch.setattr(probing, "_run_lot", lambda *_: [Measurement(value, 0.0) for value in tries.pop(0)])
 
     def values() -> list[float]:
         return [e.value for e in probing._by_kernel([probe(), probe(16, 24)], CPU)]

@@ -59,6 +59,19 @@ def test_all_that_public_signatures_need_is_public() -> None:
             assert not missing, (function.__qualname__, missing)
 
 
+def test_the_fields_of_public_records_are_of_public_types() -> None:
+    own = [getattr(hmc_onnx, name) for name in hmc_onnx.__all__]
+    records = [kind for kind in own if isinstance(kind, type)]
+    looked_at = 0
+    for kind in records:
+        for name, annotation in typing.get_type_hints(kind).items():
+            if not name.startswith("_"):
+                looked_at += 1
+                missing = [inner.__name__ for inner in mentioned(annotation) if inner not in records]
+                assert not missing, (kind.__name__, name, missing)
+    assert looked_at > 200
+
+
 def test_no_public_function_takes_more_than_six_arguments() -> None:
     functions = [getattr(hmc_onnx, n) for n in hmc_onnx.__all__]
     own = [f for f in functions if inspect.isfunction(f) or inspect.ismodule(f)]  # the packages that can be called, too

@@ -13,8 +13,8 @@ from zoo import images, resnet, run
 
 import hmc_onnx
 from calib.data.calibration import CalibrationData
-from calib.measure.latency import Estimate
-from calib.measure.latency_table import Entry, LatencyTable, cached_table, read_table, this_machine
+from calib.measure.latency import Measurement
+from calib.measure.latency_table import LatencyTable, ProbeTime, cached_table, read_table, this_machine
 from calib.runtime.batching import serving_batch, serving_feeds
 from calib.runtime.sessions import Runtime
 from hmc_onnx.execution.context import Context
@@ -38,9 +38,9 @@ SETTINGS = hmc_onnx.Settings(
 
 def told(
     probes: Sequence[Probe], runtime: Runtime, progress: Progress = silent
-) -> Iterator[tuple[Probe, Estimate | None]]:
+) -> Iterator[tuple[Probe, Measurement | None]]:
     """Times that follow the MACs and the number of kernels: what is measured in passing is now and then all noise."""
-    yield from ((p, Estimate(1e-6 * len(p.links) + 1e-9 * p.macs, 0.0)) for p in probes)
+    yield from ((p, Measurement(1e-6 * len(p.links) + 1e-9 * p.macs, 0.0)) for p in probes)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -124,11 +124,11 @@ def test_a_plan_is_made_again_until_its_network_takes_the_time(
     class Clock:
         def __init__(self, *_: object) -> None: ...
 
-        def latency(self, model: int) -> Estimate:
-            return Estimate(1.0, 0.0)
+        def latency(self, model: int) -> Measurement:
+            return Measurement(1.0, 0.0)
 
-        def ratio(self, model: int) -> Estimate:
-            return Estimate(made[-1] * factor, 0.001)
+        def ratio(self, model: int) -> Measurement:
+            return Measurement(made[-1] * factor, 0.001)
 
     monkeypatch.setattr(Program, "solve", counted)
     monkeypatch.setattr(planner, "calm", Clock)
@@ -211,13 +211,13 @@ def test_a_time_that_a_busy_machine_left_in_the_cache_is_mended_but_not_in_a_run
     hmc_onnx.profile(small, calibration(), SETTINGS)
     table, path = cached_table(this_machine(Runtime("cpu", 1)))
     for key in [k for k in table.entries if k.startswith("model ")]:
-        table.entries[key] = Entry(seconds=1e3)
+        table.entries[key] = ProbeTime(seconds=1e3)
     table.write(path)
     run = Work(work_dir=tmp_path / "work")
     mended = hmc_onnx.profile(small, calibration(), SETTINGS, work=run)
     assert mended.latency is not None and mended.latency.seconds < 1
     own = read_table(tmp_path / "work" / "latency.json")
-    own.entries.update({k: Entry(seconds=1e3) for k in own.entries if k.startswith("model ")})
+    own.entries.update({k: ProbeTime(seconds=1e3) for k in own.entries if k.startswith("model ")})
     own.write(tmp_path / "work" / "latency.json")
     resumed = hmc_onnx.profile(small, calibration(), SETTINGS, work=run)
     assert resumed.latency is not None and resumed.latency.seconds == 1e3

@@ -17,6 +17,7 @@ from hmc_onnx.records.goal import Strategy, Target
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import KEEP, GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
 from hmc_onnx.records.settings import Settings
+from passes.core.declined import Declined, Why
 from passes.core.errors import SettingsError
 
 STRATEGIES = get_args(Strategy)
@@ -78,7 +79,7 @@ def profiles(draw: st.DrawFn) -> Profile:
         parameters=64 * 3 + FIXED["parameters"],
         groups=groups,
         layers=layers,
-        declined={"other": "it is a grouped Conv"},
+        declined={"other": Declined("other", Why.GROUPED, "it is a grouped Conv")},
     )
 
 

@@ -17,7 +17,8 @@ from hmc_onnx.finetune.options import Epoch
 from hmc_onnx.planning.hmc_groups import differences, sensitivities
 from hmc_onnx.records.plan import LayerPlan
 from hmc_onnx.records.report import LayerReport, RunReport
-from hmc_onnx.reporting.run_report import NO_ADVICE, left_alone, run_report
+from hmc_onnx.reporting.run_report import ADVICE, NO_ADVICE, left_alone, run_report
+from passes.core.declined import Declined, Why
 from passes.core.errors import PlanError
 from passes.graph.shapes import batch_one
 from passes.normal_form.normalise import normalise
@@ -110,26 +111,20 @@ def test_what_is_left_alone_is_gathered_by_reason_with_advice() -> None:
     (own,) = report().left_alone
     assert own.names == ["channels of fc", "channels of head"]
     assert "output" in own.advice
-    assert left_alone({"x": "something else"})[0].advice == NO_ADVICE
+    assert left_alone({"x": Declined("x", Why.CHANNELS, "it is so")})[0].advice == NO_ADVICE
 
 
-@pytest.mark.parametrize(
-    ("reason", "advice"),
-    [
-        ("it is inside If node '/size/If', where nothing is changed and no MACs are counted", "control flow"),
-        ("the size of its input is not known, and so its MACs are not counted", "fixed input height"),
-        ("its weights are computed, not constant", "constant weights"),
-        ("operator Einsum (node 'the model output') has no rule", "operators.md lists"),
-        ("it is an operator of the custom domain 'com.microsoft'", "operators.md lists"),
-        ("the grouped Conv 'x' would lose inputs of each of its groups, and is left as it is", "whole groups"),
-        ("'conv1' takes part and is left as it is", "what helps there"),
-        ("some of its weights are NaN or infinite", "trained weights"),
-        ("its weights are int8, not float32, float16, bfloat16 or float64", "float32"),
-        ("Reshape node '/unknown shape/Reshape' mixes channels", "tied to what needs all"),
-    ],
-)
-def test_advice_goes_by_the_reason_and_not_by_names_in_it(reason: str, advice: str) -> None:
-    assert advice in left_alone({"x": reason})[0].advice
+def test_each_kind_of_reason_has_its_advice() -> None:
+    general = {Why.CHANNELS, Why.UNSAID}
+    never_in_a_report = {Why.KERNEL}  # a reason for one decomposition and not for all
+    assert set(Why) - general - never_in_a_report == set(ADVICE)
+
+
+def test_what_is_left_alone_for_the_same_reason_is_told_together() -> None:
+    sizes = {name: Declined(name, Why.UNKNOWN_SIZE, "its size is not known") for name in ("a", "b")}
+    found = left_alone(sizes | {"c": Declined("c", Why.NESTED, "it is inside If node 'x'")})
+    assert [own.names for own in found] == [["a", "b"], ["c"]]
+    assert "fixed input height" in found[0].advice and "control flow" in found[1].advice
 
 
 def test_the_reasons_of_a_real_network_have_advice_of_their_own() -> None:

@@ -9,9 +9,10 @@ from onnx import numpy_helper
 from zoo import Builder, images, resnet
 
 from hmc_onnx.analysis.find_compressible import find_compressible
-from hmc_onnx.records.selection import Selection
+from hmc_onnx.records.selection import LayerSelection
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.run import Run
+from passes.core.declined import sentences
 from passes.core.errors import SettingsError
 from passes.graph.model import Model
 from passes.normal_form.normalise import normalise
@@ -30,11 +31,11 @@ INPUTS = {"input": (1, 3, 8, 8)}
     ],
 )
 def test_layers_that_match_are_left_alone(keep: tuple[str, ...], only: tuple[str, ...], alone: set[str]) -> None:
-    assert set(Selection(keep, only).left_alone(NAMES)) == alone
+    assert set(LayerSelection(keep, only).left_alone(NAMES)) == alone
 
 
 def test_the_reason_is_the_pattern() -> None:
-    found = Selection(("stem/*",), ("layer1/*", "stem/*")).left_alone(NAMES)
+    found = LayerSelection(("stem/*",), ("layer1/*", "stem/*")).left_alone(NAMES)
     assert found["stem/Conv"].reason == "kept by --keep stem/*"
     assert found["fc/Gemm"].reason == "not among --only layer1/* stem/*"
 
@@ -42,13 +43,13 @@ def test_the_reason_is_the_pattern() -> None:
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        (Selection(keep=("layer1/a/Cnov",)), "`keep` 'layer1/a/Cnov' matches no layer: near names are lay"),
-        (Selection(only=("FC*",)), "`only` 'FC\\*' matches no layer: "),
-        (Selection(only=("zzz",)), "`only` 'zzz' .*: its layers are stem/Conv, "),
-        (Selection(keep=("*",)), "no layer is left to compress"),
+        (LayerSelection(keep=("layer1/a/Cnov",)), "`keep` 'layer1/a/Cnov' matches no layer: near names are lay"),
+        (LayerSelection(only=("FC*",)), "`only` 'FC\\*' matches no layer: "),
+        (LayerSelection(only=("zzz",)), "`only` 'zzz' .*: its layers are stem/Conv, "),
+        (LayerSelection(keep=("*",)), "no layer is left to compress"),
     ],
 )
-def test_a_selection_that_cannot_be_meant_is_refused(selection: Selection, message: str) -> None:
+def test_a_selection_that_cannot_be_meant_is_refused(selection: LayerSelection, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         selection.left_alone(NAMES)
 
@@ -74,10 +75,10 @@ def chain() -> Model:
     ],
 )
 def test_channel_groups_at_both_ends_of_a_kept_layer_stay(kept: str, groups: set[str]) -> None:
-    found = find_compressible(chain(), INPUTS, Selection(keep=(f"{kept}/*",)))
+    found = find_compressible(chain(), INPUTS, LayerSelection(keep=(f"{kept}/*",)))
     assert set(found.groups) == groups
     assert not any(name.startswith(f"{kept}/") for name in found.layers)
-    closed = {k: v for k, v in found.declined.items() if k.startswith("channels of ")}
+    closed = {k: v for k, v in sentences(found.declined).items() if k.startswith("channels of ")}
     assert {v for k, v in closed.items() if "input" not in k} & {
         f"'{n}' takes part, which is kept by --keep {kept}/*" for n in (f"{kept}/Conv", f"{kept}/Gemm")
     }
@@ -96,9 +97,9 @@ def bottleneck() -> Model:
 
 def test_a_residual_branch_is_removable_unless_a_layer_in_it_is_kept() -> None:
     model = bottleneck()
-    assert find_compressible(model, INPUTS, Selection(keep=("stem/*",))).removable == {"first/Conv", "second/Conv"}
+    assert find_compressible(model, INPUTS, LayerSelection(keep=("stem/*",))).removable == {"first/Conv", "second/Conv"}
     for name in ("first", "second", "third"):
-        assert find_compressible(model, INPUTS, Selection(keep=(f"{name}/*",))).removable == set()
+        assert find_compressible(model, INPUTS, LayerSelection(keep=(f"{name}/*",))).removable == set()
 
 
 def weights(proto: onnx.ModelProto) -> dict[str, list[np.ndarray]]:
@@ -117,7 +118,7 @@ def test_kept_layers_have_the_weights_of_the_normal_form_and_others_not() -> Non
     settings = Settings(align=1, samples=16, kl_samples=8, keep=tuple(sorted(kept)))
     run = Run(proto, {"input": images(16, 8)}, settings)
     plan = run.plan("macs=0.6")
-    assert plan.declined.items() >= {n: f"kept by --keep {n}" for n in kept}.items()
+    assert sentences(plan.declined).items() >= {n: f"kept by --keep {n}" for n in kept}.items()
     assert not kept & set(plan.layers)
     made = weights(run.apply(plan))
     for name in kept:

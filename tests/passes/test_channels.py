@@ -23,6 +23,7 @@ from zoo import Builder, assert_same, images, pad_channels, parsed, resnet, run
 from passes.channels import ChannelGroup, Channels, Slot, registry, trace
 from passes.channels.registry import DEFAULT, Rule, register, rules
 from passes.channels.tracing import Tracer
+from passes.core.declined import Declined, Why
 from passes.core.errors import ModelError
 from passes.graph.cost import total
 from passes.graph.model import Model
@@ -925,7 +926,9 @@ def test_a_rule_can_be_added_to_a_copy() -> None:
     model = Model(b.model(b.conv(x, 4, 2)))
     channels = trace(model, rules=own)
     assert type(rules()["PRelu"]) is not PRelu
-    assert trace(model, rules=DEFAULT.without("PRelu")).groups[0].closed == "operator PRelu (node '/PRelu') has no rule"
+    assert trace(model, rules=DEFAULT.without("PRelu")).groups[0].declined == Declined(
+        "/PRelu", Why.NO_RULE, "operator PRelu (node '/PRelu') has no rule"
+    )
     silence(channels.groups[0], np.array([1, 3]))
     expected = run(model.finished(), images(2, 8))
     channels.remove({"/a/Conv": np.array([1, 3])})

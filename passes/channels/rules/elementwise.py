@@ -9,6 +9,7 @@ from passes.channels.registry import Closed, Rule, register
 from passes.channels.rules.arithmetic import compute_sizes
 from passes.channels.rules.parameters import is_given
 from passes.channels.tracing import Tracer
+from passes.core.declined import Why
 from passes.graph.model import constant_value
 
 __all__: list[str] = []
@@ -70,7 +71,7 @@ class Broadcasting(Rule):
         """An input without channels of its own."""
         shape = tracer.shapes.get(tensor.name)
         if shape is None:
-            raise Closed(f"combines channels with '{tensor.name}', of unknown shape")
+            raise Closed(f"combines channels with '{tensor.name}', of unknown shape", Why.UNKNOWN_SIZE)
         extent = shape[axis] if len(shape) >= -axis else 1
         if extent == 1:
             return
@@ -97,7 +98,7 @@ class Quantize(Rule):
             if not is_given(node, index):
                 continue
             if not isinstance(node.inputs[index], gs.Constant):
-                raise Closed("computes its scale or zero point")
+                raise Closed("computes its scale or zero point", Why.COMPUTED_WEIGHTS)
             shape = node.inputs[index].shape
             if len(shape) > 1:
                 raise Closed("works on blocks of channels")

@@ -7,6 +7,7 @@ import onnx_graphsurgeon as gs
 
 from passes.channels.registry import Closed
 from passes.channels.tracing import Tracer
+from passes.core.declined import Why
 from passes.graph.model import constant_value
 from passes.graph.naming import unused_name
 
@@ -32,7 +33,7 @@ def parameter(node: gs.Node, name: str, index: int | None, tracer: Tracer) -> np
         return None
     value = tracer.value(node.inputs[index])
     if value is None:
-        raise Closed(f"has computed {name}")
+        raise Closed(f"has computed {name}", Why.COMPUTED_WEIGHTS)
     tracer.freeze(node, index)
     return np.atleast_1d(value)
 
@@ -53,5 +54,5 @@ def weight(node: gs.Node, index: int) -> gs.Constant:
     """The constant that a node reads as input `index`; raises Closed where it is computed."""
     tensor = node.inputs[index]
     if not isinstance(tensor, gs.Constant):
-        raise Closed(f"computes its parameters: '{tensor.name}'")
+        raise Closed(f"computes its parameters: '{tensor.name}'", Why.COMPUTED_WEIGHTS)
     return tensor

@@ -13,7 +13,7 @@ __all__: list[str] = []
 
 
 @register("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
-class Pool(Rule):
+class Pooling(Rule):
     """Passes channels on."""
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:

@@ -86,7 +86,7 @@ class CountAll(Rule):
 
 
 @register("Constant", "ConstantOfShape")
-class Source(Rule):
+class NoChannels(Rule):
     """Begins no channels."""
 
     def trace(self, node: gs.Node, tracer: Tracer) -> None:

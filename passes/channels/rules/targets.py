@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from passes.channels.registry import Closed
 from passes.channels.tracing import Size, Tracer
+from passes.core.declined import Why
 from passes.graph.model import constant_value
 from passes.graph.naming import unused_name
 
@@ -46,7 +47,7 @@ class Entry:
             tracer.tie(self.size.ids, ids)
             return
         if self.around is None:
-            raise Closed("has a computed number of channels")
+            raise Closed("has a computed number of channels", Why.UNKNOWN_SIZE)
         counted = ids if self.size is None else np.concatenate([ids, self.size.ids])
         tracer.adjust(reader, counted, lambda keep: self._set(reader, keep[ids].sum(), tracer))
 
