@@ -246,7 +246,8 @@ class Program:
                 f"the solver found no plan within {MOST_NODES:,} nodes of its search ({result.message}): give another "
                 "target, or `quick` for fewer candidates"
             )
-        return np.round(result.x), float(result.mip_gap)
+        # no loss is negative, so 0 is a lower bound where the search was stopped before it had another
+        return np.round(result.x), min(float(result.mip_gap), 1.0)
 
     def spent(self, what: str, solution: np.ndarray) -> float:
         """Seconds, MACs or parameters of the whole network for a solution.

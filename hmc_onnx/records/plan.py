@@ -98,7 +98,7 @@ class Plan(Explained):
     parameters: int
     latency: PlannedLatency | None = None
     sensitivity: float
-    gap: float = 0.0
+    gap: float = Field(default=0.0, ge=0, le=1)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
