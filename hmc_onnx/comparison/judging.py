@@ -13,6 +13,7 @@ from calib.measure.divergence import choices, class_logs, settled
 from calib.runtime.batching import declared_batch
 from calib.runtime.sessions import CPU, Runtime, Session
 from passes.core.errors import DataError, SettingsError
+from passes.graph.external import has_external
 from passes.graph.model import Model
 from passes.graph.outputs import NO_RESULT, Output, parse_kinds
 
@@ -32,7 +33,8 @@ class Judged:
 
     Attributes:
         outputs: the outputs to compare; those that choose classes come first.
-        session: the session; it also returns compared tensors that are not outputs of the model.
+        session: the session; it also returns compared tensors that are not outputs of the model. For a model whose
+            weights are in files it is not to be timed: it takes little memory, and is slower.
 
     Raises:
         ModelError: no output can be compared, or onnxruntime cannot load the model.
@@ -49,7 +51,8 @@ class Judged:
         model = Model(proto)
         model.kinds = parse_kinds(outputs)
         self.outputs: list[Output] = model.compared if original is None else matched(original.outputs, model)
-        self.session = Session(_exposing(proto, [o.tensor for o in self.outputs]), runtime)
+        exposing = _exposing(proto, [o.tensor for o in self.outputs])
+        self.session = Session(exposing, runtime, timed=not has_external(proto))
 
     def run(self, feeds: Feeds) -> list[np.ndarray]:
         """The values of `outputs` for one batch; raises ModelError."""

@@ -29,6 +29,7 @@ from hmc_onnx.records.comparison import (
 )
 from passes.core.errors import ModelError
 from passes.graph.cost import total
+from passes.graph.external import has_external
 from passes.graph.model import Model, digest
 from passes.graph.outputs import Output, parse_kinds
 from passes.graph.protos import byte_size
@@ -115,19 +116,26 @@ def verify(
     found = Answers.of(first, second, chunks, data)
     sizes = (size,) if fixed or size < wanted else tuple(n for n in batches if n <= len(data))
     third = None if a.unchanged is None else Judged(a.unchanged[1], runtime, a.outputs, first)
-    sessions = [first.session, second.session, *([] if third is None else [third.session])]
-    timings = _timed(sessions, {n: {k: v[:n] for k, v in data.feeds.items()} for n in sizes}, known or {})
+    alone = None if third is None else found.of_another(third, chunks)
+    others = [] if fixed else _other_sizes(first, second, found, data, size)
+    protos = [a.proto, b.proto, *([] if a.unchanged is None else [a.unchanged[1]])]
+    sessions = [judged.session for judged in (first, second, third) if judged is not None]
+    feeds = {n: {k: v[:n] for k, v in data.feeds.items()} for n in sizes}
+    if any(map(has_external, protos)):
+        del first, second, third, sessions
+        timings = _timed_one_by_one(protos, runtime, feeds)
+    else:
+        timings = _timed(sessions, feeds, known or {})
     shapes = input_shapes(a.proto, data)
     sides = [network.side(shapes, top1, runtime) for network, top1 in zip((a, b), found.top1, strict=True)]
     unchanged = None
-    if third is not None and a.unchanged is not None:
+    if alone is not None and a.unchanged is not None:
         precision, proto = a.unchanged
-        agreement, top1 = found.of_another(third, chunks)
         unchanged = Unchanged(
             precision=precision,
             bytes=byte_size(proto),
-            top1=top1,
-            agreement=agreement,
+            top1=alone[1],
+            agreement=alone[0],
             timings=[_timing(n, times, 2) for n, times in timings.items()],
         )
     return Verification(
@@ -145,7 +153,7 @@ def verify(
         timings=[_timing(n, times) for n, times in timings.items()],
         threads=runtime.threads_used,
         outputs=[*found.reports, *(_left_out(o) for o in _not_compared(a, found.reports, found.outputs))],
-        batches=[] if fixed else _other_sizes(first, second, found, data, size),
+        batches=others,
         unchanged=unchanged,
         changes=found.changes(data),
     )
@@ -218,6 +226,27 @@ def _timed(
             more = interleaved(sessions, own, 1 / ROUNDS)
             measured[n] = Timings(np.concatenate([measured[n].seconds, more.seconds]))
     return measured
+
+
+def _timed_one_by_one(
+    protos: Sequence[onnx.ModelProto], runtime: Runtime, feeds: dict[int, dict[str, np.ndarray]]
+) -> dict[int, Timings]:
+    """Like `_timed`, with one model in memory at a time, for large ones.
+
+    onnxruntime holds twice the weights of a network of Convs while it makes a session, as it changes their layout.
+    """
+    rounds: dict[int, list[np.ndarray]] = {n: [] for n in feeds}
+    for _ in range(ROUNDS):
+        turns: dict[int, list[np.ndarray]] = {n: [] for n in feeds}
+        for proto in protos:
+            session = Session(proto, runtime)
+            for n, own in feeds.items():
+                turns[n].append(interleaved([session], own, 1 / ROUNDS).seconds[:, 0])
+            del session
+        for n, seconds in turns.items():
+            count = min(map(len, seconds))
+            rounds[n].append(np.stack([own[:count] for own in seconds], axis=1))
+    return {n: Timings(np.concatenate(own)) for n, own in rounds.items()}
 
 
 def _timing(batch: int, timings: Timings, model: int = 1) -> Timing:
