@@ -21,7 +21,7 @@ from calib.runtime.providers import CPU as CPU_PROVIDER
 from calib.runtime.providers import parse_options, providers
 from calib.runtime.threads import default_threads, unrestricted
 from passes.core.errors import ModelError
-from passes.graph.external import bytes_held, has_external, moved_out, relative
+from passes.graph.external import bytes_held, has_external, moved_out, pages_let_go, relative
 from passes.graph.precision import in_float32
 from passes.graph.protos import EXTERNAL_DATA_THRESHOLD, first_line, large
 
@@ -122,6 +122,7 @@ class Session:
         chosen = runtime.session_providers()
         if filed:
             gc.collect()  # graphs are reference cycles: uncollected ones still hold the weights that they have mapped
+            pages_let_go()
             _trim()
         try:
             self._session = _start(proto, options, chosen)

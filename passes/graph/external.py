@@ -6,11 +6,13 @@ and the system may drop the pages again; only values that a pass has computed ar
 
 from __future__ import annotations
 
+import mmap
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
+from weakref import WeakSet
 
 import numpy as np
 import onnx
@@ -41,6 +43,7 @@ __all__ = [
     "move_out",
     "moved_out",
     "on_disk",
+    "pages_let_go",
     "plain_weights",
     "refer",
     "relative",
@@ -52,6 +55,8 @@ LARGE = 5e8
 # Bytes above which a tensor of a large model is moved to a file.
 LARGE_TENSOR = 2**16
 PAGE = 4096  # weights begin at multiples of it in their file, so that they can be mapped
+# The files' mapped parts that are in use.
+MAPPED: WeakSet[mmap.mmap] = WeakSet()
 LAYERS = ("Conv", "ConvTranspose", "Gemm")
 
 
@@ -135,7 +140,20 @@ def content(tensor: TensorProto) -> bytes | memoryview:
 def _map(tensor: TensorProto) -> np.memmap:
     place = {entry.key: entry.value for entry in tensor.external_data}
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return np.memmap(place["location"], dtype, "r", int(place["offset"]), tuple(tensor.dims))
+    mapped = np.memmap(place["location"], dtype, "r", int(place["offset"]), tuple(tensor.dims))
+    if isinstance(mapped.base, mmap.mmap):
+        MAPPED.add(mapped.base)
+    return mapped
+
+
+def pages_let_go() -> None:
+    """Take the pages of all mapped weights out of memory; those that are used again are read again.
+
+    The system does so by itself when memory is short, but until then they count as memory that the process holds.
+    """
+    if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        for mapped in MAPPED:
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def plain_weights(proto: onnx.ModelProto) -> list[TensorProto]:

@@ -12,7 +12,7 @@ from zoo import assert_same, images, resnet
 import passes.graph.external
 from calib.runtime.sessions import Session
 from passes.core.errors import OutputError
-from passes.graph.external import brought_in, bytes_held, content, is_external, on_disk
+from passes.graph.external import brought_in, bytes_held, content, is_external, on_disk, pages_let_go
 from passes.graph.files import save
 from passes.graph.model import Model, digest
 from passes.graph.protos import SMALL, byte_size, check
@@ -129,3 +129,16 @@ def test_the_size_of_a_model_counts_what_is_on_disk() -> None:
     proto = resnet((1, 1), (16, 32))
     with on_disk(proto) as light:
         assert byte_size(light) == pytest.approx(byte_size(proto), rel=0.05)
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_weights_can_be_read_when_their_pages_were_let_go() -> None:
+    proto = resnet((1, 1), (8, 16))
+    with on_disk(proto) as light:
+        graph = Model(light)
+        held = [t.values for t in graph.constants()]
+        before = [np.array(values) for values in held]
+        assert len(passes.graph.external.MAPPED) >= sum(map(is_external, light.graph.initializer)) > 0
+        pages_let_go()
+        for values, expected in zip(held, before, strict=True):
+            np.testing.assert_array_equal(values, expected)
