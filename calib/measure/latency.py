@@ -21,7 +21,7 @@ import numpy as np
 
 from calib.runtime.sessions import Session
 
-__all__ = ["DISTURBED", "PATIENCE", "Measurement", "Timings", "calm", "interleaved", "undisturbed"]
+__all__ = ["DISTURBED", "PATIENCE", "UNSURE", "Measurement", "Timings", "calm", "interleaved", "surer", "undisturbed"]
 
 # A turn runs each model once. Measure for at least SECONDS, because other load comes in spells of a second and more,
 # and for at least WARM_UP + REPEATS turns, of which the first WARM_UP are discarded.
@@ -33,6 +33,9 @@ LONG, FEW = 12.0, 4
 DECILE = 0.1
 # A model that takes more than DISTURBED times its known time is disturbed; wait up to PATIENCE seconds for that to end.
 DISTURBED, PATIENCE = 1.04, 20.0
+# An uncertainty of a share of the time above which that share says little, and the share of `SECONDS` for which runs go
+# on before the uncertainty is looked at again.
+UNSURE, MORE = 0.1, 1 / 3
 
 
 @dataclass(frozen=True)
@@ -106,3 +109,18 @@ def calm(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], known: fl
     while best.latency(0).value > known * DISTURBED and time.perf_counter() < end:
         best = min(best, interleaved(sessions, feeds), key=lambda timings: timings.latency(0).value)
     return best
+
+
+def surer(timings: Timings, sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], end: float) -> Timings:
+    """The timings with more turns, until the ratios to the first model are known to `UNSURE`.
+
+    Args:
+        timings: of the sessions so far.
+        sessions, feeds: as for `interleaved`.
+        end: `time.perf_counter()` at which no further turns begin.
+    """
+    others = range(1, len(sessions))
+    while time.perf_counter() < end and any(timings.ratio(i).uncertainty > UNSURE for i in others):
+        more = interleaved(sessions, feeds, MORE)
+        timings = Timings(np.concatenate([timings.seconds, more.seconds]))
+    return timings

@@ -11,7 +11,7 @@ import onnx
 
 from calib.data.calibration import CalibrationData
 from calib.measure.divergence import divergences
-from calib.measure.latency import DISTURBED, PATIENCE, Timings, calm, interleaved
+from calib.measure.latency import DISTURBED, PATIENCE, Timings, calm, interleaved, surer
 from calib.runtime.batching import at_once, batch_size, declared_batch, input_shapes, serving_feeds, whole_batches
 from calib.runtime.observing import observe
 from calib.runtime.sessions import CPU, Runtime, Session
@@ -19,7 +19,6 @@ from hmc_onnx.analysis.model_inputs import fit
 from hmc_onnx.comparison.answers import Answers, as_the_original
 from hmc_onnx.comparison.judging import Judged, check_labels
 from hmc_onnx.records.comparison import (
-    UNSURE,
     BatchComparison,
     OutputComparison,
     Side,
@@ -214,18 +213,13 @@ def _timed(
 
     What is disturbed is timed again, for a while.
     """
-    others = range(1, len(sessions))
     rounds = [{n: interleaved(sessions, own, 1 / ROUNDS) for n, own in feeds.items()} for _ in range(ROUNDS)]
     measured = {n: Timings(np.concatenate([r[n].seconds for r in rounds])) for n in feeds}
     for n, seconds in known.items():
         if n in measured and measured[n].latency(0).value > DISTURBED * seconds:
             measured[n] = calm(sessions, feeds[n], seconds, PATIENCE)
     end = time.perf_counter() + PATIENCE
-    for n, own in feeds.items():
-        while time.perf_counter() < end and any(measured[n].ratio(i).uncertainty > UNSURE for i in others):
-            more = interleaved(sessions, own, 1 / ROUNDS)
-            measured[n] = Timings(np.concatenate([measured[n].seconds, more.seconds]))
-    return measured
+    return {n: surer(measured[n], sessions, own, end) for n, own in feeds.items()}
 
 
 def _timed_one_by_one(

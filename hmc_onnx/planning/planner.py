@@ -3,13 +3,15 @@
 The sum of the layers' times only approximates the time of the network: operators between the layers may or may not
 shrink with them, and caches are shared. As time does not depend on the weights, a planned network can be timed before
 its layers are repaired. If it is too slow or too fast, the bound is corrected and the integer program is solved again.
+On a machine that is too busy for a time to be known, the sum is kept.
 """
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 
-from calib.measure.latency import DISTURBED, PATIENCE, Measurement, calm
+from calib.measure.latency import DISTURBED, PATIENCE, UNSURE, Measurement, calm, surer
 from calib.measure.latency_table import this_machine
 from calib.runtime.sessions import Session
 from hmc_onnx.execution.context import Context
@@ -84,19 +86,23 @@ class Planner:
             planned = context.served_form(shaped(context, plan).finished(), timed_only=True, in_float=plan.in_float)
             session = Session(planned, runtime)
             timings = calm([original, session], context.serving_feeds, known, patience)
+            timings = surer(timings, [original, session], context.serving_feeds, time.perf_counter() + patience)
             now, share = timings.latency(0).value, timings.ratio(1)
             patience = 0.0 if now > known * DISTURBED else patience  # the time to wait for calm is spent at most once
             known = min(known, now)
             plan = _measured(plan, share)
             if best is None or _distance(plan, target) < _distance(best, target):
                 best = plan
-            if attempt + 1 == most or -BELOW <= share.value / target.latency - 1 <= ABOVE:
+            kept = -BELOW <= share.value / target.latency - 1 <= ABOVE
+            if attempt + 1 == most or kept or share.uncertainty > UNSURE:
                 break
             correction *= target.latency * (1 - BELOW / 2) / share.value
             try:
                 plan = self._program.solve(target, correction)
             except SettingsError:
                 break
+            if not plan.changes and self._program.unchanged_share > target.latency * (1 + ABOVE):
+                break  # the measurement was wrong: the unchanged network is known to be too slow
         context.progress("plan", most, most)
         assert best is not None and best.latency is not None and best.latency.measured is not None
         if refusal is not None and best.latency.measured > target.latency * (1 + BELOW):

@@ -179,6 +179,11 @@ class Program:
             raise self._unreachable(target, {k: correction if k == "seconds" else 1.0 for k in bounds})
         return plan_of(self, self._spared(solution, limits), target, gap)
 
+    @property
+    def unchanged_share(self) -> float:
+        """The time of the network without changes, in the precision that is served, as a share of the original's."""
+        return self.at_rest["seconds"] / self.original["seconds"]
+
     def check_within_reach(self, target: Target) -> None:
         """Check that some combination of candidates meets the bounds on MACs and parameters, whatever it loses.
 

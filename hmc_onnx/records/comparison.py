@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from calib.measure.latency import UNSURE
 from hmc_onnx.records.changes import Changes
 from passes.core.records import Explained, Frozen
 
 __all__ = [
     "BUSY",
-    "UNSURE",
     "BatchComparison",
     "Interval",
     "Intervals",
@@ -23,8 +23,6 @@ __all__ = [
     "Visited",
 ]
 
-# An uncertainty of a share of the time above which that share says little.
-UNSURE = 0.1
 BUSY = "The machine was busy while these were timed: a share of the time with more than ± 0.1 is not known."
 FITTED = (
     "The weights were fitted to these images, so nothing is known of new ones: give more images, of which a fifth is "

@@ -140,6 +140,47 @@ def test_a_plan_is_made_again_until_its_network_takes_the_time(
     assert len(made) > 1
 
 
+@pytest.mark.parametrize(
+    ("share", "uncertainty", "plans"),
+    [
+        (0.3, 0.3, 1),  # so noisy that nothing follows from it
+        (0.3, 0.001, 2),  # so wrong that no change at all would do
+        (1.2, 0.3, 1),
+    ],
+)
+def test_a_wrong_measurement_does_not_give_up_the_plan(
+    original: onnx.ModelProto,
+    profile: hmc_onnx.Profile,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    uncertainty: float,
+    plans: int,
+) -> None:
+    made: list[hmc_onnx.Plan] = []
+    solve = Program.solve
+
+    def counted(*arguments: object) -> hmc_onnx.Plan:
+        made.append(solve(*arguments))  # type: ignore[arg-type]
+        return made[-1]
+
+    class Clock:
+        def __init__(self, *_: object) -> None: ...
+
+        def latency(self, model: int) -> Measurement:
+            return Measurement(1.0, 0.0)
+
+        def ratio(self, model: int) -> Measurement:
+            return Measurement(share, uncertainty)
+
+    monkeypatch.setattr(Program, "solve", counted)
+    monkeypatch.setattr(planner, "calm", Clock)
+    monkeypatch.setattr(planner, "surer", lambda timings, *_: timings)
+    plan = planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(Target(latency=0.8))
+    assert plan.changes and len(made) == plans
+    assert plan.layers == made[0].layers and plan.groups == made[0].groups
+    assert plan.latency is not None and plan.latency.uncertainty == uncertainty
+
+
 def test_a_model_compressed_for_the_time_runs_and_says_what_it_takes(original: onnx.ModelProto) -> None:
     result = hmc_onnx.compress(original, calibration(), "latency=0.7", settings=SETTINGS)
     assert result.plan.latency is not None
