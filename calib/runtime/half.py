@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
 from calib.runtime.quantisation import FeedReader
+from calib.runtime.quantiser import CalibrationMethod, create_calibrator
 from passes.core.errors import ModelError
 from passes.graph.protos import first_line
 

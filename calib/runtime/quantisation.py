@@ -19,11 +19,18 @@ from typing import Any, Literal
 import cpuinfo
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.calibrate import TensorsData
-from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
-from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
+from calib.runtime.quantiser import (
+    CalibrationMethod,
+    QDQQuantizer,
+    QDQRegistry,
+    QLinearOpsRegistry,
+    QuantFormat,
+    QuantType,
+    TensorsData,
+    quantize_static,
+    save_and_reload_model_with_shape_infer,
+)
 from passes.core.errors import ModelError
 from passes.graph.protos import first_line
 

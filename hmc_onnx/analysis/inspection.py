@@ -95,7 +95,12 @@ def inspect(
     macs = sum(c.macs for c in cost.values())
     parameters = sum(c.parameters for c in cost.values())
     tables = [_outputs(model), layers, table, *([alone] if compressible.declined_inside else [])]
-    return Group(*tables, f"In all: {macs:,} MACs an image, {parameters:,} parameters", f"SHA-256: {digest(proto)}")
+    return Group(
+        *tables,
+        f"In all: {macs:,} MACs an image, {parameters:,} parameters",
+        "Digest, of what the model computes and not of its file:",
+        digest(proto),
+    )
 
 
 def describe(
@@ -138,7 +143,7 @@ def describe(
         for group in compressible.channels.groups
     ]
     return {
-        "sha256": digest(proto),
+        "digest": digest(proto),
         "macs": sum(c.macs for c in cost.values()),
         "parameters": sum(c.parameters for c in cost.values()),
         "outputs": [{"name": o.name, "what": o.what, "judged_by": o.judged_by} for o in model.outputs],

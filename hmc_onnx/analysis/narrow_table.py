@@ -1,4 +1,4 @@
-"""Tables for narrow terminals: long names are shortened in the middle, then columns are left out.
+"""Tables for narrow terminals: columns of little weight are left out, and long names are shortened in the middle.
 
 Words and numbers are not broken.
 """
@@ -53,20 +53,39 @@ class NarrowTable:
         self._rows.append(cells)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        rows, every = self._rows, range(len(self._columns))
-        if self._widths(rows, every, options.max_width) is None:
+        rows, every, width = self._rows, range(len(self._columns)), options.max_width
+        if self._widths(rows, every, width) is None:
             rows = self._with_names(NAME)
         for count in range(len(self._dropped) + 1):
             shown = [i for i in every if self._columns[i] not in self._dropped[:count]]
-            widths = self._widths(rows, shown, options.max_width)
+            widths = self._widths(rows, shown, width)
+            if widths is None and count < len(self._dropped) and self._dropped[count] in self._sentences:
+                rows, widths = self._shrunk(rows, shown, width, distinct=True)
             if widths is not None:
                 break
-        most = NAME
-        while widths is None and most > SHORTEST:
-            most -= 1
-            rows = self._with_names(most)
-            widths = self._widths(rows, shown, options.max_width)
+        if widths is None:
+            rows, widths = self._shrunk(rows, shown, width, distinct=False)
         yield self._table(self._rows if widths is None else rows, shown, widths, self._dropped[:count])
+
+    def _shrunk(
+        self, rows: list[tuple[str, ...]], shown: Sequence[int], width: int, distinct: bool
+    ) -> tuple[list[tuple[str, ...]], list[int] | None]:
+        """The rows with names as short as they must be for the table to fit, and its widths; None if none fits.
+
+        Args:
+            rows: given back where none fits.
+            shown: the columns.
+            width: of the table.
+            distinct: whether the names must stay different.
+        """
+        names = len({row[0] for row in self._rows})
+        for most in range(NAME - 1, SHORTEST - 1, -1):
+            short = self._with_names(most)
+            if distinct and len({row[0] for row in short}) < names:
+                break
+            if (widths := self._widths(short, shown, width)) is not None:
+                return short, widths
+        return rows, None
 
     def _with_names(self, most: int) -> list[tuple[str, ...]]:
         """The rows, with names shortened to so many characters at most."""

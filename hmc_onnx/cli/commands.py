@@ -311,7 +311,7 @@ def _looked_ahead(context: Context, given: Given) -> bool:
 
     found = estimate(context)
     if not given.of(DryRun).dry_run:
-        console(stderr=True).print(f"profile: {found}", markup=False, soft_wrap=True)
+        console(stderr=True).print(f"profile: {found}", markup=False)
         return False
     if given.of(Json).json_:
         show_json(found.dump())

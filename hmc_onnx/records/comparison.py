@@ -165,7 +165,7 @@ class Verification(Explained):
         difference: largest absolute difference of an output.
         images: how many, and `source` which.
         threads: intra-op threads of onnxruntime with which both were run; None in reports of earlier versions.
-        original: SHA-256 of model a; empty in reports of earlier versions.
+        original: digest (`passes.graph.model.digest`) of model a; empty in reports of earlier versions.
         max_drop: the bound on the loss, where the fastest network within one was searched for, and
         curve: what was visited.
         outputs: what each output is, and how far the two are apart in it.

@@ -80,8 +80,9 @@ class Plan(Explained):
     """Everything that `apply` does, keyed by the model and data it was made from.
 
     `macs`, `parameters`, `latency` and `sensitivity` are what the solver expects of the whole network. `gap` is the
-    relative distance between `sensitivity` and the least that the solver has proven possible. `held_back` says for what
-    a part of the images was held back from the calibration, if there were not enough for both.
+    relative distance between the loss that the solver came to and the least that it has proven possible; that loss is
+    `sensitivity`, with at least a little for each change. `held_back` says for what a part of the images was held back
+    from the calibration, if there were not enough for both.
     """
 
     version: Literal[1] = 1

@@ -26,7 +26,7 @@ class Provenance(Frozen):
 
     Attributes:
         version: of hmc-onnx.
-        original: SHA-256 of the original model.
+        original: digest (`passes.graph.model.digest`) of the original model.
         target: share of the original's time, MACs and parameters that the plan was made for, such as "macs=0.5".
         precision: "fp32", "fp16" or "int8".
         strategy: that chose among the candidates, such as "hmc".
@@ -35,7 +35,7 @@ class Provenance(Frozen):
         provider: short name of an execution provider, or "auto"; that of the measured time, where there is one.
         threads: of onnxruntime; 0 where neither the settings nor a measured time says it.
         finetuned: version of hmc-onnx that fine-tuned the model; None where it was not fine-tuned.
-        teacher: SHA-256 of the model that it was fine-tuned against.
+        teacher: digest of the model that it was fine-tuned against.
     """
 
     version: str
@@ -56,7 +56,7 @@ class Provenance(Frozen):
 
         Args:
             plan: that was carried out.
-            original: SHA-256 of the original model.
+            original: digest of the original model.
             batch: the number of images that the original declares, where it does.
         """
         planned = plan.latency
@@ -96,8 +96,8 @@ class Provenance(Frozen):
         """What it says, for people."""
         said = {
             "made by": f"hmc-onnx {self.version}",
-            "from the model": self.original,
-            "by the plan": self.plan,
+            "original": self.original,
+            "plan": self.plan,
             "target": self.target,
             "strategy": self.strategy,
             "precision": self.precision,
@@ -106,7 +106,7 @@ class Provenance(Frozen):
         }
         if self.finetuned is not None:
             said["fine-tuned by"] = f"hmc-onnx {self.finetuned}"
-            said["against the model"] = self.teacher or ""
+            said["teacher"] = self.teacher or ""
         return said
 
 

@@ -174,4 +174,4 @@ class RunReport(Verification):
         Raises:
             PlanError: the file is missing or malformed.
         """
-        return read_record(path, cls, "report", "a report of a run", PlanError)
+        return read_record(path, cls, "report", "a report of a run (what `--report RUN.json` writes)", PlanError)

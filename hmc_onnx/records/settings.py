@@ -69,13 +69,13 @@ class Settings(Options):
     branches: Annotated[bool | None, PYTHON] = Field(
         default=None, description="Offer to remove whole residual branches. None: where latency is measured."
     )
-    keep: Annotated[tuple[str, ...], Option(metavar="NAME", example="[stem.*, fc]")] = Field(
+    keep: Annotated[tuple[str, ...], Option(metavar="PATTERN", example="[stem.*, fc]")] = Field(
         default=(),
         exclude_if=lambda given: not given,
         description="Leave the layers alone whose names match, such as 'stem.*' (as in a shell; may be repeated): they "
         "are not decomposed, pruned or repaired. `precision` and `finetune` are for the whole network still.",
     )
-    only: Annotated[tuple[str, ...], Option(metavar="NAME", example="['layer3.*']")] = Field(
+    only: Annotated[tuple[str, ...], Option(metavar="PATTERN", example="['layer3.*']")] = Field(
         default=(),
         exclude_if=lambda given: not given,
         description="Leave all layers alone but those whose names match (may be repeated).",

@@ -188,9 +188,10 @@ def _layers(plan: Plan) -> NarrowTable:
 
 def provenance_table(provenance: Provenance) -> Table:
     """What a compressed file says of how it was made."""
-    table = Table(title="How this file was made", title_justify="left", show_header=False)
+    title = "How this file was made"
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 1, 0, 0))
     table.add_column()
-    table.add_column(overflow="fold")  # digests are shown whole
+    table.add_column(overflow="fold")  # a digest fits into 80 columns
     for what, said in provenance.rows().items():
         table.add_row(what, escape(said))
     return table

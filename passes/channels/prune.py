@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import onnx_ir as ir
+from onnx_ir.passes import PostconditionError
 
 from passes.channels.tracing import trace
+from passes.graph.carrying import serialised
 from passes.graph.graph_pass import GraphPass, require_unique_names
 from passes.graph.model import Model
 
 __all__ = ["PruneChannels"]
+
+# The axis of a layer's weight that has its inputs, by the layer's operator; in a Conv, those of one group.
+READS: dict[str, Callable[[gs.Node], int]] = {
+    "Conv": lambda node: 1,
+    "ConvTranspose": lambda node: 0,
+    "Gemm": lambda node: int(bool(node.attrs.get("transB", 0))),
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,9 @@ class PruneChannels(GraphPass):
 
     Requires:
         Each node has a name of its own. All groups named are in the model, open, and keep a class in each tensor.
+
+    Ensures:
+        Each layer reads as many channels as it has weights for.
     """
 
     removed: Mapping[str, Sequence[int]]
@@ -49,3 +62,16 @@ class PruneChannels(GraphPass):
         """Raise PreconditionError where two nodes share a name or one has none."""
         super().requires(model)
         require_unique_names(model)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError where a layer reads another number of channels than its weight has."""
+        graph = Model(serialised(model))
+        shapes = graph.shapes if self.sizes is None else graph.shapes_at(dict(self.sizes))
+        for node in graph.graph.nodes:
+            read = [shapes.get(tensor.name, ()) for tensor in node.inputs[:2]]
+            if node.op not in READS or min(map(len, read), default=0) < 2:
+                continue
+            channels, own = read[0][1], read[1][READS[node.op](node)]
+            wanted = None if own is None else own * (node.attrs.get("group", 1) if node.op == "Conv" else 1)
+            if None not in (channels, wanted) and channels != wanted:
+                raise PostconditionError(f"node '{node.name}' reads {channels} channels, and has weights for {wanted}")

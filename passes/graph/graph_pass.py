@@ -84,7 +84,7 @@ class GraphSequence(GraphPass):
     """Passes one after the other on one graph, with no conversion in between.
 
     Requires:
-        What the first of them does.
+        What the first of them does. What a later one needs is checked when its turn comes, by its `rewrite`.
 
     Ensures:
         What the last of them does.

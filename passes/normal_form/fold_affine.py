@@ -36,6 +36,12 @@ class FoldAffine(GraphPass):
 
     Constants must be initializers (onnx-ir's LiftConstantsToInitializersPass makes them so); Convs, scales and shifts
     with others are left as they are.
+
+    Requires:
+        What every `GraphPass` does.
+
+    Ensures:
+        The model computes the same, but for rounding.
     """
 
     def rewrite(self, model: Model) -> int:

@@ -37,6 +37,12 @@ class FoldRemainingConstants(GraphPass):
     Attributes:
         largest: a result with more elements is folded only if it is no larger than the constants it is computed from.
             Otherwise the file would grow by large tensors that an Expand or a Tile computes quickly.
+
+    Requires:
+        What every `GraphPass` does.
+
+    Ensures:
+        The model computes the same, but for rounding.
     """
 
     largest: int = 2**18

@@ -28,6 +28,12 @@ class MatMulToGemm(GraphPass):
 
     Constants must be initializers; MatMuls and Adds with others are left as they are. MatMuls that share their matrix
     go on sharing it, and share the bias where it is the same.
+
+    Requires:
+        What every `GraphPass` does.
+
+    Ensures:
+        The model computes the same, but for rounding.
     """
 
     def rewrite(self, model: Model) -> int:

@@ -257,9 +257,9 @@ def test_inspect_takes_the_size_that_a_model_leaves_open(cli: Cli, given: Path, 
     assert refused.code == 1
     assert "give --size HEIGHT WIDTH" in refused.errors[0]
     closed = cli("inspect", tmp_path / "open.onnx", "--size", 8, 8)
-    assert closed.out.splitlines()[-2] == cli("inspect", given / "model.onnx").out.splitlines()[-2]
+    assert closed.out.splitlines()[-3] == cli("inspect", given / "model.onnx").out.splitlines()[-3]
     larger = cli("inspect", tmp_path / "open.onnx", "--size", 16, 16)
-    assert larger.out.splitlines()[-2] != closed.out.splitlines()[-2]
+    assert larger.out.splitlines()[-3] != closed.out.splitlines()[-3]
 
 
 def test_inspect_takes_models_with_nothing_to_do(cli: Cli, tmp_path: Path) -> None:
@@ -304,7 +304,8 @@ def test_a_report_becomes_a_page_by_its_name_or_later(cli: Cli, given: Path, tmp
 def test_a_report_that_cannot_be_read_is_refused(cli: Cli, given: Path, tmp_path: Path) -> None:
     done = cli("report", given / "plain.npz", "-o", tmp_path / "page.html")
     assert done.code == 1
-    assert len(done.errors) == 1 and "is not a report of a run, as it is no text" in done.errors[0]
+    assert len(done.errors) == 1
+    assert "is not a report of a run (what `--report RUN.json` writes), as it is no text" in done.errors[0]
     (tmp_path / "run.json").write_text("no")
     for name, page, says in (
         ("run.json", "page.html", "is no JSON: give another file"),

@@ -51,7 +51,7 @@ def state():
         "errors of numpy": np.geterr(),
         "warnings": [repr(f) for f in warnings.filters if "sympy" not in repr(f)],  # sympy's import adds its own
         "joblib": [joblib.effective_n_jobs(-1), repr(joblib.parallel.get_active_backend()[0].__class__)],
-        "sys.path": sys.path,
+        "sys.path": list(sys.path),
         "hooks": [repr(sys.excepthook), repr(sys.displayhook)],
         "random": [str(np.random.get_state()[1][:4])],
     }

@@ -64,6 +64,24 @@ def test_long_names_are_shortened_before_a_column_goes() -> None:
     assert "2,359,296" in words
 
 
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (["/blocks/blocks.0/conv1/Conv", "/blocks/blocks.1/conv1/Conv"], False),  # these differ in the middle
+        (["/layer1/a/very/long/name/conv1", "/layer2/a/very/long/name/conv2"], True),
+    ],
+)
+def test_names_are_shortened_for_the_reason_to_stay_while_they_differ(names: list[str], kept: bool) -> None:
+    table = NarrowTable("Layers", ("layer", "MACs", "why"), right=("MACs",), sentences=("why",), dropped=("why",))
+    for name in names:
+        table.add_row(name, "2,359,296", WHY)
+    console = Console(width=55, record=True, file=io.StringIO())
+    console.print(table)
+    text = console.export_text()
+    assert ("No room for: why" not in text) == kept
+    assert (names[0] not in text) == kept
+
+
 def test_where_nothing_fits_names_fold() -> None:
     text = shown(30)
     assert max(len(line) for line in text.splitlines()) <= 30

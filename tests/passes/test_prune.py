@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx_ir.passes import PreconditionError
+from onnx_ir.passes import PostconditionError, PreconditionError
 from zoo import assert_same, images, resnet, run
 
 from passes.channels import trace
@@ -58,3 +60,17 @@ def test_sizes_that_the_model_leaves_open_are_given() -> None:
 def test_what_cannot_be_removed_is_refused(removed: dict, said: str) -> None:
     with pytest.raises(PreconditionError, match=said):
         PruneChannels(removed)(ir.from_proto(resnet((1, 1), (4, 8))))
+
+
+def test_weights_that_do_not_fit_each_other_are_found_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(self: PruneChannels, model: Model) -> int:
+        """Take channels off one weight alone."""
+        node = next(n for n in model.graph.nodes if n.name == GROUP)
+        for i in (1, 2):
+            node.inputs[i].values = np.array(node.inputs[i].values)[:2]
+        return 2
+
+    monkeypatch.setattr(PruneChannels, "rewrite", half)
+    said = "node '/layer1.0.conv2/Conv' reads 2 channels, and has weights for 4"
+    with pytest.raises(PostconditionError, match=re.escape(said)):
+        PruneChannels({GROUP: [2, 3]})(ir.from_proto(resnet((1, 1), (4, 8))))
