@@ -311,7 +311,8 @@ def _looked_ahead(context: Context, given: Given) -> bool:
 
     found = estimate(context)
     if not given.of(DryRun).dry_run:
-        console(stderr=True).print(f"profile: {found}", markup=False)
+        target = console(stderr=True)
+        target.print(f"profile: {found}", markup=False, soft_wrap=not target.is_terminal)  # a line of a log stays one
         return False
     if given.of(Json).json_:
         show_json(found.dump())
