@@ -4,8 +4,9 @@
         --cases macs=0.5:30 latency=0.5:45 macs=0.28:60 [--options batch_size=512 rate=0.02]
 
 A case is a target and the minutes (or, with an `e` behind, the epochs) of its fine-tuning, on the training split, of
-which a part is held back to choose the best weights by. Compressed networks, checkpoints and fine-tuned networks are
-kept in the folder: a run that was cut off goes on.
+which a part is held back to choose the best weights by; with `--images`, on so many images of it, as where a user has
+no more. Compressed networks, checkpoints and fine-tuned networks are kept in the folder: a run that was cut off goes
+on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from testing import accuracy, arguments
 
@@ -30,6 +32,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="that latency is planned for and measured at")
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, help="to train on, drawn from `train_images` of the .npz file")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="of `hmc_onnx.FineTuning`")
     args = parser.parse_args()
     chosen: dict[str, Any] = dict(option.split("=", 1) for option in args.options)
@@ -45,10 +48,11 @@ def main() -> None:
         start = compressed(proto, target, preprocess, folder / "compressed.onnx", args)
         bound: dict[str, Any] = {"epochs": float(amount[:-1])} if amount.endswith("e") else {"minutes": float(amount)}
         options = hmc_onnx.FineTuning(**bound, seed=args.seed, **chosen)
+        images = args.data if args.images is None else drawn(args.data, args.images, args.seed, folder)
         tuned = hmc_onnx.finetune(
             start,
             proto,
-            args.data,
+            images,
             preprocess=preprocess,
             options=options,
             work=hmc_onnx.Work(work_dir=folder / "checkpoints"),
@@ -62,6 +66,15 @@ def main() -> None:
             f"| {accuracy(tuned.model, test):.2f} | {ratio.value:.3f} ± {ratio.uncertainty:.3f} |",
             flush=True,
         )
+
+
+def drawn(path: Path, count: int, seed: int, folder: Path) -> Path:
+    """A file with so many of the training images, and their labels."""
+    file = folder / f"{count}-images.npz"
+    with np.load(path) as stored:
+        at = np.random.default_rng(seed).permutation(len(stored["train_images"]))[:count]
+        np.savez(file, images=stored["train_images"][at], labels=stored["train_labels"][at])
+    return file
 
 
 def compressed(

@@ -7,6 +7,7 @@ and the system may drop the pages again; only values that a pass has computed ar
 from __future__ import annotations
 
 import mmap
+import threading
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -57,6 +58,7 @@ LARGE_TENSOR = 2**16
 PAGE = 4096  # weights begin at multiples of it in their file, so that they can be mapped
 # The files' mapped parts that are in use.
 MAPPED: WeakSet[mmap.mmap] = WeakSet()
+MAPPING = threading.Lock()  # a set may not grow while it is gone through
 LAYERS = ("Conv", "ConvTranspose", "Gemm")
 
 
@@ -142,7 +144,8 @@ def _map(tensor: TensorProto) -> np.memmap:
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     mapped = np.memmap(place["location"], dtype, "r", int(place["offset"]), tuple(tensor.dims))
     if isinstance(mapped.base, mmap.mmap):
-        MAPPED.add(mapped.base)
+        with MAPPING:
+            MAPPED.add(mapped.base)
     return mapped
 
 
@@ -152,8 +155,9 @@ def pages_let_go() -> None:
     The system does so by itself when memory is short, but until then they count as memory that the process holds.
     """
     if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-        for mapped in MAPPED:
-            mapped.madvise(mmap.MADV_DONTNEED)
+        with MAPPING:
+            for mapped in MAPPED:
+                mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def plain_weights(proto: onnx.ModelProto) -> list[TensorProto]:
