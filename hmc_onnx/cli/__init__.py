@@ -125,7 +125,7 @@ def _settings_of_a_command() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="joblib")  # it tells of the tasks that an interrupt cancels
             warnings.filterwarnings("always", category=HmcWarning)
-            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            warnings.showwarning = partial(_show_warning, set(), warnings.showwarning)
             yield
     finally:
         signal.signal(signal.SIGTERM, terminated)
@@ -135,15 +135,18 @@ def _settings_of_a_command() -> Iterator[None]:
             stdout.reconfigure(errors=errors)
 
 
-def _show_warning(others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """One sentence, as of errors; warnings of other libraries are shown as Python does."""
+def _show_warning(
+    shown: set[str], others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any
+) -> None:
+    """One sentence, as of errors, and once; warnings of other libraries are shown as Python does."""
     from hmc_onnx.cli.wording import in_options
     from passes.core.errors import HmcWarning
 
-    if issubclass(category, HmcWarning):
-        print(f"warning: {in_options(str(message))}", file=sys.stderr)
-    else:
+    if not issubclass(category, HmcWarning):
         others(message, category, *place)
+    elif str(message) not in shown:
+        shown.add(str(message))
+        print(f"warning: {in_options(str(message))}", file=sys.stderr)
 
 
 def _usage(error: Any) -> str:

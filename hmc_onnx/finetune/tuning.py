@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -30,7 +31,7 @@ from hmc_onnx.finetune.trainer import Trainer, TrainingError
 from hmc_onnx.records.images import Images
 from hmc_onnx.records.provenance import Provenance, with_provenance
 from hmc_onnx.records.work import HERE, Work
-from passes.core.errors import DataError, ModelError, SettingsError
+from passes.core.errors import DataError, HmcWarning, ModelError, SettingsError
 from passes.core.progress import silent
 from passes.graph.external import brought_in
 from passes.graph.model import Model, digest
@@ -47,6 +48,8 @@ SHARE_HELD, MOST_HELD = 0.05, 2500
 # looked better than the one that training began with.
 LEAST_HELD = 200
 LEAST = 20  # lower bound on images to train on
+# With fewer images, a network near the original is not likely to gain (docs/experiments.md).
+FEW = 10_000
 # A residual sum of both networks is a hint if its squared error is below this share of the original's variance.
 CLOSE = 0.5
 # A network is near the original if the mean error of its hints is below this.
@@ -158,6 +161,13 @@ def _split(
     count = min(max(int(SHARE_HELD * len(source)), min(LEAST_HELD, (len(source) + 1) // 2)), MOST_HELD)
     if len(source) - count < LEAST:
         raise DataError(f"too few images to train on ({len(source)}): give {2 * LEAST} or more")
+    if len(source) < FEW:
+        warnings.warn(
+            f"there are {len(source):,} images to train on: a network at half its MACs gained nothing from 4,096, and "
+            "0.2 points from 50,000, so give more if there are more",
+            HmcWarning,
+            stacklevel=2,
+        )
     augmentation = options.augmentation
     if augmentation == "auto":
         augmentation = "none" if isinstance(source, ReadyTensors) else "resized" if preprocess.resize else "crop"

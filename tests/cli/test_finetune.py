@@ -45,6 +45,7 @@ def test_compress_and_finetune_in_one(cli: Cli, given: Path, tmp_path: Path) -> 
     )  # fmt: skip
     assert resumed.code == 0, resumed.err
     assert again.read_bytes() == out.read_bytes()
+    assert resumed.err.count("images to train on") == 1  # said before the work, and not again when training begins
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,17 @@ def test_a_loss_that_is_no_number_stops_it_and_keeps_the_best(
     x = np.load(data)["images"][:20] / np.float32(255)
     before, after = (Session(m).run({"input": x})[0] for m in (student, tuned.model))
     np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize(("enough", "said"), [(10_000, 1), (1, 0)])
+def test_few_images_to_train_on_are_told_before_the_work(
+    teacher: onnx.ModelProto, data: Path, monkeypatch: pytest.MonkeyPatch, enough: int, said: int
+) -> None:
+    monkeypatch.setattr(tuning, "FEW", enough)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        tuning.check_trainable(teacher, data, hmc_onnx.preprocessing(None), OPTIONS)
+    assert sum("images to train on" in str(warning.message) for warning in told) == said
 
 
 def test_bad_input_is_one_sentence(student: onnx.ModelProto, teacher: onnx.ModelProto, data: Path) -> None:
