@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -129,4 +131,4 @@ class Settings(Options):
 
 
 # What a quick profile sets where nothing else is said.
-QUICK = {"samples": 256, "kl_samples": 16, "positions": 32, "fine": False}
+QUICK: Mapping[str, Any] = MappingProxyType({"samples": 256, "kl_samples": 16, "positions": 32, "fine": False})
