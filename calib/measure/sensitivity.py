@@ -36,6 +36,8 @@ from passes.graph.protos import byte_size
 
 __all__ = ["Bench", "Change", "Gauge", "cut", "forget", "measure", "sensitivities", "windows"]
 
+# Nats that an image counts whose output is NaN or infinite behind a change: about as much as the largest finite ones.
+BROKEN = 100.0
 # Changes share a session when they lie within this share of the nodes behind the first of them. A larger window builds
 # fewer sessions, but runs more nodes again for the later changes. It also keeps onnxruntime from its fastest kernels
 # for all weights in it, as these are not constant.
@@ -137,14 +139,17 @@ class Gauge:
         return results
 
     def _divergences(self, tail: Tail, values: Values, chunks: slice) -> np.ndarray:
-        return divergences(
-            [output[chunks] for output in self._reference],
-            tail.outputs(values, chunks),
-            self._reference,
-            self._temperature,
-            self._judged,
-            self.walk.images[chunks],
-        )
+        """Those of each image, finite: a network with an Exp in it may answer a large error with infinity or NaN."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = divergences(
+                [output[chunks] for output in self._reference],
+                tail.outputs(values, chunks),
+                self._reference,
+                self._temperature,
+                self._judged,
+                self.walk.images[chunks],
+            )
+        return np.where(np.isfinite(found), found, BROKEN)
 
 
 def _open(costs: Mapping[Hashable, float], nats: Mapping[Hashable, np.ndarray], confidence: float) -> list[Hashable]:

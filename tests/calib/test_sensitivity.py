@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 from scipy.special import softmax
-from zoo import images, resnet, run
+from zoo import Builder, images, resnet, run
 
-from calib.measure.sensitivity import Change, sensitivities
+from calib.measure.sensitivity import BROKEN, Change, sensitivities
 from calib.measure.walk import Walk
 from passes.graph.model import Model
 from passes.normal_form.normalise import normalise
@@ -84,3 +84,18 @@ def test_progress_ends_at_the_number_of_options_and_no_options_take_no_session()
     found = sensitivities(walk, [same, Change("no such tensor", 9, (), {})], lambda *step: seen.append(step))
     assert found == pytest.approx({0: 0.0, 1: 0.0, 2: 0.0}, abs=1e-12)
     assert seen == [("sensitivity", i, 3) for i in range(4)]
+
+
+def test_a_change_behind_which_the_output_is_not_finite_counts_as_much_as_can_be() -> None:
+    """As where a network ends in a log-sum-exp: the Exp of a large error is infinite."""
+    b = Builder()
+    x = b.node("Flatten", b.node("GlobalAveragePool", b.conv("input", 3, 4, at="conv")))
+    sums = b.node("MatMul", b.node("Exp", x), b.const(np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float32)))
+    model = normalise(b.model({b.node("Log", sums): ("N", 2)}))
+    position, node = next((i, n) for i, n in enumerate(model.graph.nodes) if n.op == "Conv")
+    name, weight = node.inputs[1].name, node.inputs[1].values
+    options = {factor: partial(dict, {name: weight * np.float32(factor)}) for factor in (1, 1e8)}
+    walk = Walk(model, [{"input": images(4, 8)}])
+    found = sensitivities(walk, [Change(node.inputs[0].name, position, (name,), options)])
+    assert found[1] == pytest.approx(0, abs=1e-9)
+    assert found[1e8] == BROKEN
