@@ -98,7 +98,7 @@ def inspect(
     return Group(
         *tables,
         f"In all: {macs:,} MACs an image, {parameters:,} parameters",
-        "Digest, of what the model computes and not of its file:",
+        "Digest, of the contents (metadata, too) and not of the file:",
         digest(proto),
     )
 
