@@ -23,6 +23,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from calib.measure.latency import Measurement
 from calib.measure.probing import time_probes
 from calib.runtime import ort
 from calib.runtime.providers import short_name
@@ -66,6 +67,11 @@ class ProbeTime(Frozen):
     seconds: float | None
     uncertainty: float = 0.0
 
+    @classmethod
+    def of(cls, measured: Measurement | None) -> ProbeTime:
+        """The time that was measured; None for a probe that onnxruntime cannot run."""
+        return cls(seconds=None) if measured is None else cls(seconds=measured.value, uncertainty=measured.uncertainty)
+
     @property
     def usable(self) -> bool:
         """Whether there is a time whose uncertainty is less than half of it."""
@@ -105,10 +111,7 @@ class LatencyTable(BaseModel):
         missing = list({str(p): p for p in probes if str(p) not in self.entries}.values())
         written = clock.monotonic()
         for probe, time in time_probes(missing, runtime, progress):
-            entry = (
-                ProbeTime(seconds=None) if time is None else ProbeTime(seconds=time.value, uncertainty=time.uncertainty)
-            )
-            self.put(str(probe), entry)
+            self.put(str(probe), ProbeTime.of(time))
             if clock.monotonic() - written > KEPT_EVERY:
                 kept()
                 written = clock.monotonic()
@@ -120,7 +123,7 @@ class LatencyTable(BaseModel):
         for probe, time in time_probes(list({str(p): p for p in probes}.values()), runtime, progress):
             known = self.seconds(probe)
             if time is not None and (known is None or time.value < known):
-                self.put(str(probe), ProbeTime(seconds=time.value, uncertainty=time.uncertainty))
+                self.put(str(probe), ProbeTime.of(time))
 
     def seconds(self, probe: Probe) -> float | None:
         """A probe's time in seconds; None where the table has no usable one."""

@@ -118,12 +118,12 @@ def verify(
     alone = None if third is None else found.of_another(third, chunks)
     others = [] if fixed else _other_sizes(first, second, found, data, size)
     protos = [a.proto, b.proto, *([] if a.unchanged is None else [a.unchanged[1]])]
-    sessions = [judged.session for judged in (first, second, third) if judged is not None]
     feeds = {n: {k: v[:n] for k, v in data.feeds.items()} for n in sizes}
     if any(map(has_external, protos)):
-        del first, second, third, sessions
+        del first, second, third  # with their sessions
         timings = _timed_one_by_one(protos, runtime, feeds)
     else:
+        sessions = [judged.session for judged in (first, second, third) if judged is not None]
         timings = _timed(sessions, feeds, known or {})
     shapes = input_shapes(a.proto, data)
     sides = [network.side(shapes, top1, runtime) for network, top1 in zip((a, b), found.top1, strict=True)]

@@ -274,7 +274,7 @@ def _bfloat16(options: FineTuning, device: torch.device) -> bool:
         return options.train_in == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool("avx512_bf16" in cpuinfo.get_cpu_info().get("flags", []))  # measured: 1.4 times as fast as float32
+    return "avx512_bf16" in cpuinfo.get_cpu_info().get("flags", [])  # measured: 1.4 times as fast as float32
 
 
 class _Mean:

@@ -127,7 +127,7 @@ class Clock:
             return
         for i, key in enumerate(models):
             own = timings.latency(i)  # all from one measurement, so that they can be compared
-            self.table.put(key, ProbeTime(seconds=own.value, uncertainty=own.uncertainty))
+            self.table.put(key, ProbeTime.of(own))
         self.keep()
 
     def _make_comparable(self, models: Mapping[str, onnx.ModelProto]) -> None:

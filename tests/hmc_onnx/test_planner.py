@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,19 +107,14 @@ def test_without_latencies_no_plan_for_the_time_is_made(small: onnx.ModelProto) 
         hmc_onnx.solve(profile, Target(latency=0.8))
 
 
-@pytest.mark.parametrize("factor", [1.3, 0.8])
-def test_a_plan_is_made_again_until_its_network_takes_the_time(
-    original: onnx.ModelProto, profile: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch, factor: float
-) -> None:
-    """A clock by which whole networks take a factor more than the sum of their parts."""
-    made: list[float] = []
+def clocked(monkeypatch: pytest.MonkeyPatch, ratio: Callable[[hmc_onnx.Plan], Measurement]) -> list[hmc_onnx.Plan]:
+    """The plans that are made from now on, on a clock by which the network of a plan takes a share of the time."""
+    made: list[hmc_onnx.Plan] = []
     solve = Program.solve
 
     def counted(*arguments: object) -> hmc_onnx.Plan:
-        plan = solve(*arguments)  # type: ignore[arg-type]
-        assert plan.latency is not None
-        made.append(plan.latency.expected)
-        return plan
+        made.append(solve(*arguments))  # type: ignore[arg-type]
+        return made[-1]
 
     class Clock:
         def __init__(self, *_: object) -> None: ...
@@ -128,10 +123,25 @@ def test_a_plan_is_made_again_until_its_network_takes_the_time(
             return Measurement(1.0, 0.0)
 
         def ratio(self, model: int) -> Measurement:
-            return Measurement(made[-1] * factor, 0.001)
+            return ratio(made[-1])
 
     monkeypatch.setattr(Program, "solve", counted)
     monkeypatch.setattr(planner, "calm", Clock)
+    monkeypatch.setattr(planner, "surer", lambda timings, *_: timings)
+    return made
+
+
+def expected(plan: hmc_onnx.Plan) -> float:
+    assert plan.latency is not None
+    return plan.latency.expected
+
+
+@pytest.mark.parametrize("factor", [1.3, 0.8])
+def test_a_plan_is_made_again_until_its_network_takes_the_time(
+    original: onnx.ModelProto, profile: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """A clock by which whole networks take a factor more than the sum of their parts."""
+    made = clocked(monkeypatch, lambda plan: Measurement(expected(plan) * factor, 0.001))
     context = Context(original, calibration(), SETTINGS)
     plan = planner.Planner(context, profile).plan(Target(latency=0.8))
     assert plan.latency is not None and plan.latency.measured is not None
@@ -156,25 +166,7 @@ def test_a_wrong_measurement_does_not_give_up_the_plan(
     uncertainty: float,
     plans: int,
 ) -> None:
-    made: list[hmc_onnx.Plan] = []
-    solve = Program.solve
-
-    def counted(*arguments: object) -> hmc_onnx.Plan:
-        made.append(solve(*arguments))  # type: ignore[arg-type]
-        return made[-1]
-
-    class Clock:
-        def __init__(self, *_: object) -> None: ...
-
-        def latency(self, model: int) -> Measurement:
-            return Measurement(1.0, 0.0)
-
-        def ratio(self, model: int) -> Measurement:
-            return Measurement(share, uncertainty)
-
-    monkeypatch.setattr(Program, "solve", counted)
-    monkeypatch.setattr(planner, "calm", Clock)
-    monkeypatch.setattr(planner, "surer", lambda timings, *_: timings)
+    made = clocked(monkeypatch, lambda _: Measurement(share, uncertainty))
     plan = planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(Target(latency=0.8))
     assert plan.changes and len(made) == plans
     assert plan.layers == made[0].layers and plan.groups == made[0].groups
