@@ -7,7 +7,8 @@ gave is laid over what the YAML file of `--config` says, and the command asks fo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,17 +143,24 @@ def groups_of(given: Sequence[Group | type[Options]]) -> list[Group]:
 class Given:
     """The options of one call: those of the command line over those of the YAML file.
 
+    Args:
+        groups: of the command.
+        values: by option, those of the YAML file among them.
+        typed: the options that the command line gave.
+
     Attributes:
         values: by option, of those that the command has and that were given.
+        typed: as given.
         resources: what is held until the command ends.
 
     Raises:
         SettingsError: options were given that only apply with another.
     """
 
-    def __init__(self, groups: Sequence[Group], values: dict[str, Any]) -> None:
+    def __init__(self, groups: Sequence[Group], values: dict[str, Any], typed: Collection[str] = ()) -> None:
         offered = {field.name for group in groups for field in group}
         self.values = {name: value for name, value in values.items() if name in offered}
+        self.typed = typed
         self.resources = ExitStack()
         for group in groups:
             self._check_needed(group, groups)
@@ -164,9 +172,15 @@ class Given:
         """A record of what was given, and of what the command itself sets.
 
         Raises:
-            SettingsError: a value is out of range.
+            SettingsError: a value is out of range; the sentence begins with the YAML file that holds it.
         """
-        return record(**({name: self.values[name] for name in record.model_fields if name in self} | more))
+        try:
+            return record(**({name: self.values[name] for name in record.model_fields if name in self} | more))
+        except SettingsError as e:
+            named = re.match("`([a-z_]+)`", str(e))
+            if named is None or named[1] in (*self.typed, *more) or "config" not in self:
+                raise
+            raise SettingsError(f"'{self.values['config']}': {e}") from e
 
     def need(self, name: str) -> Any:
         """A value that the command cannot do without; raises SettingsError where it was not given."""
@@ -222,7 +236,8 @@ def command(
             from hmc_onnx.cli.config import merged
 
             positional = {p.name: values.pop(p.name) for p in arguments}
-            given = Given(groups, merged(values))
+            typed = [name for name, value in values.items() if value not in (None, [])]
+            given = Given(groups, merged(values), typed)
             with given.resources:
                 function(**positional, given=given)
 

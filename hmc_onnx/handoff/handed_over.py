@@ -10,10 +10,11 @@ from typing import Any
 
 import onnx
 from google.protobuf.text_format import ParseError
+from pydantic import TypeAdapter
 
 from calib.runtime.providers import short_name
 from hmc_onnx.handoff.onnxruntime import SESSION, SessionFile
-from hmc_onnx.handoff.served import Served
+from hmc_onnx.handoff.served import Served, short_digest
 from hmc_onnx.handoff.tensorrt import OPTIONS, SCRIPT
 from hmc_onnx.handoff.text_format import parsed
 from hmc_onnx.handoff.triton import tensors
@@ -50,10 +51,13 @@ def read(folder: str | os.PathLike[str]) -> HandedOver:
         ModelError: it is no such folder, or what is in it does not fit together.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise ModelError(f"'{folder}' {what}: give the folder that `hmc-onnx handoff` wrote")
     if (folder / SESSION).is_file():
         return _onnxruntime(folder)
-    if (folder / SCRIPT).is_file() and (folder / OPTIONS).is_file():
-        return HandedOver(load(folder / "model.onnx"), None, "tensorrt", 0)
+    if (folder / SCRIPT).is_file() or (folder / OPTIONS).is_file():
+        return _tensorrt(folder)
     configs = sorted(folder.glob("*/config.pbtxt"))
     if len(configs) == 1:
         return _triton(configs[0])
@@ -70,8 +74,46 @@ def read(folder: str | os.PathLike[str]) -> HandedOver:
 
 def _onnxruntime(folder: Path) -> HandedOver:
     session = read_record(folder / SESSION, SessionFile, "session options", "a file of session options", ModelError)
-    provider = short_name(session.providers[0])
-    return HandedOver(load(folder / "model.onnx"), session.batch, provider, session.intra_op_num_threads)
+    proto = _model(folder / "model.onnx")
+    for options in session.provider_options:
+        _check_engines(options, proto, folder / SESSION)
+    return HandedOver(proto, session.batch, short_name(session.providers[0]), session.intra_op_num_threads)
+
+
+def _tensorrt(folder: Path) -> HandedOver:
+    """The model of TensorRT's folder, after a check that script and options keep engines for it and no other."""
+    for file in (folder / SCRIPT, folder / OPTIONS):
+        if not file.is_file():
+            raise ModelError(f"'{file}' is missing: write the folder again")
+    proto = _model(folder / "model.onnx")
+    try:
+        options = TypeAdapter(dict[str, str]).validate_json((folder / OPTIONS).read_bytes())
+    except ValueError as e:
+        raise ModelError(f"'{folder / OPTIONS}' holds no options of a provider: write the folder again") from e
+    _check_engines(options, proto, folder / OPTIONS)
+    if short_digest(proto) not in (folder / SCRIPT).read_text(encoding="utf-8"):
+        raise _other_engines(folder / SCRIPT)
+    return HandedOver(proto, None, "tensorrt", 0)
+
+
+def _model(path: Path) -> onnx.ModelProto:
+    if not path.exists():
+        raise ModelError(f"'{path}' is missing: write the folder again")
+    return load(path)
+
+
+def _check_engines(options: Mapping[str, str], proto: onnx.ModelProto, path: Path) -> None:
+    """Check that engines are kept under this model's digest, so that none of another model is served for it."""
+    prefix = options.get("trt_engine_cache_prefix")
+    if prefix is not None and not prefix.endswith(f"_{short_digest(proto)}"):
+        raise _other_engines(path)
+
+
+def _other_engines(path: Path) -> ModelError:
+    return ModelError(
+        f"'{path}' names its engines after another model than the one beside it, so that engines of that model would "
+        "be served: write the folder again"
+    )
 
 
 def _triton(path: Path) -> HandedOver:
@@ -86,7 +128,7 @@ def _triton(path: Path) -> HandedOver:
     if path.resolve().parent.name != name:
         raise ModelError(f"'{path}' is of the model '{name}', and its folder has another name: rename one of the two")
     file = path.parent / "1" / "model.onnx"
-    proto = load(file / "model.onnx" if file.is_dir() else file)
+    proto = _model(file / "model.onnx" if file.is_dir() else file)
     served = Served.of(proto, name, Handoff(batch=most or None), Images())
     expected = tensors(served)
     for what in ("input", "output"):
@@ -97,7 +139,16 @@ def _triton(path: Path) -> HandedOver:
         provider = "cpu" if said["instance_group"][0]["kind"][0] == "KIND_CPU" else "cuda"
     if said.get("optimization"):
         provider = "openvino" if provider == "cpu" else "tensorrt"
+    if provider == "tensorrt":
+        _check_engines(_accelerator_options(said), proto, path)
     return HandedOver(proto, most or None, provider, threads)
+
+
+def _accelerator_options(said: Mapping[str, Any]) -> dict[str, str]:
+    """The options of the TensorRT provider in a configuration."""
+    accelerators = said["optimization"][0].get("execution_accelerators", [{}])[0]
+    accelerator = accelerators.get("gpu_execution_accelerator", [{}])[0]
+    return {p["key"][0]: p["value"][0] for p in accelerator.get("parameters", [])}
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,12 @@ def _fitted(how: Preprocess, name: str, dims: Dims) -> Preprocess:
 
 def _preprocessing(how: Preprocess, dtype: str) -> list[str]:
     """Lines of the script that make `image` and `pixels`; they do what `Preprocess.apply` does."""
-    lines = [f'image = Image.open(sys.argv[1]).convert("{"RGB" if how.channels == 3 else "L"}")']
+    lines = [
+        "try:",
+        f'    image = Image.open(sys.argv[1]).convert("{"RGB" if how.channels == 3 else "L"}")',
+        "except OSError as e:",
+        "    sys.exit(f\"cannot read the image '{sys.argv[1]}' ({e.strerror or 'it is no image'})\")",
+    ]
     resampling = f"Image.Resampling.{how.interpolation.upper()}"
     if how.resize is not None:
         lines.append("shorter = min(image.size)")

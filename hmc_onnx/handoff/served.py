@@ -18,7 +18,7 @@ from hmc_onnx.records.provenance import Provenance
 from passes.core.errors import ModelError
 from passes.graph.model import digest
 
-__all__ = ["Served"]
+__all__ = ["Served", "short_digest"]
 
 Dims = tuple[int | None, ...]
 
@@ -100,13 +100,18 @@ class Served:
 
     @cached_property
     def digest(self) -> str:
-        """The first 16 digits of the SHA-256 of the model: of its weights, and of all else of it."""
-        return digest(self.proto)[:16]
+        """`short_digest` of the model."""
+        return short_digest(self.proto)
 
     def element_type(self, name: str) -> int:
         """ONNX's number of the element type of an input or output."""
         values = (*self.proto.graph.input, *self.proto.graph.output)
         return int(next(v for v in values if v.name == name).type.tensor_type.elem_type)
+
+
+def short_digest(proto: onnx.ModelProto) -> str:
+    """The first 16 digits of the SHA-256 of a model: of its weights, and of all else of it."""
+    return digest(proto)[:16]
 
 
 def _outputs(proto: onnx.ModelProto) -> dict[str, Dims]:

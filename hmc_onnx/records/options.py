@@ -73,7 +73,8 @@ class Options(Frozen):
             if problem["type"] == "missing":
                 raise SettingsError(f"`{name}` is missing: give it") from e
             said = problem["msg"].removeprefix("Value error, ")
-            raise SettingsError(f"`{name}` {problem['input']}: {said[:1].lower()}{said[1:]}") from e
+            shown = "''" if problem["input"] == "" else problem["input"]
+            raise SettingsError(f"`{name}` {shown}: {said[:1].lower()}{said[1:]}") from e
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -92,3 +93,25 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(12):
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(at / "flat" / f"{i}.png")
     return at
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """What is in a folder, hidden and temporary files too."""
+    found = {}
+    for path in folder.rglob("*"):
+        status = path.lstat()
+        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        found[str(path.relative_to(folder))] = (status.st_mode, status.st_mtime_ns, content)
+    return found
+
+
+def pixels(*shape: int) -> np.ndarray:
+    """Noise as an image's bytes."""
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)

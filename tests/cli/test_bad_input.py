@@ -12,10 +12,8 @@ import os
 import resource
 import shutil
 import signal
-import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import OF_DATA, PROGRESS, Cli
+from conftest import Cli, contents, pixels
 from onnx import helper
 from PIL import Image
 from zoo import images, parsed, resnet
@@ -38,13 +36,6 @@ from passes.graph.files import save
 pytestmark = pytest.mark.usefixtures("few_iterations")
 
 Refuses = Callable[..., str]
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, which is the current one."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
@@ -65,16 +56,6 @@ def refuses(cli: Cli, given: Path, here: Path) -> Refuses:
         return sentence
 
     return check
-
-
-def contents(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    """What is in a folder, hidden and temporary files too."""
-    found = {}
-    for path in folder.rglob("*"):
-        status = path.lstat()
-        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
-        found[str(path.relative_to(folder))] = (status.st_mode, status.st_mtime_ns, content)
-    return found
 
 
 @pytest.fixture
@@ -208,10 +189,6 @@ def archive(**arrays: np.ndarray) -> Callable[[Path], None]:
         np.savez(path, **arrays)
 
     return write
-
-
-def pixels(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
 BAD_ARCHIVES = {
@@ -761,62 +738,3 @@ def test_models_of_different_signatures(refuses: Refuses, given: Path, here: Pat
     proto.graph.node[-1].output[0] = proto.graph.output[0].name = "classes"
     save(proto, here / "renamed.onnx")
     refuses("verify", model, "renamed.onnx", *data, says="the models' outputs differ: logits against classes")
-
-
-# Interrupts
-
-
-@pytest.mark.parametrize(
-    ("stage", "sent", "to_all"),
-    [
-        ("second moments", signal.SIGINT, False),
-        ("channels to spare", signal.SIGINT, True),  # as a terminal does: workers are interrupted too
-        ("second moments", signal.SIGTERM, False),
-    ],
-    ids=str,
-)
-def test_an_interrupt(given: Path, here: Path, stage: str, sent: signal.Signals, to_all: bool) -> None:
-    save(resnet((1, 1, 1), (8, 16, 32), size=16), here / "model.onnx")
-    np.savez(here / "data.npz", images=pixels(256, 3, 16, 16))
-    before = contents(here)
-    arguments = ["model.onnx", "--data", "data.npz", "--target", "macs=0.5", "-o", "out.onnx"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hmc_onnx", "compress", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            assert PROGRESS.fullmatch(line.rstrip()) or OF_DATA.fullmatch(line.rstrip())
-            if line.startswith(stage):
-                break
-        (os.killpg if to_all else os.kill)(process.pid, sent)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert [e for e in err.splitlines() if not PROGRESS.fullmatch(e) and not OF_DATA.fullmatch(e)] == [
-            "interrupted: nothing was written"
-        ]
-        assert out == ""
-        assert contents(here) == before
-        assert gone(process.pid, within=15), "worker processes are left"
-        shared = Path("/dev/shm").glob(f"*[-_]{process.pid}[-_]*")
-        assert not [p for p in shared if p.is_file() or any(p.iterdir())]  # joblib may leave an empty folder
-    finally:
-        if not gone(process.pid, within=0):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def gone(group: int, within: float) -> bool:
-    """Whether no process of a group is left, after some seconds at most."""
-    deadline = time.monotonic() + within
-    while True:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.1)

@@ -19,7 +19,7 @@ from calib.data.readers import Selection
 from hmc_onnx.api import FineTuning, Goal, Settings, Work, compress
 from hmc_onnx.cli.commands import commands
 from hmc_onnx.cli.config import merged, read_config
-from hmc_onnx.cli.groups import GROUPS, Images
+from hmc_onnx.cli.groups import GROUPS, Config, Images
 from hmc_onnx.cli.help import COMMANDS
 from hmc_onnx.cli.options import Given, Group, command
 from hmc_onnx.cli.table import table
@@ -45,10 +45,15 @@ def test_a_new_field_is_found_on_the_command_line_in_the_file_in_python_and_in_t
     made = taken.pop().of(More)
     assert (made.patience, made.samples, made.align) == (5, 7, None)
 
-    groups, file = [Group(More)], tmp_path / "options.yaml"
+    groups, file = [Group(Config), Group(More)], tmp_path / "options.yaml"
     file.write_text("patience: 4\n")
     assert Given(groups, merged({"config": file, "patience": None}, groups)).of(More).patience == 4
     assert Given(groups, merged({"config": file, "patience": 6}, groups)).of(More).patience == 6
+    file.write_text("patience: 20\n")
+    with pytest.raises(SettingsError, match=f"'{file}': `patience` 20: input should be less than or equal to 9"):
+        Given(groups, merged({"config": file}, groups)).of(More)
+    with pytest.raises(SettingsError, match=r"^`patience` 12: input should be less"):
+        Given(groups, merged({"config": file, "patience": 12}, groups), ["patience"]).of(More)
     file.write_text("patience: long\n")
     with pytest.raises(SettingsError, match="has 'long' for the option 'patience': write a whole number"):
         read_config(file, groups)

@@ -115,7 +115,8 @@ def test_preprocessing_that_is_not_done_there_is_refused(to: str, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["my model", "-x", ""])
 def test_a_name_that_servers_do_not_take_is_refused(name: str) -> None:
-    with pytest.raises(SettingsError, match=f"`name` {name}: use letters, digits"):
+    shown = name or "''"
+    with pytest.raises(SettingsError, match=f"`name` {shown}: use letters, digits"):
         Handoff(name=name)
 
 
@@ -129,6 +130,49 @@ def test_a_folder_of_something_else_or_a_changed_one_is_refused(tmp_path: Path) 
     (tmp_path / "out" / "net" / "config.pbtxt").write_text("name: {")
     with pytest.raises(ModelError, match="is not the configuration of a model"):
         handed_over(tmp_path / "out")
+    with pytest.raises(ModelError, match=r"out/net/config.pbtxt' is a file: give the folder that"):
+        handed_over(tmp_path / "out" / "net" / "config.pbtxt")
+    with pytest.raises(ModelError, match=r"none' does not exist: give the folder that"):
+        handed_over(tmp_path / "none")
+
+
+FILES = {
+    "triton": ["net/1/model.onnx"],
+    "tensorrt": ["model.onnx", "build_engine.sh", "provider_options.json"],
+    "onnxruntime": ["model.onnx"],
+}
+
+
+@pytest.mark.parametrize(("to", "file"), [(to, file) for to, files in FILES.items() for file in files])
+def test_a_file_that_is_missing_is_named(to: str, file: str, tmp_path: Path) -> None:
+    handoff(resnet(), to, tmp_path / "out", options=Handoff(name="net"))
+    (tmp_path / "out" / file).unlink()
+    with pytest.raises(ModelError, match=f"out/{file}' is missing: write the folder again"):
+        handed_over(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("to", "model", "naming"),
+    [
+        ("triton", "net/1/model.onnx", "net/config.pbtxt"),
+        ("tensorrt", "model.onnx", "provider_options.json"),
+        ("onnxruntime", "model.onnx", "session.json"),
+    ],
+)
+def test_engines_of_another_model_are_refused(to: str, model: str, naming: str, tmp_path: Path) -> None:
+    handoff(resnet(), to, tmp_path / "out", options=Handoff(name="net", provider="tensorrt"))
+    assert handed_over(tmp_path / "out").provider == "tensorrt"
+    save(resnet(seed=1), tmp_path / "out" / model)
+    with pytest.raises(ModelError, match=f"out/{naming}' names its engines after another model"):
+        handed_over(tmp_path / "out")
+
+
+def test_a_script_that_builds_the_engine_of_another_model_is_refused(tmp_path: Path) -> None:
+    for seed, folder in enumerate(("a", "b")):
+        handoff(resnet(seed=seed), "tensorrt", tmp_path / folder)
+    (tmp_path / "b" / "build_engine.sh").replace(tmp_path / "a" / "build_engine.sh")
+    with pytest.raises(ModelError, match=r"build_engine\.sh' names its engines after another model"):
+        handed_over(tmp_path / "a")
 
 
 # onnxruntime
@@ -181,6 +225,15 @@ def test_the_script_makes_of_an_image_exactly_what_the_library_makes(options: Im
     script.write_text(re.sub(r"\nprint\(.*\)\n", f"\nnp.save({str(kept)!r}, answer)\n", script.read_text()))
     served_class(tmp_path / "out", tmp_path / "image.png")
     np.testing.assert_array_equal(np.load(kept)[0], how.apply(Image.open(tmp_path / "image.png")))
+
+
+@pytest.mark.parametrize(("image", "why"), [("no.png", "No such file or directory"), ("text.png", "it is no image")])
+def test_the_script_names_an_image_that_it_cannot_read(image: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("text")
+    handoff(EXAMPLE, "onnxruntime", tmp_path / "out")
+    script = [sys.executable, tmp_path / "out" / "serve.py", image]
+    ended = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (1, f"cannot read the image '{image}' ({why})\n")
 
 
 def test_a_model_of_a_fixed_batch_is_served_one_image(tmp_path: Path) -> None:
