@@ -95,12 +95,10 @@ def quantise_for_timing(
     tensors = {name for node in proto.graph.node for name in (*node.input, *node.output) if name}
     bounds = (np.array(-ANY_RANGE, np.float32), np.array(ANY_RANGE, np.float32))
     ranges = TensorsData(CalibrationMethod.MinMax, dict.fromkeys(tensors, bounds))
-    own = onnx.ModelProto()
-    own.CopyFrom(proto)
     try:
         with _quiet():  # what `quantize_static` does behind its calibration; ranges can be given to it from 1.31 on
             quantiser = QDQQuantizer(
-                save_and_reload_model_with_shape_infer(own),
+                save_and_reload_model_with_shape_infer(proto),  # which copies it
                 True,
                 _seven_bits(provider),
                 QuantType.QInt8,
