@@ -10,7 +10,9 @@ for a decomposition that loses as much. Each link of a chain is rounded, so a ch
 
 A node stays in float32 only if onnxruntime lets it: of a Conv or Gemm between a DequantizeLinear and a QuantizeLinear,
 it rounds the weights itself when it loads the model (its rewrite WeightBiasQuantization). So a single node may stay
-only where it reads the model's input or writes its output; a chain of several nodes may stay everywhere.
+only where it reads the model's input or writes its output; a chain of several nodes may stay everywhere. Chains are
+offered in float32 only for layers with all their channels: a pruned layer has so many that their times would take
+longer to measure than all others.
 """
 
 from __future__ import annotations
@@ -78,9 +80,10 @@ def times_in_float(
 
 
 def may_stay(context: Context, subject: CompressibleLayer, chain: Chain) -> bool:
-    """Whether onnxruntime leaves a chain in float32 if the network around it is in INT8."""
+    """Whether a chain is offered in float32 in a network in INT8: onnxruntime has to leave it so."""
     if len(chain) > 1:
-        return True
+        whole = subject.layer.geometry
+        return (chain[0].inputs, chain[-1].outputs) == (whole.inputs, whole.outputs)
     graph = context.normal.graph
     ends = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
     return all(use.input in ends or use.output in ends for use in subject.uses)
