@@ -1,6 +1,6 @@
 """Seconds, peak memory and the share of the time reached by `hmc-onnx compress` on ResNet-50 at 224×224, by stage.
 
-    python benchmarks/imagenet.py --images 256 --target latency=0.5 [--quick]
+    python benchmarks/imagenet.py --images 256 --target latency=0.5 [--quick] [--precision int8]
     python benchmarks/imagenet.py --finetune 32
 
 With `--finetune`: seconds and peak memory of `hmc-onnx finetune` of the whole network, for two steps of so many images,
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--target", default="latency=0.5")
     parser.add_argument("--batch", type=int, default=1, help="that latency is planned for")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "int8"])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--finetune", type=int, metavar="BATCH_SIZE")
     args = parser.parse_args()
@@ -47,7 +48,8 @@ def main() -> None:
         del data
         command = [sys.executable, "-m", "hmc_onnx", "compress", str(folder / "model.onnx")]
         command += ["--output", str(folder / "smaller.onnx"), "--data", str(folder / "data.npz"), "--provider", "cpu"]
-        command += ["--target", args.target, "--batch", str(args.batch), "--report", str(folder / "report.json")]
+        command += ["--target", args.target, "--batch", str(args.batch)]
+        command += ["--precision", args.precision, "--report", str(folder / "report.json")]
         command += ["--quick"] if args.quick else ["--samples", str(args.images)]
         usage = finished(command, console, folder)
         report = json.loads((folder / "report.json").read_text())
