@@ -20,7 +20,7 @@ import onnxruntime as ort
 from onnx_ir.passes import common
 
 from passes.normal_form.fold_affine import FoldAffine
-from passes.normal_form.matmul_to_gemm import MatMulToGemm
+from passes.normal_form.fold_constants import FoldConstants
 from passes.normal_form.name_nodes import NameNodes
 
 TOLERANCE = 1e-5  # of the largest output: what float32 rounding may make of some tens of layers
@@ -54,8 +54,8 @@ def rewritten(model: ir.Model) -> ir.Model:
     steps = (
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         NameNodes(),
+        FoldConstants(),
         FoldAffine(),
-        MatMulToGemm(),
         common.CommonSubexpressionEliminationPass(),
     )
     return ir.passes.Sequential(*map(Reported, steps))(model).model

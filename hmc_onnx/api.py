@@ -256,6 +256,7 @@ def apply(
     Raises:
         PlanError: the plan is for another model or other data, or asks for what cannot be.
     """
+    check_type(plan, Plan, "the plan", "give hmc_onnx.Plan.load(path)", PlanError)
     with opened(model) as proto:
         run = Run(proto, calibration, plan.settings, work, plan.held_back)
         compressed = run.apply(plan)

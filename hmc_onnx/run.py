@@ -56,6 +56,9 @@ FEW_IMAGES = 128
 # Factor by which the least time must exceed a target to be out of reach for sure, as it is only about the least.
 CLEARLY = 1.15
 
+# The settings on which it depends what a plan becomes.
+REPAIRED_BY = ("keep", "only", "positions", "seed", "precision")
+
 ModelLike = onnx.ModelProto | str | os.PathLike[str]
 DataLike = CalibrationData | CalibrationDataReader | Iterable[Any]
 
@@ -230,7 +233,17 @@ class Run(Context):
             PlanError: the plan is for another model or other data, or asks for what cannot be.
         """
         if self.data.digest() != plan.data:
-            raise PlanError("the plan was made with other calibration data: give the same data and seed, or plan again")
+            raise PlanError(
+                "the plan was made with other calibration data: give the same images, with labels if they had some "
+                "then, and the same seed, or plan again"
+            )
+        for field in REPAIRED_BY:
+            planned, own = getattr(plan.settings, field), getattr(self.settings, field)
+            if planned != own:
+                raise PlanError(
+                    f"the plan was made with `{field}={planned}`, and the run has `{field}={own}`: make the run with "
+                    "the plan's settings, or plan again"
+                )
         return apply(self, plan)
 
     def recorded(self, compressed: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:

@@ -245,6 +245,8 @@ def apply(model: Model, given: Given) -> None:
         run = Run(proto, images, chosen.settings, Work(progress=progress), chosen.held_back)
         compressed = run.recorded(run.apply(chosen), chosen)
     save(_with_metadata(brought_in(compressed), given), output)
+    if not chosen.changes:
+        show("The plan changes no layer and removes no channel.")
     show(f"Written: {output}")
 
 

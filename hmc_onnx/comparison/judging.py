@@ -164,6 +164,6 @@ def check_decides(proto: onnx.ModelProto, outputs: Sequence[str] = ()) -> None:
     first = model.compared[0]
     if not first.classes:
         raise SettingsError(
-            f"--max-drop bounds how many images get another class, and the model chooses none (its output "
+            f"`max_drop` bounds how many images get another class, and the model chooses none (its output "
             f"'{first.name}' is {first.what}): give a `target`, or say `judge={first.name}=scores`"
         )

@@ -8,7 +8,7 @@ import onnx
 
 from hmc_onnx.handoff.served import Served
 
-__all__ = ["engine_options", "profiles"]
+__all__ = ["engine_options", "largest_batch", "profiles"]
 
 
 def engine_options(served: Served, folder: str) -> dict[str, str]:
@@ -47,6 +47,13 @@ def profiles(served: Served) -> dict[str, str]:
     least = 1 if served.open else served.batch
     numbers = {"min": least, "opt": served.batch, "max": served.batch}
     return {which: _written(served.shapes_at(batch)) for which, batch in numbers.items()}
+
+
+def largest_batch(options: Mapping[str, str]) -> int | None:
+    """The most images that an engine of these options takes at once; None where the model fixes their number."""
+    shape = options.get("trt_profile_max_shapes", "").partition(",")[0].rpartition(":")[2]
+    first = shape.partition("x")[0]
+    return int(first) if first.isdecimal() else None
 
 
 def _written(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -13,6 +13,7 @@ from google.protobuf.text_format import ParseError
 from pydantic import TypeAdapter
 
 from calib.runtime.providers import short_name
+from hmc_onnx.handoff.engines import largest_batch
 from hmc_onnx.handoff.onnxruntime import SESSION, SessionFile
 from hmc_onnx.handoff.served import Served, short_digest
 from hmc_onnx.handoff.tensorrt import OPTIONS, SCRIPT
@@ -23,6 +24,7 @@ from hmc_onnx.records.images import Images
 from passes.core.errors import ModelError
 from passes.core.records import read_record
 from passes.graph.files import load
+from passes.graph.protos import first_line
 
 __all__ = ["HandedOver", "read"]
 
@@ -91,9 +93,9 @@ def _tensorrt(folder: Path) -> HandedOver:
     except ValueError as e:
         raise ModelError(f"'{folder / OPTIONS}' holds no options of a provider: write the folder again") from e
     _check_engines(options, proto, folder / OPTIONS)
-    if short_digest(proto) not in (folder / SCRIPT).read_text(encoding="utf-8"):
+    if short_digest(proto).encode() not in (folder / SCRIPT).read_bytes():
         raise _other_engines(folder / SCRIPT)
-    return HandedOver(proto, None, "tensorrt", 0)
+    return HandedOver(proto, largest_batch(options), "tensorrt", 0)
 
 
 def _model(path: Path) -> onnx.ModelProto:
@@ -104,51 +106,94 @@ def _model(path: Path) -> onnx.ModelProto:
 
 def _check_engines(options: Mapping[str, str], proto: onnx.ModelProto, path: Path) -> None:
     """Check that engines are kept under this model's digest, so that none of another model is served for it."""
-    prefix = options.get("trt_engine_cache_prefix")
-    if prefix is not None and not prefix.endswith(f"_{short_digest(proto)}"):
+    kept = options.get("trt_engine_cache_enable", "0") not in ("0", "False")
+    if kept and not options.get("trt_engine_cache_prefix", "").endswith(f"_{short_digest(proto)}"):
         raise _other_engines(path)
 
 
 def _other_engines(path: Path) -> ModelError:
     return ModelError(
-        f"'{path}' names its engines after another model than the one beside it, so that engines of that model would "
-        "be served: write the folder again"
+        f"'{path}' does not name its engines after the model beside it, so that another model's engines could be "
+        "served: write the folder again"
     )
 
 
 def _triton(path: Path) -> HandedOver:
     """The model of a repository, after a check that its configuration is what the model asks for."""
     try:
-        said = parsed(path.read_text(encoding="utf-8"))
-        name, most = said["name"][0], said.get("max_batch_size", [0])[0]
+        said = _Configuration.of(parsed(path.read_text(encoding="utf-8")))
+    except (OSError, ParseError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise ModelError(
+            f"'{path}' is not the configuration of a model ({first_line(e)}): write the folder again"
+        ) from e
+    if said.backend != "onnxruntime":
+        raise ModelError(
+            f"'{path}' is for the backend '{said.backend}', and not for onnxruntime: write the folder again"
+        )
+    if path.resolve().parent.name != said.name:
+        raise ModelError(
+            f"'{path}' is of the model '{said.name}', and its folder has another name: rename one of the two"
+        )
+    file = path.parent / "1" / said.file
+    proto = _model(file / "model.onnx" if file.is_dir() else file)
+    expected = tensors(Served.of(proto, said.name, Handoff(batch=said.batch), Images()))
+    for what in ("input", "output"):
+        if said.tensors[what] != expected[what]:
+            raise ModelError(f"'{path}' has other {what}s than the model beside it: write the folder again")
+    if said.provider == "tensorrt":
+        _check_engines(said.engines, proto, path)
+    return HandedOver(proto, said.batch, said.provider, said.threads)
+
+
+@dataclass(frozen=True)
+class _Configuration:
+    """What is read of a model's configuration for Triton: see `hmc_onnx.handoff.triton.config`.
+
+    Attributes:
+        name, backend: of the model.
+        file: name of the model's file, or of its folder.
+        batch: the most images at once; None where the model fixes it.
+        threads: of onnxruntime; 0: what it chooses.
+        provider: short name of the execution provider, or "auto".
+        tensors: the inputs ("input") and outputs ("output").
+        engines: options of the TensorRT provider.
+    """
+
+    name: str
+    backend: str
+    file: str
+    batch: int | None
+    threads: int
+    provider: str
+    tensors: dict[str, list[dict[str, Any]]]
+    engines: dict[str, str]
+
+    @classmethod
+    def of(cls, said: Mapping[str, list[Any]]) -> _Configuration:
+        """Of a message; raises LookupError, ValueError, TypeError or AttributeError where it is no configuration."""
+        most = int(said.get("max_batch_size", [0])[0])
         parameters = {p["key"][0]: p["value"][0]["string_value"][0] for p in said.get("parameters", [])}
         threads = int(parameters.get("intra_op_thread_count", 0))
-    except (OSError, ParseError, KeyError, ValueError, TypeError) as e:
-        raise ModelError(f"'{path}' is not the configuration of a model ({e}): write the folder again") from e
-    if path.resolve().parent.name != name:
-        raise ModelError(f"'{path}' is of the model '{name}', and its folder has another name: rename one of the two")
-    file = path.parent / "1" / "model.onnx"
-    proto = _model(file / "model.onnx" if file.is_dir() else file)
-    served = Served.of(proto, name, Handoff(batch=most or None), Images())
-    expected = tensors(served)
-    for what in ("input", "output"):
-        if [_plain(t) for t in said.get(what, [])] != expected[what]:
-            raise ModelError(f"'{path}' has other {what}s than the model beside it: write the folder again")
-    provider = "auto"
-    if said.get("instance_group"):
-        provider = "cpu" if said["instance_group"][0]["kind"][0] == "KIND_CPU" else "cuda"
-    if said.get("optimization"):
-        provider = "openvino" if provider == "cpu" else "tensorrt"
-    if provider == "tensorrt":
-        _check_engines(_accelerator_options(said), proto, path)
-    return HandedOver(proto, most or None, provider, threads)
-
-
-def _accelerator_options(said: Mapping[str, Any]) -> dict[str, str]:
-    """The options of the TensorRT provider in a configuration."""
-    accelerators = said["optimization"][0].get("execution_accelerators", [{}])[0]
-    accelerator = accelerators.get("gpu_execution_accelerator", [{}])[0]
-    return {p["key"][0]: p["value"][0] for p in accelerator.get("parameters", [])}
+        if most < 0 or threads < 0:
+            raise ValueError("a number of images or threads is below 0")
+        kind = said.get("instance_group", [{}])[0].get("kind", ["KIND_AUTO"])[0]
+        accelerators = said.get("optimization", [{}])[0].get("execution_accelerators", [{}])[0]
+        on_gpu = accelerators.get("gpu_execution_accelerator", [{}])[0]
+        provider = {"KIND_CPU": "cpu", "KIND_GPU": "cuda"}.get(kind, "auto")
+        if on_gpu:
+            provider = on_gpu["name"][0]
+        elif "cpu_execution_accelerator" in accelerators:
+            provider = accelerators["cpu_execution_accelerator"][0]["name"][0]
+        return cls(
+            name=said["name"][0],
+            backend=said.get("backend", ["none"])[0],
+            file=said.get("default_model_filename", ["model.onnx"])[0],
+            batch=most or None,
+            threads=threads,
+            provider=provider,
+            tensors={what: [_plain(t) for t in said.get(what, [])] for what in ("input", "output")},
+            engines={p["key"][0]: p["value"][0] for p in on_gpu.get("parameters", [])},
+        )
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from calib.data.preprocess import Preprocess
 from calib.runtime.providers import known_provider, with_fallbacks
@@ -37,6 +37,8 @@ folder = Path(__file__).resolve().parent
 session_of = json.loads((folder / "session.json").read_text())
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = session_of["intra_op_num_threads"]
+for own in session_of["provider_options"]:  # engines are kept beside this file
+    own.update({{key: str(folder / path) for key, path in own.items() if key.endswith("_cache_path")}})
 session = onnxruntime.InferenceSession(
     folder / "model.onnx", options, session_of["providers"], session_of["provider_options"]
 )
@@ -60,6 +62,12 @@ class SessionFile(Frozen):
     intra_op_num_threads: int = Field(ge=0)
     providers: list[str] = Field(min_length=1)
     provider_options: list[dict[str, str]]
+
+    @model_validator(mode="after")
+    def _for_each_provider(self) -> SessionFile:
+        if len(self.provider_options) != len(self.providers):
+            raise ValueError("give options for each of the providers, {} where there are none")
+        return self
 
 
 def write(served: Served, folder: Path) -> list[str]:

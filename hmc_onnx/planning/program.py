@@ -32,10 +32,11 @@ from hmc_onnx.planning.solution import plan_of
 from hmc_onnx.planning.spared_stdout import spared_stdout
 from hmc_onnx.planning.strategies import allowed
 from hmc_onnx.planning.taken import LEAST, place, takings, undominated
-from hmc_onnx.records.goal import Strategy, Target, Unreachable
+from hmc_onnx.records.goal import Strategy, Target, Unreachable, parse_target
 from hmc_onnx.records.plan import OPTIMAL_GAP, Plan
 from hmc_onnx.records.profile import Profile
-from passes.core.errors import HmcError, SettingsError
+from passes.core.arguments import check_type
+from passes.core.errors import HmcError, PlanError, SettingsError
 
 __all__ = ["Program", "solve", "unreachable"]
 
@@ -47,9 +48,19 @@ MOST_NODES = 20_000
 ROUNDING = 1e-9
 
 
-def solve(profile: Profile, target: Target, strategy: Strategy = "hmc") -> Plan:
-    """The plan of least total sensitivity; arguments and errors as for `Program.solve`."""
-    return Program(profile, strategy).solve(target)
+def solve(profile: Profile, target: Target | str, strategy: Strategy = "hmc") -> Plan:
+    """The plan of least total sensitivity.
+
+    Args:
+        profile: what each candidate costs and loses.
+        target: see `Target`; or text, such as "macs=0.5".
+        strategy: which choices are allowed.
+
+    Raises:
+        SettingsError: no combination of candidates meets the target.
+    """
+    check_type(profile, Profile, "the profile", "give hmc_onnx.Profile.load(path)", PlanError)
+    return Program(profile, strategy).solve(parse_target(target) if isinstance(target, str) else target)
 
 
 def unreachable(target: Target, strategy: Strategy, least: Target, align: int) -> Unreachable:

@@ -45,9 +45,11 @@ class LayerSelection:
         for name in names:
             matched = next((p for p in self.keep if fnmatchcase(name, p)), None)
             if matched is not None:
-                found[name] = Declined(name, Why.CHOSEN, f"kept by --keep {matched}")
+                found[name] = Declined(name, Why.CHOSEN, f"kept, as it matches the pattern {matched}")
             elif self.only and not any(fnmatchcase(name, p) for p in self.only):
-                found[name] = Declined(name, Why.CHOSEN, f"not among --only {' '.join(self.only)}")
+                found[name] = Declined(
+                    name, Why.CHOSEN, f"left alone, as it matches no pattern of {' '.join(self.only)}"
+                )
         if found and len(found) == len(names):
             raise SettingsError("no layer is left to compress: match fewer with `keep`, or more with `only`")
         return found

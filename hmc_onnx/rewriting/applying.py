@@ -25,7 +25,7 @@ from calib.measure.moments import sample_positions, sampled_outputs, sampled_pat
 from calib.measure.walk import Walk
 from calib.runtime.observing import observe
 from hmc_onnx.execution.context import Context
-from hmc_onnx.records.plan import Plan
+from hmc_onnx.records.plan import LayerPlan, Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
 from hmc_onnx.rewriting.fitting import Fit, fitted_bias
 from hmc_onnx.rewriting.order import repair_order
@@ -72,6 +72,9 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
     every = {n.name: n for n in compressed.graph.nodes if n.op in OPERATORS}
     nodes = {name: node for name, node in every.items() if name in plan.layers}
     ordered = _in_order(model, nodes, plan, kept)
+    for name in ordered:
+        if name in nodes:
+            _check_step(nodes[name], plan.layers[name], shapes, kept, bool(context.weight_levels))
     # rounding to INT8 changes every layer; where nothing else does, that is left to the quantiser
     changed = bool(context.weight_levels) and plan.changes
     order = repair_order(compressed.graph, {n: [use.name for use in kept.uses[n]] for n in ordered})
@@ -81,8 +84,6 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
             changed = True
             continue
         node = nodes[name]
-        if why_not_a_layer(node, shapes):
-            raise PlanError(f"the plan changes '{node.name}', which cannot be changed: leave it out")
         step = plan.layers[node.name]
         uses = [_Use(every[use.name], use.bias, use.name in known) for use in kept.uses[name]]
         pruned = any(use.node.name in kept.touched for use in uses)
@@ -117,6 +118,34 @@ def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan, kept: Prun
                 "and only then: remove both or neither"
             )
     return ordered
+
+
+def _check_step(node: gs.Node, step: LayerPlan, shapes: Shapes, kept: Pruned, quantised: bool) -> None:
+    """Check what a plan does to a layer whose channels are pruned, before the work; raises PlanError."""
+    if why_not_a_layer(node, shapes):
+        raise PlanError(f"the plan changes '{node.name}', which cannot be changed: leave it out")
+    if step.in_float and not quantised:
+        raise PlanError(
+            f"layer '{node.name}' is to stay in float32, and nothing is served in INT8: leave 'in_float' out"
+        )
+    others = [use.name for use in kept.uses[node.name][1:]]
+    if step.also != others:
+        named = f"also {', '.join(others)}" if others else "at no other node"
+        raise PlanError(f"the weights of layer '{node.name}' are used {named}: correct its 'also'")
+    if step.method == KEEP:
+        if step.rank:
+            raise PlanError(
+                f"layer '{node.name}' is kept and has rank {step.rank}: leave the rank out, or give a method"
+            )
+        return
+    decomposition = DECOMPOSITIONS.get(step.method)
+    if decomposition is None:
+        raise PlanError(f"layer '{node.name}': unknown method '{step.method}', use keep or {', '.join(DECOMPOSITIONS)}")
+    geometry = layer_of(node, shapes).geometry
+    reason = decomposition.why_not(geometry)
+    if reason is not None or not 1 <= step.rank <= decomposition.max_rank(geometry):
+        why = reason or f"1 to {decomposition.max_rank(geometry)} do"
+        raise PlanError(f"layer '{node.name}': {step.method} of rank {step.rank} does not apply: {why}")
 
 
 @dataclass
@@ -170,13 +199,7 @@ def _repair(model: Model, uses: Sequence[_Use], shapes: Shapes, walks: _Walks, m
         write_layer(model.graph, node, np.concatenate(kernels), biases[0], also)
         return
     moments = groups[0].moments
-    decomposition = DECOMPOSITIONS.get(method)
-    if decomposition is None:
-        raise PlanError(f"layer '{node.name}': unknown method '{method}', use keep or {', '.join(DECOMPOSITIONS)}")
-    reason = decomposition.why_not(layer.geometry)
-    if reason or not 1 <= rank <= decomposition.max_rank(layer.geometry):
-        most = decomposition.max_rank(layer.geometry) if reason is None else 0
-        raise PlanError(f"layer '{node.name}': {method} of rank {rank} does not apply: {reason or f'1 to {most} do'}")
+    decomposition = DECOMPOSITIONS[method]
     factors: Sequence[np.ndarray] = decomposition.factors(layer.geometry, kernels[0], moments.second, rank)
     links = decomposition.links(layer.geometry, rank)
     if levels:

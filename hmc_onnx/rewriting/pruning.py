@@ -60,10 +60,16 @@ def prune(model: Model, plan: Plan, inputs: dict[str, tuple[int, ...]]) -> Prune
     removed: dict[str, np.ndarray] = {}
     gone: list[ChannelGroup] = []
     for name, group in plan.groups.items():
-        if name not in known or known[name].size != group.size:
+        if name not in known:
             raise PlanError(f"the plan names a channel group that the model does not have: '{name}'")
+        if known[name].size != group.size:
+            raise PlanError(
+                f"the plan's group '{name}' is of size {group.size}, and the model's of {known[name].size}: correct it"
+            )
         if any(not 0 <= c < group.size for c in group.removed):
             raise PlanError(f"the plan removes channels of '{name}' that it does not have: it has {group.size}")
+        if len(set(group.removed)) < len(group.removed):
+            raise PlanError(f"the plan removes a channel of '{name}' twice: name each once")
         if len(set(group.removed)) == group.size:
             gone.append(known[name])
         elif group.removed:

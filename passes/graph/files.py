@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError, Message
 
+from passes.core.arguments import check_type
 from passes.core.atomic import write_atomically
 from passes.core.errors import ModelError, OutputError
 from passes.graph.external import brought_in, location, moved_out, relative
@@ -94,7 +95,9 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
 
     Raises:
         OutputError: the file cannot be written; nothing is left behind.
+        ModelError: it is no model.
     """
+    check_type(proto, onnx.ModelProto, "the model", "give an onnx.ModelProto", ModelError)
     path = Path(path)
     if byte_size(proto) < EXTERNAL_DATA_THRESHOLD:
         write_atomically(path, brought_in(proto).SerializeToString(deterministic=True))

@@ -61,7 +61,8 @@ class GraphPass(ir.passes.FunctionalPass):
         """The rewritten model, a new object, and whether anything was changed.
 
         Raises:
-            PreconditionError: the model lacks something that the options name, or it cannot be changed that way.
+            PreconditionError: the model lacks something that the options name, it cannot be changed that way, or it is
+                not valid.
             PostconditionError: the ONNX checker rejects the result.
         """
         given = serialised(model)
@@ -75,6 +76,10 @@ class GraphPass(ir.passes.FunctionalPass):
         try:
             done = graph.finished()
         except ModelError as e:
+            try:
+                Model(given).finished()
+            except ModelError as own:
+                raise PreconditionError(f"the model is not valid as it is given: {own}") from own
             raise PostconditionError(f"{type(self).__name__}: {e}") from e
         return PassResult(returned(done, given, model), modified=True)
 

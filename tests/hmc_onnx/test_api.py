@@ -132,6 +132,10 @@ def test_images_come_as_arrays_batches_readers_and_torch_loaders(original: onnx.
     assert all(own == layers[0] for own in layers)
 
 
+def test_a_target_may_be_text(result: hmc_onnx.Result) -> None:
+    assert hmc_onnx.solve(result.profile, "macs=0.6") == hmc_onnx.solve(result.profile, hmc_onnx.Target(macs=0.6))
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -144,6 +148,12 @@ def test_images_come_as_arrays_batches_readers_and_torch_loaders(original: onnx.
         (lambda m, d: hmc_onnx.load_data(m, "d", "imagenet", samples=4), "`preprocess` 'imagenet' is of type str"),
         (lambda m, d: hmc_onnx.parse_target(0.5), r"target 0\.5 is of type float"),
         (lambda m, d: hmc_onnx.Goal(target=0.5), r"target 0\.5 is of type float"),
+        (lambda m, d: hmc_onnx.solve(3, "macs=0.5"), r"the profile 3 is of type int: give hmc_onnx\.Profile\.load"),
+        (
+            lambda m, d: hmc_onnx.apply(m, "plan.json", d),
+            r"plan 'plan\.json' is of type str: give hmc_onnx\.Plan\.load",
+        ),
+        (lambda m, d: hmc_onnx.save("m", "m.onnx"), r"the model 'm' is of type str: give an onnx\.ModelProto"),
     ],
 )
 def test_a_value_of_a_wrong_type_is_said_in_one_sentence(call: Callable[..., object], says: str) -> None:

@@ -22,6 +22,8 @@ import warnings
 
 import joblib
 import numpy as np
+import onnx_graphsurgeon
+import onnxscript.optimizer
 import tensorly
 from joblib.externals import loky
 from tensorly import tenalg
@@ -38,11 +40,10 @@ def threads_backend():
         return thread.submit(lambda: repr(tenalg.current_backend())).result()
 
 def state():
-    loggers = {n: logging.getLogger(n).level for n in logging.root.manager.loggerDict if "graphsurgeon" not in n}
     return {
         "root logger": logging.root.level,
-        "host's logger": loggers["host"],
-        "levels that are set": sorted(n for n, level in loggers.items() if level and "." not in n and n in before),
+        "levels of loggers": {n: logging.getLogger(n).level for n in before},
+        "severity of graphsurgeon": int(onnx_graphsurgeon.logger.G_LOGGER.severity),
         "environment": dict(os.environ),
         "signals": {str(s): repr(signal.getsignal(s)) for s in signal.valid_signals()},
         "folder": os.getcwd(),

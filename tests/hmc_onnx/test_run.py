@@ -225,6 +225,11 @@ def test_a_compressed_model_can_be_compressed_again(result: hmc_onnx.Result) -> 
         ("rank 999", "svd of rank 999 does not apply: 1 to"),
         ("magic", "unknown method 'magic', use keep or svd"),
         ("class 99", "it has"),
+        ("kept rank", "is kept and has rank 5"),
+        ("float", "is to stay in float32, and nothing is served in INT8"),
+        ("also", "are used at no other node: correct its 'also'"),
+        ("size", r"is of size 1\d*, and the model's of"),
+        ("twice", "removes a channel of .* twice"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(original: onnx.ModelProto, change: object, message: str) -> None:
@@ -235,10 +240,37 @@ def test_a_plan_that_does_not_fit_is_refused(original: onnx.ModelProto, change: 
         "rank 999": {"layers": plan.layers | {conv: LayerPlan(method="svd", rank=999)}},
         "magic": {"layers": plan.layers | {conv: LayerPlan(method="magic", rank=1)}},
         "class 99": {"groups": plan.groups | {group: GroupPlan(size=plan.groups[group].size, removed=[99])}},
+        "kept rank": {"layers": plan.layers | {conv: LayerPlan(method=KEEP, rank=5)}},
+        "float": {"layers": plan.layers | {conv: LayerPlan(method=KEEP, in_float=True)}},
+        "also": {"layers": plan.layers | {conv: LayerPlan(method=KEEP, also=["nowhere"])}},
+        "size": {"groups": plan.groups | {group: GroupPlan(size=1 + plan.groups[group].size, removed=[])}},
+        "twice": {"groups": plan.groups | {group: GroupPlan(size=plan.groups[group].size, removed=[1, 1])}},
     }
     update = updates[change] if isinstance(change, str) else change
     with pytest.raises(PlanError, match=message):
         applied(model, plan.model_copy(update=update))
+
+
+def test_a_plan_is_checked_before_any_layer_is_repaired(
+    original: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = normalise(original)
+    plan = untouched(model)
+    first, *_, last = [n.name for n in model.graph.nodes if n.op == "Conv"]
+    steps = {first: LayerPlan(method="svd", rank=1), last: LayerPlan(method="svd", rank=999)}
+    monkeypatch.setattr("hmc_onnx.rewriting.applying._repair", lambda *a: pytest.fail("a layer was repaired"))
+    with pytest.raises(PlanError, match=f"layer '{last}': svd of rank 999"):
+        applied(model, plan.model_copy(update={"layers": plan.layers | steps}))
+
+
+@pytest.mark.parametrize("other", [{"keep": ("*Gemm",)}, {"seed": 5}, {"positions": 3}])
+def test_a_plan_is_carried_out_with_the_settings_that_it_was_made_with(
+    original: onnx.ModelProto, other: dict[str, object]
+) -> None:
+    run = hmc_onnx.Run(original, calibration(), SMALL.model_copy(update=other))
+    (field,) = other
+    with pytest.raises(PlanError, match=f"the plan was made with `{field}="):
+        run.apply(untouched(normalise(original)))
 
 
 def l1_pruned(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -36,8 +36,8 @@ def test_layers_that_match_are_left_alone(keep: tuple[str, ...], only: tuple[str
 
 def test_the_reason_is_the_pattern() -> None:
     found = LayerSelection(("stem/*",), ("layer1/*", "stem/*")).left_alone(NAMES)
-    assert found["stem/Conv"].reason == "kept by --keep stem/*"
-    assert found["fc/Gemm"].reason == "not among --only layer1/* stem/*"
+    assert found["stem/Conv"].reason == "kept, as it matches the pattern stem/*"
+    assert found["fc/Gemm"].reason == "left alone, as it matches no pattern of layer1/* stem/*"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_channel_groups_at_both_ends_of_a_kept_layer_stay(kept: str, groups: set
     assert not any(name.startswith(f"{kept}/") for name in found.layers)
     closed = {k: v for k, v in sentences(found.declined).items() if k.startswith("channels of ")}
     assert {v for k, v in closed.items() if "input" not in k} & {
-        f"'{n}' takes part, which is kept by --keep {kept}/*" for n in (f"{kept}/Conv", f"{kept}/Gemm")
+        f"'{n}' takes part, which is kept, as it matches the pattern {kept}/*" for n in (f"{kept}/Conv", f"{kept}/Gemm")
     }
 
 
@@ -118,7 +118,7 @@ def test_kept_layers_have_the_weights_of_the_normal_form_and_others_not() -> Non
     settings = Settings(align=1, samples=16, kl_samples=8, keep=tuple(sorted(kept)))
     run = Run(proto, {"input": images(16, 8)}, settings)
     plan = run.plan("macs=0.6")
-    assert sentences(plan.declined).items() >= {n: f"kept by --keep {n}" for n in kept}.items()
+    assert sentences(plan.declined).items() >= {n: f"kept, as it matches the pattern {n}" for n in kept}.items()
     assert not kept & set(plan.layers)
     made = weights(run.apply(plan))
     for name in kept:

@@ -214,6 +214,13 @@ def test_a_result_that_the_checker_rejects_is_not_handed_on() -> None:
         Rename("Relu", "NoSuchOperator")(ir.from_proto(rich()))
 
 
+def test_a_model_that_is_not_valid_as_it_is_given_is_the_callers_fault() -> None:
+    proto = rich()
+    next(node for node in proto.graph.node if node.op_type == "Add").op_type = "NoSuchOperator"
+    with pytest.raises(PreconditionError, match="the model is not valid as it is given: the ONNX checker rejects"):
+        Rename("Relu", "Tanh")(ir.from_proto(proto))
+
+
 def test_what_the_model_lacks_is_a_precondition_in_a_sequence_too() -> None:
     with pytest.raises(PreconditionError, match="Refuse: the model has no such thing: take another"):
         Refuse()(ir.from_proto(rich()))
