@@ -155,7 +155,7 @@ class Session:
     def profile(self) -> list[KernelTime]:
         """The kernels that a `profiled` session has run so far, in order; this ends the profiling, so call it once."""
         assert self._folder is not None
-        events = from_json(Path(self._session.end_profiling()).read_bytes())  # some 10 MB, ten times as fast as json
+        events = from_json(Path(self._session.end_profiling()).read_bytes())  # megabytes, in 0.6 of json's time
         self._folder.cleanup()
         return [
             KernelTime(e["name"].removesuffix("_kernel_time"), e["args"]["op_name"], e["dur"] * 1e-6)

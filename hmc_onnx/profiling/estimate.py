@@ -16,7 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from calib.measure import latency
-from calib.measure.probing import LOT_PROBES, SECONDS
+from calib.measure.probing import LOT_MACS, LOT_PROBES, SECONDS
 from calib.runtime.batching import declared_batch
 from calib.runtime.sessions import Session
 from hmc_onnx.analysis.compressible import CompressibleLayer, readers
@@ -102,7 +102,7 @@ def estimate(context: Context) -> Estimate:
         own = possible[name]
         pruned[name] = [offer for variant in own for offer in variant.offers]
         every = [o.links for o in whole[name]] + [chain for v in own for chain in v.chains]
-        chains |= {(chain, subject.size, subject.maps) for chain in every}
+        chains |= {(chain, subject.size, subject.maps, subject.macs(*chain)) for chain in every}
     a_start, a_pass = _pass(context)
     an_offer = _decomposition(layers, align, settings.fine)
     images = min(sensitivity_images(context), len(context.data.feeds[next(iter(context.data.feeds))]))
@@ -115,13 +115,14 @@ def estimate(context: Context) -> Estimate:
         for n, r in removals.items()
     )
     work = {n: len(whole[n]) + len(pruned[n]) for n in layers}
+    lots = max(len(chains) / LOT_PROBES, sum(macs for *_, macs in chains) * (settings.batch or 1) / LOT_MACS)
     seconds = (
         WALKS * samples * a_pass
         + a_start * (len(layers) + len(removals))
         + (WORKERS_START if workers > 1 else 0)
         + tried * images * OF_IMAGES * a_pass
         + sum(an_offer * work[n] * _weights(s) for n, s in layers.items()) / workers
-        + (math.ceil(len(chains) / LOT_PROBES) * (SECONDS + 1) if settings.latency else 0)
+        + (math.ceil(lots) * (SECONDS + 1) if settings.latency else 0)
         + latency.SECONDS * (BATCHES + (PLANS if settings.latency else 0))
     )
     features = [s.layer.geometry.features for s in layers.values() if not s.grouped]
