@@ -129,7 +129,7 @@ def _check_step(node: gs.Node, step: LayerPlan, shapes: Shapes, kept: Pruned, qu
             f"layer '{node.name}' is to stay in float32, and nothing is served in INT8: leave 'in_float' out"
         )
     others = [use.name for use in kept.uses[node.name][1:]]
-    if step.also != others:
+    if step.also and step.also != others:
         named = f"also {', '.join(others)}" if others else "at no other node"
         raise PlanError(f"the weights of layer '{node.name}' are used {named}: correct its 'also'")
     if step.method == KEEP:

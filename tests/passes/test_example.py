@@ -12,10 +12,18 @@ from exported import exported
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "passes.py"
 BATCHNORM = "resnet20a-torchscript-17-bn"
-STEPS = ("LiftConstantsToInitializersPass", "NameNodes", "FoldAffine", "MatMulToGemm", "CommonSubexpressionElimination")
+STEPS = (
+    "LiftConstantsToInitializersPass",
+    "NameNodes",
+    "FoldConstants",
+    "FoldAffine",
+    "CommonSubexpressionElimination",
+)
 
 
-@pytest.mark.parametrize(("model", "modified"), [(None, set()), (BATCHNORM, {"LiftConstants", "FoldAffine"})])
+@pytest.mark.parametrize(
+    ("model", "modified"), [(None, {"LiftConstants", "FoldConstants"}), (BATCHNORM, {"LiftConstants", "FoldAffine"})]
+)
 def test_the_example_runs_on(model: str | None, modified: set[str], tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     if model is not None:
