@@ -36,8 +36,8 @@ ACTIVATIONS = ("Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid
 WITHIN_INT8 = "float32 within int8"
 # Last parts of the names of the nodes around a probe's links and epilogue, whose time does not count.
 AROUND = ("before", "after", "other", "pool", "pool2")
-# Random numbers that weights are made of, again and again: to draw all of them takes longer than to time the probe. A
-# prime, so that no two channels are alike.
+# Weights repeat so many random numbers, as to draw one for each weight takes nearly as long as to time the probes. The
+# number is a prime, so that no two channels are alike.
 NOISE = 65_537
 OPSET = 14  # the oldest with all ACTIVATIONS
 

@@ -178,7 +178,8 @@ class Given:
             return record(**({name: self.values[name] for name in record.model_fields if name in self} | more))
         except SettingsError as e:
             named = re.match("`([a-z_]+)`", str(e))
-            if named is None or named[1] in (*self.typed, *more) or "config" not in self:
+            from_file = named is not None and named[1] in self and named[1] not in (*self.typed, *more)
+            if not from_file or "config" not in self:
                 raise
             raise SettingsError(f"'{self.values['config']}': {e}") from e
 

@@ -80,7 +80,7 @@ def times_in_float(
 
 
 def may_stay(context: Context, subject: CompressibleLayer, chain: Chain) -> bool:
-    """Whether a chain is offered in float32 in a network in INT8: onnxruntime has to leave it so."""
+    """Whether a chain may stay in float32 in a network in INT8: onnxruntime leaves it so, and it has all channels."""
     if len(chain) > 1:
         whole = subject.layer.geometry
         return (chain[0].inputs, chain[-1].outputs) == (whole.inputs, whole.outputs)

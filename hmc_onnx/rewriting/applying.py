@@ -75,6 +75,7 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
     for name in ordered:
         if name in nodes:
             _check_step(nodes[name], plan.layers[name], shapes, kept, bool(context.weight_levels))
+    let_go(compressed.constants())
     # rounding to INT8 changes every layer; where nothing else does, that is left to the quantiser
     changed = bool(context.weight_levels) and plan.changes
     order = repair_order(compressed.graph, {n: [use.name for use in kept.uses[n]] for n in ordered})
