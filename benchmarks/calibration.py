@@ -42,7 +42,7 @@ def main() -> None:
             )
             run = hmc_onnx.Run(proto, ranges, settings)
             start = time.perf_counter()
-            quantised = run.serve(run.normal.finished())
+            quantised = run.served_alone
             seconds = time.perf_counter() - start
             compared = [verify(original, Network(quantised), images, batches=()) for images in (judged, test)]
             found.setdefault(method, []).append((seconds, *compared))

@@ -53,7 +53,7 @@ def main() -> None:
     models: dict[str, onnx.ModelProto] = {"original, fp32": proto}
     planned: dict[str, str] = {}
     if args.precision != "fp32":
-        models[f"original, {args.precision} alone"] = run.serve(run.normal.finished())
+        models[f"original, {args.precision} alone"] = run.served_alone
     profile = run.profile()
     print(f"profile: {time.perf_counter() - start:.0f} s, multiples of {profile.align}", flush=True)
     for target in args.targets:

@@ -32,7 +32,7 @@ def main() -> None:
     test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
     settings = hmc_onnx.Settings(samples=args.samples, provider="cpu", precision="int8")
     run = hmc_onnx.Run(proto, calibration, settings, hmc_onnx.Work(work_dir=args.work_dir))
-    alone = run.serve(run.normal.finished())
+    alone = run.served_alone
     print(f"original: {accuracy(proto, test):.2f}, quantised alone: {accuracy(alone, test):.2f}")
     print(
         "| target | rounded by the quantiser | to the nearest in the repair | with error feedback |\n|---|---|---|---|"

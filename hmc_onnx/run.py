@@ -285,7 +285,7 @@ class Run(Context):
         batches = tuple(sorted({*BATCHES, *([timed.batch] if timed else [])}))
         known = {timed.batch: timed.seconds} if timed else {}
         precision = self.settings.precision
-        alone = None if precision == "fp32" else (precision, self.serve(self.normal.finished()))
+        alone = None if precision == "fp32" else (precision, self.served_alone)
         pair = Network(self.served, self.normal, self.settings.judge, alone), Network(compressed)
         found = verify(*pair, compared, self.runtime, batches, known)
         return found.model_copy(update={"new_images": new is not None, "held_back": new is not None and images is None})

@@ -29,6 +29,9 @@ SECONDS = 3.0
 REPEATS, WARM_UP = 30, 3
 # After LONG seconds, stop at the minimum number of turns (FEW), the first of which is then the warm-up.
 LONG, FEW = 12.0, 4
+# A server runs one model again and again, so that much of it is in the processor's caches. In a turn another model has
+# just run. Where that matters, in runs of less than COLD seconds, each model runs once before the run that is timed.
+COLD = 0.05
 # The quantile of a model's run times that is reported.
 DECILE = 0.1
 # A model that takes more than DISTURBED times its known time is disturbed; wait up to PATIENCE seconds for that to end.
@@ -77,6 +80,9 @@ class Timings:
 def interleaved(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], share: float = 1.0) -> Timings:
     """Time the models in turns, so that other load on the machine falls on all of them alike.
 
+    A turn of short runs begins each with one that is not timed, so that a model's time does not depend on which others
+    are measured beside it.
+
     Args:
         sessions: one for each model.
         feeds: the inputs of one run, for all models.
@@ -88,12 +94,17 @@ def interleaved(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], sh
     while len(turns) < few or (spent < LONG * share and (len(turns) < WARM_UP + REPEATS or spent < SECONDS * share)):
         turn = []
         for session in sessions:
-            before = time.perf_counter()
-            session.run(feeds)
-            turn.append(time.perf_counter() - before)
+            seconds = _timed(session, feeds)
+            turn.append(_timed(session, feeds) if seconds < COLD and len(sessions) > 1 else seconds)
         turns.append(turn)
         spent = time.perf_counter() - start
     return Timings(np.array(turns[min(WARM_UP, max(len(turns) // FEW, 1)) :]))
+
+
+def _timed(session: Session, feeds: Mapping[str, np.ndarray]) -> float:
+    start = time.perf_counter()
+    session.run(feeds)
+    return time.perf_counter() - start
 
 
 def calm(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], known: float, patience: float) -> Timings:

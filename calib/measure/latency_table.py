@@ -42,6 +42,8 @@ KEPT_EVERY = 1.0
 LOCK_TIMEOUT = 30.0
 # Providers that run on the processor; OpenVINO names other devices in its options.
 ON_PROCESSOR = ("cpu", "openvino", "dnnl", "xnnpack", "acl", "armnn")
+# Vector instructions for float32, and those that multiply bytes, each from the best.
+INSTRUCTIONS = (("avx512f", "avx2", "avx"), ("amx_int8", "avx512_vnni", "avx512vnni", "avx_vnni"))
 
 
 class Machine(Frozen):
@@ -224,18 +226,19 @@ def _cache() -> Path:
 
 @cache
 def _processor() -> str:
-    """The processor's name, with family, model, stepping and the widest vector instructions.
+    """The processor's name, with family, model, stepping, and its best instructions for float32 and for INT8.
 
-    The name alone is not enough, because virtual machines often report only a family of processors.
+    The name alone is not enough, because virtual machines often report only a family of processors, and may hide some
+    of its instructions.
     """
     try:
         info = cpuinfo.get_cpu_info()
     except (OSError, ValueError):  # it starts a process, which may fail or print nothing
         info = {}
     name = info.get("brand_raw") or platform.processor() or platform.machine()
-    widest = next((w for w in ("avx512f", "avx2", "avx") if w in info.get("flags", [])), "")
+    best = [next((name for name in names if name in info.get("flags", [])), "") for names in INSTRUCTIONS]
     family = "/".join(str(info[k]) for k in ("family", "model", "stepping") if k in info)
-    return " ".join(part for part in (name, family, widest) if part)
+    return " ".join(part for part in (name, family, *best) if part)
 
 
 def _accelerator() -> str:

@@ -95,9 +95,10 @@ def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Measurement]:
     """Time a lot with the reference probe; while that takes longer than it once did, the lot is run again."""
     reference = Probe((REFERENCE,), (REFERENCE_SIZE,) * 2, lot[0].batch, lot[0].dtype)
     key = (str(reference), runtime)
+    model = _served(probe_model([*lot, reference]), reference, runtime)
     best: list[Measurement] = []
     for _ in range(TRIES):
-        found = _run_lot([*lot, reference], runtime)
+        found = _run_lot(model, reference.dtype, len(lot) + 1, runtime)
         best = [min(pair, key=lambda e: e.value) for pair in zip(best, found, strict=True)] if best else found
         _references[key] = min(_references.get(key, math.inf), best[-1].value)
         if best[-1].value <= _references[key] * DISTURBED:
@@ -105,9 +106,9 @@ def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Measurement]:
     return best[:-1]
 
 
-def _run_lot(lot: Sequence[Probe], runtime: Runtime) -> list[Measurement]:
-    session = Session(_served(probe_model(lot), lot[0], runtime), runtime, profiled=True)
-    feeds = _feeds(session, lot[0].dtype)
+def _run_lot(model: onnx.ModelProto, dtype: str, probes: int, runtime: Runtime) -> list[Measurement]:
+    session = Session(model, runtime, profiled=True)
+    feeds = _feeds(session, dtype)
     start = time.perf_counter()
     for run in range(WARM_UP + MOST_RUNS):
         if run == WARM_UP:
@@ -115,7 +116,7 @@ def _run_lot(lot: Sequence[Probe], runtime: Runtime) -> list[Measurement]:
         if run >= WARM_UP + LEAST_RUNS and time.perf_counter() - start > SECONDS:
             break
         session.run(feeds)
-    seconds = _probe_seconds(session.profile(), len(lot))
+    seconds = _probe_seconds(session.profile(), probes)
     if any(len(s) <= WARM_UP or not s.any() for s in seconds):
         raise ModelError("onnxruntime's profile does not name the model's nodes")
     return [undisturbed(s[WARM_UP:]) for s in seconds]

@@ -68,6 +68,7 @@ def second_model(
     assert against is not None
     found = read(against)
     provider = runtime.provider if "provider" in given else found.provider
+    options = runtime.options if "provider" in given or runtime.options else found.provider_option
     threads = runtime.threads if "threads" in given else found.threads
     sizes = None if found.batch is None else tuple(sorted({1, found.batch}))
-    return given.resources.enter_context(on_disk(found.proto)), Runtime(provider, threads), sizes
+    return given.resources.enter_context(on_disk(found.proto)), Runtime(provider, threads, options), sizes

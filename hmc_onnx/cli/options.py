@@ -7,7 +7,6 @@ gave is laid over what the YAML file of `--config` says, and the command asks fo
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -177,11 +176,9 @@ class Given:
         try:
             return record(**({name: self.values[name] for name in record.model_fields if name in self} | more))
         except SettingsError as e:
-            named = re.match("`([a-z_]+)`", str(e))
-            from_file = named is not None and named[1] in self and named[1] not in (*self.typed, *more)
-            if not from_file or "config" not in self:
+            if "config" not in self or e.field not in self.values or e.field in (*self.typed, *more):
                 raise
-            raise SettingsError(f"'{self.values['config']}': {e}") from e
+            raise SettingsError(f"'{self.values['config']}': {e}", e.field) from e
 
     def need(self, name: str) -> Any:
         """A value that the command cannot do without; raises SettingsError where it was not given."""

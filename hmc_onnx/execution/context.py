@@ -110,6 +110,11 @@ class Context:
             return quantise_for_timing(raise_opset(proto), provider, nodes)
         return quantise(raise_opset(proto), batches, self.settings.calibration, provider, nodes)
 
+    @cached_property
+    def served_alone(self) -> onnx.ModelProto:
+        """The original in the precision of the settings, with nothing else done to it: what a quantiser alone gives."""
+        return self.served_form(self.normal.finished())
+
     def _nodes_of(self, proto: onnx.ModelProto, layers: Collection[str]) -> list[str]:
         """Names of the nodes of a compressed model that some layers of the original have become."""
         if not layers:

@@ -60,6 +60,7 @@ def handoff(
     options, images = options or Handoff(), images or Images()
     if to == "tensorrt":
         tensorrt.check_provider(options.provider)
+        options = options.model_copy(update={"provider": "tensorrt"})
     unused = sorted(images.model_fields_set - SHAPE) if to != "onnxruntime" else []
     if unused:
         given = ", ".join(f"`{name}`" for name in unused)

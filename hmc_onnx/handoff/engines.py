@@ -12,7 +12,7 @@ __all__ = ["engine_options", "largest_batch", "profiles"]
 
 
 def engine_options(served: Served, folder: str) -> dict[str, str]:
-    """The provider's options, by onnxruntime's names.
+    """The provider's options, by onnxruntime's names; those that were given go before what is said here.
 
     Cached engines are found by the names of the model's nodes, and not by its weights or shapes (issue 32254 of
     onnxruntime). A compressed model has the original's names, so its engines are kept under a prefix of their own, in
@@ -34,7 +34,8 @@ def engine_options(served: Served, folder: str) -> dict[str, str]:
         options["trt_fp16_enable"] = "1"
     if any(node.op_type == "QuantizeLinear" for node in served.proto.graph.node):
         options["trt_int8_enable"] = "1"
-    return options | {f"trt_profile_{which}_shapes": shapes for which, shapes in profiles(served).items()}
+    options |= {f"trt_profile_{which}_shapes": shapes for which, shapes in profiles(served).items()}
+    return options | served.provider_options
 
 
 def profiles(served: Served) -> dict[str, str]:

@@ -38,12 +38,15 @@ class HandedOver:
         batch: the most images that the server runs at once; None where the folder does not say.
         provider: short name, such as "cpu"; "auto" where it is left to the server.
         threads: of onnxruntime; 0: what it chooses.
+        provider_option: options of the provider, "KEY=VALUE" each, but for how TensorRT builds the engines of this
+            model alone.
     """
 
     proto: onnx.ModelProto
     batch: int | None
     provider: str
     threads: int
+    provider_option: tuple[str, ...] = ()
 
 
 def read(folder: str | os.PathLike[str]) -> HandedOver:
@@ -79,7 +82,9 @@ def _onnxruntime(folder: Path) -> HandedOver:
     proto = _model(folder / "model.onnx")
     for options in session.provider_options:
         _check_engines(options, proto, folder / SESSION)
-    return HandedOver(proto, session.batch, short_name(session.providers[0]), session.intra_op_num_threads)
+    provider, options = short_name(session.providers[0]), session.provider_options[0]
+    given = () if provider == "tensorrt" else tuple(f"{key}={value}" for key, value in options.items())
+    return HandedOver(proto, session.batch, provider, session.intra_op_num_threads, given)
 
 
 def _tensorrt(folder: Path) -> HandedOver:

@@ -80,12 +80,15 @@ def write(served: Served, folder: Path) -> list[str]:
     text = _script(served)
     save(served.proto, folder / "model.onnx")
     (folder / "serve.py").write_text(text, encoding="utf-8")
-    providers = with_fallbacks(known_provider("cpu" if served.provider == "auto" else served.provider))
+    first, *others = with_fallbacks(known_provider("cpu" if served.provider == "auto" else served.provider))
     SessionFile(
         batch=served.batch,
         intra_op_num_threads=served.threads,
-        providers=providers,
-        provider_options=[engine_options(served, "engines") if "Tensorrt" in p else {} for p in providers],
+        providers=[first, *others],
+        provider_options=[
+            engine_options(served, "engines") if "Tensorrt" in first else served.provider_options,
+            *({} for _ in others),
+        ],
     ).save(folder / SESSION)
     if not served.images.model_fields_set:
         return [

@@ -9,13 +9,13 @@ from functools import cached_property
 import onnx
 
 from calib.runtime.batching import declared_batch, serving_batch
-from calib.runtime.providers import known_provider, short_name
+from calib.runtime.providers import known_provider, parse_options, short_name
 from hmc_onnx.analysis.inspection import closed_shapes
 from hmc_onnx.analysis.model_inputs import signature
 from hmc_onnx.records.handoff import Handoff
 from hmc_onnx.records.images import Images
 from hmc_onnx.records.provenance import Provenance
-from passes.core.errors import ModelError
+from passes.core.errors import ModelError, SettingsError
 from passes.graph.model import digest
 
 __all__ = ["Served", "short_digest"]
@@ -34,6 +34,7 @@ class Served:
         open: whether the number of images is open in all inputs and outputs, so that a server may change it.
         threads: of onnxruntime; 0: what it chooses.
         provider: short name of an execution provider, such as "cpu"; or "auto".
+        provider_options: options of that provider, by its own names.
         images: how an image becomes the input; its `size` closes axes that the model leaves open.
     """
 
@@ -43,6 +44,7 @@ class Served:
     open: bool
     threads: int
     provider: str
+    provider_options: dict[str, str]
     images: Images
 
     @classmethod
@@ -57,20 +59,30 @@ class Served:
 
         Raises:
             ModelError: an input or output is no tensor.
-            SettingsError: a batch is asked for that the model does not take.
+            SettingsError: a batch is asked for that the model does not take; or options for no provider.
         """
         planned = Provenance.read(proto)
         inputs = signature(proto)
         fixed = declared_batch(proto, inputs)
         wanted = options.batch or (planned.batch if planned and not fixed else None)
-        threads, provider = options.threads, options.provider
+        threads, provider = options.threads, "auto"
+        if options.provider is not None:
+            provider = short_name(known_provider(options.provider))
+        elif planned:
+            provider = planned.provider
+        provider_option = options.provider_option
+        if provider_option is None:
+            provider_option = planned.provider_option if planned and planned.provider == provider else ()
+        if provider_option and provider == "auto":
+            raise SettingsError("`provider_option` is for one provider: name it with `provider`")
         return cls(
             proto,
             options.name or re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".-") or "model",
             serving_batch(proto, inputs, wanted),
             all(dims[:1] == (None,) for dims in (*(d for _, d in inputs.values()), *_outputs(proto).values())),
             (planned.threads if planned else 0) if threads is None else threads,
-            (planned.provider if planned else "auto") if provider is None else short_name(known_provider(provider)),
+            provider,
+            parse_options(provider_option),
             images,
         )
 

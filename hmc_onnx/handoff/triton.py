@@ -55,6 +55,9 @@ def write(served: Served, folder: Path) -> list[str]:
         for file in (path, weights_of(path)):
             file.rename(inside / file.name)
         inside.rename(path)
+    if served.provider_options and served.provider != "tensorrt":
+        given = ", ".join(f"{key}={value}" for key, value in served.provider_options.items())
+        remarks.append(f"Triton's backend does not take options of {served.provider}, so {given} is left out.")
     if served.open and served.batch == 1:
         remarks.append("The server runs one image at a time: give `batch` for it to join requests.")
     return remarks

@@ -129,9 +129,8 @@ class Search:
         checkpoint, key = context.checkpoint, f"visited/original {self._digest}"
         if key in checkpoint:
             return checkpoint.load(key)
-        served = context.served_form(context.normal.finished())
         share = times.unchanged / times.seconds
-        found = self._point(share, share, served), unchanged(context)
+        found = self._point(share, share, context.served_alone), unchanged(context)
         checkpoint.save(key, found)
         return found
 

@@ -156,8 +156,9 @@ class Clock:
             self.keep()
         if self._apart(probes, share) > APART:
             warnings.warn(
-                "the times of the layers alone contradict that of the whole model, however often they are measured: "
-                "the machine is busy, so plans for a latency may be off",
+                "the times of the layers alone contradict that of the whole model, however often they are measured "
+                "(other work runs here, or the processor's speed drifts), so plans for a latency may be off: see what "
+                "the comparison at the end says",
                 HmcWarning,
                 stacklevel=2,
             )

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from calib.runtime.providers import parse_options
 from hmc_onnx.records.options import Option, Options
 
 __all__ = ["Handoff", "ServingTarget"]
@@ -36,9 +37,19 @@ class Handoff(Options):
         str | None,
         Option(default=f"{PLANNED}; auto leaves it to Triton, and is cpu for onnxruntime"),
     ] = Field(default=None, description="Execution provider of onnxruntime on the server.")
+    provider_option: Annotated[
+        tuple[str, ...] | None,
+        Option(given=list[str], metavar="K=V", example="[device_type=GPU]", default=f"{PLANNED}, if for this provider"),
+    ] = Field(default=None, description="An option of that provider (may be repeated).")
     name: Annotated[str | None, Option(default="the file's name without its ending")] = Field(
         default=None, description="The model's name on the server: letters, digits, '_', '-' and '.'."
     )
+
+    @field_validator("provider_option")
+    @classmethod
+    def _of_keys_and_values(cls, options: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        parse_options(options or ())
+        return options
 
     @field_validator("name")
     @classmethod

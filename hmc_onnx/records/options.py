@@ -71,10 +71,12 @@ class Options(Frozen):
                     f"{cls.__name__} has no option '{name}'{did_you_mean(name, list(cls.model_fields))}"
                 ) from e
             if problem["type"] == "missing":
-                raise SettingsError(f"`{name}` is missing: give it") from e
+                raise SettingsError(f"`{name}` is missing: give it", name) from e
             said = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "tuple_type":
+                said += f", such as ({problem['input']!r},)"
             shown = "''" if problem["input"] == "" else problem["input"]
-            raise SettingsError(f"`{name}` {shown}: {said[:1].lower()}{said[1:]}") from e
+            raise SettingsError(f"`{name}` {shown}: {said[:1].lower()}{said[1:]}", name) from e
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

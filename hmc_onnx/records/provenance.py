@@ -7,10 +7,11 @@ same run writes the same bytes.
 from __future__ import annotations
 
 import hashlib
+import json
 from importlib.metadata import version
 
 import onnx
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from hmc_onnx.records.plan import Plan
 from passes.core.errors import ModelError
@@ -33,6 +34,7 @@ class Provenance(Frozen):
         plan: SHA-256 of the plan.
         batch: images a run that the plan was made for; None where neither the settings nor a measured time says it.
         provider: short name of an execution provider, or "auto"; that of the measured time, where there is one.
+        provider_option: options of that provider, "KEY=VALUE" each; in the file a list in JSON.
         threads: of onnxruntime; 0 where neither the settings nor a measured time says it.
         finetuned: version of hmc-onnx that fine-tuned the model; None where it was not fine-tuned.
         teacher: digest of the model that it was fine-tuned against.
@@ -46,9 +48,15 @@ class Provenance(Frozen):
     plan: str
     batch: int | None = Field(default=None, ge=1)
     provider: str = "auto"
+    provider_option: tuple[str, ...] = ()
     threads: int = Field(default=0, ge=0)
     finetuned: str | None = None
     teacher: str | None = None
+
+    @field_validator("provider_option", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        return json.loads(value) if isinstance(value, str) else value
 
     @classmethod
     def of_plan(cls, plan: Plan, original: str, batch: int | None) -> Provenance:
@@ -69,6 +77,7 @@ class Provenance(Frozen):
             plan=hashlib.sha256(plan.model_dump_json().encode()).hexdigest(),
             batch=planned.batch if planned else plan.settings.batch or batch,
             provider=planned.machine.provider if planned else plan.settings.provider,
+            provider_option=plan.settings.provider_option,
             threads=planned.machine.threads if planned else plan.settings.threads,
         )
 
@@ -101,7 +110,8 @@ class Provenance(Frozen):
             "target": self.target,
             "strategy": self.strategy,
             "precision": self.precision,
-            "planned for": f"batch {self.batch or 'not said'}, provider {self.provider}, "
+            "planned for": f"batch {self.batch or 'not said'}, "
+            f"provider {' '.join([self.provider, *self.provider_option])}, "
             f"threads {self.threads or 'not said'}",
         }
         if self.finetuned is not None:
@@ -122,6 +132,7 @@ def with_provenance(proto: onnx.ModelProto, provenance: Provenance | None) -> on
     copy.metadata_props.extend(others)
     if provenance is not None:
         for name, value in provenance:
-            if value is not None:
-                copy.metadata_props.add(key=PREFIX + name, value=str(value))
+            if value not in (None, ()):
+                text = json.dumps(value) if isinstance(value, tuple) else str(value)
+                copy.metadata_props.add(key=PREFIX + name, value=text)
     return copy

@@ -50,7 +50,9 @@ class Work(Options):
     def model_post_init(self, _: object) -> None:
         """Check that an address has its cluster."""
         if self.address is not None and self.backend == "processes":
-            raise SettingsError("`address` goes with a cluster: give `backend='dask'` or `backend='ray'`, too")
+            raise SettingsError(
+                "`address` goes with a cluster: give `backend='dask'` or `backend='ray'`, too", "address"
+            )
 
 
 HERE = Work()

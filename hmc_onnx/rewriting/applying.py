@@ -32,7 +32,7 @@ from hmc_onnx.rewriting.order import repair_order
 from hmc_onnx.rewriting.pruning import Pruned, prune
 from hmc_onnx.rewriting.rounding import rounded
 from passes.core.errors import PlanError
-from passes.decompose import DECOMPOSITIONS, compose
+from passes.decompose import DECOMPOSITIONS, compose, why_no_rank
 from passes.graph.cost import images_of, maps_an_image
 from passes.graph.external import folder_of, let_go, move_out
 from passes.graph.layers import OPERATORS, Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
@@ -139,14 +139,9 @@ def _check_step(node: gs.Node, step: LayerPlan, shapes: Shapes, kept: Pruned, qu
                 f"layer '{node.name}' is kept and has rank {step.rank}: leave the rank out, or give a method"
             )
         return
-    decomposition = DECOMPOSITIONS.get(step.method)
-    if decomposition is None:
-        raise PlanError(f"layer '{node.name}': unknown method '{step.method}', use keep or {', '.join(DECOMPOSITIONS)}")
-    geometry = layer_of(node, shapes).geometry
-    reason = decomposition.why_not(geometry)
-    if reason is not None or not 1 <= step.rank <= decomposition.max_rank(geometry):
-        why = reason or f"1 to {decomposition.max_rank(geometry)} do"
-        raise PlanError(f"layer '{node.name}': {step.method} of rank {step.rank} does not apply: {why}")
+    reason = why_no_rank(step.method, layer_of(node, shapes).geometry, step.rank)
+    if reason is not None:
+        raise PlanError(f"layer '{node.name}': {reason}")
 
 
 @dataclass

@@ -22,7 +22,15 @@ class DataError(HmcError):
 
 
 class SettingsError(HmcError):
-    """A setting is out of range, unknown, or asks for something that does not exist."""
+    """A setting is out of range, unknown, or asks for something that does not exist.
+
+    Attributes:
+        field: name of the setting whose value is at fault; None where that is not one setting alone.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class PlanError(HmcError):

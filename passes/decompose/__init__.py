@@ -1,7 +1,7 @@
 """Decompositions of a Conv, ConvTranspose or Gemm into a chain; `passes.decompose.decompose_layer` is the pass."""
 
 from passes.decompose.base import Decomposition, chain_macs, chain_parameters, compose, error
-from passes.decompose.registry import DECOMPOSITIONS
+from passes.decompose.registry import DECOMPOSITIONS, why_no_rank
 
 __all__ = [
     "DECOMPOSITIONS",
@@ -10,4 +10,5 @@ __all__ = [
     "chain_parameters",
     "compose",
     "error",
+    "why_no_rank",
 ]

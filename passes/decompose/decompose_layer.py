@@ -10,7 +10,7 @@ from onnx_ir.passes import PostconditionError
 
 from passes.core.errors import ModelError
 from passes.decompose.base import Decomposition
-from passes.decompose.registry import DECOMPOSITIONS
+from passes.decompose.registry import DECOMPOSITIONS, why_no_rank
 from passes.graph.graph_pass import GraphPass, require_nodes
 from passes.graph.layers import OPERATORS, Geometry, Layer, layer_of, replace_by_chain, why_not_a_layer
 from passes.graph.model import Model
@@ -59,25 +59,16 @@ class DecomposeLayer(GraphPass):
         if reason is not None:
             raise ModelError(f"layer '{self.node}' cannot be changed: {reason}")
         layer = layer_of(node, model.shapes)
-        decomposition = self._decomposition(layer.geometry)
+        unsuitable = why_no_rank(self.method, layer.geometry, self.rank)
+        if unsuitable is not None:
+            raise ModelError(f"layer '{self.node}': {unsuitable}")
+        decomposition = DECOMPOSITIONS[self.method]
         links = decomposition.links(layer.geometry, self.rank)
         bias = layer.bias if self.bias is None else self.bias
         weights = self._weights(decomposition, layer, links)
         replace_by_chain(model.graph, node, list(zip(links, weights, strict=True)), bias)
         model.tidy()
         return 1
-
-    def _decomposition(self, geometry: Geometry) -> Decomposition:
-        decomposition = DECOMPOSITIONS.get(self.method)
-        if decomposition is None:
-            raise ModelError(f"layer '{self.node}': unknown method '{self.method}', use {', '.join(DECOMPOSITIONS)}")
-        reason = decomposition.why_not(geometry)
-        if reason is not None:
-            raise ModelError(f"layer '{self.node}': {self.method} does not apply: {reason}")
-        most = decomposition.max_rank(geometry)
-        if not 1 <= self.rank <= most:
-            raise ModelError(f"layer '{self.node}': {self.method} has no rank {self.rank}: use 1 to {most} instead")
-        return decomposition
 
     def _weights(
         self, decomposition: Decomposition, layer: Layer, links: tuple[Geometry, ...]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from zoo import Builder
@@ -24,6 +26,33 @@ def test_each_model_has_its_time_and_the_heavier_one_more() -> None:
     assert found.latency(0).value > 3 * found.latency(1).value > 0
     assert found.ratio(2).value > 0.3
     assert found.ratio(1).value < 0.34
+
+
+class Clocked:
+    """A stand-in for sessions on a clock of its own: a run takes twice as long where another model ran before it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.now, self.last = seconds, 0.0, -1
+
+    def session(self, model: int) -> Session:
+        def run(_: object) -> None:
+            self.now += self.seconds * (1 if self.last == model else 2)
+            self.last = model
+
+        return SimpleNamespace(run=run)  # type: ignore[return-value]
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("seconds", "models", "found"), [(0.01, 1, 0.01), (0.01, 3, 0.01), (1.0, 3, 2.0)])
+def test_a_short_run_is_timed_with_its_own_model_in_the_caches(
+    seconds: float, models: int, found: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clocked(seconds)
+    monkeypatch.setattr(latency, "time", clock)
+    timings = interleaved([clock.session(i) for i in range(models)], {})
+    np.testing.assert_allclose(timings.seconds, found)
 
 
 def test_what_disturbs_some_runs_does_not_count() -> None:

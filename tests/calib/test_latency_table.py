@@ -305,6 +305,14 @@ def test_a_processor_that_cannot_be_asked_for_has_its_architecture_as_a_name(mon
     assert latency_table._processor.__wrapped__() == platform.machine()
 
 
+def test_processors_of_one_name_are_kept_apart_by_what_they_do_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = set()
+    for flags in (["avx512f"], ["avx512f", "avx512_vnni"], ["avx512f", "avx512_vnni", "amx_int8"]):
+        monkeypatch.setattr(cpuinfo, "get_cpu_info", lambda flags=flags: {"brand_raw": "Fast", "flags": flags})
+        found.add(latency_table._processor.__wrapped__())
+    assert found == {"Fast avx512f", "Fast avx512f avx512_vnni", "Fast avx512f amx_int8"}
+
+
 def test_this_machine_is_the_processor_onnxruntime_and_the_threads_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     found = this_machine(CPU)
@@ -501,6 +509,6 @@ def test_every_kernel_of_a_real_profile_finds_its_probe(monkeypatch: pytest.Monk
     probes += [Probe((Geometry(32, 4), Geometry(4, 10)), (), 1, epilogue=f) for f in follows]
     probes += [Probe((Geometry(8, 12, (3,), (1,), (1, 1), (1,)),), (9,), 1, epilogue=f) for f in follows]
     monkeypatch.setattr(probing, "undisturbed", lambda seconds: seconds)
-    for seconds in probing._run_lot(probes, ONE):
+    for seconds in probing._run_lot(probe_model(probes), probes[0].dtype, len(probes), ONE):
         assert seconds.shape == (probing.LEAST_RUNS,)
         assert seconds.sum() > 0  # a kernel of less than a microsecond takes none

@@ -15,6 +15,10 @@ import pytest
 from PIL import Image
 from zoo import images, resnet
 
+from hmc_onnx.api import profile as profile_model
+from hmc_onnx.planning.program import solve
+from hmc_onnx.records.goal import parse_target
+from hmc_onnx.records.settings import Settings
 from passes.graph.files import save
 
 PROGRESS = re.compile(r"[a-z ]+: (\d+ steps|\d+ of \d+ \(\d+%\)(, about \d+ (s|min) left)?|about \d+ minutes? and .*)")
@@ -115,3 +119,54 @@ def contents(folder: Path) -> dict[str, tuple[int, int, bytes]]:
 def pixels(*shape: int) -> np.ndarray:
     """Noise as an image's bytes."""
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+Refuses = Callable[..., str]
+
+
+@pytest.fixture
+def refuses(cli: Cli, given: Path, here: Path) -> Refuses:
+    """Calls the command line, checks that it refuses as it should, and returns its sentence."""
+
+    def check(*arguments: object, says: str | tuple[str, ...], code: int = 1) -> str:
+        before = contents(here), contents(given)
+        done = cli(*arguments)
+        assert done.code == code, done
+        assert len(done.errors) == 1, done.err
+        (sentence,) = done.errors
+        assert sentence.startswith("error: ")
+        for part in (says,) if isinstance(says, str) else says:
+            assert part in sentence
+        assert "Written" not in done.out
+        assert (contents(here), contents(given)) == before
+        return sentence
+
+    return check
+
+
+@pytest.fixture
+def compress(refuses: Refuses, given: Path) -> Refuses:
+    """As `refuses`, for a `compress` that would be right but for what is given here."""
+
+    def check(*more: object, says: str | tuple[str, ...], code: int = 1, **given_: object) -> str:
+        model = given_.get("model", given / "model.onnx")
+        options = {"--data": given / "splits.npz", "--target": "macs=0.6", "-o": "out.onnx"}
+        options |= {("-o" if k == "out" else f"--{k}"): v for k, v in given_.items() if k != "model"}
+        for option in more:
+            options.pop(str(option), None)
+        flat = [part for option, value in options.items() if value is not None for part in (option, value)]
+        return refuses("compress", model, *flat, *more, says=says, code=code)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def steps(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with profile.json of model.onnx with splits.npz, and plan.json of it."""
+    at = tmp_path_factory.mktemp("steps")
+    pixels = np.load(given / "splits.npz")["train_images"]
+    data = {"input": (np.arange(256) / 255).astype(np.float32)[pixels]}
+    profile = profile_model(given / "model.onnx", [data], Settings())
+    profile.save(at / "profile.json")
+    solve(profile, parse_target("macs=0.6")).save(at / "plan.json")
+    return at

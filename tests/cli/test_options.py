@@ -151,6 +151,7 @@ def test_messages_name_fields_and_the_command_line_its_options(message: str, wor
     ("make", "says"),
     [
         (lambda: Settings(samples=0), "`samples` 0: input should be greater than or equal to 1"),
+        (lambda: Settings(keep="fc"), "`keep` fc: input should be a valid tuple, such as ('fc',)"),  # type: ignore[arg-type]
         (lambda: Settings(provider="gpu"), "unknown provider 'gpu': use auto, or one that onnxruntime has here: cpu"),
         (lambda: Settings(smaples=8), "Settings has no option 'smaples': did you mean 'samples'?"),
         (lambda: Work(memory=float("nan")), "`memory` nan: input should be a finite number"),

@@ -102,6 +102,32 @@ def test_options_go_before_what_the_file_says(to: str, tmp_path: Path) -> None:
     assert (found.batch, found.provider, found.threads) == (4, "cuda", 0)
 
 
+def test_options_of_the_planned_provider_are_handed_over_and_those_of_another_are_not(tmp_path: Path) -> None:
+    made = MADE.model_copy(update={"provider": "openvino", "provider_option": ("device_type=CPU", "num_streams=1")})
+    model = with_provenance(resnet(), made)
+    assert Provenance.read(model) == made
+    handoff(model, "onnxruntime", tmp_path / "planned")
+    assert handed_over(tmp_path / "planned").provider_option == made.provider_option
+    said = json.loads((tmp_path / "planned" / "session.json").read_text())
+    assert said["provider_options"] == [{"device_type": "CPU", "num_streams": "1"}, {}]
+    handoff(model, "onnxruntime", tmp_path / "given", options=Handoff(provider_option=("device_type=GPU",)))
+    assert handed_over(tmp_path / "given").provider_option == ("device_type=GPU",)
+    handoff(model, "onnxruntime", tmp_path / "other", options=Handoff(provider="cpu"))
+    assert handed_over(tmp_path / "other").provider_option == ()
+    (remark,) = handoff(model, "triton", tmp_path / "triton")
+    assert "does not take options of openvino, so device_type=CPU, num_streams=1 is left out" in remark
+    with pytest.raises(SettingsError, match="`provider_option` is for one provider: name it with `provider`"):
+        handoff(resnet(), "onnxruntime", tmp_path / "none", options=Handoff(provider_option=("device_type=GPU",)))
+
+
+def test_given_options_of_tensorrt_go_before_its_own(tmp_path: Path) -> None:
+    given = Handoff(provider_option=("trt_engine_cache_path=elsewhere", "trt_max_workspace_size=1000"))
+    handoff(resnet(), "tensorrt", tmp_path / "out", options=given)
+    options = json.loads((tmp_path / "out" / "provider_options.json").read_text())
+    assert options["trt_engine_cache_path"] == "elsewhere" and options["trt_max_workspace_size"] == "1000"
+    assert options["trt_timing_cache_path"] == "engines"
+
+
 def test_a_batch_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="takes batches of 2"):
         handoff(fixed(2), "onnxruntime", tmp_path / "out", options=Handoff(batch=8))

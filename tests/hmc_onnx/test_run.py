@@ -222,8 +222,8 @@ def test_a_compressed_model_can_be_compressed_again(result: hmc_onnx.Result) -> 
         ({"model": "another"}, "made for another model"),
         ({"layers": {"nowhere": LayerPlan(method=KEEP)}}, "does not have: 'nowhere'"),
         ({"groups": {"nowhere": GroupPlan(size=8, removed=[1])}}, "does not have: 'nowhere'"),
-        ("rank 999", "svd of rank 999 does not apply: 1 to"),
-        ("magic", "unknown method 'magic', use keep or svd"),
+        ("rank 999", "svd has no rank 999: use a whole number from 1 to"),
+        ("magic", "unknown method 'magic', use svd"),
         ("class 99", "it has"),
         ("kept rank", "is kept and has rank 5"),
         ("float", "is to stay in float32, and nothing is served in INT8"),
@@ -259,7 +259,7 @@ def test_a_plan_is_checked_before_any_layer_is_repaired(
     first, *_, last = [n.name for n in model.graph.nodes if n.op == "Conv"]
     steps = {first: LayerPlan(method="svd", rank=1), last: LayerPlan(method="svd", rank=999)}
     monkeypatch.setattr("hmc_onnx.rewriting.applying._repair", lambda *a: pytest.fail("a layer was repaired"))
-    with pytest.raises(PlanError, match=f"layer '{last}': svd of rank 999"):
+    with pytest.raises(PlanError, match=f"layer '{last}': svd has no rank 999"):
         applied(model, plan.model_copy(update={"layers": plan.layers | steps}))
 
 

@@ -55,7 +55,8 @@ def test_given_factors_and_bias_are_the_chains() -> None:
         (DecomposeLayer("nothing", "svd", 1), "the model has no node 'nothing'"),
         (DecomposeLayer("/layer1.0/Add", "svd", 1), "the model has no layer '/layer1.0/Add'"),
         (DecomposeLayer(CONV, "magic", 1), "unknown method 'magic', use svd, spatial, tucker, cp"),
-        (DecomposeLayer(CONV, "svd", 5), "svd has no rank 5: use 1 to 4 instead"),
+        (DecomposeLayer(CONV, "svd", 5), "svd has no rank 5: use a whole number from 1 to 4"),
+        (DecomposeLayer(CONV, "svd", 1.5), "svd has no rank 1.5: use a whole number from 1 to 4"),  # type: ignore[arg-type]
         (DecomposeLayer(CONV, "svd", 1, (np.ones(1), np.ones(1))), "the factors have shapes"),
         (DecomposeLayer(gemm_name(), "spatial", 1), "spatial does not apply: its kernel"),
     ],
