@@ -72,7 +72,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(__file__).parent / "resnet20-cifar10.onnx"
     parser.add_argument("model", nargs="?", type=Path, default=default, help="an ONNX file (default: %(default)s)")
-    before = onnx.load(parser.parse_args().model)
+    path = parser.parse_args().model
+    if not path.is_file():
+        parser.error(f"there is no file '{path}'")
+    before = onnx.load(path)
     after = ir.to_proto(rewritten(ir.from_proto(onnx.ModelProto.FromString(before.SerializeToString()))))
 
     image = before.graph.input[0]

@@ -27,4 +27,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *import_module("hmc_onnx.api").__all__})
+    try:
+        return sorted({*globals(), *import_module("hmc_onnx.api").__all__})
+    except ImportError:  # without onnxruntime there are none; using one says so
+        return sorted(globals())

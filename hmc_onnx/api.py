@@ -256,7 +256,7 @@ def apply(
     Raises:
         PlanError: the plan is for another model or other data, or asks for what cannot be.
     """
-    check_type(plan, Plan, "the plan", "give hmc_onnx.Plan.load(path)", PlanError)
+    check_type(plan, Plan, "the plan", "give hmc_onnx.Plan.load(path)", PlanError)  # before its settings are read
     with opened(model) as proto:
         run = Run(proto, calibration, plan.settings, work, plan.held_back)
         compressed = run.apply(plan)
@@ -279,5 +279,6 @@ def verify(
         ModelError: the signatures differ, or a model does not run.
         DataError: the images do not fit.
     """
+    check_type(runtime, Runtime, "`runtime`", "give hmc_onnx.Runtime('cpu')")
     with opened(a) as first, opened(b) as second:
         return compare(Network(first, outputs=outputs), Network(second), images, runtime)

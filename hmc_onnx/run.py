@@ -43,7 +43,7 @@ from hmc_onnx.records.settings import Settings
 from hmc_onnx.records.work import HERE, Work
 from hmc_onnx.rewriting.applying import apply
 from hmc_onnx.rewriting.planned_shapes import layer_seconds
-from passes.core.arguments import check_type
+from passes.core.arguments import check_one_of, check_type
 from passes.core.errors import ModelError, PlanError, SettingsError
 from passes.graph.external import on_disk
 from passes.graph.model import digest
@@ -86,10 +86,11 @@ def purpose_of(goal: Goal, test_images: bool) -> HeldBack:
 
 
 def _few(count: int) -> Finding:
+    said = "is 1 image" if count == 1 else f"are {count} images"
     return Finding(
         code="few_images",
-        sentence=f"there are {count} images to calibrate with: what is fitted to fewer than {FEW_IMAGES} loses more "
-        "on new images, so give more",
+        sentence=f"there {said} to calibrate with: what is fitted to fewer than {FEW_IMAGES} loses more on new images, "
+        "so give more",
     )
 
 
@@ -123,6 +124,8 @@ class Run(Context):
         settings = settings or Settings()
         check_type(settings, Settings, "`settings`", "give hmc_onnx.Settings(...)")
         check_type(served, onnx.ModelProto, "the model", "read it with hmc_onnx.load(path)", ModelError)
+        check_type(work, Work, "`work`", "give hmc_onnx.Work(...)")
+        check_one_of(purpose, HeldBack, "purpose")
         everything = fit(served, data, images_to_ask_for(settings.samples, purpose))
         if purpose == "search":
             check_decides(served, settings.judge)
@@ -182,6 +185,7 @@ class Run(Context):
         Raises:
             SettingsError: no combination of candidates meets the target.
         """
+        check_one_of(strategy, Strategy, "strategy")
         wanted = Goal.of(target).target
         if wanted is None:
             raise SettingsError("a plan is for a target, such as macs=0.5: a bound on the loss has to be searched for")
@@ -192,7 +196,8 @@ class Run(Context):
         if self._profile is None and self.clock is not None and target.latency is not None:
             least = least_latency(self, self.clock)
             if least > CLEARLY * target.latency:  # which profiling for many minutes would not change
-                raise unreachable(target, strategy, Target(latency=min(least, 1.0)), self.settings.align or 1)
+                align, selection = self.settings.align or 1, self.settings.selection
+                raise unreachable(target, strategy, Target(latency=min(least, 1.0)), align, selection)
         if self._profile is None and self.clock is None and self.compressible.layers:
             known = "hmc" if strategy == "nahc" else strategy  # what NaHC allows follows from what is measured
             possible = possible_profile(self, self.settings.align or default_align(self.runtime))
@@ -205,6 +210,7 @@ class Run(Context):
         Raises:
             SettingsError: there is none that is faster than the original.
         """
+        check_one_of(strategy, Strategy, "strategy")
         if self._purpose != "search" or self.held is None:
             raise SettingsError("no images to search with were held back: make the Run with purpose='search'")
         found = Search(self, self._planner(strategy), self.held, strategy).run(max_drop)
@@ -232,6 +238,7 @@ class Run(Context):
         Raises:
             PlanError: the plan is for another model or other data, or asks for what cannot be.
         """
+        check_type(plan, Plan, "the plan", "give hmc_onnx.Plan.load(path)", PlanError)
         if self.data.digest() != plan.data:
             raise PlanError(
                 "the plan was made with other calibration data: give the same images, with labels if they had some "
@@ -279,6 +286,7 @@ class Run(Context):
             ModelError: the signatures differ, or a model does not run.
             DataError: the images do not fit.
         """
+        check_type(compressed, onnx.ModelProto, "the model", "read it with hmc_onnx.load(path)", ModelError)
         new = self.held if images is None else fit(self.served, images)
         compared = self.data if new is None else new
         timed = timed_here(self._profile) if self._profile else None

@@ -7,11 +7,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
+from types import NoneType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from calib.data.preprocess import Preprocess
+from passes.core.arguments import check_type
 from passes.core.errors import DataError, SettingsError
 
 __all__ = ["CalibrationData", "CalibrationDataReader", "Origin", "check_finite", "from_reader", "hash_contents"]
@@ -63,6 +66,13 @@ class CalibrationData:
     origin: Origin | None = None
 
     def __post_init__(self) -> None:
+        how = "give a dict of numpy arrays by input name"
+        check_type(self.feeds, dict, "`feeds`", how, DataError)
+        for array in self.feeds.values():
+            check_type(array, np.ndarray, "a value of `feeds`", how, DataError)
+        check_type(
+            self.labels, (np.ndarray, NoneType), "`labels`", "give a numpy array of integers, or None", DataError
+        )
         lengths = {name: array.shape[0] if array.ndim else 0 for name, array in self.feeds.items()}
         if not any(lengths.values()):
             raise DataError(f"there are no samples in {self.source}: give at least one")
@@ -105,7 +115,7 @@ class CalibrationData:
             SettingsError: one of the two parts would be empty.
         """
         self._check_parts(n)
-        return self.head(n), self._part(slice(n, None), f"held back from {self.source}")
+        return self.head(n), self._part(slice(n, None), f"those held back from {self.source}")
 
     def split(self, n: int, seed: int = 0) -> tuple[CalibrationData, CalibrationData]:
         """n samples drawn at random, and the rest, each in the order that they have here; the arrays are copies.
@@ -118,7 +128,7 @@ class CalibrationData:
         drawn, rest = np.sort(order[:n]), np.sort(order[n:])
         return (
             self._part(drawn, f"{n} of {self.source}"),
-            self._part(rest, f"held back from {self.source}"),
+            self._part(rest, f"those held back from {self.source}"),
         )
 
     def draw(self, n: int, seed: int = 0) -> CalibrationData:
@@ -212,6 +222,7 @@ def from_reader(
             as for `CalibrationData`.
         SettingsError: samples is below 1.
     """
+    check_type(samples, (Integral, NoneType), "`samples`", "give a whole number, or None for all")
     if samples is not None and samples < 1:
         raise SettingsError(f"cannot read {samples} samples from {source}: read 1 or more")
     parts: list[dict[str, np.ndarray]] = []
@@ -234,11 +245,13 @@ def from_reader(
     return CalibrationData(
         {name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
         np.concatenate(label_parts) if label_parts else None,
-        f"{count} samples of {source}",
+        f"{count} {'sample' if count == 1 else 'samples'} of {source}",
     )
 
 
 def _batches(reader: CalibrationDataReader | Iterable[Any], source: str) -> Iterator[Any]:
+    if isinstance(reader, type):
+        raise DataError(f"{source} is the class {reader.__name__}: give an object of it")
     if isinstance(reader, CalibrationDataReader):
         while (batch := reader.get_next()) is not None:
             yield batch
@@ -269,10 +282,13 @@ def _parsed(batch: Any, input_name: str | None, where: str) -> tuple[dict[str, n
         labels = None if labels is None else np.atleast_1d(np.asarray(labels))
     except (TypeError, ValueError, RuntimeError) as e:  # torch raises the first and last
         raise DataError(
-            f"{where} is not made of arrays: give numpy arrays, or tensors on the CPU that need no gradients"
+            f"{where} is not made of arrays: give numpy arrays, or tensors on the CPU that need no gradients and are "
+            "of a type that numpy has"
         ) from e
+    if not feeds:
+        raise DataError(f"{where} is empty: give an array for each input")
     shapes = {name: array.shape for name, array in feeds.items()} | ({} if labels is None else {"labels": labels.shape})
-    if not feeds or len({shape[:1] for shape in shapes.values()}) > 1 or () in shapes.values():
+    if len({shape[:1] for shape in shapes.values()}) > 1 or () in shapes.values():
         raise DataError(
             f"the arrays of {where} ({_listed(shapes)}) differ in length: give each array one row per sample, "
             "and a single image a batch axis (image[None])"

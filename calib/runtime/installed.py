@@ -9,7 +9,7 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from passes.core.errors import HmcWarning, SettingsError
+from passes.core.errors import HmcWarning, MissingPackageError
 
 __all__ = ["import_onnxruntime"]
 
@@ -32,7 +32,7 @@ def import_onnxruntime() -> Any:
     """The module `onnxruntime`; warns where two wheels of it are installed side by side.
 
     Raises:
-        SettingsError: no wheel is installed, or the installed files cannot be imported.
+        MissingPackageError: no wheel is installed, or the installed files cannot be imported.
     """
     found = [name for name in WHEELS if _is_installed(name)]
     mend = f"type 'pip uninstall -y {' '.join(found)}' and then 'pip install {_wheel(found)}'"
@@ -41,8 +41,8 @@ def import_onnxruntime() -> Any:
         module.InferenceSession  # noqa: B018  an uninstalled wheel may leave a folder without it
     except (ImportError, AttributeError) as e:
         if not found:
-            raise SettingsError(f"onnxruntime is not installed: type 'pip install {_wheel(found)}'") from e
-        raise SettingsError(f"the installed onnxruntime cannot be imported ({e}): {mend}") from e
+            raise MissingPackageError(f"onnxruntime is not installed: type 'pip install {_wheel(found)}'") from e
+        raise MissingPackageError(f"the installed onnxruntime cannot be imported ({e}): {mend}") from e
     if len(found) > 1:
         warnings.warn(
             f"{' and '.join(found)} are installed into the same folder, where each breaks the other: {mend}",

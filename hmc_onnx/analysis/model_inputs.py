@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from numbers import Integral
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -162,6 +164,7 @@ def load_data(
         DataError: the data cannot be read or do not fit the model.
         SettingsError: the model takes unchanged pixels (uint8), and the preprocessing would normalise them.
     """
+    check_type(samples, (Integral, NoneType), "`samples`", "give a whole number, or None for all")
     return load_selection(proto, path, preprocess, Selection(samples, seed, split))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -42,6 +43,7 @@ from hmc_onnx.records.goal import Goal, Target
 from hmc_onnx.records.output import check_output
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.records.work import Work
+from passes.core.errors import HmcWarning
 from passes.core.paths import shown
 
 if TYPE_CHECKING:
@@ -287,6 +289,13 @@ def verify(
     samples = settings.samples if "samples" in given else None
     images = images_at(given.need("data"), first, given, samples, settings.seed)
     warn_of(look_at(first, images, settings.runtime, settings.judge))
+    if sizes is not None and max(sizes) > len(images):
+        warnings.warn(
+            f"the folder is for {max(sizes):,} images at once, and there are {len(images):,} images here: times are "
+            "those of one image alone, unless you give more",
+            HmcWarning,
+            stacklevel=2,
+        )
     result = compare(Network(first, outputs=settings.judge), Network(second), images, runtime, sizes or BATCHES)
     if report is not None:
         write_report(report, result, (a, b or against or a), settings.runtime)

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import onnx
 
 from hmc_onnx.handoff.served import Served
+from passes.core.errors import SettingsError
 
-__all__ = ["engine_options", "largest_batch", "profiles"]
+__all__ = ["enabled", "engine_options", "kept_apart", "largest_batch", "profiles"]
 
 
 def engine_options(served: Served, folder: str) -> dict[str, str]:
@@ -21,6 +22,9 @@ def engine_options(served: Served, folder: str) -> dict[str, str]:
     Args:
         served: the model.
         folder: where engines are kept.
+
+    Raises:
+        SettingsError: an option that was given keeps engines under a name that another model's may have.
     """
     options = {
         "trt_engine_cache_enable": "1",
@@ -35,7 +39,25 @@ def engine_options(served: Served, folder: str) -> dict[str, str]:
     if any(node.op_type == "QuantizeLinear" for node in served.proto.graph.node):
         options["trt_int8_enable"] = "1"
     options |= {f"trt_profile_{which}_shapes": shapes for which, shapes in profiles(served).items()}
-    return options | served.provider_options
+    options |= served.provider_options
+    if not kept_apart(options, served.digest):
+        given = options.get("trt_engine_cache_prefix", "")
+        raise SettingsError(
+            f"`provider_option` trt_engine_cache_prefix={given}: engines are found by their names alone, so the prefix "
+            f"has to end in the model's digest: leave it out, or give {given or served.name}_{served.digest}"
+        )
+    return options
+
+
+def enabled(options: Mapping[str, str], key: str) -> bool:
+    """Whether an option of the provider that is 0 or 1 is on; it is off where it is not given."""
+    return options.get(key, "0") not in ("0", "False", "false")
+
+
+def kept_apart(options: Mapping[str, str], digest: str) -> bool:
+    """Whether engines, where they are kept, are named after the model of this short digest."""
+    kept = enabled(options, "trt_engine_cache_enable")
+    return not kept or options.get("trt_engine_cache_prefix", "").endswith(f"_{digest}")
 
 
 def profiles(served: Served) -> dict[str, str]:

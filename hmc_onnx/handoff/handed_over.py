@@ -13,7 +13,7 @@ from google.protobuf.text_format import ParseError
 from pydantic import TypeAdapter
 
 from calib.runtime.providers import short_name
-from hmc_onnx.handoff.engines import largest_batch
+from hmc_onnx.handoff.engines import kept_apart, largest_batch
 from hmc_onnx.handoff.onnxruntime import SESSION, SessionFile
 from hmc_onnx.handoff.served import Served, short_digest
 from hmc_onnx.handoff.tensorrt import OPTIONS, SCRIPT
@@ -111,8 +111,7 @@ def _model(path: Path) -> onnx.ModelProto:
 
 def _check_engines(options: Mapping[str, str], proto: onnx.ModelProto, path: Path) -> None:
     """Check that engines are kept under this model's digest, so that none of another model is served for it."""
-    kept = options.get("trt_engine_cache_enable", "0") not in ("0", "False")
-    if kept and not options.get("trt_engine_cache_prefix", "").endswith(f"_{short_digest(proto)}"):
+    if not kept_apart(options, short_digest(proto)):
         raise _other_engines(path)
 
 

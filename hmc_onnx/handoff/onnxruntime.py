@@ -7,10 +7,12 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from calib.data.preprocess import Preprocess
-from calib.runtime.providers import known_provider, with_fallbacks
+from calib.runtime.providers import CPU, known_provider, with_fallbacks
 from hmc_onnx.analysis.model_inputs import for_input, signature
 from hmc_onnx.handoff.engines import engine_options
 from hmc_onnx.handoff.served import Dims, Served
+from hmc_onnx.records.handoff import MOST_IMAGES
+from hmc_onnx.records.settings import MOST_THREADS
 from passes.core.errors import ModelError, SettingsError
 from passes.core.records import Frozen
 from passes.graph.files import save
@@ -58,8 +60,8 @@ class SessionFile(Frozen):
         provider_options: of each.
     """
 
-    batch: int = Field(ge=1)
-    intra_op_num_threads: int = Field(ge=0)
+    batch: int = Field(ge=1, le=MOST_IMAGES)
+    intra_op_num_threads: int = Field(ge=0, le=MOST_THREADS)
     providers: list[str] = Field(min_length=1)
     provider_options: list[dict[str, str]]
 
@@ -67,6 +69,13 @@ class SessionFile(Frozen):
     def _for_each_provider(self) -> SessionFile:
         if len(self.provider_options) != len(self.providers):
             raise ValueError("give options for each of the providers, {} where there are none")
+        for provider in self.providers:
+            try:
+                known = known_provider(provider)
+            except SettingsError as e:
+                raise ValueError(str(e)) from e
+            if known != provider:
+                raise ValueError(f"'{provider}' is not onnxruntime's name of a provider, such as {CPU}")
         return self
 
 

@@ -70,11 +70,13 @@ class Served:
             provider = short_name(known_provider(options.provider))
         elif planned:
             provider = planned.provider
-        provider_option = options.provider_option
-        if provider_option is None:
-            provider_option = planned.provider_option if planned and planned.provider == provider else ()
-        if provider_option and provider == "auto":
-            raise SettingsError("`provider_option` is for one provider: name it with `provider`")
+        provider_option: tuple[str, ...] = ()
+        if options.provider_option is not None:
+            provider_option = options.provider_option
+            if provider_option and provider == "auto":
+                raise SettingsError("`provider_option` is for one provider: name it with `provider`")
+        elif planned and planned.provider == provider != "auto":
+            provider_option = planned.provider_option
         return cls(
             proto,
             options.name or re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".-") or "model",

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-from hmc_onnx.handoff.engines import engine_options
+from hmc_onnx.handoff.engines import enabled, engine_options
 from hmc_onnx.handoff.served import Dims, Served
 from hmc_onnx.handoff.tensorrt_check import check_buildable
 from hmc_onnx.handoff.text_format import Constant, written
@@ -57,7 +57,7 @@ def write(served: Served, folder: Path) -> list[str]:
         inside.rename(path)
     if served.provider_options and served.provider != "tensorrt":
         given = ", ".join(f"{key}={value}" for key, value in served.provider_options.items())
-        remarks.append(f"Triton's backend does not take options of {served.provider}, so {given} is left out.")
+        remarks.append(f"Triton's backend does not take options of {served.provider}, and these are left out: {given}.")
     if served.open and served.batch == 1:
         remarks.append("The server runs one image at a time: give `batch` for it to join requests.")
     return remarks
@@ -147,6 +147,5 @@ def _warmup(served: Served, batch: int, batched: bool) -> dict[str, Any]:
 def _in_tritons_names(options: dict[str, str]) -> dict[str, str]:
     """The options of onnxruntime's TensorRT provider under the names that Triton's backend has for them."""
     found = {k: v for k, v in options.items() if k not in ("trt_fp16_enable", "trt_int8_enable")}
-    if "trt_int8_enable" in options or "trt_fp16_enable" in options:
-        found["precision_mode"] = "INT8" if "trt_int8_enable" in options else "FP16"
-    return found
+    asked = [mode for mode in ("INT8", "FP16") if enabled(options, f"trt_{mode.lower()}_enable")]
+    return found | ({"precision_mode": asked[0]} if asked else {})

@@ -35,7 +35,8 @@ from hmc_onnx.planning.taken import LEAST, place, takings, undominated
 from hmc_onnx.records.goal import Strategy, Target, Unreachable, parse_target
 from hmc_onnx.records.plan import OPTIMAL_GAP, Plan
 from hmc_onnx.records.profile import Profile
-from passes.core.arguments import check_type
+from hmc_onnx.records.selection import ALL, LayerSelection
+from passes.core.arguments import check_one_of, check_type
 from passes.core.errors import HmcError, PlanError, SettingsError
 
 __all__ = ["Program", "solve", "unreachable"]
@@ -60,10 +61,13 @@ def solve(profile: Profile, target: Target | str, strategy: Strategy = "hmc") ->
         SettingsError: no combination of candidates meets the target.
     """
     check_type(profile, Profile, "the profile", "give hmc_onnx.Profile.load(path)", PlanError)
+    check_one_of(strategy, Strategy, "strategy")
     return Program(profile, strategy).solve(parse_target(target) if isinstance(target, str) else target)
 
 
-def unreachable(target: Target, strategy: Strategy, least: Target, align: int) -> Unreachable:
+def unreachable(
+    target: Target, strategy: Strategy, least: Target, align: int, selection: LayerSelection
+) -> Unreachable:
     """The error for a target that a strategy cannot reach, given the least possible value of each bound."""
     aligned = f" or align to fewer than {align} channels" if align > 1 else ""
     again = (
@@ -73,8 +77,9 @@ def unreachable(target: Target, strategy: Strategy, least: Target, align: int) -
         else ""
     )
     possible = " or ".join(f"{name}={share:.3f}" for name, share in least if share is not None)
+    model = "this model" if selection == ALL else "the layers that `keep` and `only` leave to it"
     return Unreachable(
-        f"target {target} is below what strategy '{strategy}' can reach on this model, "
+        f"target {target} is below what strategy '{strategy}' can reach on {model}, "
         f"{possible}: keep more{aligned}, or give `or_nearest`{again}",
         least,
     )
@@ -230,7 +235,9 @@ class Program:
             assert least is not None
             least_share = self.spent(k, least) / self.original[k] / correction
             possible[NAMES[k]] = min(math.ceil(least_share * 1000) / 1000, 1.0)  # rounded up, to be feasible
-        return unreachable(target, self.strategy, Target(**possible), self.profile.align)
+        return unreachable(
+            target, self.strategy, Target(**possible), self.profile.align, self.profile.settings.selection
+        )
 
     def _minimise(
         self, objective: np.ndarray, limits: dict[str, float], in_float: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -72,6 +72,17 @@ class Goal(Options):
         default="hmc",
         description="hmc chooses a method for each layer; the others allow fewer choices, for comparison.",
     )
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            target: Target | str | None = None,
+            max_drop: float | None = None,
+            or_nearest: bool = False,
+            strategy: Strategy = "hmc",
+        ) -> None: ...
 
     @field_validator("target", mode="before")
     @classmethod

@@ -9,11 +9,14 @@ from pydantic import Field, field_validator
 
 from calib.runtime.providers import parse_options
 from hmc_onnx.records.options import Option, Options
+from hmc_onnx.records.settings import MOST_THREADS
 
-__all__ = ["Handoff", "ServingTarget"]
+__all__ = ["MOST_IMAGES", "Handoff", "ServingTarget"]
 
 ServingTarget = Literal["triton", "tensorrt", "onnxruntime"]
 
+# Servers hold a number of images in 32 bits.
+MOST_IMAGES = 2**31 - 1
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 PLANNED = "what the file was planned for"
 
@@ -28,10 +31,13 @@ class Handoff(Options):
     panel: ClassVar[str] = "Handoff"
 
     batch: Annotated[int | None, Option(default=f"{PLANNED}, else 1")] = Field(
-        default=None, ge=1, description="Images that the server may run at once."
+        default=None, ge=1, le=MOST_IMAGES, description="Images that the server may run at once."
     )
     threads: Annotated[int | None, Option(default=f"{PLANNED}, else what onnxruntime chooses")] = Field(
-        default=None, ge=0, description="Threads of onnxruntime on the server; 0: what onnxruntime chooses there."
+        default=None,
+        ge=0,
+        le=MOST_THREADS,
+        description="Threads of onnxruntime on the server; 0: what onnxruntime chooses there.",
     )
     provider: Annotated[
         str | None,

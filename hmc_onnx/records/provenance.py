@@ -13,8 +13,9 @@ from importlib.metadata import version
 import onnx
 from pydantic import Field, ValidationError, field_validator
 
+from calib.runtime.providers import known_provider, parse_options, short_name
 from hmc_onnx.records.plan import Plan
-from passes.core.errors import ModelError
+from passes.core.errors import ModelError, SettingsError
 from passes.core.records import Frozen
 
 __all__ = ["PREFIX", "Provenance", "with_provenance"]
@@ -33,7 +34,8 @@ class Provenance(Frozen):
         strategy: that chose among the candidates, such as "hmc".
         plan: SHA-256 of the plan.
         batch: images a run that the plan was made for; None where neither the settings nor a measured time says it.
-        provider: short name of an execution provider, or "auto"; that of the measured time, where there is one.
+        provider: short name of an execution provider, which may be given in full, or "auto"; that of the measured time,
+            where there is one.
         provider_option: options of that provider, "KEY=VALUE" each; in the file a list in JSON.
         threads: of onnxruntime; 0 where neither the settings nor a measured time says it.
         finetuned: version of hmc-onnx that fine-tuned the model; None where it was not fine-tuned.
@@ -53,10 +55,30 @@ class Provenance(Frozen):
     finetuned: str | None = None
     teacher: str | None = None
 
+    @field_validator("provider")
+    @classmethod
+    def _in_short(cls, name: str) -> str:
+        try:
+            return short_name(known_provider(name))
+        except SettingsError:  # of an onnxruntime that has others than the installed one
+            return short_name(name)
+
     @field_validator("provider_option", mode="before")
     @classmethod
     def _from_json(cls, value: object) -> object:
-        return json.loads(value) if isinstance(value, str) else value
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except RecursionError as e:
+            raise ValueError("nested too deeply") from e
+
+    @field_validator("provider_option")
+    @classmethod
+    def _of_keys_and_values(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            parse_options(options)
+        except SettingsError as e:
+            raise ValueError(str(e)) from e
+        return options
 
     @classmethod
     def of_plan(cls, plan: Plan, original: str, batch: int | None) -> Provenance:
@@ -95,7 +117,7 @@ class Provenance(Frozen):
         try:
             return cls.model_validate(known)
         except ValidationError as e:
-            name = PREFIX + ".".join(map(str, e.errors()[0]["loc"]))
+            name = f"{PREFIX}{e.errors()[0]['loc'][0]}"
             raise ModelError(
                 f"the model's metadata entry '{name}' is missing or not valid: delete the entries that begin with "
                 f"'{PREFIX}', or compress the model again"

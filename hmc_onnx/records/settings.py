@@ -17,10 +17,12 @@ from hmc_onnx.records.options import Option, Options
 from hmc_onnx.records.selection import LayerSelection
 from passes.graph.outputs import KINDS, parse_kinds
 
-__all__ = ["QUICK", "Precision", "Settings"]
+__all__ = ["MOST_THREADS", "QUICK", "Precision", "Settings"]
 
 Precision = Literal["fp32", "fp16", "int8"]
 
+# Far more than any machine has cores for; onnxruntime fails where a number does not fit into 32 bits.
+MOST_THREADS = 4096
 PYTHON = Option(command_line=False, file=False)
 
 
@@ -58,7 +60,9 @@ class Settings(Options):
         exclude_if=lambda given: not given,
         description="An option of that provider, such as device_type=GPU of OpenVINO (may be repeated).",
     )
-    threads: int = Field(default=0, ge=0, description="Threads of onnxruntime; 0: one for each core that it may use.")
+    threads: int = Field(
+        default=0, ge=0, le=MOST_THREADS, description="Threads of onnxruntime; 0: one for each core that it may use."
+    )
     latency: bool = Field(
         default=False, description="Measure the time of every candidate too, so that a plan can be made for latency."
     )

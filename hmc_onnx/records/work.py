@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -46,6 +47,19 @@ class Work(Options):
     progress: Annotated[Progress, Option(command_line=False, file=False, default="tells nobody")] = Field(
         default=silent, exclude=True, repr=False, description="A function that is told what is done, and how far it is."
     )
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            work_dir: str | os.PathLike[str] | None = None,
+            backend: Backend = "processes",
+            address: str | None = None,
+            jobs: int | None = None,
+            memory: float = 2.0,
+            progress: Progress = silent,
+        ) -> None: ...
 
     def model_post_init(self, _: object) -> None:
         """Check that an address has its cluster."""

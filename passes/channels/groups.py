@@ -158,8 +158,13 @@ class Channels:
         by_name = {g.name: g for g in self.groups}
         for name, classes in removed.items():
             group = by_name.get(name)
-            if group is None or group.closed:
-                raise ModelError(f"channel group '{name}' cannot be pruned: {group.closed if group else 'unknown'}")
+            if group is None:
+                raise ModelError(
+                    f"there is no channel group '{name}': a group has the name of the first node that produces its "
+                    "channels, and passes.channels.trace lists them"
+                )
+            if group.closed:
+                raise ModelError(f"channel group '{name}' cannot be pruned: {group.closed}")
             for c in classes:
                 if not 0 <= c < group.size:
                     raise ModelError(f"channel group '{name}' has no class {c}: it has {group.size}")

@@ -11,6 +11,8 @@ import onnx_ir as ir
 from onnx_ir.passes import PostconditionError
 
 from passes.channels.tracing import trace
+from passes.core.arguments import check_type
+from passes.core.errors import ModelError
 from passes.graph.carrying import serialised
 from passes.graph.graph_pass import GraphPass, require_unique_names
 from passes.graph.model import Model
@@ -49,10 +51,14 @@ class PruneChannels(GraphPass):
         """Remove the channels in place; returns how many classes were removed.
 
         Raises:
-            ModelError: a group is closed or unknown, has no such class, or a tensor would lose its last channel; or an
-                input size is unknown.
+            ModelError: a group is closed or unknown, has no such class, or a tensor would lose its last channel; what
+                is to be removed is not a list of whole numbers; or `sizes` is not of the model's inputs.
         """
-        chosen = {name: np.unique(np.asarray(classes, int)) for name, classes in self.removed.items() if len(classes)}
+        check_type(self.removed, Mapping, "`removed`", "give the classes of each group by its name", ModelError)
+        every = {name: np.unique(_whole_numbers(name, classes)) for name, classes in self.removed.items()}
+        chosen = {name: classes for name, classes in every.items() if len(classes)}
+        if self.sizes is not None:
+            _check_sizes(self.sizes, model)
         if chosen:
             trace(model, None if self.sizes is None else dict(self.sizes)).remove(chosen)
             model.forget_shapes()
@@ -75,3 +81,27 @@ class PruneChannels(GraphPass):
             wanted = None if own is None else own * (node.attrs.get("group", 1) if node.op == "Conv" else 1)
             if None not in (channels, wanted) and channels != wanted:
                 raise PostconditionError(f"node '{node.name}' reads {channels} channels, and has weights for {wanted}")
+
+
+def _whole_numbers(group: str, classes: object) -> np.ndarray:
+    """The classes to remove, int (n,); a mask or fractions would be other numbers than the caller means."""
+    try:
+        found = np.asarray(classes)
+    except ValueError:  # lists of different lengths
+        found = np.array(None)
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise ModelError(
+            f"channel group '{group}': {classes!r:.60} is no list of whole numbers: give one such as [0, 3]"
+        )
+    return found.astype(int)
+
+
+def _check_sizes(sizes: Mapping[str, tuple[int, ...]], model: Model) -> None:
+    """Raise ModelError where a shape is of no input, or has another number of axes than the input."""
+    inputs = {tensor.name: tensor.shape for tensor in model.graph.inputs}
+    for name, size in sizes.items():
+        if name not in inputs:
+            raise ModelError(f"`sizes` has '{name}', which is no input: the model's are {', '.join(inputs)}")
+        declared = inputs[name]
+        if not isinstance(size, Sequence) or isinstance(size, str) or (declared and len(size) != len(declared)):
+            raise ModelError(f"`sizes` has {size!r:.60} for '{name}': give a number for each of its axes")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 from passes.core.errors import HmcError, SettingsError
 
-__all__ = ["check_type"]
+__all__ = ["check_one_of", "check_type"]
 
 
 def check_type(
@@ -21,3 +23,10 @@ def check_type(
     """
     if not isinstance(value, kind):
         raise error(f"{what} {value!r:.60} is of type {type(value).__name__}: {how}")
+
+
+def check_one_of(value: object, alternatives: Any, what: str) -> None:
+    """Raise SettingsError unless a value is one of those that a Literal type names; `what` it is, for the message."""
+    known = get_args(alternatives)
+    if not isinstance(value, str) or value not in known:
+        raise SettingsError(f"unknown {what} {value!r:.60}: use {', '.join(known)}")

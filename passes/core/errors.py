@@ -6,7 +6,16 @@ line replaces these by its own options (--work-dir, --size 224 224).
 
 from __future__ import annotations
 
-__all__ = ["DataError", "HmcError", "HmcWarning", "ModelError", "OutputError", "PlanError", "SettingsError"]
+__all__ = [
+    "DataError",
+    "HmcError",
+    "HmcWarning",
+    "MissingPackageError",
+    "ModelError",
+    "OutputError",
+    "PlanError",
+    "SettingsError",
+]
 
 
 class HmcError(Exception):
@@ -31,6 +40,10 @@ class SettingsError(HmcError):
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class MissingPackageError(SettingsError, ImportError):
+    """A package that the work needs is not installed, or cannot be imported; the sentence says what to type."""
 
 
 class PlanError(HmcError):

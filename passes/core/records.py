@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from passes.core.arguments import check_type
 from passes.core.atomic import write_atomically
 from passes.core.errors import HmcError
 
@@ -35,6 +36,8 @@ class Explained(Frozen):
     def __str__(self) -> str:
         return self.explain()
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.explain())}</pre>"
 
@@ -55,6 +58,7 @@ def read_record(path: str | os.PathLike[str], kind: type[_T], what: str, valid: 
     Raises:
         HmcError: the file is missing or malformed; of the class `refusal`.
     """
+    check_type(path, (str, os.PathLike), f"the {what}", "give the path of a JSON file", refusal)
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as e:
@@ -69,8 +73,10 @@ def read_record(path: str | os.PathLike[str], kind: type[_T], what: str, valid: 
         problem = e.errors()[0]
         if problem["type"] == "json_invalid":
             raise refusal(f"'{path}' is not {valid}, as it is no JSON: give another file") from e
+        said = problem["msg"].removeprefix("Value error, ")
+        said = said[:1].lower() + said[1:]
         where = ".".join(str(p) for p in problem["loc"]) or "the file"
-        raise refusal(f"'{path}' is not {valid}: at {where}, {problem['msg'].lower()}") from e
+        raise refusal(f"'{path}' is not {valid}: at {where}, {said}") from e
     except HmcError as e:  # raised by nested settings or a goal, which validate themselves
         raise refusal(f"'{path}' is not {valid}: {e}") from e
 

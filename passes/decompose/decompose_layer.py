@@ -50,7 +50,8 @@ class DecomposeLayer(GraphPass):
         """Replace the layer in place; returns 1.
 
         Raises:
-            ModelError: the layer is not in the model or cannot be changed, or the method does not apply to it.
+            ModelError: the layer is not in the model or cannot be changed, the method does not apply to it, or the
+                factors or the bias have other shapes than it needs, or values that are not finite.
         """
         node = next((n for n in model.graph.nodes if n.name == self.node), None)
         if node is None or node.op not in OPERATORS:
@@ -64,7 +65,7 @@ class DecomposeLayer(GraphPass):
             raise ModelError(f"layer '{self.node}': {unsuitable}")
         decomposition = DECOMPOSITIONS[self.method]
         links = decomposition.links(layer.geometry, self.rank)
-        bias = layer.bias if self.bias is None else self.bias
+        bias = self._bias(layer)
         weights = self._weights(decomposition, layer, links)
         replace_by_chain(model.graph, node, list(zip(links, weights, strict=True)), bias)
         model.tidy()
@@ -82,7 +83,18 @@ class DecomposeLayer(GraphPass):
             raise ModelError(
                 f"layer '{self.node}': the factors have shapes {found}, not {', '.join(map(str, expected))}"
             )
+        if not all(np.isfinite(factor).all() for factor in self.factors):
+            raise ModelError(f"layer '{self.node}': a factor holds NaN or infinity")
         return self.factors
+
+    def _bias(self, layer: Layer) -> np.ndarray:
+        if self.bias is None:
+            return layer.bias
+        if self.bias.shape != layer.bias.shape:
+            raise ModelError(f"layer '{self.node}': the bias has shape {self.bias.shape}, not {layer.bias.shape}")
+        if not np.isfinite(self.bias).all():
+            raise ModelError(f"layer '{self.node}': the bias holds NaN or infinity")
+        return self.bias
 
     def requires(self, model: ir.Model) -> None:
         """Raise PreconditionError unless the layer is in the model, under a name that no other node has."""

@@ -23,6 +23,6 @@ def why_no_rank(method: str, geometry: Geometry, rank: int) -> str | None:
     if reason is not None:
         return f"{method} does not apply: {reason}"
     most = DECOMPOSITIONS[method].max_rank(geometry)
-    if not isinstance(rank, Integral) or not 1 <= rank <= most:
+    if isinstance(rank, bool) or not isinstance(rank, Integral) or not 1 <= rank <= most:
         return f"{method} has no rank {rank}: use a whole number from 1 to {most}"
     return None

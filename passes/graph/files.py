@@ -26,6 +26,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     Raises:
         ModelError: the file is missing, unreadable, not ONNX, or not valid ONNX.
     """
+    check_type(path, (str, os.PathLike), "the path", "give the path of an ONNX file", ModelError)
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"no model file at '{path}': give the path of an ONNX file")

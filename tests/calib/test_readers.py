@@ -567,7 +567,7 @@ def test_data_is_cut_along_the_samples() -> None:
     assert first.labels is not None and rest.labels is not None
     assert (first.labels.tolist(), rest.labels.tolist()) == ([0, 1], [2, 3, 4])
     np.testing.assert_array_equal(np.concatenate([first.feeds["x"], rest.feeds["x"]]), data.feeds["x"])
-    assert (first.source, rest.source) == ("the first 2 of here", "held back from here")
+    assert (first.source, rest.source) == ("the first 2 of here", "those held back from here")
     assert data.head(9) is data and len(data.head(1)) == 1
     chunks = list(data.chunks(2))
     assert [labels.tolist() for _, labels in chunks if labels is not None] == [[0, 1], [2, 3], [4]]
@@ -681,7 +681,7 @@ X = np.zeros((2, 3), np.float32)
         (5, "of type int"),
         ([X], "which input"),
         ([(X, X, X)], "3 parts"),
-        ([{}], "differ in length"),
+        ([{}], "is empty: give an array for each input"),
         ([{"x": X, "y": np.zeros(3)}], r"batch 0 .*x: \(2, 3\), y: \(3,\)"),
         ([{"x": np.float32(1)}], "row per sample"),
         ([({"x": X}, [1, 2, 3])], r"labels: \(3,\)"),

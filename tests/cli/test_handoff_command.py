@@ -23,6 +23,14 @@ def test_what_is_handed_over_is_verified(to: str, cli: Cli, given: Path, tmp_pat
     assert json.loads(report.read_text())["kl"] > 0
 
 
+def test_a_batch_that_there_are_too_few_images_for_is_said(cli: Cli, given: Path, tmp_path: Path) -> None:
+    model, out = given / "model.onnx", tmp_path / "out"
+    assert cli("handoff", model, "--to", "onnxruntime", "-o", out, "--batch", 5000).code == 0
+    outcome = cli("verify", model, "--against", out, "--data", given / "plain.npz", "--provider", "cpu")
+    assert outcome.code == 0 and "latency, batch 1 " in outcome.words
+    assert "the folder is for 5,000 images at once, and there are 40 images here" in outcome.err
+
+
 def test_verify_wants_one_of_a_file_and_a_folder(cli: Cli, given: Path, tmp_path: Path) -> None:
     model = given / "model.onnx"
     for more in ((), (model, "--against", tmp_path)):

@@ -104,6 +104,23 @@ def test_each_provider_needs_its_options(tmp_path: Path) -> None:
         handed_over(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"providers": ["FooExecutionProvider"]}, "unknown provider 'FooExecutionProvider'"),
+        ({"providers": ["cpu"]}, "'cpu' is not onnxruntime's name of a provider"),
+        ({"batch": 10**10}, "at batch, input should be less than or equal to"),
+        ({"intra_op_num_threads": 2**31}, "at intra_op_num_threads, input should be less than or equal to"),
+    ],
+)
+def test_session_options_that_cannot_be_are_refused(changed: dict, says: str, tmp_path: Path) -> None:
+    handoff(resnet(), "onnxruntime", tmp_path / "out")
+    session = tmp_path / "out" / "session.json"
+    session.write_text(json.dumps(json.loads(session.read_text()) | changed))
+    with pytest.raises(ModelError, match=says):
+        handed_over(tmp_path / "out")
+
+
 def test_a_script_that_is_no_text_is_refused(tmp_path: Path) -> None:
     handoff(resnet(), "tensorrt", tmp_path / "out")
     (tmp_path / "out" / "build_engine.sh").write_bytes(b"\xff\xfe")

@@ -115,7 +115,7 @@ def test_options_of_the_planned_provider_are_handed_over_and_those_of_another_ar
     handoff(model, "onnxruntime", tmp_path / "other", options=Handoff(provider="cpu"))
     assert handed_over(tmp_path / "other").provider_option == ()
     (remark,) = handoff(model, "triton", tmp_path / "triton")
-    assert "does not take options of openvino, so device_type=CPU, num_streams=1 is left out" in remark
+    assert "options of openvino, and these are left out: device_type=CPU, num_streams=1." in remark
     with pytest.raises(SettingsError, match="`provider_option` is for one provider: name it with `provider`"):
         handoff(resnet(), "onnxruntime", tmp_path / "none", options=Handoff(provider_option=("device_type=GPU",)))
 
@@ -126,6 +126,30 @@ def test_given_options_of_tensorrt_go_before_its_own(tmp_path: Path) -> None:
     options = json.loads((tmp_path / "out" / "provider_options.json").read_text())
     assert options["trt_engine_cache_path"] == "elsewhere" and options["trt_max_workspace_size"] == "1000"
     assert options["trt_timing_cache_path"] == "engines"
+
+
+def test_a_planned_provider_may_be_named_in_full(tmp_path: Path) -> None:
+    entries = {"provider": "OpenVINOExecutionProvider", "provider_option": ("device_type=GPU",)}
+    model = with_provenance(resnet(), Provenance.model_construct(**(MADE.model_dump() | entries)))
+    handoff(model, "onnxruntime", tmp_path / "out", options=Handoff(provider="openvino"))
+    assert handed_over(tmp_path / "out").provider_option == ("device_type=GPU",)
+
+
+@pytest.mark.parametrize("to", ["tensorrt", "triton"])
+def test_engines_cannot_be_kept_under_a_name_that_another_model_may_have(to: str, tmp_path: Path) -> None:
+    def given(prefix: str) -> Handoff:
+        return Handoff(name="net", provider="tensorrt", provider_option=(f"trt_engine_cache_prefix={prefix}",))
+
+    with pytest.raises(SettingsError, match=r"leave it out, or give own_[0-9a-f]{16}$") as refused:
+        handoff(resnet(), to, tmp_path / "out", options=given("own"))
+    handoff(resnet(), to, tmp_path / "out", options=given(str(refused.value).split()[-1]))
+    assert handed_over(tmp_path / "out").provider == "tensorrt"
+
+
+@pytest.mark.parametrize("options", [{"batch": 10**11}, {"threads": 2**31}])
+def test_numbers_that_servers_cannot_hold_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(SettingsError, match="less than or equal to"):
+        Handoff(**options)
 
 
 def test_a_batch_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None:

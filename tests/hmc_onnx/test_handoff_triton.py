@@ -121,6 +121,17 @@ def test_gpus_are_asked_for(provider: str, tmp_path: Path) -> None:
         assert theirs["trt_engine_cache_prefix"] != parameters["trt_engine_cache_prefix"]
 
 
+@pytest.mark.parametrize(
+    ("options", "mode"), [((), None), (("trt_fp16_enable=0",), None), (("trt_fp16_enable=1",), "FP16")]
+)
+def test_tensorrts_precision_is_that_which_is_asked_for(
+    options: tuple[str, ...], mode: str | None, tmp_path: Path
+) -> None:
+    config = repository(resnet(), tmp_path / "out", provider="tensorrt", provider_option=options)
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.parameters.get("precision_mode") == mode
+
+
 def test_a_model_of_several_files_is_the_folder_that_triton_wants(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

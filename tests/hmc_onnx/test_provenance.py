@@ -53,6 +53,14 @@ def test_entries_of_a_later_version_are_passed_over_and_damaged_ones_refused() -
         Provenance.read(proto)
 
 
+@pytest.mark.parametrize("options", ["not JSON", "[" * 5000, "{}", "null", "[1, 2]", '["x"]', '["=1"]'])
+def test_options_of_a_provider_that_cannot_be_are_refused(options: str) -> None:
+    proto = with_provenance(resnet(), MADE)
+    proto.metadata_props.add(key="hmc_onnx.provider_option", value=options)
+    with pytest.raises(ModelError, match=r"metadata entry 'hmc_onnx\.provider_option' is missing or not valid"):
+        Provenance.read(proto)
+
+
 def test_a_run_records_its_plan_and_its_original_and_writes_the_same_twice() -> None:
     settings = Settings(samples=16, batch=4, threads=2, provider="cpu")
     results = []

@@ -58,6 +58,9 @@ def test_given_factors_and_bias_are_the_chains() -> None:
         (DecomposeLayer(CONV, "svd", 5), "svd has no rank 5: use a whole number from 1 to 4"),
         (DecomposeLayer(CONV, "svd", 1.5), "svd has no rank 1.5: use a whole number from 1 to 4"),  # type: ignore[arg-type]
         (DecomposeLayer(CONV, "svd", 1, (np.ones(1), np.ones(1))), "the factors have shapes"),
+        (DecomposeLayer(CONV, "svd", 1, None, np.ones(3)), r"the bias has shape \(3,\), not \(4,\)"),
+        (DecomposeLayer(CONV, "svd", 1, None, np.full(4, np.nan)), "the bias holds NaN or infinity"),
+        (DecomposeLayer(CONV, "svd", True), "svd has no rank True"),
         (DecomposeLayer(gemm_name(), "spatial", 1), "spatial does not apply: its kernel"),
     ],
 )

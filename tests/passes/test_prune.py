@@ -52,14 +52,34 @@ def test_sizes_that_the_model_leaves_open_are_given() -> None:
 @pytest.mark.parametrize(
     ("removed", "said"),
     [
-        ({"nothing": [0]}, "channel group 'nothing' cannot be pruned: unknown"),
+        ({"nothing": [0]}, "there is no channel group 'nothing'"),
         ({GROUP: [4]}, "has no class 4: it has 4"),
         ({GROUP: range(4)}, "without channels: remove fewer"),
+        ({GROUP: [1.5]}, r"\[1\.5\] is no list of whole numbers"),
+        ({GROUP: [True, False]}, r"\[True, False\] is no list of whole numbers"),
+        ({GROUP: np.zeros(4, bool)}, "is no list of whole numbers"),
+        ({GROUP: [[0, 1]]}, r"\[\[0, 1\]\] is no list of whole numbers"),
+        ({GROUP: [[0], [1, 2]]}, "is no list of whole numbers"),
+        ({GROUP: 3}, "3 is no list of whole numbers"),
+        ([GROUP], "`removed` .* is of type list: give the classes of each group by its name"),
     ],
 )
 def test_what_cannot_be_removed_is_refused(removed: dict, said: str) -> None:
     with pytest.raises(PreconditionError, match=said):
         PruneChannels(removed)(ir.from_proto(resnet((1, 1), (4, 8))))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"image": (1, 3, 8, 8)}, "`sizes` has 'image', which is no input: the model's are input"),
+        ({"input": (1, 3)}, r"`sizes` has \(1, 3\) for 'input': give a number for each of its axes"),
+        ({"input": "a"}, "`sizes` has 'a' for 'input'"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(sizes: dict, said: str) -> None:
+    with pytest.raises(PreconditionError, match=said):
+        PruneChannels({GROUP: [1]}, sizes)(ir.from_proto(resnet((1, 1), (4, 8))))
 
 
 def test_weights_that_do_not_fit_each_other_are_found_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,10 @@ import hmc_onnx
 
 def use(model: onnx.ModelProto, data: hmc_onnx.CalibrationData) -> None:
     """Each public name that is both a package and a function is a function here, and records have typed fields."""
-    made = hmc_onnx.compress(model, data, "macs=0.5", settings=hmc_onnx.Settings(samples=64))
+    goal = hmc_onnx.Goal(target="latency=0.6", or_nearest=True)
+    made = hmc_onnx.compress(
+        model, data, goal, settings=hmc_onnx.Settings(samples=64), work=hmc_onnx.Work(work_dir="runs", jobs=2)
+    )
     assert_type(made, hmc_onnx.Result)
     tuned = hmc_onnx.finetune(made.model, model, data, options=hmc_onnx.FineTuning(epochs=1))
     assert_type(tuned, hmc_onnx.FineTuned)
