@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="that latency is planned for")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "int8"])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--work-dir", type=Path, help="as of the command")
     parser.add_argument("--finetune", type=int, metavar="BATCH_SIZE")
     args = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -51,6 +52,7 @@ def main() -> None:
         command += ["--target", args.target, "--batch", str(args.batch)]
         command += ["--precision", args.precision, "--report", str(folder / "report.json")]
         command += ["--quick"] if args.quick else ["--samples", str(args.images)]
+        command += ["--work-dir", str(args.work_dir)] if args.work_dir else []
         usage = finished(command, console, folder)
         report = json.loads((folder / "report.json").read_text())
     shown = table(f"compress {' '.join(command[10:])}", "stage", "seconds", "peak, GB", "anonymous, GB")
@@ -58,6 +60,11 @@ def main() -> None:
         peaks = (f"{used.peak / GIGABYTE:.2f}", f"{used.anonymous / GIGABYTE:.2f}")
         shown.add_row(stage, f"{used.seconds:.1f}", *peaks)
     console.print(shown)
+    planned = report["plan"]["latency"]
+    if planned is not None and planned["measured"] is not None:
+        console.print(
+            f"planned: {planned['expected']:.3f}, measured {planned['measured']:.3f} ± {planned['uncertainty']:.3f}"
+        )
     for timing in report["timings"]:
         ratio = f"{timing['ratio']:.3f} ± {timing['uncertainty']:.3f}"
         console.print(f"batch {timing['batch']}: {timing['a']:.1f} ms, then {timing['b']:.1f} ms: {ratio}")
