@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ __all__ = [
     "input_shapes",
     "serving_batch",
     "serving_feeds",
+    "spread_feeds",
     "whole_batches",
 ]
 
@@ -67,6 +69,24 @@ def at_once(feeds: Mapping[str, np.ndarray], wanted: int) -> int:
     """The number of images to run at once: the wanted one, or fewer where images are large (`MOST_BYTES`)."""
     image = max(array[:1].nbytes for array in feeds.values())
     return min(wanted, max(int(MOST_BYTES / image), LEAST_IMAGES))
+
+
+def spread_feeds(chunks: Sequence[dict[str, np.ndarray]], images: int, most: int) -> list[dict[str, np.ndarray]]:
+    """About so many images, taken from all over the chunks, as these may be sorted by class; the feeds are views.
+
+    Args:
+        chunks: feeds of one number of images; the last may have fewer.
+        images: how many are wanted.
+        most: images in a feed; where a chunk is no multiple of it, the last feed of the chunk has fewer.
+    """
+    size = len(next(iter(chunks[0].values())))
+    wanted = min(math.ceil(images / size), len(chunks))
+    chosen = [chunks[i * len(chunks) // wanted] for i in range(wanted)]
+    return [
+        {name: array[start : start + most] for name, array in chunk.items()}
+        for chunk in chosen
+        for start in range(0, len(next(iter(chunk.values()))), most)
+    ]
 
 
 def whole_batches(data: CalibrationData, size: int, fixed: int | None) -> list[dict[str, np.ndarray]]:

@@ -80,12 +80,12 @@ def quantise(
     Raises:
         ModelError: the quantiser fails, or an activation has no finite range on these feeds.
     """
-    options = _for(provider) | {"CalibStridedMinMax": HELD_BATCHES}
-    whole = len(batches) // HELD_BATCHES * HELD_BATCHES or 1
-    if whole < HELD_BATCHES:
-        options.pop("CalibStridedMinMax")
+    options, whole = _for(provider), batches
+    if len(batches) >= HELD_BATCHES:
+        options |= {"CalibStridedMinMax": HELD_BATCHES}
+        whole = [*batches, *batches[: -len(batches) % HELD_BATCHES]]  # the first again, which changes no range
     with TemporaryDirectory(prefix="hmc_onnx-") as folder:
-        return _quantised(proto, Path(folder), provider, in_float, options | _calibrating(calibration, batches[:whole]))
+        return _quantised(proto, Path(folder), provider, in_float, options | _calibrating(calibration, whole))
 
 
 def quantise_for_timing(

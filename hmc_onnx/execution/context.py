@@ -6,7 +6,6 @@ here once, when it is first used.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from functools import cached_property
 from importlib.metadata import version
@@ -17,7 +16,14 @@ import onnx
 
 from calib.data.calibration import CalibrationData
 from calib.measure.latency_table import LatencyTable, read_table
-from calib.runtime.batching import calibration_chunks, input_shapes, serving_batch, serving_feeds
+from calib.runtime.batching import (
+    calibration_chunks,
+    declared_batch,
+    input_shapes,
+    serving_batch,
+    serving_feeds,
+    spread_feeds,
+)
 from calib.runtime.half import in_half
 from calib.runtime.observing import observe
 from calib.runtime.quantisation import quantise, quantise_for_timing, raise_opset, weight_levels
@@ -29,7 +35,7 @@ from hmc_onnx.records.settings import Precision, Settings
 from hmc_onnx.records.work import HERE, Work
 from passes.core.errors import ModelError
 from passes.core.progress import Progress
-from passes.graph.cost import Cost, costs
+from passes.graph.cost import Cost, activation_bytes, costs
 from passes.graph.external import LARGE
 from passes.graph.model import Model, digest
 from passes.graph.outputs import parse_kinds
@@ -40,6 +46,8 @@ __all__ = ["Context", "check_convertible"]
 
 # Images from which the ranges of activations are found, for INT8 and float16.
 RANGE_IMAGES = 512
+# What these may take of the memory for activations; onnxruntime allocates up to three times what they need.
+RANGE_MEMORY = 0.3
 
 
 class Context:
@@ -98,17 +106,24 @@ class Context:
         if precision == "fp32":
             return proto
         check_convertible(proto, precision)
-        size = len(next(iter(self.chunks[0].values())))
-        # spread over all, as the images may be sorted by class
-        wanted = min(math.ceil(RANGE_IMAGES / size), len(self.chunks))
-        places = [i * len(self.chunks) // wanted for i in range(wanted)]
-        batches = [] if timed_only else [self.chunks[i] for i in places]
         if precision == "fp16":
-            return in_half(proto, batches)
+            return in_half(proto, [] if timed_only else self._range_feeds)
         provider, nodes = self.runtime.name, self._nodes_of(proto, in_float)
         if timed_only:
             return quantise_for_timing(raise_opset(proto), provider, nodes)
-        return quantise(raise_opset(proto), batches, self.settings.calibration, provider, nodes)
+        return quantise(raise_opset(proto), self._range_feeds, self.settings.calibration, provider, nodes)
+
+    @cached_property
+    def _range_feeds(self) -> list[dict[str, np.ndarray]]:
+        """Feeds from which the ranges of activations are found, for INT8 and float16.
+
+        They have as many images as the model declares. Where it leaves the number open, they have fewer than others if
+        images are large, as all activations of a feed are held at once.
+        """
+        declared = declared_batch(self.served, self.data.feeds)
+        fit = int(RANGE_MEMORY * self.memory / max(activation_bytes(self.normal, self.inputs), 1))
+        feeds = spread_feeds(self.chunks, RANGE_IMAGES, declared or max(fit, 1))
+        return [own for own in feeds if declared is None or len(next(iter(own.values()))) == declared]
 
     @cached_property
     def served_alone(self) -> onnx.ModelProto:

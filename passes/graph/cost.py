@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from passes.graph.model import Model, element_type
 from passes.graph.shapes import Shape, Shapes, batch_one
 
-__all__ = ["Cost", "costs", "images_of", "maps_an_image", "total"]
+__all__ = ["Cost", "activation_bytes", "costs", "images_of", "maps_an_image", "total"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,19 @@ def costs(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> 
         cost = Cost(_macs(node, shapes) // batch, parameters, size)
         table[node.name] = table.get(node.name, Cost()) + cost
     return table
+
+
+def activation_bytes(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of all activations of one image together, in float32; those of unknown size are left out.
+
+    Args:
+        model: the model.
+        inputs: shapes of its inputs.
+    """
+    shapes = model.shapes_at(dict(inputs))
+    known = [shapes.get(t.name, (None,)) for node in model.graph.nodes for t in node.outputs]
+    numbers = sum(math.prod(d for d in shape if d is not None) for shape in known if None not in shape)
+    return 4 * numbers // images_of(inputs)
 
 
 def images_of(inputs: Mapping[str, tuple[int, ...]]) -> int:

@@ -8,7 +8,7 @@ import pytest
 from zoo import Builder, images, resnet
 
 from calib.data.calibration import CalibrationData
-from calib.runtime.batching import at_once, batch_size, calibration_chunks, declared_batch
+from calib.runtime.batching import at_once, batch_size, calibration_chunks, declared_batch, spread_feeds
 from passes.normal_form.normalise import normalise
 
 
@@ -69,3 +69,17 @@ def test_fewer_large_images_are_run_at_once() -> None:
     assert at_once({"input": small}, 128) == 128
     assert at_once({"input": large}, 128) == 33
     assert at_once({"input": np.zeros((1, 3, 2000, 2000), np.float32)}, 128) == 8
+
+
+@pytest.mark.parametrize(
+    ("images", "most", "found"),
+    [
+        (4, 9, [[0, 1, 2, 3]]),
+        (8, 9, [[0, 1, 2, 3], [8, 9, 10, 11]]),
+        (8, 3, [[0, 1, 2], [3], [8, 9, 10], [11]]),
+        (99, 4, [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15], [16, 17]]),
+    ],
+)
+def test_feeds_are_taken_from_all_over(images: int, most: int, found: list[list[int]]) -> None:
+    chunks = [{"x": np.arange(start, min(start + 4, 18))} for start in range(0, 18, 4)]
+    assert [feeds["x"].tolist() for feeds in spread_feeds(chunks, images, most)] == found

@@ -52,6 +52,13 @@ def test_a_quantised_model_stands_in_for_the_original(
     assert share_of_variance(quantised, original) < 0.05
 
 
+def test_ranges_are_those_of_all_images_however_they_are_divided(original: onnx.ModelProto) -> None:
+    own = images(24, 16)
+    own[-1] *= 3  # so that its ranges are those that count
+    whole, *others = (quantise(original, [{"input": part} for part in np.split(own, n)]) for n in (1, 2, 3, 4))
+    assert all(other.graph.initializer == whole.graph.initializer for other in others)
+
+
 def test_what_is_left_in_float_is(original: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]) -> None:
     convs = [n.name for n in original.graph.node if n.op_type == "Conv"]
     quantised = quantise(original, feeds, in_float=[convs[0]])

@@ -13,11 +13,14 @@ from zoo import Builder, images, resnet
 
 import hmc_onnx
 from calib.data.calibration import CalibrationData
+from calib.runtime.sessions import Session
 from hmc_onnx.planning.program import Program
 from hmc_onnx.records.provenance import with_provenance
 from passes.core.errors import ModelError
+from passes.graph.cost import activation_bytes
 from passes.graph.protos import byte_size
 from passes.graph.signature import same_signature
+from passes.normal_form.normalise import normalise
 
 SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=8, chunk=8, positions=8, provider="cpu", threads=1)
 WORK = hmc_onnx.Work(jobs=1)
@@ -141,3 +144,30 @@ def test_answers_that_depend_on_the_batch_are_said_before_the_work() -> None:
     assert "it is measured one image a run" in mixed.sentence
     with pytest.raises(ModelError, match=r"the same for all images \(at one image a run\)"):
         hmc_onnx.Run(less_their_mean(1.0), data, SETTINGS, WORK).findings()
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_a_model_of_a_fixed_batch_is_served_in_another_precision(precision: str) -> None:
+    proto = resnet((1,), (4,), size=8)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    run = hmc_onnx.Run(proto, data(), SETTINGS.model_copy(update={"precision": precision}), WORK)
+    feeds = {"input": images(1, 8)}
+    before, after = (Session(model).run(feeds)[0] for model in (proto, run.served_alone))
+    np.testing.assert_allclose(after, before, atol=0.1 * np.abs(before).max())
+
+
+def test_ranges_are_found_on_as_few_images_at_once_as_memory_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+
+    def spied(proto: onnx.ModelProto, batches: list[dict[str, np.ndarray]], *more: object) -> onnx.ModelProto:
+        seen.append([len(feeds["input"]) for feeds in batches])
+        return proto
+
+    monkeypatch.setattr("hmc_onnx.execution.context.quantise", spied)
+    settings = SETTINGS.model_copy(update={"precision": "int8"})
+    proto = resnet((1, 1), (4, 8), size=8)
+    image = activation_bytes(normalise(proto), {"input": (1, 3, 8, 8)})
+    for memory in (1.0, 11 * image / 1e9, 1e-9):  # of which three tenths are for ranges
+        hmc_onnx.Run(proto, data(), settings, WORK.model_copy(update={"memory": memory})).served_alone  # noqa: B018
+    assert seen == [[8, 8], [3, 3, 2, 3, 3, 2], [1] * 16]

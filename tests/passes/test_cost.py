@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 from zoo import Builder, parsed, resnet
 
-from passes.graph.cost import Cost, costs, total
+from passes.graph.cost import Cost, activation_bytes, costs, total
 from passes.graph.model import Model
 from passes.normal_form.normalise import normalise
 
@@ -175,3 +175,11 @@ def test_weights_inside_an_if_are_parameters() -> None:
     flag = b.node("Greater", b.node("ReduceMean", x, keepdims=0), b.const(np.float32(0)))
     proto = b.model({b.node("If", flag, then_branch=graphs[0], else_branch=graphs[1]): ["N", 4, 8, 8]}, check=False)
     assert total(Model(proto), {"input": IMAGE}).parameters == 4 * 27 + 4 + 1
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_activations_are_those_of_all_nodes_for_one_image(batch: int) -> None:
+    b = Builder()
+    y = b.node("Flatten", b.node("GlobalAveragePool", b.node("Relu", b.conv("input", 3, 5))))
+    model = Model(b.model(y, ("N", 3, 8, 8)))
+    assert activation_bytes(model, {"input": (batch, 3, 8, 8)}) == 4 * (5 * 64 + 5 * 64 + 5 + 5)
