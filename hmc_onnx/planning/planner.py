@@ -9,7 +9,9 @@ On a machine that is too busy for a time to be known, the sum is kept.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from operator import itemgetter
 
 from calib.measure.latency import DISTURBED, PATIENCE, UNSURE, Measurement, calm, surer
 from calib.measure.latency_table import this_machine
@@ -22,7 +24,7 @@ from hmc_onnx.records.profile import LatencyProfile, Profile
 from hmc_onnx.rewriting.planned_shapes import shaped
 from passes.core.errors import SettingsError
 
-__all__ = ["MOST_PLANS", "Planner", "timed_here"]
+__all__ = ["MOST_PLANS", "Planner", "next_correction", "timed_here"]
 
 # A plan is accepted if its network's time is at most the share ABOVE above the target, or the share BELOW below it.
 ABOVE, BELOW = 0.005, 0.02
@@ -81,6 +83,8 @@ class Planner:
         plan, correction, refusal = self._first(target)
         original, known = Session(context.served, runtime), whole.seconds
         patience, best = PATIENCE * most / MOST_PLANS, None
+        at_rest = self._program.unchanged_share
+        points = [(at_rest / target.latency, at_rest)]  # the network without a change, whose time is known
         for attempt in range(most):
             context.progress("plan", attempt, most)
             planned = context.served_form(shaped(context, plan).finished(), timed_only=True, in_float=plan.in_float)
@@ -96,12 +100,13 @@ class Planner:
             kept = -BELOW <= share.value / target.latency - 1 <= ABOVE
             if attempt + 1 == most or kept or share.uncertainty > UNSURE:
                 break
-            correction *= target.latency * (1 - BELOW / 2) / share.value
+            points.append((correction, share.value))
+            correction = next_correction(points, target.latency * (1 - BELOW / 2))
             try:
                 plan = self._program.solve(target, correction)
             except SettingsError:
                 break
-            if not plan.changes and self._program.unchanged_share > target.latency * (1 + ABOVE):
+            if not plan.changes and at_rest > target.latency * (1 + ABOVE):
                 break  # the measurement was wrong: the unchanged network is known to be too slow
         context.progress("plan", most, most)
         assert best is not None and best.latency is not None and best.latency.measured is not None
@@ -122,6 +127,25 @@ class Planner:
                 with suppress(SettingsError):
                     return self._program.solve(target, correction), correction, e
             raise
+
+
+def next_correction(points: Sequence[tuple[float, float]], wanted: float) -> float:
+    """The factor on the bound with which to plan next.
+
+    It is interpolated between the plans whose networks were measured to be nearest to the wanted time, one faster and
+    one slower. Where there are no two, times are taken to be proportional to the bound.
+
+    Args:
+        points: the factor and the measured share of the original's time, of the network without a change, and then of
+            the plans so far.
+        wanted: the share to come to.
+    """
+    fast = max((p for p in points if p[1] <= wanted), key=itemgetter(1, 0), default=None)
+    slow = min((p for p in points if p[1] > wanted), key=itemgetter(1), default=None)
+    if fast is None or slow is None or fast[0] >= slow[0]:
+        correction, measured = points[-1]
+        return correction * wanted / measured
+    return fast[0] + (wanted - fast[1]) / (slow[1] - fast[1]) * (slow[0] - fast[0])
 
 
 def timed_here(profile: Profile) -> LatencyProfile | None:
