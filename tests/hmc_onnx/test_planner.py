@@ -263,6 +263,14 @@ def test_the_cache_is_used_again(small: onnx.ModelProto, monkeypatch: pytest.Mon
     hmc_onnx.profile(small, calibration(), SETTINGS)
 
 
+def test_a_work_folder_keeps_times_that_were_all_in_the_cache(small: onnx.ModelProto, tmp_path: Path) -> None:
+    first = hmc_onnx.profile(small, calibration(), SETTINGS)
+    second = hmc_onnx.profile(small, calibration(), SETTINGS, Work(work_dir=tmp_path / "work"))
+    kept = read_table(tmp_path / "work" / "latency.json")
+    assert first.latency is not None and second.latency is not None
+    assert kept.digest() == second.latency.table
+
+
 def test_a_time_that_a_busy_machine_left_in_the_cache_is_mended_but_not_in_a_run_that_goes_on(
     small: onnx.ModelProto, tmp_path: Path
 ) -> None:
