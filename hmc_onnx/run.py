@@ -6,7 +6,9 @@ the benchmarks are a few lines on this.
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -44,7 +46,7 @@ from hmc_onnx.records.work import HERE, Work
 from hmc_onnx.rewriting.applying import apply
 from hmc_onnx.rewriting.planned_shapes import layer_seconds
 from passes.core.arguments import check_one_of, check_type
-from passes.core.errors import ModelError, PlanError, SettingsError
+from passes.core.errors import HmcWarning, ModelError, PlanError, SettingsError
 from passes.graph.external import on_disk
 from passes.graph.model import digest
 
@@ -55,6 +57,9 @@ FEW_IMAGES = 128
 
 # Factor by which the least time must exceed a target to be out of reach for sure, as it is only about the least.
 CLEARLY = 1.15
+
+# Share by which a file may be slower than what a quantiser alone gives before that is said.
+BEHIND = 0.05
 
 # The settings on which it depends what a plan becomes.
 REPAIRED_BY = ("keep", "only", "positions", "seed", "precision")
@@ -296,7 +301,28 @@ class Run(Context):
         alone = None if precision == "fp32" else (precision, self.served_alone)
         pair = Network(self.served, self.normal, self.settings.judge, alone), Network(compressed)
         found = verify(*pair, compared, self.runtime, batches, known)
+        for sentence in self._doubts(found):
+            warnings.warn(sentence, HmcWarning, stacklevel=2)
         return found.model_copy(update={"new_images": new is not None, "held_back": new is not None and images is None})
+
+    def _doubts(self, found: Verification) -> Iterator[str]:
+        """What speaks against serving a network that was compared."""
+        precision = self.settings.precision
+        if not math.isfinite(found.kl):
+            yield (
+                "the compressed model answers with NaN or infinity where the original does not: do not serve it, and "
+                "compress in another precision"
+            )
+        if precision == "fp16" and self.runtime.on_cpu:
+            yield "these times are not those of the target: onnxruntime has no float16 kernels for processors"
+        alone = {t.batch: t for t in (found.unchanged.timings if found.unchanged else ())}
+        own = next((t for t in found.timings if t.batch == self.serving_batch), None)
+        if precision == "int8" and own and own.sure and own.ratio > (1 + BEHIND) * alone[own.batch].ratio:
+            yield (
+                f"this file takes {own.ratio:.2f} of the original's time at batch {own.batch}, and quantising alone "
+                f"gives {alone[own.batch].ratio:.2f}: give a `target` for the time, such as "
+                f"latency={0.8 * alone[own.batch].ratio:.2f}, or none"
+            )
 
     def layer_seconds(self, plan: Plan) -> dict[str, tuple[float, float]]:
         """The seconds of each layer before and after, timed alone, for a plan that was made without times.

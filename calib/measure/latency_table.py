@@ -42,6 +42,8 @@ KEPT_EVERY = 1.0
 LOCK_TIMEOUT = 30.0
 # Providers that run on the processor; OpenVINO names other devices in its options.
 ON_PROCESSOR = ("cpu", "openvino", "dnnl", "xnnpack", "acl", "armnn")
+# onnxruntime's profiler gives whole microseconds, so that the time of a tiny kernel is uncertain by about one.
+MICROSECOND = 1.001e-6
 # Vector instructions for float32, and those that multiply bytes, each from the best.
 INSTRUCTIONS = (("avx512f", "avx2", "avx"), ("amx_int8", "avx512_vnni", "avx512vnni", "avx_vnni"))
 
@@ -76,8 +78,10 @@ class ProbeTime(Frozen):
 
     @property
     def usable(self) -> bool:
-        """Whether there is a time whose uncertainty is less than half of it."""
-        return self.seconds is not None and self.uncertainty < 0.5 * self.seconds
+        """Whether there is a time whose uncertainty is less than half of it, or within the microsecond of a clock."""
+        if self.seconds is None or self.seconds <= 0:
+            return False
+        return self.uncertainty < max(0.5 * self.seconds, MICROSECOND)
 
 
 class LatencyTable(BaseModel):

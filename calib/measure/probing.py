@@ -33,6 +33,8 @@ MOST_RUNS, LEAST_RUNS, SECONDS = 60, 20, 2.0
 WARM_UP = 3
 # Sessions of one probe are measured for this share of the time that whole models are (see `interleaved`).
 SHARE = 0.05
+# The profiler gives whole microseconds, and none for what takes less; about so many seconds are meant by that.
+SHORTEST = 5e-7
 # How often a lot is measured at most, while its reference probe is disturbed.
 TRIES = 5
 # Finds the probe's number and the part in a kernel's name, which onnxruntime may prefix, for example for a cast.
@@ -117,13 +119,13 @@ def _run_lot(model: onnx.ModelProto, dtype: str, probes: int, runtime: Runtime) 
             break
         session.run(feeds)
     seconds = _probe_seconds(session.profile(), probes)
-    if any(len(s) <= WARM_UP or not s.any() for s in seconds):
+    if any(len(s) <= WARM_UP or np.isnan(s).any() for s in seconds):
         raise ModelError("onnxruntime's profile does not name the model's nodes")
-    return [undisturbed(s[WARM_UP:]) for s in seconds]
+    return [undisturbed(np.maximum(s[WARM_UP:], SHORTEST)) for s in seconds]
 
 
 def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarray]:
-    """Seconds of each probe in each run: one array (runs,) for each probe.
+    """Seconds of each probe in each run: one array (runs,) for each probe; NaN where no kernel is known to be its own.
 
     A kernel belongs to the probe in its name. One that onnxruntime has inserted to change a layout has a name of its
     own; it belongs to the kernel that runs next, except at the ends of the model, where it counts for no probe. A cast
@@ -150,10 +152,11 @@ def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarra
                 loose.pop()
         if part in ("before", "pool", "pool2"):
             loose.clear()
-        runs[-1][probe] += sum(k.seconds for k in loose) + (0.0 if part in AROUND else kernel.seconds)
+        if loose or part not in AROUND:
+            runs[-1][probe] += sum(k.seconds for k in loose) + (0.0 if part in AROUND else kernel.seconds)
         loose.clear()
         behind = part.startswith("pool")
-    return [np.array([run[i] for run in runs]) for i in range(probes)]
+    return [np.array([run.get(i, np.nan) for run in runs]) for i in range(probes)]
 
 
 def _by_session(lot: Sequence[Probe], runtime: Runtime) -> Iterator[Measurement]:

@@ -39,15 +39,16 @@ def in_half(proto: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]] 
     own.CopyFrom(proto)
     kept = overflowing(proto, batches) if batches else []
     try:
-        return convert_float_to_float16(
+        converted = convert_float_to_float16(
             own, keep_io_types=True, op_block_list=list(DEFAULT_OP_BLOCK_LIST), node_block_list=kept
         )
+        return without_detours(converted) if kept else converted
     except Exception as e:  # the converter's errors share no base
         raise ModelError(f"onnxruntime's converter cannot bring the model to float16: {first_line(e)}") from e
 
 
 def overflowing(proto: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
-    """Names of the nodes whose outputs exceed `LARGEST` on these feeds, in graph order."""
+    """Names of the nodes that write or read a tensor that exceeds `LARGEST` on these feeds, in graph order."""
     operators = sorted({node.op_type for node in proto.graph.node})
     with TemporaryDirectory(prefix="hmc_onnx-") as name:
         path, augmented = Path(name) / "model.onnx", Path(name) / "augmented.onnx"
@@ -64,4 +65,32 @@ def overflowing(proto: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarra
         calibrator.collect_data(FeedReader(batches))
         ranges = calibrator.compute_data()
     large = {name for name, data in ranges.items() if max(np.abs(np.stack(data.range_value)).ravel()) > LARGEST}
-    return [node.name for node in proto.graph.node if large.intersection(node.output)]
+    return [node.name for node in proto.graph.node if large.intersection((*node.input, *node.output))]
+
+
+def without_detours(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself, in which float32 no longer becomes float16 and float32 again between nodes of float32.
+
+    The converter casts what each node that stays in float32 reads and writes, and a large value would be infinite in
+    between.
+    """
+    casts = {n.output[0]: n for n in proto.graph.node if n.op_type == "Cast"}
+    to = {name: next(a.i for a in n.attribute if a.name == "to") for name, n in casts.items()}
+    direct = {
+        name: casts[cast.input[0]].input[0]
+        for name, cast in casts.items()
+        if to[name] == onnx.TensorProto.FLOAT and to.get(cast.input[0]) == onnx.TensorProto.FLOAT16
+    }
+    for name, source in direct.items():
+        casts[name].input[0] = source  # it may be an output of the model, which keeps its name
+    for node in proto.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = direct.get(name, name)
+    read = {name for node in proto.graph.node for name in node.input} | {value.name for value in proto.graph.output}
+    # a tensor that several nodes read is cast once for each of them
+    made: dict[str, onnx.NodeProto] = {n.output[0]: n for n in proto.graph.node if n.op_type != "Cast"}
+    kept = [n for n in proto.graph.node if n.op_type != "Cast" or made.setdefault(n.output[0], n) is n]
+    kept = [n for n in kept if n.op_type != "Cast" or n.output[0] in read]
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
+    return proto

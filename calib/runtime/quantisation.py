@@ -59,6 +59,10 @@ _METHODS = {
 HELD_BATCHES = 2
 # Half-width of the range of all tensors in models that are only timed; the time does not depend on it.
 ANY_RANGE = 4.0
+EXTREME = (
+    "on the calibration images is too large or too small for INT8: leave out images with extreme values, or prepare "
+    "them as in training"
+)
 
 
 def quantise(
@@ -81,11 +85,26 @@ def quantise(
         ModelError: the quantiser fails, or an activation has no finite range on these feeds.
     """
     options, whole = _for(provider), batches
+    if calibration != "minmax":  # histograms are made of feeds of one size
+        sizes = [[len(array) for array in feeds.values()] for feeds in batches]
+        whole = batches = [feeds for feeds, size in zip(batches, sizes, strict=True) if size == sizes[0]]
     if len(batches) >= HELD_BATCHES:
         options |= {"CalibStridedMinMax": HELD_BATCHES}
         whole = [*batches, *batches[: -len(batches) % HELD_BATCHES]]  # the first again, which changes no range
     with TemporaryDirectory(prefix="hmc_onnx-") as folder:
-        return _quantised(proto, Path(folder), provider, in_float, options | _calibrating(calibration, whole))
+        made = _quantised(proto, Path(folder), provider, in_float, options | _calibrating(calibration, whole))
+    _check_scales(made)
+    return made
+
+
+def _check_scales(quantised: onnx.ModelProto) -> None:
+    """Raise ModelError where a tensor's range on the feeds was such that its scale is 0, infinite or no number."""
+    tensors = {t.name: t for t in quantised.graph.initializer}
+    for node in quantised.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[1] in tensors:
+            scale = onnx.numpy_helper.to_array(tensors[node.input[1]])
+            if not (np.isfinite(scale) & (scale > 0)).all():
+                raise ModelError(f"the range of '{node.input[0]}' {EXTREME}")
 
 
 def quantise_for_timing(
@@ -198,6 +217,8 @@ def _quantised(
             )
         return onnx.load(folder / "quantised.onnx")
     except Exception as e:  # the quantiser's errors share no base
+        if "scale issue" in str(e):  # which the quantiser says of ranges that are infinite
+            raise ModelError(f"the range of an activation {EXTREME}") from e
         raise ModelError(f"onnxruntime's quantiser cannot quantise the model: {first_line(e)}") from e
 
 

@@ -76,7 +76,8 @@ def check_kind(proto: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type in QUANTISED or node.op_type.startswith("QLinear"):
             raise ModelError(
                 f"the model is quantised ({node.op_type} node '{node.name}'): "
-                "give the float model that it was made from, with `precision` int8 for a result in INT8"
+                "give the float model that it was made from, with `precision` int8 for a result in INT8, and fine-tune "
+                "before that"
             )
     opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
     if opset is not None and opset < OLDEST_OPSET:

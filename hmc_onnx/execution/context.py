@@ -46,6 +46,8 @@ __all__ = ["Context", "check_convertible"]
 
 # Images from which the ranges of activations are found, for INT8 and float16.
 RANGE_IMAGES = 512
+# Images in a feed of which histograms are made, where there is memory for so many.
+HISTOGRAM_IMAGES = 16
 # What these may take of the memory for activations; onnxruntime allocates up to three times what they need.
 RANGE_MEMORY = 0.3
 
@@ -122,7 +124,11 @@ class Context:
         """
         declared = declared_batch(self.served, self.data.feeds)
         fit = int(RANGE_MEMORY * self.memory / max(activation_bytes(self.normal, self.inputs), 1))
-        feeds = spread_feeds(self.chunks, RANGE_IMAGES, declared or max(fit, 1))
+        if self.settings.calibration != "minmax":  # histograms depend on how images are divided
+            fit = min(fit, HISTOGRAM_IMAGES)
+        size = len(next(iter(self.chunks[0].values())))
+        most = next(n for n in range(min(max(fit, 1), size), 0, -1) if size % n == 0)  # so that all are of one size
+        feeds = spread_feeds(self.chunks, RANGE_IMAGES, declared or most)
         return [own for own in feeds if declared is None or len(next(iter(own.values()))) == declared]
 
     @cached_property

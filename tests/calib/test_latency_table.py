@@ -456,7 +456,16 @@ def test_a_probes_time_is_that_of_the_kernels_between_the_layers_around_it() -> 
     found = probing._probe_seconds(FIRST, 11)
     assert len(found) == 11
     for i, seconds in enumerate(found):
-        assert seconds.tolist() == [sum(2.0**k for k in WHAT_COUNTS.get(i, []))]
+        np.testing.assert_equal(seconds, [sum(2.0**k for k in WHAT_COUNTS[i]) if i in WHAT_COUNTS else np.nan])
+
+
+def test_a_kernel_of_less_than_the_profilers_microsecond_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = [KernelTime(f"0/{part}", "Conv", 0.0) for part in ("before", "link0", "after")]
+    assert probing._probe_seconds(kernels, 1)[0].tolist() == [0.0]
+    monkeypatch.setattr(Session, "profile", lambda self: kernels * (probing.WARM_UP + probing.LEAST_RUNS))
+    own = probe(16, 16, 8)
+    (found,) = probing._run_lot(probe_model([own]), own.dtype, 1, ONE)
+    assert found.value == probing.SHORTEST
 
 
 def test_probes_may_run_in_turns() -> None:

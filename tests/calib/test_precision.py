@@ -59,6 +59,22 @@ def test_ranges_are_those_of_all_images_however_they_are_divided(original: onnx.
     assert all(other.graph.initializer == whole.graph.initializer for other in others)
 
 
+@pytest.mark.parametrize("calibration", ["entropy", "percentile"])
+def test_histograms_are_made_of_feeds_of_one_size(original: onnx.ModelProto, calibration: str) -> None:
+    feeds = [{"input": part} for part in np.split(images(30, 16), [8, 16, 24])]
+    assert quantise(original, feeds, calibration) == quantise(original, feeds[:3], calibration)  # type: ignore[arg-type]
+
+
+def test_a_range_that_is_too_large_is_refused(original: onnx.ModelProto) -> None:
+    own = images(8, 16)
+    own[0] = 3e38
+    with (
+        pytest.raises(ModelError, match="on the calibration images is too large or too small for INT8"),
+        pytest.warns(RuntimeWarning, match="All-NaN"),
+    ):
+        quantise(original, [{"input": own}])
+
+
 def test_what_is_left_in_float_is(original: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]) -> None:
     convs = [n.name for n in original.graph.node if n.op_type == "Conv"]
     quantised = quantise(original, feeds, in_float=[convs[0]])
@@ -114,7 +130,9 @@ def test_a_layer_that_overflows_float16_stays_in_float32(feeds: list[dict[str, n
     proto = model.finished()
     large = overflowing(proto, feeds)
     assert convs[1].name in large
-    weights = {t.name: t.data_type for t in in_half(proto, feeds).graph.initializer}
+    half = in_half(proto, feeds)
+    np.testing.assert_allclose(scores(half), scores(proto), rtol=0.02, atol=0.02 * np.abs(scores(proto)).max())
+    weights = {t.name: t.data_type for t in half.graph.initializer}
     assert weights[convs[1].inputs[1].name] == onnx.TensorProto.FLOAT
     assert weights[convs[0].inputs[1].name] == onnx.TensorProto.FLOAT16
 
