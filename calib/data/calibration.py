@@ -17,7 +17,15 @@ from calib.data.preprocess import Preprocess
 from passes.core.arguments import check_type
 from passes.core.errors import DataError, SettingsError
 
-__all__ = ["CalibrationData", "CalibrationDataReader", "Origin", "check_finite", "from_reader", "hash_contents"]
+__all__ = [
+    "CalibrationData",
+    "CalibrationDataReader",
+    "Origin",
+    "check_finite",
+    "from_reader",
+    "hash_contents",
+    "length",
+]
 
 _BLOCK = 64  # samples to hash or to check at a time, because a copy or a mask of the whole array would be large
 
@@ -96,7 +104,7 @@ class CalibrationData:
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(next(iter(self.feeds.values())))
+        return length(self.feeds)
 
     def head(self, n: int) -> CalibrationData:
         """The first n samples, or all samples if there are fewer. The arrays are views.
@@ -230,7 +238,7 @@ def from_reader(
     count = 0
     for index, batch in enumerate(_batches(reader, source)):
         feeds, labels = _parsed(batch, input_name, f"batch {index} of {source}")
-        size = len(next(iter(feeds.values())))
+        size = length(feeds)
         left = size if samples is None else min(size, samples - count)
         # Copies, because a reader may fill the same arrays again for its next batch.
         parts.append({name: array[:left].copy() for name, array in feeds.items()})
@@ -306,6 +314,11 @@ def _check_alike(parts: list[dict[str, np.ndarray]], label_parts: list[np.ndarra
         )
     if len(label_parts) not in (0, len(parts)):
         raise DataError(f"{source} gave labels for some batches only: give them for all or none")
+
+
+def length(feeds: Mapping[str, np.ndarray]) -> int:
+    """Number of samples of some feeds, one array (N, ...) for each input."""
+    return len(next(iter(feeds.values())))
 
 
 def hash_contents(sha: hashlib._Hash, array: np.ndarray) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from calib.data.calibration import length
 from calib.measure.activations import Activations, Store
 from calib.runtime.sessions import CPU, Runtime, Session
 from passes.graph.model import Model
@@ -43,7 +44,7 @@ class Walk:
         self.runtime = runtime
         store = Store(memory)
         self.chunks: list[Activations] = [Activations(store, chunk) for chunk in chunks]
-        self.images = [len(next(iter(chunk.values()))) for chunk in self.chunks]  # number of images of each chunk
+        self.images = [length(chunk) for chunk in self.chunks]  # number of images of each chunk
         self._done: set[str] = set()
 
     def advance(self, wanted: Collection[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import onnx
 
-from calib.data.calibration import CalibrationData
+from calib.data.calibration import CalibrationData, length
 from calib.runtime.sessions import CPU, Runtime, Session
 from passes.core.differences import relative_difference
 from passes.core.errors import ModelError, SettingsError
@@ -79,20 +79,20 @@ def spread_feeds(chunks: Sequence[dict[str, np.ndarray]], images: int, most: int
         images: how many are wanted.
         most: images in a feed; where a chunk is no multiple of it, the last feed of the chunk has fewer.
     """
-    size = len(next(iter(chunks[0].values())))
+    size = length(chunks[0])
     wanted = min(math.ceil(images / size), len(chunks))
     chosen = [chunks[i * len(chunks) // wanted] for i in range(wanted)]
     return [
         {name: array[start : start + most] for name, array in chunk.items()}
         for chunk in chosen
-        for start in range(0, len(next(iter(chunk.values()))), most)
+        for start in range(0, length(chunk), most)
     ]
 
 
 def whole_batches(data: CalibrationData, size: int, fixed: int | None) -> list[dict[str, np.ndarray]]:
     """Feeds of `size` images each. A remainder below the fixed batch size is dropped; else it is a smaller batch."""
     chunks = [feeds for feeds, _ in data.chunks(size)]
-    return chunks[:-1] if fixed and len(next(iter(chunks[-1].values()))) < fixed else chunks
+    return chunks[:-1] if fixed and length(chunks[-1]) < fixed else chunks
 
 
 def batch_size(model: Model, feeds: Mapping[str, np.ndarray], wanted: int, runtime: Runtime = CPU) -> int:

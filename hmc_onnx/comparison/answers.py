@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from calib.data.calibration import CalibrationData
+from calib.data.calibration import CalibrationData, length
 from calib.measure.divergence import (
     check_comparable,
     choices,
@@ -65,7 +65,7 @@ class Answers:
             ModelError: a model does not run, or there is no output that can be compared.
             DataError: the labels fit no output.
         """
-        images = [len(next(iter(chunk.values()))) for chunk in chunks]
+        images = [length(chunk) for chunk in chunks]
         both = {o.name for o in second.outputs}
         pairs = [(o, x) for o, x in zip(first.outputs, first.batches(chunks), strict=True) if o.name in both]
         reference = [x for _, x in pairs]

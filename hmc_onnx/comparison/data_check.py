@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
-from calib.data.calibration import CalibrationData
+from calib.data.calibration import CalibrationData, length
 from calib.measure.divergence import check_comparable, settled
 from calib.runtime.batching import TOLERANCE, at_once, declared_batch, whole_batches
 from calib.runtime.sessions import CPU, Runtime
@@ -48,7 +48,7 @@ def look_at(
     if judged.outputs[0].kind in ("scores", "probabilities"):
         chunks = whole_batches(some, size, fixed)
         answers = [judged.run(feeds)[0] for feeds in chunks]
-        if answers[0].ndim == 2 and len(answers[0]) == len(next(iter(chunks[0].values()))):
+        if answers[0].ndim == 2 and len(answers[0]) == length(chunks[0]):
             scores = np.concatenate(answers)
     found = findings(proto, some, scores)
     return found if fixed else [*found, *_mixed(judged, {k: v[:SIDE_BY_SIDE] for k, v in some.feeds.items()})]
@@ -72,7 +72,7 @@ def warn_of(found: Sequence[Finding], fatal: Sequence[str] = ()) -> None:
 
 def _mixed(judged: Judged, feeds: Mapping[str, np.ndarray]) -> list[Finding]:
     """A finding where the answer for an image depends on the others that run with it; raises as `look_at`."""
-    images = len(next(iter(feeds.values())))
+    images = length(feeds)
     alone = judged.batches([{k: v[i : i + 1] for k, v in feeds.items()} for i in range(images)])
     try:
         together = judged.run(feeds)

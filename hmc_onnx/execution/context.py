@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from calib.data.calibration import CalibrationData
+from calib.data.calibration import CalibrationData, length
 from calib.measure.latency_table import LatencyTable, read_table
 from calib.runtime.batching import (
     calibration_chunks,
@@ -46,10 +46,10 @@ __all__ = ["Context", "check_convertible"]
 
 # Images from which the ranges of activations are found, for INT8 and float16.
 RANGE_IMAGES = 512
+# What the activations of a feed of these may take of the memory; onnxruntime allocates up to three times as much.
+RANGE_MEMORY = 0.3
 # Images in a feed of which histograms are made, where there is memory for so many.
 HISTOGRAM_IMAGES = 16
-# What these may take of the memory for activations; onnxruntime allocates up to three times what they need.
-RANGE_MEMORY = 0.3
 
 
 class Context:
@@ -126,10 +126,10 @@ class Context:
         fit = int(RANGE_MEMORY * self.memory / max(activation_bytes(self.normal, self.inputs), 1))
         if self.settings.calibration != "minmax":  # histograms depend on how images are divided
             fit = min(fit, HISTOGRAM_IMAGES)
-        size = len(next(iter(self.chunks[0].values())))
+        size = length(self.chunks[0])
         most = next(n for n in range(min(max(fit, 1), size), 0, -1) if size % n == 0)  # so that all are of one size
         feeds = spread_feeds(self.chunks, RANGE_IMAGES, declared or most)
-        return [own for own in feeds if declared is None or len(next(iter(own.values()))) == declared]
+        return [own for own in feeds if declared is None or length(own) == declared]
 
     @cached_property
     def served_alone(self) -> onnx.ModelProto:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import get_args
 
 import onnx
 
@@ -18,6 +17,7 @@ from hmc_onnx.handoff.handed_over import read as handed_over
 from hmc_onnx.handoff.served import Served
 from hmc_onnx.records.handoff import Handoff, ServingTarget
 from hmc_onnx.records.images import Images
+from passes.core.arguments import check_one_of
 from passes.core.atomic import new_folder
 from passes.core.errors import SettingsError
 from passes.graph.files import load
@@ -55,8 +55,7 @@ def handoff(
         SettingsError: the target is unknown, or an option does not fit the model.
         OutputError: the folder is not empty, or cannot be written.
     """
-    if to not in WRITERS:
-        raise SettingsError(f"unknown target '{to}': use {', '.join(get_args(ServingTarget))}")
+    check_one_of(to, ServingTarget, "target")
     options, images = options or Handoff(), images or Images()
     if to == "tensorrt":
         tensorrt.check_provider(options.provider)

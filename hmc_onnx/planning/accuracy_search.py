@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from calib.data.calibration import CalibrationData
+from calib.data.calibration import CalibrationData, length
 from calib.measure.divergence import choices, settled
 from calib.runtime.batching import at_once, declared_batch
 from calib.runtime.sessions import Runtime
@@ -172,9 +172,9 @@ class _Judge:
         self._runtime, self._images, self._said = runtime, images, outputs
         size = declared_batch(original, images.feeds)
         self._chunks = [feeds for feeds, _ in images.chunks(size or at_once(images.feeds, AT_ONCE))]
-        if size and len(next(iter(self._chunks[-1].values()))) < size:
+        if size and length(self._chunks[-1]) < size:
             self._chunks.pop()
-        self._counts = [len(next(iter(feeds.values()))) for feeds in self._chunks]
+        self._counts = [length(feeds) for feeds in self._chunks]
         self._original = Judged(original, runtime, outputs)
         answers = self._original.batches(self._chunks)
         self._outputs = settled(self._original.outputs, answers, self._counts)

@@ -15,6 +15,7 @@ import joblib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from calib.data.calibration import length
 from calib.measure import latency
 from calib.measure.probing import LOT_MACS, LOT_PROBES, SECONDS
 from calib.runtime.batching import declared_batch
@@ -106,7 +107,7 @@ def estimate(context: Context) -> Estimate:
     a_start, a_pass = _pass(context)
     an_offer = _decomposition(layers, align, settings.fine)
     images = min(sensitivity_images(context), len(context.data.feeds[next(iter(context.data.feeds))]))
-    samples = len(context.chunks) * len(next(iter(context.chunks[0].values())))
+    samples = len(context.chunks) * length(context.chunks[0])
     behind = {name: _share_behind(context, name) for name in layers}
     tried = sum(len(whole[n]) * MEASURED * behind[n] for n in layers)
     tried += sum(
@@ -154,7 +155,7 @@ def _pass(context: Context) -> tuple[float, float]:
         began = time.perf_counter()
         session.run(feeds)
         times.append(time.perf_counter() - began)
-    return start, min(times) / len(next(iter(feeds.values())))
+    return start, min(times) / length(feeds)
 
 
 def _decomposition(layers: dict[str, CompressibleLayer], align: int, fine: bool) -> float:

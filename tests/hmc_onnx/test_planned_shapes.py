@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from calib.measure.latency import Measurement
 from hmc_onnx.profiling.candidate_times import Clock
 from hmc_onnx.rewriting.planned_shapes import shaped
 from passes.graph.layers import Geometry
+from passes.probe import Probe
 
 SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=16, positions=4, align=2, chunk=16, threads=1, batch=4)
 
@@ -39,8 +41,10 @@ def test_the_network_that_is_timed_has_the_shapes_of_the_one_that_is_made(run: h
 
 
 def test_each_layer_is_timed_as_it_was_and_as_it_is(run: hmc_onnx.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    # layers of microseconds, whose times would now and then drown in their noise
-    calm = lambda probes, *_: ((p, Measurement(1e-9 * (p.macs + 1), 0.0)) for p in probes)  # noqa: E731
+    def calm(probes: list[Probe], *_: object) -> Iterator[tuple[Probe, Measurement]]:
+        """Times that cannot drown in their noise, as those of layers of microseconds now and then would."""
+        yield from ((p, Measurement(1e-9 * (p.macs + 1), 0.0)) for p in probes)
+
     monkeypatch.setattr("calib.measure.latency_table.time_probes", calm)
     plan, asked = run.plan("macs=0.5"), list[tuple[str, tuple[Geometry, ...]]]()
     measure = Clock.measure
