@@ -15,9 +15,11 @@ from calib.measure.latency_table import LatencyTable, Machine, ProbeTime, read_t
 from calib.runtime.sessions import CPU, Runtime
 from hmc_onnx.analysis.model_inputs import fit, load_data, preprocessing
 from hmc_onnx.analysis.sanity import Finding
+from hmc_onnx.comparison.doubts import with_doubts
 from hmc_onnx.comparison.judging import check_labels
 from hmc_onnx.comparison.verification import Network
 from hmc_onnx.comparison.verification import verify as compare
+from hmc_onnx.execution.context import Context
 from hmc_onnx.finetune.options import Epoch, FineTuning
 from hmc_onnx.finetune.result import FineTuned
 from hmc_onnx.handoff.handed_over import HandedOver
@@ -42,7 +44,7 @@ from hmc_onnx.records.images import Images
 from hmc_onnx.records.plan import GroupPlan, LayerPlan, Plan, PlannedLatency
 from hmc_onnx.records.profile import GroupChoice, GroupProfile, LatencyProfile, LayerChoice, LayerProfile, Profile
 from hmc_onnx.records.provenance import Provenance, with_provenance
-from hmc_onnx.records.settings import QUICK, Settings
+from hmc_onnx.records.settings import QUICK, Precision, Settings
 from hmc_onnx.records.work import HERE, Work
 from hmc_onnx.reporting.report_file import write_report_file
 from hmc_onnx.reporting.run_report import provenance, run_report
@@ -244,7 +246,7 @@ def profile(model: ModelLike, calibration: DataLike, settings: Settings | None =
 def apply(
     model: ModelLike, plan: Plan, calibration: DataLike, work: Work = HERE, metadata: bool = True
 ) -> onnx.ModelProto:
-    """Carry a plan out and check the result.
+    """Carry a plan out, in the precision that it was made for, and check the result.
 
     Args:
         model: an onnx.ModelProto or a path.
@@ -259,12 +261,17 @@ def apply(
     check_type(plan, Plan, "the plan", "give hmc_onnx.Plan.load(path)", PlanError)  # before its settings are read
     with opened(model) as proto:
         run = Run(proto, calibration, plan.settings, work, plan.held_back)
-        compressed = run.apply(plan)
-        return brought_in(run.recorded(compressed, plan) if metadata else with_provenance(compressed, None))
+        compressed = run.serve(run.recorded(run.apply(plan), plan), plan)
+        return brought_in(compressed if metadata else with_provenance(compressed, None))
 
 
 def verify(
-    a: ModelLike, b: ModelLike, images: CalibrationData, runtime: Runtime = CPU, outputs: Sequence[str] = ()
+    a: ModelLike,
+    b: ModelLike,
+    images: CalibrationData,
+    runtime: Runtime = CPU,
+    outputs: Sequence[str] = (),
+    precision: Precision = "fp32",
 ) -> Verification:
     """Compare model b with model a: cost, fidelity, accuracy, and latency side by side.
 
@@ -274,11 +281,15 @@ def verify(
         images: with or without labels.
         runtime: how to run them.
         outputs: what outputs are, where they would be taken for something else, such as "features=embedding".
+        precision: that b is served in. Where it is another than "fp32", what a quantiser alone makes of a is measured,
+            too, with ranges that are found on these images.
 
     Raises:
         ModelError: the signatures differ, or a model does not run.
         DataError: the images do not fit.
     """
     check_type(runtime, Runtime, "`runtime`", "give hmc_onnx.Runtime('cpu')")
-    with opened(a) as first, opened(b) as second:
-        return compare(Network(first, outputs=outputs), Network(second), images, runtime)
+    settings = Settings(judge=tuple(outputs), precision=precision).run_by(runtime)
+    with opened(a) as first, opened(b, served=True) as second:
+        original = Network.of(Context(first, images, settings))
+        return with_doubts(compare(original, Network(second), images, runtime), runtime)

@@ -6,9 +6,7 @@ the benchmarks are a few lines on this.
 
 from __future__ import annotations
 
-import math
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +22,7 @@ from hmc_onnx.analysis.held_back import hold_back, images_to_ask_for
 from hmc_onnx.analysis.model_inputs import check_supported, fit, load_supported
 from hmc_onnx.analysis.sanity import Finding
 from hmc_onnx.comparison.data_check import look_at, warn_of
+from hmc_onnx.comparison.doubts import with_doubts
 from hmc_onnx.comparison.judging import check_decides, check_labels
 from hmc_onnx.comparison.verification import BATCHES, Network, verify
 from hmc_onnx.execution.context import Context, check_convertible
@@ -46,8 +45,9 @@ from hmc_onnx.records.work import HERE, Work
 from hmc_onnx.rewriting.applying import apply
 from hmc_onnx.rewriting.planned_shapes import layer_seconds
 from passes.core.arguments import check_one_of, check_type
-from passes.core.errors import HmcWarning, ModelError, PlanError, SettingsError
+from passes.core.errors import ModelError, PlanError, SettingsError
 from passes.graph.external import on_disk
+from passes.graph.files import load
 from passes.graph.model import digest
 
 __all__ = ["DataLike", "ModelLike", "Run", "opened", "purpose_of"]
@@ -58,9 +58,6 @@ FEW_IMAGES = 128
 # Factor by which the least time must exceed a target to be out of reach for sure, as it is only about the least.
 CLEARLY = 1.15
 
-# Share by which a file may be slower than what a quantiser alone gives before that is said.
-BEHIND = 0.05
-
 # The settings on which it depends what a plan becomes.
 REPAIRED_BY = ("keep", "only", "positions", "seed", "precision")
 
@@ -69,18 +66,23 @@ DataLike = CalibrationData | CalibrationDataReader | Iterable[Any]
 
 
 @contextmanager
-def opened(model: ModelLike) -> Iterator[onnx.ModelProto]:
+def opened(model: ModelLike, served: bool = False) -> Iterator[onnx.ModelProto]:
     """A model of a kind that can be compressed; the weights of a large one are in a temporary file within the context.
 
     Args:
         model: an onnx.ModelProto, or the path of a file.
+        served: whether it is only run, and so may be of another kind: quantised, for one.
 
     Raises:
         ModelError: the file cannot be read, or the model is of a kind that cannot be compressed.
     """
     check_type(model, (onnx.ModelProto, str, os.PathLike), "the model", "give an onnx.ModelProto or a path", ModelError)
-    with on_disk(check_supported(model) if isinstance(model, onnx.ModelProto) else load_supported(model)) as proto:
-        yield proto
+    if isinstance(model, onnx.ModelProto):
+        proto = model if served else check_supported(model)
+    else:
+        proto = load(model) if served else load_supported(model)
+    with on_disk(proto) as kept:
+        yield kept
 
 
 def purpose_of(goal: Goal, test_images: bool) -> HeldBack:
@@ -297,32 +299,9 @@ class Run(Context):
         timed = timed_here(self._profile) if self._profile else None
         batches = tuple(sorted({*BATCHES, *([timed.batch] if timed else [])}))
         known = {timed.batch: timed.seconds} if timed else {}
-        precision = self.settings.precision
-        alone = None if precision == "fp32" else (precision, self.served_alone)
-        pair = Network(self.served, self.normal, self.settings.judge, alone), Network(compressed)
-        found = verify(*pair, compared, self.runtime, batches, known)
-        for sentence in self._doubts(found):
-            warnings.warn(sentence, HmcWarning, stacklevel=2)
+        found = verify(Network.of(self), Network(compressed), compared, self.runtime, batches, known)
+        found = with_doubts(found, self.runtime, self.serving_batch)
         return found.model_copy(update={"new_images": new is not None, "held_back": new is not None and images is None})
-
-    def _doubts(self, found: Verification) -> Iterator[str]:
-        """What speaks against serving a network that was compared."""
-        precision = self.settings.precision
-        if not math.isfinite(found.kl):
-            yield (
-                "the compressed model answers with NaN or infinity where the original does not: do not serve it, and "
-                "compress in another precision"
-            )
-        if precision == "fp16" and self.runtime.on_cpu:
-            yield "these times are not those of the target: onnxruntime has no float16 kernels for processors"
-        alone = {t.batch: t for t in (found.unchanged.timings if found.unchanged else ())}
-        own = next((t for t in found.timings if t.batch == self.serving_batch), None)
-        if precision == "int8" and own and own.sure and own.ratio > (1 + BEHIND) * alone[own.batch].ratio:
-            yield (
-                f"this file takes {own.ratio:.2f} of the original's time at batch {own.batch}, and quantising alone "
-                f"gives {alone[own.batch].ratio:.2f}: give a `target` for the time, such as "
-                f"latency={0.8 * alone[own.batch].ratio:.2f}, or none"
-            )
 
     def layer_seconds(self, plan: Plan) -> dict[str, tuple[float, float]]:
         """The seconds of each layer before and after, timed alone, for a plan that was made without times.

@@ -47,6 +47,8 @@ QUANTISED = {
     "QuantizeLinear",
 }  # fmt: skip
 OLDEST_OPSET = 7
+# What to do instead of giving a quantised model.
+FLOAT = "give the float model that it was made from, with `precision` int8 for a result in INT8"
 
 
 def check_supported(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -70,15 +72,11 @@ def check_supported(proto: onnx.ModelProto) -> onnx.ModelProto:
     return check_kind(proto)
 
 
-def check_kind(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model itself; raises ModelError if it is quantised or older than opset 7."""
+def check_kind(proto: onnx.ModelProto, instead: str = FLOAT) -> onnx.ModelProto:
+    """The model itself; raises ModelError if it is older than opset 7, or quantised, with what to do `instead`."""
     for node in proto.graph.node:
         if node.op_type in QUANTISED or node.op_type.startswith("QLinear"):
-            raise ModelError(
-                f"the model is quantised ({node.op_type} node '{node.name}'): "
-                "give the float model that it was made from, with `precision` int8 for a result in INT8, and fine-tune "
-                "before that"
-            )
+            raise ModelError(f"the model is quantised ({node.op_type} node '{node.name}'): {instead}")
     opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
     if opset is not None and opset < OLDEST_OPSET:
         raise ModelError(

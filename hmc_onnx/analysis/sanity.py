@@ -24,6 +24,8 @@ LEAST = 16  # accuracy, predictions and entropy are checked on at least this man
 LOOKED_AT = 256  # upper bound on the samples whose values are checked
 # Values above this suggest pixels from 0 to 255 that were not scaled as the mean and standard deviation require.
 LARGE = 50.0
+# An image stands apart if its largest magnitude is that many times the median of all images' largest.
+APART = 100.0
 # Images hardly differ if the standard deviation of their values is below this share of the largest magnitude.
 FLAT = 0.02
 # Predictions are close to a guess if their entropy is above this share of the entropy of equal probabilities.
@@ -257,6 +259,17 @@ def _entropy(e: _Evidence) -> Finding | None:
 
 def _range(e: _Evidence) -> Finding | None:
     """Find values that are too large, or vary too little, for normalised images."""
+    for name, values in e.data.feeds.items():
+        if values.ndim == 4 and values.dtype.kind == "f":
+            peaks = np.maximum(values.max((1, 2, 3)), -values.min((1, 2, 3)))
+            usual, apart = float(np.median(peaks)), np.flatnonzero(peaks > APART * np.median(peaks))
+            if usual > 0 and len(apart):
+                return Finding(
+                    code="values_apart",
+                    sentence=f"{len(apart)} of {len(values)} images of input '{name}', the first of them image "
+                    f"{apart[0]}, hold values up to {float(peaks.max()):.4g}, and half of the images none above "
+                    f"{usual:.4g}: leave them out, or prepare them as in training",
+                )
     how = e.origin.preprocess if e.origin and not e.origin.ready else None
     for name, images in e.images().items():
         if e.data.feeds[name].dtype.kind != "f":

@@ -57,6 +57,7 @@ Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.", s
 INPUT = Group(Images, only=("size", "layout"))
 # Whether times are measured follows from the goal.
 MEASURING = Group(Settings, without=("latency",))
+COMPARING = ("samples", "seed", "provider", "provider_option", "threads", "judge", "precision", "calibration")
 
 
 @cache
@@ -234,7 +235,7 @@ def plan(
 
 @command(app, "apply", COMMANDS["apply"], PlanFile, OutputFile, Metadata, Config, Data, Images)
 def apply(model: Model, given: Given) -> None:
-    """Carry a plan out."""
+    """Carry a plan out, in the precision that it was made for."""
     from hmc_onnx.records.plan import Plan
     from hmc_onnx.run import Run
     from passes.graph.external import brought_in
@@ -245,7 +246,7 @@ def apply(model: Model, given: Given) -> None:
     images = calibration_images(proto, given, chosen.settings, chosen.held_back)
     with progress_bar() as progress:
         run = Run(proto, images, chosen.settings, Work(progress=progress), chosen.held_back)
-        compressed = run.recorded(run.apply(chosen), chosen)
+        compressed = run.serve(run.recorded(run.apply(chosen), chosen), chosen)
     save(_with_metadata(brought_in(compressed), given), output)
     if not chosen.changes:
         show("The plan changes no layer and removes no channel.")
@@ -261,7 +262,7 @@ def apply(model: Model, given: Given) -> None:
     Data,
     Images,
     Labels,
-    Group(Settings, only=("samples", "seed", "provider", "provider_option", "threads", "judge")),
+    Group(Settings, only=COMPARING),
     Report,
     Json,
 )
@@ -277,8 +278,10 @@ def verify(
     from hmc_onnx.cli.handoff import check_one_of, second_model
     from hmc_onnx.cli.report import write_report
     from hmc_onnx.comparison.data_check import look_at, warn_of
+    from hmc_onnx.comparison.doubts import with_doubts
     from hmc_onnx.comparison.verification import BATCHES, Network
     from hmc_onnx.comparison.verification import verify as compare
+    from hmc_onnx.execution.context import Context
     from hmc_onnx.reporting.tables import comparison
 
     against = given.of(Against).against
@@ -296,7 +299,8 @@ def verify(
             HmcWarning,
             stacklevel=2,
         )
-    result = compare(Network(first, outputs=settings.judge), Network(second), images, runtime, sizes or BATCHES)
+    original = Network.of(Context(first, images, settings.run_by(runtime)))
+    result = with_doubts(compare(original, Network(second), images, runtime, sizes or BATCHES), runtime)
     if report is not None:
         write_report(report, result, (a, b or against or a), settings.runtime)
     if given.of(Json).json_:

@@ -47,13 +47,13 @@ def finetune(
     given: Given,
 ) -> None:
     """Train a compressed model against the original."""
-    from hmc_onnx.analysis.model_inputs import load_supported
     from hmc_onnx.reporting.tables import epochs_table
+    from passes.graph.files import load
 
     output, teacher = given.of(OutputFile).output, given.of(Teacher).teacher
     check_output(output, *inputs_of(given, model))
     folder = given.of(Work).work_dir
-    tuned = trained(load_supported(model), load_supported(teacher), given, training_of(given), folder)
+    tuned = trained(load(model), load(teacher), given, training_of(given), folder)
     if not tuned.first:
         return
     tuned.save(output)

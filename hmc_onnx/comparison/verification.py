@@ -18,6 +18,7 @@ from calib.runtime.sessions import CPU, Runtime, Session
 from hmc_onnx.analysis.model_inputs import fit
 from hmc_onnx.comparison.answers import Answers, as_the_original
 from hmc_onnx.comparison.judging import Judged, check_labels
+from hmc_onnx.execution.context import Context
 from hmc_onnx.records.comparison import (
     BatchComparison,
     OutputComparison,
@@ -68,6 +69,13 @@ class Network:
         self.proto, self.outputs, self.unchanged = proto, outputs, unchanged
         if normal is not None:
             self.normal = normal
+
+    @classmethod
+    def of(cls, context: Context) -> Network:
+        """The original of a run; if it is served in another precision, with what a quantiser alone makes of it."""
+        settings = context.settings
+        alone = None if settings.precision == "fp32" else (settings.precision, context.served_alone)
+        return cls(context.served, context.normal, settings.judge, alone)
 
     @cached_property
     def normal(self) -> Model:

@@ -17,7 +17,7 @@ from calib.data.folder import ImageFolder
 from calib.data.preprocess import Preprocess
 from calib.data.readers import Selection, open_source
 from calib.data.sources import ReadyTensors, Source
-from hmc_onnx.analysis.model_inputs import fit, is_float, load_supported, preprocessing, signature
+from hmc_onnx.analysis.model_inputs import check_kind, fit, is_float, preprocessing, signature
 from hmc_onnx.comparison.judging import matched
 from hmc_onnx.execution.checkpoint import Checkpoint
 from hmc_onnx.finetune.batchnorm import Inserted, folded, has_batchnorm, reinserted, restated
@@ -34,6 +34,7 @@ from hmc_onnx.records.work import HERE, Work
 from passes.core.errors import DataError, HmcWarning, ModelError, SettingsError
 from passes.core.progress import silent
 from passes.graph.external import brought_in
+from passes.graph.files import load
 from passes.graph.model import Model, digest
 from passes.graph.outputs import Output
 from passes.graph.protos import check, first_line
@@ -54,6 +55,7 @@ FEW = 10_000
 CLOSE = 0.5
 # A network is near the original if the mean error of its hints is below this.
 NEAR = 0.05
+FLOAT_FIRST = "fine-tune the float model, and quantise after, as compress does with `finetune` and `precision` int8"
 # Images from which the statistics of batch normalisation are estimated.
 CALIBRATION = 1024
 
@@ -67,7 +69,9 @@ def finetune_models(
     work: Work = HERE,
 ) -> FineTuned:
     """The implementation of `hmc_onnx.finetune`, which checks first that torch is installed."""
-    model, teacher = (brought_in(m) if isinstance(m, onnx.ModelProto) else load_supported(m) for m in (model, teacher))
+    model, teacher = (
+        check_kind(brought_in(m) if isinstance(m, onnx.ModelProto) else load(m), FLOAT_FIRST) for m in (model, teacher)
+    )
     how = preprocess or preprocessing(None)
     same_signature(teacher, model)
     source, preprocess = _source(model, data, how)

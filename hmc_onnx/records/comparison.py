@@ -176,6 +176,7 @@ class Verification(Explained):
         intervals: how much the images tell of others of their kind; None in reports of earlier versions.
         changes: accuracy class by class, and the images that are answered otherwise; None in reports of earlier
             versions.
+        doubts: what speaks against serving model b, a sentence each.
     """
 
     version: Literal[1] = 1
@@ -200,6 +201,7 @@ class Verification(Explained):
     held_back: bool = Field(default=False, exclude_if=lambda value: not value)
     intervals: Intervals | None = None
     changes: Changes | None = Field(default=None, exclude_if=lambda value: value is None)
+    doubts: list[str] = Field(default_factory=list, exclude_if=lambda value: not value)
 
     @property
     def caveat(self) -> str:
@@ -224,7 +226,8 @@ class Verification(Explained):
             lines.append(
                 f"batch {t.batch}: {t.a:.2f} ms before, {t.b:.2f} ms after ({t.ratio:.3f} ± {t.uncertainty:.3f})"
             )
-        return "\n".join([*lines, *([BUSY] if self.busy else []), *([self.caveat] if self.caveat else [])])
+        busy, caveat = [BUSY] if self.busy else [], [self.caveat] if self.caveat else []
+        return "\n".join([*lines, *self.doubts, *busy, *caveat])
 
     @property
     def busy(self) -> bool:

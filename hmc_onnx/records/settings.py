@@ -133,6 +133,11 @@ class Settings(Options):
         """How onnxruntime is to run."""
         return Runtime(self.provider, self.threads, self.provider_option)
 
+    def run_by(self, runtime: Runtime) -> Settings:
+        """These settings with another runtime."""
+        other = {"provider": runtime.provider, "threads": runtime.threads, "provider_option": runtime.options}
+        return self.model_copy(update=other)
+
 
 # What a quick profile sets where nothing else is said.
 QUICK: Mapping[str, Any] = MappingProxyType({"samples": 256, "kl_samples": 16, "positions": 32, "fine": False})

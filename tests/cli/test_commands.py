@@ -290,6 +290,16 @@ def test_verify_compares_two_models(cli: Cli, given: Path, tmp_path: Path) -> No
     assert "100.00%" not in other.words
 
 
+def test_verify_shows_what_the_quantiser_alone_gives(cli: Cli, given: Path, tmp_path: Path) -> None:
+    model, data, alone = given / "model.onnx", ["--data", given / "splits.npz"], tmp_path / "alone.onnx"
+    int8 = ["--precision", "int8", "--provider", "cpu", "--threads", 1]
+    assert cli("compress", model, "-o", alone, *data, "--target", "none", *int8).code == 0
+    done = cli("verify", model, alone, *data, *int8, "--report", tmp_path / "run.html")
+    assert done.code == 0
+    assert "before int8 alone after" in done.words
+    assert "The quantiser alone" in (tmp_path / "run.html").read_text()
+
+
 def test_a_report_becomes_a_page_by_its_name_or_later(cli: Cli, given: Path, tmp_path: Path) -> None:
     model, other = given / "model.onnx", given / "other.onnx"
     for name in ("run.json", "run.html"):

@@ -30,6 +30,19 @@ def result(original: onnx.ModelProto) -> hmc_onnx.Result:
     return hmc_onnx.compress(original, {"input": images(16, 8)}, "macs=0.6", settings=SMALL, work=WORK)
 
 
+def test_int8_in_steps_is_as_in_one_go_and_is_verified_beside_the_quantiser_alone(original: onnx.ModelProto) -> None:
+    calibration, settings = {"input": images(16, 8)}, SMALL.model_copy(update={"precision": "int8"})
+    whole = hmc_onnx.compress(original, calibration, "macs=0.6", settings=settings, work=WORK)
+    plan = hmc_onnx.solve(hmc_onnx.profile(original, calibration, settings, WORK), "macs=0.6")
+    served = hmc_onnx.apply(original, plan, calibration, WORK)
+    assert served == whole.model
+    alone = hmc_onnx.compress(original, calibration, "none", settings=settings, work=WORK).model
+    found = hmc_onnx.verify(original, alone, CalibrationData(calibration, None, ""), SMALL.runtime, precision="int8")
+    assert found.unchanged is not None
+    assert (found.unchanged.precision, found.unchanged.agreement) == ("int8", found.agreement)
+    assert hmc_onnx.verify(original, alone, CalibrationData(calibration, None, ""), SMALL.runtime).unchanged is None
+
+
 def test_every_public_name_is_there_once() -> None:
     assert len(set(hmc_onnx.__all__)) == len(hmc_onnx.__all__)
     assert all(hasattr(hmc_onnx, name) for name in hmc_onnx.__all__)

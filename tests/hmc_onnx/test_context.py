@@ -183,10 +183,12 @@ def test_what_speaks_against_serving_a_network_is_said(monkeypatch: pytest.Monke
     slower = {"timings": [own], "unchanged": found.unchanged.model_copy(update={"timings": [alone]})}
     monkeypatch.setattr("hmc_onnx.run.verify", lambda *_: found.model_copy(update=slower | {"kl": float("nan")}))
     with pytest.warns(HmcWarning) as said:
-        run.verify(run.served_alone)
+        doubted = run.verify(run.served_alone)
     sentences = [str(w.message) for w in said]
     assert any("takes 0.90 of the original's time at batch 1, and quantising alone gives 0.50" in s for s in sentences)
     assert any("answers with NaN or infinity" in s for s in sentences)
+    assert {*doubted.doubts} <= {*sentences} and len(doubted.doubts) == 2
+    assert all(sentence in doubted.explain() for sentence in doubted.doubts)
 
 
 def test_times_in_float16_on_a_processor_are_said_to_be_none_of_the_targets() -> None:

@@ -120,6 +120,11 @@ def test_how_sure_the_figures_are_is_said() -> None:
     assert "the machine was busy while" in as_text(tables.comparison(comparison(**noisy))).lower()
 
 
+def test_what_speaks_against_serving_the_file_is_said() -> None:
+    text = page(report(doubts=["these times are <none>"]))
+    assert "These times are &lt;none&gt;." in text and 'class="doubt"' not in page(report())
+
+
 def test_the_head_says_what_was_asked_for() -> None:
     assert "strategy hmc, target latency=0.6" in page(report())
     assert "as the fastest that was found to lose at most 1.0 %" in page(report(max_drop=0.01))

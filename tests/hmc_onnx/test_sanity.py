@@ -163,6 +163,16 @@ def test_mean_of_another_scale_than_the_pixels() -> None:
     assert codes(network(), data(options={"scale": 1})) == ["values_large"]
 
 
+def test_an_image_with_extreme_values_is_named() -> None:
+    values = np.float32(RNG.normal(size=(300, 3, 8, 8)))
+    values[290, 0, 1, 1] = -3e38
+    (finding,) = findings(network(), CalibrationData({"x": values}, None, "a reader"))
+    assert finding.code == "values_apart" and not finding.fatal
+    assert "1 of 300 images of input 'x', the first of them image 290, hold values up to 3e+38" in finding.sentence
+    values[290] /= 1e37  # 30, where others reach 4
+    assert codes(network(), CalibrationData({"x": values}, None, "a reader")) == []
+
+
 def test_normalisation_that_the_graph_does_already() -> None:
     mean = np.array([0.485, 0.456, 0.406]).reshape(3, 1, 1)
     (finding,) = findings(network(("Sub", mean), ("Div", mean)), data())

@@ -19,6 +19,7 @@ from PIL import Image
 from zoo import Builder, resnet
 
 import hmc_onnx
+from calib.runtime.quantisation import quantise_for_timing
 from calib.data.preprocess import Preprocess
 from calib.data.sources import ReadyTensors
 from calib.runtime.sessions import Session
@@ -251,6 +252,8 @@ def test_bad_input_is_one_sentence(student: onnx.ModelProto, teacher: onnx.Model
         hmc_onnx.finetune(student, teacher, broken, options=OPTIONS)
     with pytest.raises(ModelError, match="not a number before any training"):
         hmc_onnx.finetune(student, worn(teacher, float("nan")), data, options=OPTIONS)
+    with pytest.raises(ModelError, match="the model is quantised .*: fine-tune the float model, and quantise after"):
+        hmc_onnx.finetune(quantise_for_timing(student), teacher, data, options=OPTIONS)
     with pytest.raises(SettingsError, match="give one"):
         FineTuning(epochs=1, minutes=1)
     if not torch.cuda.is_available():

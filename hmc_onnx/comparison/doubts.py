@@ -1,0 +1,51 @@
+"""What a comparison shows that speaks against serving the compressed model."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+
+from calib.runtime.sessions import Runtime
+from hmc_onnx.records.comparison import Verification
+from passes.core.errors import HmcWarning
+
+__all__ = ["with_doubts"]
+
+# Share by which a file may be slower than what a quantiser alone gives before that is said.
+BEHIND = 0.05
+
+
+def with_doubts(found: Verification, runtime: Runtime, batch: int | None = None) -> Verification:
+    """The comparison with its doubts, each of which is warned of, too (`HmcWarning`).
+
+    Args:
+        found: the comparison.
+        runtime: how both models were run.
+        batch: the batch size that is served; None where it is not known, and all that were timed count.
+    """
+    sentences = list(_doubts(found, runtime, batch))
+    for sentence in sentences:
+        warnings.warn(sentence, HmcWarning, stacklevel=3)
+    return found.model_copy(update={"doubts": sentences})
+
+
+def _doubts(found: Verification, runtime: Runtime, batch: int | None) -> Iterator[str]:
+    if not math.isfinite(found.kl):
+        yield (
+            "the compressed model answers with NaN or infinity where the original does not: do not serve it, and "
+            "compress in another precision"
+        )
+    if found.unchanged is None:
+        return
+    if found.unchanged.precision == "fp16" and runtime.on_cpu:
+        yield "these times are not those of the target: onnxruntime has no float16 kernels for processors"
+    alone = {t.batch: t for t in found.unchanged.timings}
+    served = [t for t in found.timings if batch in (None, t.batch)]
+    behind = [t for t in served if t.sure and t.ratio > (1 + BEHIND) * alone[t.batch].ratio]
+    if found.unchanged.precision == "int8" and behind and len(behind) == len(served):
+        own, other = behind[0], alone[behind[0].batch]
+        yield (
+            f"this file takes {own.ratio:.2f} of the original's time at batch {own.batch}, and quantising alone "
+            f"gives {other.ratio:.2f}: give a `target` for the time, such as latency={0.8 * other.ratio:.2f}, or none"
+        )
