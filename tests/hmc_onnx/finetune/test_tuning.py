@@ -19,9 +19,9 @@ from PIL import Image
 from zoo import Builder, resnet
 
 import hmc_onnx
-from calib.runtime.quantisation import quantise_for_timing
 from calib.data.preprocess import Preprocess
 from calib.data.sources import ReadyTensors
+from calib.runtime.quantisation import quantise_for_timing
 from calib.runtime.sessions import Session
 from hmc_onnx import FineTuning, Work
 from hmc_onnx.finetune import trainer, tuning
@@ -252,7 +252,7 @@ def test_bad_input_is_one_sentence(student: onnx.ModelProto, teacher: onnx.Model
         hmc_onnx.finetune(student, teacher, broken, options=OPTIONS)
     with pytest.raises(ModelError, match="not a number before any training"):
         hmc_onnx.finetune(student, worn(teacher, float("nan")), data, options=OPTIONS)
-    with pytest.raises(ModelError, match="the model is quantised .*: fine-tune the float model, and quantise after"):
+    with pytest.raises(ModelError, match=r"the model is quantised .*: fine-tune the float model, and quantise after"):
         hmc_onnx.finetune(quantise_for_timing(student), teacher, data, options=OPTIONS)
     with pytest.raises(SettingsError, match="give one"):
         FineTuning(epochs=1, minutes=1)
