@@ -282,7 +282,7 @@ def verify(
         runtime: how to run them.
         outputs: what outputs are, where they would be taken for something else, such as "features=embedding".
         precision: that b is served in. Where it is another than "fp32", what a quantiser alone makes of a is measured,
-            too, with ranges that are found on these images.
+            too, with ranges that are found on these images by minmax.
 
     Raises:
         ModelError: the signatures differ, or a model does not run.
@@ -291,5 +291,6 @@ def verify(
     check_type(runtime, Runtime, "`runtime`", "give hmc_onnx.Runtime('cpu')")
     settings = Settings(judge=tuple(outputs), precision=precision).run_by(runtime)
     with opened(a) as first, opened(b, served=True) as second:
+        images = fit(first, images)
         original = Network.of(Context(first, images, settings))
         return with_doubts(compare(original, Network(second), images, runtime), runtime)

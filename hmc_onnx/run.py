@@ -17,6 +17,7 @@ import onnx
 
 from calib.data.calibration import CalibrationData, CalibrationDataReader
 from calib.runtime.batching import declared_batch
+from calib.runtime.quantisation import OLDEST_OPSET
 from calib.runtime.sessions import providers
 from hmc_onnx.analysis.held_back import hold_back, images_to_ask_for
 from hmc_onnx.analysis.model_inputs import check_supported, fit, load_supported
@@ -49,6 +50,7 @@ from passes.core.errors import ModelError, PlanError, SettingsError
 from passes.graph.external import on_disk
 from passes.graph.files import load
 from passes.graph.model import digest
+from passes.graph.protos import opset_of
 
 __all__ = ["DataLike", "ModelLike", "Run", "opened", "purpose_of"]
 
@@ -170,6 +172,10 @@ class Run(Context):
         found = look_at(self.served, self.data, self.runtime, self.settings.judge)
         if len(self.data) < FEW_IMAGES:
             found.append(_few(len(self.data)))
+        opset = opset_of(self.served)
+        if self.settings.precision == "int8" and opset is not None and opset < OLDEST_OPSET:
+            sentence = f"the model is of opset {opset}, and INT8 needs {OLDEST_OPSET}: the file will be of that"
+            found.append(Finding(code="opset_raised", sentence=sentence))
         return found
 
     def check_data(self, goal: Goal) -> None:

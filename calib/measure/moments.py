@@ -52,7 +52,8 @@ class Moments:
             n, outputs = patches.shape[1], both.shape[1] - patches.shape[1]
             self._shift = both.mean(0)  # near the mean: subtracting it avoids cancellation in the second moments
             self._sum, self._second, self._cross = np.zeros(n + outputs), np.zeros((n, n)), np.zeros((outputs, n))
-        both = both - self._shift
+        with np.errstate(invalid="ignore"):  # of infinite patches, which the caller looks for
+            both = both - self._shift
         x, t = np.split(both, [len(self._second)], axis=1)
         self.count += len(both)
         self.low = min(self.low, float(patches.min(initial=0.0)))

@@ -16,6 +16,7 @@ from calib.runtime.quantisation import FeedReader
 from calib.runtime.quantiser import CalibrationMethod, create_calibrator
 from passes.core.errors import ModelError
 from passes.graph.protos import first_line
+from passes.graph.sorting import in_topological_order
 
 __all__ = ["in_half", "overflowing"]
 
@@ -42,7 +43,7 @@ def in_half(proto: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]] 
         converted = convert_float_to_float16(
             own, keep_io_types=True, op_block_list=list(DEFAULT_OP_BLOCK_LIST), node_block_list=kept
         )
-        return without_detours(converted) if kept else converted
+        return in_topological_order(without_detours(converted) if kept else converted)
     except Exception as e:  # the converter's errors share no base
         raise ModelError(f"onnxruntime's converter cannot bring the model to float16: {first_line(e)}") from e
 

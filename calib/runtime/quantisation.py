@@ -32,7 +32,7 @@ from calib.runtime.quantiser import (
     save_and_reload_model_with_shape_infer,
 )
 from passes.core.errors import ModelError
-from passes.graph.protos import first_line
+from passes.graph.protos import first_line, opset_of
 
 __all__ = [
     "OLDEST_OPSET",
@@ -141,8 +141,8 @@ def raise_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ModelError: onnx cannot convert it.
     """
-    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), OLDEST_OPSET)
-    if opset >= OLDEST_OPSET:
+    opset = opset_of(proto)
+    if opset is None or opset >= OLDEST_OPSET:
         return proto
     try:
         return onnx.version_converter.convert_version(proto, OLDEST_OPSET)

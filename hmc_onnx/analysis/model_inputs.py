@@ -21,7 +21,7 @@ from passes.core.errors import DataError, ModelError
 from passes.graph.external import is_external
 from passes.graph.files import load
 from passes.graph.model import Model, constant_value
-from passes.graph.protos import check, first_line
+from passes.graph.protos import check, first_line, opset_of
 from passes.graph.sorting import in_topological_order
 
 __all__ = [
@@ -77,7 +77,7 @@ def check_kind(proto: onnx.ModelProto, instead: str = FLOAT) -> onnx.ModelProto:
     for node in proto.graph.node:
         if node.op_type in QUANTISED or node.op_type.startswith("QLinear"):
             raise ModelError(f"the model is quantised ({node.op_type} node '{node.name}'): {instead}")
-    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
+    opset = opset_of(proto)
     if opset is not None and opset < OLDEST_OPSET:
         raise ModelError(
             f"the model is of opset {opset}, and {OLDEST_OPSET} is the oldest that is read: "

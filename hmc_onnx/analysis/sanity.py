@@ -26,6 +26,8 @@ LOOKED_AT = 256  # upper bound on the samples whose values are checked
 LARGE = 50.0
 # An image stands apart if its largest magnitude is that many times the median of all images' largest.
 APART = 100.0
+# The square of this is about the largest float32.
+MOST_SQUARED = 1e19
 # Images hardly differ if the standard deviation of their values is below this share of the largest magnitude.
 FLAT = 0.02
 # Predictions are close to a guess if their entropy is above this share of the entropy of equal probabilities.
@@ -57,6 +59,8 @@ class _Evidence:
     data: CalibrationData
     scores: np.ndarray | None
     """Class scores of the first images, (n, K)."""
+    whole: CalibrationData
+    """All data, where `data` are a draw of them."""
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -83,7 +87,12 @@ class _Evidence:
         return {name: a.astype(np.float64) for name, a in wanted.items() if a.dtype.kind in "fiu"}
 
 
-def findings(proto: onnx.ModelProto, data: CalibrationData, scores: np.ndarray | None = None) -> list[Finding]:
+def findings(
+    proto: onnx.ModelProto,
+    data: CalibrationData,
+    scores: np.ndarray | None = None,
+    whole: CalibrationData | None = None,
+) -> list[Finding]:
     """Run all checks, and list the findings, the fatal ones first.
 
     Args:
@@ -92,10 +101,11 @@ def findings(proto: onnx.ModelProto, data: CalibrationData, scores: np.ndarray |
         scores: the model's logits or probabilities of K classes for the first n samples, (n, K). None if the model is
             no classifier or was not run; checks that need scores are left out then, and also if any score is not
             finite.
+        whole: all data, where these are a draw of them.
     """
     if scores is not None and (scores.ndim != 2 or not len(scores) or not np.isfinite(scores).all()):
         scores = None
-    evidence = _Evidence(proto, data, scores)
+    evidence = _Evidence(proto, data, scores, whole or data)
     found = [finding for check in CHECKS if (finding := check(evidence)) is not None]
     return sorted(found, key=lambda finding: not finding.fatal)
 
@@ -257,19 +267,29 @@ def _entropy(e: _Evidence) -> Finding | None:
     return None
 
 
+def values_apart(data: CalibrationData) -> Finding | None:
+    """Find images with values far larger than those of the others; fatal where float32 cannot hold their squares."""
+    for name, values in data.feeds.items():
+        if values.ndim != 4 or values.dtype.kind != "f":
+            continue
+        peaks = np.maximum(values.max((1, 2, 3)), -values.min((1, 2, 3)))
+        usual, largest = float(np.median(peaks)), float(peaks.max())
+        apart = np.flatnonzero(peaks > APART * usual)
+        if usual > 0 and len(apart):
+            return Finding(
+                code="values_apart",
+                fatal=largest > MOST_SQUARED,
+                sentence=f"{len(apart)} of {len(values)} images of input '{name}', the first of them image {apart[0]}, "
+                f"hold values up to {largest:.4g}, and half of the images none above {usual:.4g}: leave them out, or "
+                "prepare them as in training",
+            )
+    return None
+
+
 def _range(e: _Evidence) -> Finding | None:
     """Find values that are too large, or vary too little, for normalised images."""
-    for name, values in e.data.feeds.items():
-        if values.ndim == 4 and values.dtype.kind == "f":
-            peaks = np.maximum(values.max((1, 2, 3)), -values.min((1, 2, 3)))
-            usual, apart = float(np.median(peaks)), np.flatnonzero(peaks > APART * np.median(peaks))
-            if usual > 0 and len(apart):
-                return Finding(
-                    code="values_apart",
-                    sentence=f"{len(apart)} of {len(values)} images of input '{name}', the first of them image "
-                    f"{apart[0]}, hold values up to {float(peaks.max()):.4g}, and half of the images none above "
-                    f"{usual:.4g}: leave them out, or prepare them as in training",
-                )
+    if (apart := values_apart(e.whole)) is not None:
+        return apart
     how = e.origin.preprocess if e.origin and not e.origin.ready else None
     for name, images in e.images().items():
         if e.data.feeds[name].dtype.kind != "f":

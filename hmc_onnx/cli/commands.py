@@ -281,13 +281,14 @@ def verify(
     from hmc_onnx.comparison.doubts import with_doubts
     from hmc_onnx.comparison.verification import BATCHES, Network
     from hmc_onnx.comparison.verification import verify as compare
-    from hmc_onnx.execution.context import Context
+    from hmc_onnx.execution.context import Context, check_convertible
     from hmc_onnx.reporting.tables import comparison
 
     against = given.of(Against).against
     check_one_of(b, against)
     _, report = _outputs(given, a, *([] if b is None else [b]))
     settings, first = given.of(Settings), opened(a, given)
+    check_convertible(first, settings.precision)
     second, runtime, sizes = second_model(b, against, given, settings.runtime)
     samples = settings.samples if "samples" in given else None
     images = images_at(given.need("data"), first, given, samples, settings.seed)

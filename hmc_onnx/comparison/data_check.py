@@ -50,7 +50,7 @@ def look_at(
         answers = [judged.run(feeds)[0] for feeds in chunks]
         if answers[0].ndim == 2 and len(answers[0]) == length(chunks[0]):
             scores = np.concatenate(answers)
-    found = findings(proto, some, scores)
+    found = findings(proto, some, scores, data)
     return found if fixed else [*found, *_mixed(judged, {k: v[:SIDE_BY_SIDE] for k, v in some.feeds.items()})]
 
 

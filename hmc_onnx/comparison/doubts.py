@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 
 from calib.runtime.sessions import Runtime
-from hmc_onnx.records.comparison import Verification
+from hmc_onnx.records.comparison import Timing, Verification
 from passes.core.errors import HmcWarning
 
 __all__ = ["with_doubts"]
@@ -40,12 +40,24 @@ def _doubts(found: Verification, runtime: Runtime, batch: int | None) -> Iterato
         return
     if found.unchanged.precision == "fp16" and runtime.on_cpu:
         yield "these times are not those of the target: onnxruntime has no float16 kernels for processors"
+    if found.unchanged.precision != "int8":
+        return
     alone = {t.batch: t for t in found.unchanged.timings}
-    served = [t for t in found.timings if batch in (None, t.batch)]
-    behind = [t for t in served if t.sure and t.ratio > (1 + BEHIND) * alone[t.batch].ratio]
-    if found.unchanged.precision == "int8" and behind and len(behind) == len(served):
-        own, other = behind[0], alone[behind[0].batch]
+    served = [(t, alone[t.batch]) for t in found.timings if batch in (None, t.batch)]
+    takes = "this file takes {0.ratio:.2f} of the original's time at batch {0.batch}"
+    if served and all(_slower(own, 1.0) for own, _ in served):
         yield (
-            f"this file takes {own.ratio:.2f} of the original's time at batch {own.batch}, and quantising alone "
-            f"gives {other.ratio:.2f}: give a `target` for the time, such as latency={0.8 * other.ratio:.2f}, or none"
+            f"{takes.format(served[0][0])}: INT8 is slow on this processor, so give another `precision`, or serve the "
+            "original"
         )
+    elif served and all(_slower(own, other.ratio + other.uncertainty) for own, other in served):
+        own, other = served[0]
+        yield (
+            f"{takes.format(own)}, and quantising alone, which is the `target` none, gives {other.ratio:.2f}: a target "
+            f"for the time that is below that, such as latency={0.8 * other.ratio:.2f}, gives less"
+        )
+
+
+def _slower(timing: Timing, ratio: float) -> bool:
+    """Whether a model is slower for sure than one that takes `ratio` of the original's time."""
+    return timing.sure and timing.ratio - timing.uncertainty > (1 + BEHIND) * ratio

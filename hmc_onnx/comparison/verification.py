@@ -190,7 +190,8 @@ def _other_sizes(
                 f"the outputs' shapes at {n} images at once do not follow from those at {size}: "
                 "export the model with a batch size that is open throughout"
             ) from None
-        found.append(BatchComparison(batch=n, kl=max(float(nats.mean()), 0.0)))
+        same = float(compared.nats[:n].mean())
+        found.append(BatchComparison(batch=n, kl=max(float(nats.mean()), 0.0), same=max(same, 0.0)))
     return found
 
 

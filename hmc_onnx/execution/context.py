@@ -30,6 +30,7 @@ from calib.runtime.quantisation import quantise, quantise_for_timing, raise_opse
 from calib.runtime.sessions import Runtime
 from hmc_onnx.analysis.compressible import Compressible
 from hmc_onnx.analysis.find_compressible import find_compressible
+from hmc_onnx.analysis.model_inputs import check_kind
 from hmc_onnx.execution.checkpoint import Checkpoint
 from hmc_onnx.records.settings import Precision, Settings
 from hmc_onnx.records.work import HERE, Work
@@ -232,10 +233,11 @@ def check_convertible(proto: onnx.ModelProto, precision: Precision) -> None:
     """Check that a model can be converted to a precision.
 
     Raises:
-        ModelError: the model is in half precision already, or too large for onnxruntime's converters.
+        ModelError: the model is quantised or in half precision already, or too large for onnxruntime's converters.
     """
     if precision == "fp32":
         return
+    check_kind(proto)
     others = {t.data_type for t in proto.graph.initializer} & {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
     if others:
         raise ModelError(

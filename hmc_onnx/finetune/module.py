@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hmc_onnx.finetune.operators import RULES, Mode, Operator
 from passes.core.errors import ModelError
 from passes.graph.external import values_of
+from passes.graph.protos import opset_of
 
 __all__ = ["GraphModule", "updated"]
 
@@ -62,7 +63,7 @@ class GraphModule(nn.Module):
         self.mode = Mode()
         self.outputs = list(outputs or (v.name for v in proto.graph.output))
         graph = _needed(proto.graph, self.outputs)
-        opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+        opset = opset_of(proto) or 1
         self.inputs = [v.name for v in graph.input]
         self._statistics = _statistics(graph)
         self.trained = _weights(graph) - self._statistics

@@ -14,6 +14,7 @@ import onnx
 
 from passes.core.errors import ModelError
 from passes.graph.external import values_of
+from passes.graph.protos import opset_of
 from passes.graph.sparse import inner_graphs
 
 __all__ = ["Findings", "check", "check_buildable"]
@@ -91,7 +92,7 @@ def check(proto: onnx.ModelProto) -> Findings:
     doubles = [name for name, kind in used.items() if kind == _T.DOUBLE]
     if doubles:
         remarks.append(f"What is float64, such as '{doubles[0]}', is computed in float32")
-    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), OLDEST_OPSET)
+    opset = opset_of(proto) or OLDEST_OPSET
     if opset < OLDEST_OPSET:
         reasons.append(f"opset {opset} is older than {OLDEST_OPSET}, the oldest that is read")
     if opset > NEWEST_OPSET:

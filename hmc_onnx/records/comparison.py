@@ -124,10 +124,14 @@ class OutputComparison(Frozen):
 
 
 class BatchComparison(Frozen):
-    """The divergence, in nats, of all outputs of two models at another batch size."""
+    """The divergence, in nats, of all outputs of two models at another batch size, over the images of one run.
+
+    `same` is that of the same images in runs of the usual size; None in reports of earlier versions.
+    """
 
     batch: int
     kl: float
+    same: float | None = None
 
 
 class Interval(Frozen):

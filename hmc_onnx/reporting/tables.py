@@ -81,7 +81,8 @@ def _rows(table: Table, v: Verification) -> Table:
     between = "" if v.shown_intervals is None else f"{v.shown_intervals.kl.low:.4f} to {v.shown_intervals.kl.high:.4f}"
     table.add_row("KL divergence" if classes else "divergence", "", *blank, f"{v.kl:.4f} nats", between)
     for other in v.batches:
-        if abs(other.kl - v.kl) > NOTABLE[0] + NOTABLE[1] * v.kl:
+        usual = v.kl if other.same is None else other.same
+        if abs(other.kl - usual) > NOTABLE[0] + NOTABLE[1] * usual:
             table.add_row(f"divergence, {other.batch} images at once", "", *blank, f"{other.kl:.4f} nats", "")
     return table
 

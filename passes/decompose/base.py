@@ -70,8 +70,12 @@ class Decomposition(ABC):
         """
 
     def factors(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, rank: int) -> Factors:
-        """The links' weights at one rank."""
-        return self.solver(geometry, weight, moment)(rank)
+        """The links' weights at one rank, polished: more work than one of many ranks is worth in a search."""
+        return self.polished(geometry, weight, moment, self.solver(geometry, weight, moment)(rank))
+
+    def polished(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, factors: Factors) -> Factors:
+        """Factors that lose less than those given, where the solver's are not the best there are; else these."""
+        return factors
 
     def rank_for(self, geometry: Geometry, size: Sequence[int], ratio: float, align: int) -> int | None:
         """The largest rank, a multiple of `align`, with at most `ratio` of the layer's MACs; None if there is none."""

@@ -1,14 +1,15 @@
 """CP: 1×1 from I to r channels, k×k depthwise on r, 1×1 from r to O (Lebedev et al., ICLR 2015).
 
 The factors come from tensorly's alternating least squares on W as an (O, I, k k) tensor, whitened by the channels'
-second moment; the last one is then solved again by least squares in the norm of the responses.
+second moment; the last one is then solved again by least squares in the norm of the responses. Polished, the first two
+are the best in that norm that are found from there.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tensorly.decomposition import parafac
@@ -17,6 +18,7 @@ from passes.core.declined import Declined, Why
 from passes.core.linear_algebra import least_squares, root
 from passes.decompose.base import Decomposition, Factors, Solver, mode_moment
 from passes.decompose.output_svd import pointwise
+from passes.decompose.polish import polish
 from passes.decompose.tensorly_apart import apart, svd_by_gram
 from passes.graph.layers import Geometry
 
@@ -71,14 +73,54 @@ class CP(Decomposition):
                 options = {"n_iter_max": 30, "init": "svd", "tol": 1e-5, "random_state": 0, "normalize_factors": True}
                 _, (_, inputs, places) = apart(parafac, single, rank, svd=svd_by_gram, **options)
                 inputs, places = inverse_half @ inputs, places.astype(np.float64)
-            join = np.einsum("ir,kr->rik", inputs, places).reshape(rank, -1)  # z = join x
-            half_way = join @ moment
-            outputs = least_squares(half_way @ join.T, weight.reshape(o, -1) @ half_way.T)
-            ones = [1] * len(geometry.kernel)
-            first, last = inputs.T.reshape(rank, i, *ones), outputs.reshape(o, rank, *ones)
-            return first, places.T.reshape(rank, 1, *geometry.kernel), last
+            return _chain(geometry, weight, moment, inputs, places)
 
         return factors
+
+    def polished(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, factors: Factors) -> Factors:
+        rank, i = len(factors[0]), geometry.inputs
+        if rank >= self.max_rank(geometry):
+            return factors
+        half, inverse_half = root(mode_moment(moment, geometry))
+        terms = _Terms(inverse_half)
+        white, places = half @ factors[0].reshape(rank, i).T, factors[1].reshape(rank, -1).T
+        start = np.concatenate([part / np.linalg.norm(part, axis=0) for part in (white, places)])
+        found = polish(weight.reshape(len(weight), -1), moment, terms, start)
+        return factors if found is start else _chain(geometry, weight, moment, *terms.parts(found))
+
+
+def _chain(
+    geometry: Geometry, weight: np.ndarray, moment: np.ndarray, inputs: np.ndarray, places: np.ndarray
+) -> Factors:
+    """B (I, r), C (k, r) and the A that fits them, as the links' weights."""
+    o, rank, ones = len(weight), inputs.shape[1], [1] * len(geometry.kernel)
+    join = np.einsum("ir,kr->rik", inputs, places).reshape(rank, -1)  # z = join x
+    half_way = join @ moment
+    outputs = least_squares(half_way @ join.T, weight.reshape(o, -1) @ half_way.T)
+    first, last = inputs.T.reshape(rank, -1, *ones), outputs.reshape(o, rank, *ones)
+    return first, places.T.reshape(rank, 1, *geometry.kernel), last
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """B, whitened, above C, (I + k k, r), as what is free: J[r, (i, y)] = B[i, r] C[y, r]."""
+
+    inverse_half: np.ndarray
+
+    def parts(self, f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """B (I, r) and C (k k, r)."""
+        inputs = len(self.inverse_half)
+        return self.inverse_half @ f[:inputs], f[inputs:]
+
+    def expand(self, f: np.ndarray) -> np.ndarray:
+        b, c = self.parts(f)
+        return np.einsum("ir,kr->rik", b, c).reshape(f.shape[1], -1)
+
+    def pull(self, f: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        b, c = self.parts(f)
+        by_term = gradient.reshape(-1, len(b), len(c))
+        by_input = np.einsum("rik,kr->ir", by_term, c)
+        return np.concatenate([self.inverse_half @ by_input, np.einsum("rik,ir->kr", by_term, b)])
 
 
 def _pairs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ __all__ = [
     "copy_fields",
     "first_line",
     "large",
+    "opset_of",
     "skeleton",
     "substitute",
     "tensor_bytes",
@@ -30,6 +31,11 @@ __all__ = [
 SMALL = 64
 # protobuf refuses messages of 2 GiB; beyond this the weights go to a file beside the model.
 EXTERNAL_DATA_THRESHOLD = 2**31 - 2**24
+
+
+def opset_of(proto: onnx.ModelProto) -> int | None:
+    """The version of ONNX's own operators that a model is written in; None where it names none."""
+    return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
 
 
 def check(proto: onnx.ModelProto) -> None:

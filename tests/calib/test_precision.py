@@ -117,6 +117,7 @@ def test_a_model_in_float16_keeps_its_signature_and_is_near(
     original: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]
 ) -> None:
     half = in_half(original, feeds)
+    onnx.checker.check_model(half)
     same_signature(original, half)
     types = {t.data_type for t in half.graph.initializer if len(t.dims) == 4}
     assert types == {onnx.TensorProto.FLOAT16}

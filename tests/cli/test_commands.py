@@ -298,6 +298,8 @@ def test_verify_shows_what_the_quantiser_alone_gives(cli: Cli, given: Path, tmp_
     assert done.code == 0
     assert "before int8 alone after" in done.words
     assert "The quantiser alone" in (tmp_path / "run.html").read_text()
+    done = cli("verify", alone, model, *data, *int8)
+    assert (done.code, len(done.errors)) == (1, 1) and "the model is quantised" in done.errors[0]
 
 
 def test_a_report_becomes_a_page_by_its_name_or_later(cli: Cli, given: Path, tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ def test_int8_in_steps_is_as_in_one_go_and_is_verified_beside_the_quantiser_alon
     assert found.unchanged is not None
     assert (found.unchanged.precision, found.unchanged.agreement) == ("int8", found.agreement)
     assert hmc_onnx.verify(original, alone, CalibrationData(calibration, None, ""), SMALL.runtime).unchanged is None
+    with pytest.raises(hmc_onnx.ModelError, match="the model is quantised"):
+        hmc_onnx.verify(alone, original, CalibrationData(calibration, None, ""), SMALL.runtime, precision="int8")
 
 
 def test_every_public_name_is_there_once() -> None:

@@ -16,7 +16,7 @@ from calib.data.calibration import CalibrationData
 from calib.runtime.sessions import Session
 from hmc_onnx.planning.program import Program
 from hmc_onnx.records.provenance import with_provenance
-from passes.core.errors import HmcWarning, ModelError
+from passes.core.errors import ModelError
 from passes.graph.cost import activation_bytes
 from passes.graph.protos import byte_size
 from passes.graph.signature import same_signature
@@ -171,27 +171,3 @@ def test_ranges_are_found_on_as_few_images_at_once_as_memory_asks_for(monkeypatc
     for memory in (1.0, 11 * image / 1e9, 1e-9):  # of which three tenths are for ranges
         hmc_onnx.Run(proto, data(), settings, WORK.model_copy(update={"memory": memory})).served_alone  # noqa: B018
     assert seen == [[8, 8], [2] * 8, [1] * 16]
-
-
-def test_what_speaks_against_serving_a_network_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = hmc_onnx.Run(resnet((1,), (4,), size=8), data(), SETTINGS.model_copy(update={"precision": "int8"}), WORK)
-    found = run.verify(run.served_alone)
-    assert found.unchanged is not None
-    (own,), (alone,) = (
-        [hmc_onnx.Timing(batch=1, a=1.0, b=share, ratio=share, uncertainty=0.0)] for share in (0.9, 0.5)
-    )
-    slower = {"timings": [own], "unchanged": found.unchanged.model_copy(update={"timings": [alone]})}
-    monkeypatch.setattr("hmc_onnx.run.verify", lambda *_: found.model_copy(update=slower | {"kl": float("nan")}))
-    with pytest.warns(HmcWarning) as said:
-        doubted = run.verify(run.served_alone)
-    sentences = [str(w.message) for w in said]
-    assert any("takes 0.90 of the original's time at batch 1, and quantising alone gives 0.50" in s for s in sentences)
-    assert any("answers with NaN or infinity" in s for s in sentences)
-    assert {*doubted.doubts} <= {*sentences} and len(doubted.doubts) == 2
-    assert all(sentence in doubted.explain() for sentence in doubted.doubts)
-
-
-def test_times_in_float16_on_a_processor_are_said_to_be_none_of_the_targets() -> None:
-    run = hmc_onnx.Run(resnet((1,), (4,), size=8), data(), SETTINGS.model_copy(update={"precision": "fp16"}), WORK)
-    with pytest.warns(HmcWarning, match="these times are not those of the target"):
-        run.verify(run.served_alone)
