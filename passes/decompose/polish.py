@@ -18,7 +18,7 @@ from passes.core.linear_algebra import least_squares, ridge
 
 __all__ = ["Free", "polish"]
 
-# Steps of L-BFGS, at most: CP chains lose a tenth less after 30 and a quarter less after 100 (docs/experiments.md).
+# Steps of L-BFGS, at most: CP loses about half as much after 100 of them (docs/experiments.md).
 STEPS = 100
 # Upper bound on the multiplications of all products J M for one chain: two seconds of a core or so. Large layers get
 # fewer steps.
