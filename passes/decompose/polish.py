@@ -49,10 +49,13 @@ def polish(weight: np.ndarray, moment: np.ndarray, free: Free, start: np.ndarray
         free: the form of J.
         start: f to start with, float64.
     """
-    answers, first = weight @ moment, free.expand(start)
-    response = float(np.vdot(weight, answers))
+    first = free.expand(start)
     steps = min(STEPS, int(WORK / (first.size * len(moment))))
-    if steps < 1 or response <= 0:
+    if steps < 1:
+        return start
+    answers = weight @ moment
+    response = float(np.vdot(weight, answers))
+    if response <= 0:
         return start
     penalty = ridge(first @ moment @ first.T, RIDGE)
 

@@ -121,8 +121,8 @@ def test_how_sure_the_figures_are_is_said() -> None:
 
 
 def test_what_speaks_against_serving_the_file_is_said() -> None:
-    text = page(report(doubts=["these times are <none>"]))
-    assert "These times are &lt;none&gt;." in text and 'class="doubt"' not in page(report())
+    text = page(report(doubts=["these times, of `target`, are <none>"]))
+    assert "These times, of target, are &lt;none&gt;." in text and 'class="doubt"' not in page(report())
 
 
 def test_the_head_says_what_was_asked_for() -> None:
