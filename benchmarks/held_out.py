@@ -5,10 +5,10 @@
         --label-map held-out.txt --size 224 224 --layout NHWC --channels bgr --scale 1 \
         --mean 103.53 116.28 123.675 --target macs=0.6 --samples 256 --quick
 
-The network given takes colours as `--preset imagenet` makes them, and answers with scores. The network written takes
-pixels from 0 to 255 minus the mean, blue first, in NHWC, and answers with two scores: that an image is of the first
-half of the classes, or of the second. Each is the log of the sum of the exponentials of the scores of its half. Which
-half the class of each folder is in is written as a label map.
+The network given, of opset 13 to 17, takes colours as `--preset imagenet` makes them, and answers with scores. The
+network written takes pixels from 0 to 255 minus the mean, blue first, in NHWC, and answers with two scores: that an
+image is of the first half of the classes, or of the second. Each is the log of the sum of the exponentials of the
+scores of its half. Which half the class of each folder is in is written as a label map.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+STD = np.array([0.229, 0.224, 0.225])
 
 
 def main() -> None:
@@ -32,9 +32,9 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, required=True, help="label map to write")
     args = parser.parse_args()
 
-    folders = sorted(folder.name for folder in (args.data / "train").iterdir())
+    folders = sorted(folder.name for folder in (args.data / "train").iterdir() if folder.is_dir())
     onnx.save(other(onnx.load(args.model), args.size), args.output)
-    args.labels.write_text("".join(f"{name} {i * 2 // len(folders)}\n" for i, name in enumerate(folders)))
+    args.labels.write_text("".join(f"{name} {int(i >= len(folders) // 2)}\n" for i, name in enumerate(folders)))
 
 
 def other(model: onnx.ModelProto, size: int) -> onnx.ModelProto:

@@ -19,7 +19,7 @@ from hmc_onnx.comparison.doubts import with_doubts
 from hmc_onnx.comparison.judging import check_labels
 from hmc_onnx.comparison.verification import Network
 from hmc_onnx.comparison.verification import verify as compare
-from hmc_onnx.execution.context import Context
+from hmc_onnx.execution.context import Context, check_convertible
 from hmc_onnx.finetune.options import Epoch, FineTuning
 from hmc_onnx.finetune.result import FineTuned
 from hmc_onnx.handoff.handed_over import HandedOver
@@ -290,7 +290,8 @@ def verify(
     """
     check_type(runtime, Runtime, "`runtime`", "give hmc_onnx.Runtime('cpu')")
     settings = Settings(judge=tuple(outputs), precision=precision).run_by(runtime)
-    with opened(a) as first, opened(b, served=True) as second:
+    with opened(a, served=True) as first, opened(b, served=True) as second:
+        check_convertible(first, precision)
         images = fit(first, images)
         original = Network.of(Context(first, images, settings))
         return with_doubts(compare(original, Network(second), images, runtime), runtime)

@@ -21,7 +21,7 @@ from calib.runtime.quantisation import OLDEST_OPSET
 from calib.runtime.sessions import providers
 from hmc_onnx.analysis.held_back import hold_back, images_to_ask_for
 from hmc_onnx.analysis.model_inputs import check_supported, fit, load_supported
-from hmc_onnx.analysis.sanity import Finding
+from hmc_onnx.analysis.sanity import Finding, values_apart
 from hmc_onnx.comparison.data_check import look_at, warn_of
 from hmc_onnx.comparison.doubts import with_doubts
 from hmc_onnx.comparison.judging import check_decides, check_labels
@@ -172,6 +172,8 @@ class Run(Context):
         found = look_at(self.served, self.data, self.runtime, self.settings.judge)
         if len(self.data) < FEW_IMAGES:
             found.append(_few(len(self.data)))
+        if self.held is not None and (apart := values_apart(self.held)) is not None:
+            found.append(apart)
         opset = opset_of(self.served)
         if self.settings.precision == "int8" and opset is not None and opset < OLDEST_OPSET:
             sentence = f"the model is of opset {opset}, and INT8 needs {OLDEST_OPSET}: the file will be of that"

@@ -18,7 +18,7 @@ from calib.measure.divergence import log_probabilities
 from hmc_onnx.analysis.input_arithmetic import input_arithmetic
 from passes.core.records import Frozen
 
-__all__ = ["Finding", "findings"]
+__all__ = ["Finding", "findings", "values_apart"]
 
 LEAST = 16  # accuracy, predictions and entropy are checked on at least this many images
 LOOKED_AT = 256  # upper bound on the samples whose values are checked
@@ -272,24 +272,27 @@ def values_apart(data: CalibrationData) -> Finding | None:
     for name, values in data.feeds.items():
         if values.ndim != 4 or values.dtype.kind != "f":
             continue
-        peaks = np.maximum(values.max((1, 2, 3)), -values.min((1, 2, 3)))
+        peaks = np.maximum(values.max((1, 2, 3)), -values.min((1, 2, 3))).astype(np.float64)
         usual, largest = float(np.median(peaks)), float(peaks.max())
-        apart = np.flatnonzero(peaks > APART * usual)
-        if usual > 0 and len(apart):
+        apart = np.flatnonzero(peaks > (APART * usual or MOST_SQUARED))
+        if len(apart):
+            first = apart[0] if data.origin is None else data.origin.places[apart[0]]
             return Finding(
                 code="values_apart",
                 fatal=largest > MOST_SQUARED,
-                sentence=f"{len(apart)} of {len(values)} images of input '{name}', the first of them image {apart[0]}, "
+                sentence=f"{len(apart)} of {len(values)} images of input '{name}', the first of them image {first}, "
                 f"hold values up to {largest:.4g}, and half of the images none above {usual:.4g}: leave them out, or "
                 "prepare them as in training",
             )
     return None
 
 
+def _apart(e: _Evidence) -> Finding | None:
+    return values_apart(e.whole)
+
+
 def _range(e: _Evidence) -> Finding | None:
     """Find values that are too large, or vary too little, for normalised images."""
-    if (apart := values_apart(e.whole)) is not None:
-        return apart
     how = e.origin.preprocess if e.origin and not e.origin.ready else None
     for name, images in e.images().items():
         if e.data.feeds[name].dtype.kind != "f":
@@ -297,7 +300,8 @@ def _range(e: _Evidence) -> Finding | None:
         low, high = float(images.min()), float(images.max())
         largest = max(-low, high)
         fed = f"input '{name}' is fed values from {low:.4g} to {high:.4g}"
-        if len(images) > 1 and largest > 1 and images.std() < FLAT * largest:
+        flat = len(images) > 1 and largest > 1 and images.std() < FLAT * largest
+        if flat and values_apart(e.whole) is None:
             return Finding(
                 code="values_flat",
                 sentence=f"{fed}, which hardly differ: mean and std are likely of pixels from 0 to 255 while pixels "
@@ -365,6 +369,6 @@ def _ready(e: _Evidence) -> Finding | None:
 
 
 CHECKS: tuple[Callable[[_Evidence], Finding | None], ...] = (
-    _skipped, _head, _case, _ready, _normalised_twice, _range, _one_label, _one_answer, _near_chance, _entropy,
+    _skipped, _head, _case, _ready, _normalised_twice, _apart, _range, _one_label, _one_answer, _near_chance, _entropy,
 )  # fmt: skip
 """All checks; an earlier one may find the cause of what a later one sees."""

@@ -33,8 +33,8 @@ def with_doubts(found: Verification, runtime: Runtime, batch: int | None = None)
 def _doubts(found: Verification, runtime: Runtime, batch: int | None) -> Iterator[str]:
     if not math.isfinite(found.kl):
         yield (
-            "the compressed model answers with NaN or infinity where the original does not: do not serve it, and "
-            "compress in another precision"
+            "the compressed model, or the original, answers with NaN or infinity on some of these images: do not serve "
+            "it before you know why"
         )
     if found.unchanged is None:
         return
@@ -46,15 +46,12 @@ def _doubts(found: Verification, runtime: Runtime, batch: int | None) -> Iterato
     served = [(t, alone[t.batch]) for t in found.timings if batch in (None, t.batch)]
     takes = "this file takes {0.ratio:.2f} of the original's time at batch {0.batch}"
     if served and all(_slower(own, 1.0) for own, _ in served):
-        yield (
-            f"{takes.format(served[0][0])}: INT8 is slow on this processor, so give another `precision`, or serve the "
-            "original"
-        )
+        yield (f"{takes.format(served[0][0])}: INT8 is slow here, so give another `precision`, or serve the original")
     elif served and all(_slower(own, other.ratio + other.uncertainty) for own, other in served):
-        own, other = served[0]
+        own, other = min(served, key=lambda pair: pair[1].ratio)
         yield (
             f"{takes.format(own)}, and quantising alone, which is the `target` none, gives {other.ratio:.2f}: a target "
-            f"for the time that is below that, such as latency={0.8 * other.ratio:.2f}, gives less"
+            f"for the time that is below that, such as latency={min(0.8 * other.ratio, 0.99):.2f}, gives less"
         )
 
 

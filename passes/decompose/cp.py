@@ -18,7 +18,7 @@ from passes.core.declined import Declined, Why
 from passes.core.linear_algebra import least_squares, root
 from passes.decompose.base import Decomposition, Factors, Solver, mode_moment
 from passes.decompose.output_svd import pointwise
-from passes.decompose.polish import polish
+from passes.decompose.polish import polish, steps_for
 from passes.decompose.tensorly_apart import apart, svd_by_gram
 from passes.graph.layers import Geometry
 
@@ -70,23 +70,37 @@ class CP(Decomposition):
             if rank >= self.max_rank(geometry):
                 inputs, places = _pairs(weight.reshape(o, i, k))
             else:
-                options = {"n_iter_max": 30, "init": "svd", "tol": 1e-5, "random_state": 0, "normalize_factors": True}
-                _, (_, inputs, places) = apart(parafac, single, rank, svd=svd_by_gram, **options)
-                inputs, places = inverse_half @ inputs, places.astype(np.float64)
+                found = _iterated(single, rank)
+                if found is None:
+                    inputs, places = (part[:, :rank] for part in _pairs(weight.reshape(o, i, k)))
+                else:
+                    inputs, places = inverse_half @ found[0], found[1].astype(np.float64)
             return _chain(geometry, weight, moment, inputs, places)
 
         return factors
 
     def polished(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, factors: Factors) -> Factors:
         rank, i = len(factors[0]), geometry.inputs
-        if rank >= self.max_rank(geometry):
+        steps = steps_for(rank, geometry.features)
+        if not steps or rank >= self.max_rank(geometry):
             return factors
         half, inverse_half = root(mode_moment(moment, geometry))
         terms = _Terms(inverse_half)
         white, places = half @ factors[0].reshape(rank, i).T, factors[1].reshape(rank, -1).T
-        start = np.concatenate([part / np.linalg.norm(part, axis=0) for part in (white, places)])
-        found = polish(weight.reshape(len(weight), -1), moment, terms, start)
+        tiny = np.finfo(float).tiny
+        start = np.concatenate([part / np.maximum(np.linalg.norm(part, axis=0), tiny) for part in (white, places)])
+        found = polish(weight.reshape(len(weight), -1), moment, terms, start, steps)
         return factors if found is start else _chain(geometry, weight, moment, *terms.parts(found))
+
+
+def _iterated(whitened: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """B, whitened, and C by alternating least squares; None where these are singular, as for a kernel of zeros."""
+    options = {"n_iter_max": 30, "init": "svd", "tol": 1e-5, "random_state": 0, "normalize_factors": True}
+    try:
+        _, (_, inputs, places) = apart(parafac, whitened, rank, svd=svd_by_gram, **options)
+    except np.linalg.LinAlgError:
+        return None
+    return (inputs, places) if np.isfinite(inputs).all() and np.isfinite(places).all() else None
 
 
 def _chain(

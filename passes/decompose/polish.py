@@ -4,6 +4,10 @@ A chain's dense kernel is Ŵ = A J(f): A (O, m) are the weights of its last link
 and J (m, n) is made of the other factors f. So the error tr((W - A J) M (W - A J)ᵀ) is a function of f alone, with A at
 its least-squares solution, and its gradient is that of the error with A held fixed. (This is the variable projection
 of Golub & Pereyra, SIAM J. Numer. Anal. 10, 1973.) L-BFGS makes it smaller.
+
+The best CP of a rank may be a limit of terms that grow without bound and cancel each other (de Silva & Lim, SIAM J.
+Matrix Anal. Appl. 30, 2008), which rounding does not bear. So the squared responses of the m terms, each alone, are
+added to the error with a small weight.
 """
 
 from __future__ import annotations
@@ -14,20 +18,21 @@ import numpy as np
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-from passes.core.linear_algebra import least_squares, ridge
+from passes.core.linear_algebra import least_squares
 
-__all__ = ["Free", "polish"]
+__all__ = ["Free", "penalised", "polish", "steps_for"]
 
-# Steps of L-BFGS, at most: CP loses about half as much after 100 of them (docs/experiments.md).
+# Steps of L-BFGS, at most (docs/experiments.md).
 STEPS = 100
-# Upper bound on the multiplications of all products J M for one chain: two seconds of a core or so. Large layers get
-# fewer steps.
+# Multiplications of all products J M for one chain, about at most: a few seconds of a core. Large layers get fewer
+# steps.
 WORK = 2e10
-# Strength of a ridge penalty on A, as a share of the mean size of what the last link reads at the start. Without it, CP
-# finds terms that are alike and nearly cancel each other, which rounding does not bear.
-RIDGE = 1e-3
-# An error of less than this share of the response is exact.
-EXACT = 1e-12
+# Weight of the squared responses of single terms, as a share of the error's.
+PENALTY = 1e-3
+# Share of the response below which an error is rounding, as least squares is damped by 1e-10.
+EXACT = 1e-9
+# Products J M of a chain that gets so few steps are large enough for several threads; small ones would wait for them.
+THREADED = 20
 
 
 class Free(Protocol):
@@ -40,7 +45,12 @@ class Free(Protocol):
         """The gradient by f of a function of J, from that by J (m, n)."""
 
 
-def polish(weight: np.ndarray, moment: np.ndarray, free: Free, start: np.ndarray) -> np.ndarray:
+def steps_for(terms: int, features: int) -> int:
+    """The steps that a chain gets whose last link reads m terms, of a layer of n features; none where 0."""
+    return min(STEPS, int(WORK / (terms * features**2)))
+
+
+def polish(weight: np.ndarray, moment: np.ndarray, free: Free, start: np.ndarray, steps: int) -> np.ndarray:
     """An f that loses less than the one to start with; the one to start with where none is found.
 
     Args:
@@ -48,30 +58,42 @@ def polish(weight: np.ndarray, moment: np.ndarray, free: Free, start: np.ndarray
         moment: M, (n, n), float64.
         free: the form of J.
         start: f to start with, float64.
+        steps: see `steps_for`.
     """
-    first = free.expand(start)
-    steps = min(STEPS, int(WORK / (first.size * len(moment))))
-    if steps < 1:
-        return start
     answers = weight @ moment
+
+    def lost(flat: np.ndarray, penalty: float = PENALTY) -> tuple[float, np.ndarray]:
+        value, gradient = penalised(weight, moment, answers, free, flat.reshape(start.shape), penalty)
+        return value, gradient.ravel()
+
+    before = lost(start.ravel(), 0.0)[0]
+    if not before > EXACT:
+        return start
+    with threadpool_limits(None if steps <= THREADED else 1, "blas"):
+        found = minimize(lost, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": steps}).x
+    return found.reshape(start.shape) if lost(found, 0.0)[0] < before else start
+
+
+def penalised(
+    weight: np.ndarray, moment: np.ndarray, answers: np.ndarray, free: Free, f: np.ndarray, penalty: float
+) -> tuple[float, np.ndarray]:
+    """The least of error + penalty · Σ_m ‖A_m‖² (J M Jᵀ)_mm over A, as a share of the response, and its gradient by f.
+
+    Args:
+        weight, moment, free, f: as for `polish`.
+        answers: W M, (O, n).
+        penalty: weight of the squared responses of single terms.
+
+    Returns:
+        0 and zeros where the layer answers nothing.
+    """
     response = float(np.vdot(weight, answers))
     if response <= 0:
-        return start
-    penalty = ridge(first @ moment @ first.T, RIDGE)
-
-    def share_lost(flat: np.ndarray, penalty: float = penalty) -> tuple[float, np.ndarray]:
-        f = flat.reshape(start.shape)
-        kernel = free.expand(f)
-        half_way = kernel @ moment
-        features = half_way @ kernel.T + penalty * np.eye(len(kernel))
-        last = least_squares(features, answers @ kernel.T)
-        missing = answers - last @ half_way  # (W - A J) M, whose product with W is the error and the penalty
-        gradient = free.pull(f, last.T @ missing * (-2 / response))
-        return float(np.vdot(weight, missing)) / response, gradient.ravel()
-
-    before = share_lost(start.ravel(), 0.0)[0]
-    if before < EXACT:
-        return start
-    with threadpool_limits(1, "blas"):  # of small products, where threads that wait for each other cost most
-        found = minimize(share_lost, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": steps}).x
-    return found.reshape(start.shape) if share_lost(found, 0.0)[0] < before else start
+        return 0.0, np.zeros_like(f)
+    kernel = free.expand(f)
+    half_way = kernel @ moment
+    features = half_way @ kernel.T
+    last = least_squares(features + penalty * np.diag(np.diag(features)), answers @ kernel.T)
+    missing = answers - last @ half_way  # (W - A J) M; its product with W is the error with the penalty
+    by_kernel = last.T @ missing - penalty * (last**2).sum(0)[:, None] * half_way
+    return float(np.vdot(weight, missing)) / response, free.pull(f, by_kernel * (-2 / response))

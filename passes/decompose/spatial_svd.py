@@ -14,7 +14,7 @@ import numpy as np
 from passes.core.declined import Declined, Why
 from passes.core.linear_algebra import least_squares, root
 from passes.decompose.base import Decomposition, Factors, Solver
-from passes.decompose.polish import polish
+from passes.decompose.polish import polish, steps_for
 from passes.graph.layers import Geometry
 
 __all__ = ["SpatialSVD"]
@@ -56,9 +56,13 @@ class SpatialSVD(Decomposition):
         return factors
 
     def polished(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, factors: Factors) -> Factors:
+        rank, kx = len(factors[0]), geometry.kernel[1]
+        steps = steps_for(rank * kx, geometry.features)
+        if not steps or rank >= self.max_rank(geometry):
+            return factors
         half, inverse_half = _roots(geometry, moment)
         white = factors[0].reshape(-1, len(half)) @ half
-        found = polish(weight.reshape(len(weight), -1), moment, _Vertical(inverse_half, geometry.kernel[1]), white)
+        found = polish(weight.reshape(len(weight), -1), moment, _Vertical(inverse_half, kx), white, steps)
         return factors if found is white else _chain(geometry, weight, moment, found @ inverse_half)
 
 
