@@ -15,6 +15,7 @@ import hmc_onnx
 from calib.data.calibration import CalibrationData
 from calib.runtime.sessions import Session
 from hmc_onnx.planning.program import Program
+from hmc_onnx.records.plan import HeldBack
 from hmc_onnx.records.provenance import with_provenance
 from passes.core.errors import ModelError
 from passes.graph.cost import activation_bytes
@@ -127,6 +128,23 @@ def test_a_run_tells_what_looks_wrong_before_the_work() -> None:
     fine = hmc_onnx.Run(original, CalibrationData({"input": images(128, 8)}, None, "noise"), SETTINGS, WORK)
     assert not [finding for finding in fine.findings() if finding.fatal]
     assert "mixed_batch" not in {finding.code for finding in fine.findings()}
+
+
+def test_extreme_images_are_found_wherever_they_are_and_a_raised_opset_is_said() -> None:
+    old = resnet((1,), (8,), size=8, classes=5)
+    old.opset_import[0].version = 11
+    settings, x = SETTINGS.model_copy(update={"precision": "int8"}), images(500, 8)
+
+    def found(purpose: HeldBack = "report") -> dict[str, str]:
+        run = hmc_onnx.Run(old, CalibrationData({"input": x}, None, "noise"), settings, WORK, purpose)
+        return {finding.code: finding.sentence for finding in run.findings()}
+
+    assert "the model is of opset 11, and INT8 needs 13" in found()["opset_raised"]
+    assert "values_apart" not in found()
+    x[3, 0, 0, 0] = 3e30  # among the images to calibrate with, which are 16
+    assert "the first of them image 3," in found("nothing")["values_apart"]
+    x[3, 0, 0, 0], x[400:, 0, 0, 0] = 0, 3e30  # among those that are held back, which are drawn
+    assert "hold values up to 3e+30" in found()["values_apart"]
 
 
 def less_their_mean(share: float) -> onnx.ModelProto:

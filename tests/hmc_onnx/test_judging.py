@@ -22,6 +22,7 @@ from hmc_onnx.comparison.verification import Network, verify
 from hmc_onnx.execution.executor import _BACKENDS
 from hmc_onnx.records.comparison import Verification
 from hmc_onnx.records.settings import Settings
+from hmc_onnx.reporting.summary import as_text
 from hmc_onnx.reporting.tables import comparison
 from passes.core.errors import DataError, ModelError, SettingsError
 from passes.graph.model import Model
@@ -180,6 +181,9 @@ def test_outputs_are_compared_at_several_batch_sizes() -> None:
     report = compared(proto, moved(proto), data())
     assert [at.batch for at in report.batches] == [1, 3]
     assert all(at.kl > 0 for at in report.batches)
+    assert [at.same for at in report.batches] == pytest.approx([at.kl for at in report.batches], rel=1e-3)
+    shown = as_text(comparison(report.model_copy(update={"kl": 0.0})))
+    assert "images at once" not in shown  # as the same images fare alike
     assert all(at.kl == 0 for at in compared(proto, proto, data()).batches)
     alone = fixed_to(1, proto)
     assert compared(alone, alone, data()).batches == []  # the original takes one image at a time

@@ -169,6 +169,12 @@ def test_an_image_with_extreme_values_is_named() -> None:
     (finding,) = findings(network(), CalibrationData({"x": values}, None, "a reader"))
     assert finding.code == "values_apart" and finding.fatal
     assert "1 of 300 images of input 'x', the first of them image 290, hold values up to 3e+38" in finding.sentence
+    origin = Origin("a file", np.arange(300) + 1000)
+    (finding,) = findings(network(), CalibrationData({"x": values}, None, "a file", origin))
+    assert "the first of them image 1290," in finding.sentence
+    drawn, whole = (CalibrationData({"x": part}, None, "a file") for part in (values[:9], values))
+    (finding,) = findings(network(), drawn, None, whole)
+    assert finding.code == "values_apart"  # others than those that were drawn count, too
     values[290] = 1000
     (finding,) = findings(network(), CalibrationData({"x": values}, None, "a reader"))
     assert finding.code == "values_apart" and not finding.fatal
