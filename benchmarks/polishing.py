@@ -47,7 +47,7 @@ def main() -> None:
             for share in args.shares:
                 rank = DECOMPOSITIONS[name].rank_for(geometry, subject.size, share, 4)
                 if rank is not None:
-                    cells = [cell(name, subject.layer.geometry, weight, moments.second, rank, n) for n in STEPS]
+                    cells = [cell(name, geometry, weight, moments.second, rank, n) for n in STEPS]
                     rows.append([subject.layer.name, name, f"{share:g}", str(rank), *cells])
                     print(" ".join(rows[-1]), flush=True)
     print(table(["layer", "method", "MACs", "rank", *(f"{n} steps" for n in STEPS)], rows))

@@ -90,8 +90,11 @@ def without_detours(proto: onnx.ModelProto) -> onnx.ModelProto:
     read = {name for node in proto.graph.node for name in node.input} | {value.name for value in proto.graph.output}
     # a tensor that several nodes read is cast once for each of them
     made: dict[str, onnx.NodeProto] = {n.output[0]: n for n in proto.graph.node if n.op_type != "Cast"}
-    kept = [n for n in proto.graph.node if n.op_type != "Cast" or made.setdefault(n.output[0], n) is n]
-    kept = [n for n in kept if n.op_type != "Cast" or n.output[0] in read]
+    kept = [
+        n
+        for n in proto.graph.node
+        if n.op_type != "Cast" or (n.output[0] in read and made.setdefault(n.output[0], n) is n)
+    ]
     del proto.graph.node[:]
     proto.graph.node.extend(kept)
     return proto

@@ -20,6 +20,7 @@ import cpuinfo
 import numpy as np
 import onnx
 
+from calib.data.calibration import length
 from calib.runtime.quantiser import (
     CalibrationMethod,
     QDQQuantizer,
@@ -86,8 +87,7 @@ def quantise(
     """
     options, whole = _for(provider), batches
     if calibration != "minmax":  # histograms are made of feeds of one size
-        sizes = [[len(array) for array in feeds.values()] for feeds in batches]
-        whole = batches = [feeds for feeds, size in zip(batches, sizes, strict=True) if size == sizes[0]]
+        whole = batches = [feeds for feeds in batches if length(feeds) == length(batches[0])]
     if len(batches) >= HELD_BATCHES:
         options |= {"CalibStridedMinMax": HELD_BATCHES}
         whole = [*batches, *batches[: -len(batches) % HELD_BATCHES]]  # the first again, which changes no range

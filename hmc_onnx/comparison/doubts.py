@@ -46,7 +46,7 @@ def _doubts(found: Verification, runtime: Runtime, batch: int | None) -> Iterato
     served = [(t, alone[t.batch]) for t in found.timings if batch in (None, t.batch)]
     takes = "this file takes {0.ratio:.2f} of the original's time at batch {0.batch}"
     if served and all(_slower(own, 1.0) for own, _ in served):
-        yield (f"{takes.format(served[0][0])}: INT8 is slow here, so give another `precision`, or serve the original")
+        yield f"{takes.format(served[0][0])}: INT8 is slow here, so give another `precision`, or serve the original"
     elif served and all(_slower(own, other.ratio + other.uncertainty) for own, other in served):
         own, other = min(served, key=lambda pair: pair[1].ratio)
         yield (

@@ -108,11 +108,16 @@ def _chain(
 ) -> Factors:
     """B (I, r), C (k, r) and the A that fits them, as the links' weights."""
     o, rank, ones = len(weight), inputs.shape[1], [1] * len(geometry.kernel)
-    join = np.einsum("ir,kr->rik", inputs, places).reshape(rank, -1)  # z = join x
+    join = _join(inputs, places)  # z = join x
     half_way = join @ moment
     outputs = least_squares(half_way @ join.T, weight.reshape(o, -1) @ half_way.T)
     first, last = inputs.T.reshape(rank, -1, *ones), outputs.reshape(o, rank, *ones)
     return first, places.T.reshape(rank, 1, *geometry.kernel), last
+
+
+def _join(inputs: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The kernels of the terms without their outputs, (r, I k k), from B (I, r) and C (k k, r)."""
+    return np.einsum("ir,kr->rik", inputs, places).reshape(inputs.shape[1], -1)
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,7 @@ class _Terms:
         return self.inverse_half @ f[:inputs], f[inputs:]
 
     def expand(self, f: np.ndarray) -> np.ndarray:
-        b, c = self.parts(f)
-        return np.einsum("ir,kr->rik", b, c).reshape(f.shape[1], -1)
+        return _join(*self.parts(f))
 
     def pull(self, f: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         b, c = self.parts(f)

@@ -31,12 +31,12 @@ WORK = 2e10
 PENALTY = 1e-3
 # Share of the response below which an error is rounding, as least squares is damped by 1e-10.
 EXACT = 1e-9
-# Products J M of a chain that gets so few steps are large enough for several threads; small ones would wait for them.
+# With at most so many steps, a chain's products J M are large enough for several threads; threads slow small ones down.
 THREADED = 20
 
 
 class Free(Protocol):
-    """The form of J: what it is made of is one array f, whose entries matter about alike."""
+    """How J is made of the free factors: f is one array that holds them all, scaled so that its entries weigh alike."""
 
     def expand(self, f: np.ndarray) -> np.ndarray:
         """J(f), (m, n): what the last link's patches are of the layer's patches."""
