@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-import numpy as np
 from testing import arguments, preprocessing, table
 
 import hmc_onnx
-from calib.runtime.sessions import Session
-
-RUNS = 50
+from calib.measure.kernel_times import kernel_times
 
 
 def main() -> None:
@@ -28,15 +25,11 @@ def main() -> None:
     images = hmc_onnx.load_data(proto, args.data, preprocessing(args), samples=256)
     settings = hmc_onnx.Settings(samples=256, precision=args.precision, batch=args.batch, provider="cpu")
     run = hmc_onnx.Run(proto, images, settings)
-    session = Session(run.served_alone, run.runtime, profiled=True)
-    for _ in range(RUNS):
-        session.run(run.serving_feeds)
-    spent: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for kernel in session.profile():
-        spent[kernel.op, kernel.name].append(kernel.seconds)
+    found = kernel_times(run.served_alone, run.serving_feeds, run.runtime)
+    assert found is not None  # as this is the CPU
     shares: dict[tuple[str, str], float] = defaultdict(float)
-    for (op, name), seconds in spent.items():
-        shares[op, name.strip("/").split("/")[0]] += float(np.median(seconds))
+    for (name, op), seconds in found.each.items():
+        shares[op, name.strip("/").split("/")[0]] += seconds
     whole = sum(shares.values())
     rows = [[op, stage, f"{100 * t / whole:.1f} %"] for (op, stage), t in sorted(shares.items(), key=lambda r: -r[1])]
     print(f"{1e3 * whole:.2f} ms a run of {args.batch}\n{table(['operator', 'stage', 'share'], rows[:15])}")

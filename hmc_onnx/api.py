@@ -15,7 +15,6 @@ from calib.measure.latency_table import LatencyTable, Machine, ProbeTime, read_t
 from calib.runtime.sessions import CPU, Runtime
 from hmc_onnx.analysis.model_inputs import fit, load_data, preprocessing
 from hmc_onnx.analysis.sanity import Finding
-from hmc_onnx.comparison.doubts import with_doubts
 from hmc_onnx.comparison.judging import check_labels
 from hmc_onnx.comparison.verification import Network
 from hmc_onnx.comparison.verification import verify as compare
@@ -294,4 +293,4 @@ def verify(
         check_convertible(first, precision)
         images = fit(first, images)
         original = Network.of(Context(first, images, settings))
-        return with_doubts(compare(original, Network(second), images, runtime), runtime)
+        return compare(original, Network(second), images, runtime)

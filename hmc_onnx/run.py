@@ -23,9 +23,8 @@ from hmc_onnx.analysis.held_back import hold_back, images_to_ask_for
 from hmc_onnx.analysis.model_inputs import check_supported, fit, load_supported
 from hmc_onnx.analysis.sanity import Finding, values_apart
 from hmc_onnx.comparison.data_check import look_at, warn_of
-from hmc_onnx.comparison.doubts import with_doubts
 from hmc_onnx.comparison.judging import check_decides, check_labels
-from hmc_onnx.comparison.verification import BATCHES, Network, verify
+from hmc_onnx.comparison.verification import BATCHES, Network, Serving, verify
 from hmc_onnx.execution.context import Context, check_convertible
 from hmc_onnx.planning.accuracy_search import Found, Search
 from hmc_onnx.planning.nearest import nearest
@@ -305,10 +304,9 @@ class Run(Context):
         new = self.held if images is None else fit(self.served, images)
         compared = self.data if new is None else new
         timed = timed_here(self._profile) if self._profile else None
+        serving = Serving(self.serving_batch, timed.seconds if timed else None)
         batches = tuple(sorted({*BATCHES, *([timed.batch] if timed else [])}))
-        known = {timed.batch: timed.seconds} if timed else {}
-        found = verify(Network.of(self), Network(compressed), compared, self.runtime, batches, known)
-        found = with_doubts(found, self.runtime, self.serving_batch)
+        found = verify(Network.of(self), Network(compressed), compared, self.runtime, batches, serving)
         return found.model_copy(update={"new_images": new is not None, "held_back": new is not None and images is None})
 
     def layer_seconds(self, plan: Plan) -> dict[str, tuple[float, float]]:

@@ -28,10 +28,15 @@ WARM_UP, MOST_RUNS, LEAST_RUNS, SECONDS = 2, 40, 10, 2.0
 
 @dataclass(frozen=True)
 class KernelTimes:
-    """Seconds of a calm run: `whole`, and of it `layers`, the kernels of layers with what is timed with them."""
+    """Seconds of a calm run: the whole, and each kernel by name and operator."""
 
     whole: float
-    layers: float
+    each: Mapping[tuple[str, str], float]
+
+    @property
+    def layers(self) -> float:
+        """The seconds of the kernels of layers, with what is timed with them."""
+        return sum(seconds for (_, op), seconds in self.each.items() if LAYERS.search(op))
 
 
 def kernel_times(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], runtime: Runtime = CPU) -> KernelTimes | None:
@@ -62,5 +67,4 @@ def kernel_times(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], runtim
     # a kernel in the body of a loop runs several times in a run
     calm = {k: undisturbed(np.array(own)).value * len(own) / len(runs) for k, own in spent.items()}
     between = max(sum(runs) - sum(map(sum, spent.values())), 0.0) / sum(runs)
-    kernels = sum(calm.values())
-    return KernelTimes(kernels / max(1 - between, 0.5), sum(s for (_, op), s in calm.items() if LAYERS.search(op)))
+    return KernelTimes(sum(calm.values()) / max(1 - between, 0.5), calm)

@@ -278,7 +278,6 @@ def verify(
     from hmc_onnx.cli.handoff import check_one_of, second_model
     from hmc_onnx.cli.report import write_report
     from hmc_onnx.comparison.data_check import look_at, warn_of
-    from hmc_onnx.comparison.doubts import with_doubts
     from hmc_onnx.comparison.verification import BATCHES, Network
     from hmc_onnx.comparison.verification import verify as compare
     from hmc_onnx.execution.context import Context, check_convertible
@@ -301,7 +300,7 @@ def verify(
             stacklevel=2,
         )
     original = Network.of(Context(first, images, settings.run_by(runtime)))
-    result = with_doubts(compare(original, Network(second), images, runtime, sizes or BATCHES), runtime)
+    result = compare(original, Network(second), images, runtime, sizes or BATCHES)
     if report is not None:
         write_report(report, result, (a, b or against or a), settings.runtime)
     if given.of(Json).json_:

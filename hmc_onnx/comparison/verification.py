@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from calib.runtime.observing import observe
 from calib.runtime.sessions import CPU, Runtime, Session
 from hmc_onnx.analysis.model_inputs import fit
 from hmc_onnx.comparison.answers import Answers, as_the_original
+from hmc_onnx.comparison.doubts import with_doubts
 from hmc_onnx.comparison.judging import Judged, check_labels
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.comparison import (
@@ -36,7 +38,7 @@ from passes.graph.protos import byte_size
 from passes.graph.signature import same_signature
 from passes.normal_form.normalise import normalise
 
-__all__ = ["BATCHES", "Network", "check_labels", "verify"]
+__all__ = ["BATCHES", "Network", "Serving", "check_labels", "verify"]
 
 
 # Batch size for a model that leaves it open.
@@ -47,6 +49,18 @@ ROUNDS = 3
 BATCHES = (1, 8, 64)
 # Batch sizes at which outputs are compared, in addition to the size at which all images are run.
 OTHER_SIZES = (1, 3)
+
+
+class Serving(NamedTuple):
+    """How models will be served.
+
+    Attributes:
+        batch: images in a run.
+        seconds: of a run of the original, measured before; None where that was not done on this machine.
+    """
+
+    batch: int
+    seconds: float | None = None
 
 
 class Network:
@@ -94,9 +108,9 @@ def verify(
     data: CalibrationData,
     runtime: Runtime = CPU,
     batches: tuple[int, ...] = BATCHES,
-    known: Mapping[int, float] | None = None,
+    serving: Serving | None = None,
 ) -> Verification:
-    """Compare model b with model a.
+    """Compare model b with model a, and warn of what speaks against serving b (`HmcWarning`).
 
     Args:
         a, b: the models; b must have a's signature.
@@ -104,7 +118,7 @@ def verify(
         runtime: how to run the models.
         batches: batch sizes at which to measure the latency; those above the number of images are left out, and a model
             with a fixed batch size is measured at that size only.
-        known: earlier measurements of model a, seconds per run by batch size. If it takes longer now, other load
+        serving: how b will be served, where that is known. If a takes longer now than it took before, other load
             disturbs the machine, and the latency is measured again.
 
     Raises:
@@ -132,7 +146,7 @@ def verify(
         timings = _timed_one_by_one(protos, runtime, feeds)
     else:
         sessions = [judged.session for judged in (first, second, third) if judged is not None]
-        timings = _timed(sessions, feeds, known or {})
+        timings = _timed(sessions, feeds, serving)
     shapes = input_shapes(a.proto, data)
     sides = [network.side(shapes, top1, runtime) for network, top1 in zip((a, b), found.top1, strict=True)]
     unchanged = None
@@ -145,7 +159,7 @@ def verify(
             agreement=alone[0],
             timings=[_timing(n, times, 2) for n, times in timings.items()],
         )
-    return Verification(
+    comparison = Verification(
         original=digest(a.proto),
         a=sides[0],
         b=sides[1],
@@ -164,6 +178,7 @@ def verify(
         unchanged=unchanged,
         changes=found.changes(data),
     )
+    return with_doubts(comparison, runtime, serving and serving.batch)
 
 
 def _other_sizes(
@@ -216,7 +231,7 @@ def _left_out(output: Output) -> OutputComparison:
 
 
 def _timed(
-    sessions: list[Session], feeds: dict[int, dict[str, np.ndarray]], known: Mapping[int, float]
+    sessions: list[Session], feeds: dict[int, dict[str, np.ndarray]], serving: Serving | None
 ) -> dict[int, Timings]:
     """Times of runs, by batch size; measured in rounds spread over time, because other load comes in spells.
 
@@ -224,9 +239,9 @@ def _timed(
     """
     rounds = [{n: interleaved(sessions, own, 1 / ROUNDS) for n, own in feeds.items()} for _ in range(ROUNDS)]
     measured = {n: Timings(np.concatenate([r[n].seconds for r in rounds])) for n in feeds}
-    for n, seconds in known.items():
-        if n in measured and measured[n].latency(0).value > DISTURBED * seconds:
-            measured[n] = calm(sessions, feeds[n], seconds, PATIENCE)
+    batch, before = serving or (0, None)
+    if before is not None and batch in measured and measured[batch].latency(0).value > DISTURBED * before:
+        measured[batch] = calm(sessions, feeds[batch], before, PATIENCE)
     end = time.perf_counter() + PATIENCE
     return {n: surer(measured[n], sessions, own, end) for n, own in feeds.items()}
 

@@ -21,17 +21,16 @@ def data() -> CalibrationData:
     return CalibrationData({"input": images(16, 8)}, None, "noise")
 
 
-def test_what_speaks_against_serving_a_network_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_speaks_against_serving_a_network_is_said() -> None:
     run = hmc_onnx.Run(resnet((1,), (4,), size=8), data(), SETTINGS.model_copy(update={"precision": "int8"}), WORK)
-    found = run.verify(run.served_alone)
+    found = verify(Network.of(run), Network(run.served_alone), run.data, run.runtime, batches=())
     assert found.unchanged is not None
     (own,), (alone,) = (
         [hmc_onnx.Timing(batch=1, a=1.0, b=share, ratio=share, uncertainty=0.0)] for share in (0.9, 0.5)
     )
     slower = {"timings": [own], "unchanged": found.unchanged.model_copy(update={"timings": [alone]})}
-    monkeypatch.setattr("hmc_onnx.run.verify", lambda *_: found.model_copy(update=slower | {"kl": float("nan")}))
     with pytest.warns(HmcWarning) as warned:
-        doubted = run.verify(run.served_alone)
+        doubted = with_doubts(found.model_copy(update=slower | {"kl": float("nan")}), run.runtime, 1)
     sentences = [str(w.message) for w in warned]
     said = "takes 0.90 of the original's time at batch 1, and quantising alone, which is the `target` none, gives 0.50"
     assert any(said in s for s in sentences)

@@ -15,16 +15,16 @@ from calib.data.calibration import CalibrationData
 from calib.measure.latency import Timings
 from calib.runtime.sessions import Session
 from hmc_onnx.comparison import verification
-from hmc_onnx.comparison.verification import Network, verify
+from hmc_onnx.comparison.verification import Network, Serving, verify
 
 
-@pytest.mark.parametrize(("known", "again"), [({}, False), ({1: math.inf}, False), ({1: 1e-9}, True)])
+@pytest.mark.parametrize(("seconds", "again"), [(None, False), (math.inf, False), (1e-9, True)])
 def test_what_takes_longer_than_it_is_known_to_is_timed_again(
-    monkeypatch: pytest.MonkeyPatch, known: dict[int, float], again: bool
+    monkeypatch: pytest.MonkeyPatch, seconds: float | None, again: bool
 ) -> None:
     model, data = resnet((1,), (4,), size=8), CalibrationData({"input": images(8, 8)}, None, "noise")
     monkeypatch.setattr(verification, "calm", lambda *_: Timings(np.full((9, 2), [2.0, 1.0])))
-    timings = verify(Network(model), Network(model), data, known=known).timings
+    timings = verify(Network(model), Network(model), data, serving=Serving(1, seconds)).timings
     assert [t.batch for t in timings] == [1, 8]
     assert [t.ratio == 0.5 for t in timings] == [again, False]
 
