@@ -1,8 +1,9 @@
 """Tucker-2: 1×1 from I to s channels, k×k from s to r, 1×1 from r to O (Kim et al., ICLR 2016).
 
-The input factor is that of tensorly's partial Tucker decomposition (HOOI) of W whitened by the channels'
-second moment. Given it, the other two have a closed form that is optimal in the norm of the responses:
-the output-side SVD of the least-squares map from the projected patches.
+The input factor is that of the partial Tucker decomposition of W whitened by the channels' second moment, by
+higher-order orthogonal iteration (De Lathauwer et al., SIAM J. Matrix Anal. Appl. 21, 2000). Given it, the other two
+have a closed form that is optimal in the norm of the responses: the output-side SVD of the least-squares map from the
+projected patches.
 """
 
 from __future__ import annotations
@@ -11,18 +12,16 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from tensorly.decomposition import partial_tucker
 
 from passes.core.declined import Declined, Why
 from passes.core.linear_algebra import least_squares, root
 from passes.decompose.base import Decomposition, Factors, Solver, mode_moment
 from passes.decompose.output_svd import OutputSVD, pointwise
-from passes.decompose.tensorly_apart import apart, svd_by_gram
 from passes.graph.layers import Geometry
 
 __all__ = ["Tucker2"]
 
-# Iterations of HOOI (higher-order orthogonal iteration), which starts at the truncated SVDs.
+# Iterations, which start at the truncated SVDs.
 ITERATIONS = 2
 
 
@@ -67,10 +66,7 @@ class Tucker2(Decomposition):
 
         def factors(rank: int) -> Factors:
             s = self.input_rank(geometry, rank)
-            (_, found), _ = apart(
-                partial_tucker, single, rank=[rank, s], modes=[0, 1], n_iter_max=ITERATIONS, svd=svd_by_gram
-            )
-            project = np.asarray(found[1]).T @ inverse_half  # (s, I)
+            project = _input_factor(single, rank, s).T @ inverse_half  # (s, I)
             half_way = np.einsum("si,ikn->skn", project, by_place, optimize=True)  # E[z xᵀ]
             features = np.einsum("skiq,ti->sktq", half_way.reshape(s, k, i, k), project, optimize=True)
             responses = weight.reshape(o, -1) @ half_way.reshape(s * k, -1).T
@@ -80,3 +76,22 @@ class Tucker2(Decomposition):
             return project.reshape(s, i, *[1] * len(geometry.kernel)), middle, last
 
         return factors
+
+
+def _input_factor(tensor: np.ndarray, rank: int, s: int) -> np.ndarray:
+    """The input factor (I, s) of the Tucker-2 decomposition of (O, I, k) with an output factor of that rank.
+
+    tensorly's `partial_tucker` finds the same, and takes several times as long: it makes whole SVDs of the unfolded
+    tensor in each iteration, of which the leading vectors on one side are needed.
+    """
+    inputs = _leading(tensor.swapaxes(0, 1), s)
+    for _ in range(ITERATIONS):
+        outputs = _leading(np.einsum("oik,is->osk", tensor, inputs, optimize=True), rank)
+        inputs = _leading(np.einsum("oik,or->irk", tensor, outputs, optimize=True), s)
+    return inputs
+
+
+def _leading(tensor: np.ndarray, count: int) -> np.ndarray:
+    """The leading left singular vectors (a, count) of a tensor (a, b, k) that is unfolded to (a, b k)."""
+    matrix = tensor.reshape(len(tensor), -1)
+    return np.asarray(np.linalg.eigh(matrix @ matrix.T)[1][:, ::-1][:, :count])

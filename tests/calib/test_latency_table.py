@@ -411,7 +411,9 @@ def test_a_lot_is_run_again_while_what_all_lots_have_takes_longer_than_before(mo
     assert values() == [5.0, 6.0]
     tries += [[9.0, 9.0, 1.5], [7.0, 3.0, 1.2], [8.0, 8.0, 1.01]]
     assert values() == [7.0, 3.0]
-    tries += [[9.0 - i, 9.0, 2.0] for i in range(5)]
+    tries += [[9.0, 9.0, 2.0], [8.0, 9.5, 1.95]]  # the load lasts
+    assert values() == [8.0, 9.0]
+    tries += [[9.0 - i, 9.0, 9.0 - i] for i in range(5)]
     assert values() == [5.0, 9.0]
     assert tries == []
 

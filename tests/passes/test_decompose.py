@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import onnx
 import pytest
+from tensorly.decomposition import partial_tucker
 from zoo import Builder, assert_same, run
 
 from passes.core.declined import Declined, Why
@@ -17,6 +18,7 @@ from passes.core.linear_algebra import root
 from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose, error
 from passes.decompose.base import mode_moment
 from passes.decompose.tensorly_apart import svd_by_gram
+from passes.decompose.tucker import ITERATIONS
 from passes.graph.cost import costs
 from passes.graph.layers import Geometry, layer_of, replace_by_chain
 from passes.graph.model import Model
@@ -330,6 +332,16 @@ def test_cp_is_not_offered_beyond_what_its_iterations_bear() -> None:
     method, geometry = DECOMPOSITIONS["cp"], Geometry(128, 128, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
     assert method.rank_for(geometry, (8, 8), 1.0, 8) == 256
     assert chain_macs(method.links(geometry, 256 + 8), (8, 8)) < geometry.macs((8, 8))
+
+
+def test_the_input_factor_of_tucker_spans_what_tensorly_finds() -> None:
+    geometry, method = Geometry(12, 10, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), DECOMPOSITIONS["tucker"]
+    weight, _ = drawn(geometry)
+    found = method.factors(geometry, weight, np.eye(geometry.features), 5)[0].reshape(6, 12)
+    (_, factors), _ = partial_tucker(
+        weight.reshape(10, 12, 9), rank=[5, 6], modes=[0, 1], n_iter_max=ITERATIONS, svd="truncated_svd"
+    )
+    np.testing.assert_allclose(found.T @ found, factors[1] @ factors[1].T, atol=1e-4)
 
 
 # The algebra they share
