@@ -270,6 +270,15 @@ class Clock:
             saved = [(a - b) / a / (step / 2 / w) for a, b, w in ends if a is not None and b is not None]
             if saved and np.mean(saved) < PAYS:
                 return step
+            if self._foreign and not any(seconds.values()):
+                warnings.warn(
+                    f"the latency table (of {self.table.machine}) does not tell which numbers of channels pay, so all "
+                    f"multiples of {default_align(self.runtime)} are tried: make it again with this version, or give "
+                    "`align`",
+                    HmcWarning,
+                    stacklevel=2,
+                )
+                break
         return default_align(self.runtime)
 
     def profile(self) -> LatencyProfile:
