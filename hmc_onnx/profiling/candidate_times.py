@@ -37,7 +37,7 @@ DEFAULT_ALIGN, TENSORRT_ALIGN = 4, 8
 TENSORRT = ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 # Alignments to try, from the widest.
 STEPS = (64, 32, 16, 8, 4, 2)
-# Layers with fewer inputs or outputs tell least about it.
+# A layer with fewer inputs or outputs is not what it is looked for on, unless there are no others.
 NARROW = 16
 # A step is accepted as the alignment when a width that is half a step narrower saves less than this share of the time
 # that it would save if time were proportional to width.
@@ -249,7 +249,7 @@ class Clock:
 
         Time is a staircase over the number of channels, and a width between two steps saves no time. The width of a
         step is measured on the layer with the most MACs, made wider where it is narrow, as an SVD chain whose rank
-        varies. The first layer, of 3 inputs, would take many times as long as any other then, so others go before it.
+        varies. The first layer has 3 inputs: made as wide, it would take many times as long as any other.
         """
 
         def fitness(name: str) -> tuple[bool, float]:
@@ -263,10 +263,11 @@ class Clock:
         layer = self.layers[name].layer.geometry
         wide = layer.resized(*(max(n, 2 * STEPS[0]) for n in (layer.inputs, layer.outputs)))
         for step in STEPS:
-            chains = {w: DECOMPOSITIONS["svd"].links(wide, w) for w in _widths(step)}
+            widths = _widths(step)
+            chains = {w: DECOMPOSITIONS["svd"].links(wide, w) for w in widths}
             self.measure((name, chain) for chain in chains.values())
             seconds = {w: self.seconds(name, chain) for w, chain in chains.items()}
-            ends = [(seconds[w], seconds[w - step // 2], w) for w in _widths(step)[1::2]]
+            ends = [(seconds[w], seconds[w - step // 2], w) for w in widths[1::2]]
             saved = [(a - b) / a / (step / 2 / w) for a, b, w in ends if a is not None and b is not None]
             if saved and np.mean(saved) < PAYS:
                 return step

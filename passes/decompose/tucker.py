@@ -92,6 +92,9 @@ def _input_factor(tensor: np.ndarray, rank: int, s: int) -> np.ndarray:
 
 
 def _leading(tensor: np.ndarray, count: int) -> np.ndarray:
-    """The leading left singular vectors (a, count) of a tensor (a, b, k) that is unfolded to (a, b k)."""
+    """The leading left singular vectors (a, count) of a tensor (a, b, k) that is unfolded to (a, b k).
+
+    `svd_by_gram` would give b k of them at most; these are always as many as asked for, up to a.
+    """
     matrix = tensor.reshape(len(tensor), -1)
     return np.asarray(np.linalg.eigh(matrix @ matrix.T)[1][:, ::-1][:, :count])
