@@ -6,9 +6,9 @@ B ← B - B_F (P_FF)⁻¹ P_F:. (This is Hassibi & Stork's optimal brain surgeon
 linear layer.) The score of a channel that several layers read is the sum of their errors, each as a share of its
 layer's own response.
 
-In a large group, several channels are scored and then removed together, because the update of P is bound by memory
-bandwidth and takes the same time for one channel as for several. With fewer than 2 `LOTS` channels, one is removed at a
-time.
+In a large group, several channels are scored and then removed together. With fewer than 2 `LOTS` channels, one is
+removed at a time. What they subtract from P is subtracted later, that of several steps at once; a step needs the blocks
+P_FF of all channels, which are updated at once, and the rows P_F: of those that it removes.
 
 A class is a set of channels that are removed together; usually it is one channel (see `passes.channels`).
 """
@@ -22,16 +22,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from hmc_onnx.search_space.pruning_steps import Steps
-from passes.core.linear_algebra import damped, inverse
+from passes.core.linear_algebra import damped, lower_inverse
 from passes.core.shelf import MEMORY, Kept, Shelf
 
 __all__ = ["Consumer", "Elimination", "Floors", "eliminate"]
 
 # A group is eliminated in about this many steps; 1 / LOTS of its channels are removed in each.
 LOTS = 128
-# P is updated so many rows at a time, so that what is subtracted stays in the processor's cache; and it is made smaller
-# where no more than this share of its features is left.
-ROWS, SMALLER = 64, 0.8
+# P is updated when so many features are to be taken out, as it is then bound by multiplications and not by the memory;
+# so many rows at a time; and it is made smaller where no more than this share of its features is left.
+LATE, ROWS, SMALLER = 192, 256, 0.8
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,9 @@ def eliminate(
 class _State:
     """P and B of one consumer during the elimination; both are on the shelf, as they may be too large for memory.
 
-    P holds the features that stay and, until it is made smaller, some that have gone. `_place` is where each feature
-    is in it.
+    They hold the features that stay and, until they are made smaller, some that have gone. `_place` is where each
+    feature is in them. Of P, the lower triangle is up to date but for what is subtracted later: the products of
+    `_columns`, P_:F (places, features), with `_rows`, (P_FF)⁻¹ P_F: (features, places).
     """
 
     def __init__(self, consumer: Consumer, size: int, shelf: Shelf) -> None:
@@ -148,27 +149,24 @@ class _State:
         self.shape, self._shelf = weight.shape, shelf
         b = weight.reshape(len(weight), -1).astype(np.float64)
         self.scale = 1 / max(np.einsum("on,on->", b @ moment, b), np.finfo(float).tiny)
-        self._b, self._p = shelf.keep(b), shelf.keep(inverse(damped(moment, 1e-6)))
+        p = lower_inverse(damped(moment, 1e-6))
         k = math.prod(self.shape[2:])
         channels = [np.flatnonzero(consumer.classes == c) for c in range(size)]
         self.features = [(ch[:, None] * k + np.arange(k)).ravel() for ch in channels]
+        self._blocks = _blocks(p, self.features)
+        self._b, self._p = shelf.keep(np.ascontiguousarray(b.T)), shelf.keep(p)
         self._place, self._stays = np.arange(b.shape[1]), np.ones(b.shape[1], bool)
+        self._columns: list[np.ndarray] = []
+        self._rows: list[np.ndarray] = []
 
     def scores(self, allowed: np.ndarray) -> np.ndarray:
         """Relative error (size,) that removing each allowed class adds; 0 for classes that this layer does not read."""
-        scores, b, p = np.zeros(len(allowed)), self._b.array, self._p.array
-        by_width: dict[int, list[int]] = {}
-        for c in np.flatnonzero(allowed):
-            by_width.setdefault(len(self.features[c]), []).append(int(c))
-        for width, classes in by_width.items():
-            if width == 0:
-                continue
-            f = np.stack([self.features[c] for c in classes])  # (m, width)
-            at = self._place[f]
-            blocks = p[at[:, :, None], at[:, None, :]]
-            columns = b[:, f].transpose(1, 2, 0)  # (m, width, O)
-            solved = np.linalg.solve(blocks, columns)
-            scores[classes] = np.einsum("mwo,mwo->m", columns, solved)
+        scores, b = np.zeros(len(allowed)), self._b.array
+        for classes, features, blocks in self._blocks:
+            some = allowed[classes]
+            own = b[self._place[features[some]]]  # (m, width, O)
+            solved = np.linalg.solve(blocks[some], own @ own.swapaxes(1, 2))
+            scores[classes[some]] = np.trace(solved, axis1=1, axis2=2)
         return scores * self.scale
 
     def remove(self, classes: Sequence[int]) -> None:
@@ -176,32 +174,74 @@ class _State:
         f = np.concatenate([self.features[c] for c in classes])
         if len(f) == 0:
             return
-        b, p = self._b.writable(), self._p.writable()
-        at, stay = self._place[f], np.flatnonzero(self._stays)
-        update = np.linalg.solve(p[np.ix_(at, at)], p[at])  # (width, features in P)
-        b[:, stay] -= b[:, f] @ update[:, self._place[stay]]
-        left = p[:, at]
-        for start in range(0, len(p), ROWS):
-            p[start : start + ROWS] -= left[start : start + ROWS] @ update
-        b[:, f] = 0
+        at = self._place[f]
+        rows = _rows_of(self._p.array, at)
+        for columns, late in zip(self._columns, self._rows, strict=True):
+            rows -= columns[at] @ late
+        rows[:, self._place[~self._stays & (self._place >= 0)]] = 0  # which rounding would make other than zero
+        columns, rows = rows.T, np.linalg.solve(rows[:, at], rows)
+        self._columns.append(columns)
+        self._rows.append(rows)
+        b = self._b.writable()
+        b -= rows.T @ b[at]
+        b[at] = 0
         self._stays[f] = False
-        if np.count_nonzero(self._stays) < SMALLER * len(p):
+        for _, features, blocks in self._blocks:
+            places = self._place[features]
+            blocks -= columns[places] @ rows.T[places].swapaxes(1, 2)
+        if sum(map(len, self._rows)) >= LATE:
+            self._subtract()
+        if np.count_nonzero(self._stays) < SMALLER * len(self._p.array):
             self._shrink()
 
+    def _subtract(self) -> None:
+        """Subtract from P what is to be subtracted later."""
+        p, columns, rows = self._p.writable(), np.concatenate(self._columns, 1), np.concatenate(self._rows)
+        for start in range(0, len(p), ROWS):
+            end = start + ROWS
+            p[start:end, :end] -= columns[start:end] @ rows[:, :end]
+        self._columns, self._rows = [], []
+
     def _shrink(self) -> None:
-        """Take out of P the features that have gone."""
+        """Take out of P and B the features that have gone."""
+        if self._rows:
+            self._subtract()
         stay = np.flatnonzero(self._stays)
         at = self._place[stay]
-        smaller = self._shelf.keep(self._p.array[np.ix_(at, at)])
-        self._p.drop()
-        self._p, self._place = smaller, np.full(len(self._place), -1)
+        p, b = self._shelf.keep(self._p.array[np.ix_(at, at)]), self._shelf.keep(self._b.array[at])
+        self.drop()
+        self._p, self._b, self._place = p, b, np.full(len(self._place), -1)
         self._place[stay] = np.arange(len(stay))
 
     def weight(self) -> Kept:
         """The repaired weight so far, float32, on the shelf, as those of all groups and counts outgrow the model."""
-        return self._shelf.keep(self._b.array.reshape(self.shape).astype(np.float32))
+        weight = np.zeros((len(self._place), self.shape[0]), np.float32)
+        held = self._place >= 0
+        weight[held] = self._b.array[self._place[held]]
+        return self._shelf.keep(weight.T.reshape(self.shape))
 
     def drop(self) -> None:
         """Remove P and B from the shelf."""
         self._b.drop()
         self._p.drop()
+
+
+def _blocks(p: np.ndarray, features: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For each number w of features that classes have: the classes (m,), their features (m, w), and P_FF (m, w, w)."""
+    widths = np.array([len(own) for own in features])
+    found = []
+    for width in sorted({*widths.tolist()} - {0}):
+        classes = np.flatnonzero(widths == width)
+        own = np.stack([features[c] for c in classes])
+        # the lower triangle is what is known of P
+        blocks = p[np.maximum(own[:, :, None], own[:, None, :]), np.minimum(own[:, :, None], own[:, None, :])]
+        found.append((classes, own, blocks))
+    return found
+
+
+def _rows_of(lower: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Rows (len(at), n) of a symmetric matrix (n, n) whose lower triangle is known."""
+    rows = np.array(lower[at])
+    for row, place in zip(rows, at, strict=True):
+        row[place + 1 :] = lower[place + 1 :, place]
+    return rows

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.linalg
 import scipy.linalg.lapack
 
-__all__ = ["damped", "inverse", "least_squares", "ridge", "root"]
+__all__ = ["damped", "least_squares", "lower_inverse", "ridge", "root"]
 
 
 def ridge(moment: np.ndarray, share: float) -> float:
@@ -16,7 +16,9 @@ def ridge(moment: np.ndarray, share: float) -> float:
 
 def damped(moment: np.ndarray, share: float) -> np.ndarray:
     """A second moment (n, n) plus `ridge` on its diagonal, which makes it invertible."""
-    return moment + ridge(moment, share) * np.eye(len(moment), dtype=moment.dtype)
+    found = moment.copy()
+    np.fill_diagonal(found, moment.diagonal() + ridge(moment, share))
+    return found
 
 
 def root(moment: np.ndarray, floor: float = 1e-8) -> tuple[np.ndarray, np.ndarray]:
@@ -42,14 +44,17 @@ def least_squares(features: np.ndarray, targets: np.ndarray, floor: float = 1e-1
         return np.linalg.solve(damped(features, floor), targets.T).T
 
 
-def inverse(moment: np.ndarray) -> np.ndarray:
-    """M⁻¹ (n, n) of a symmetric positive definite matrix M (n, n), float64; by Cholesky, in half the time of LU."""
+def lower_inverse(moment: np.ndarray) -> np.ndarray:
+    """M⁻¹ (n, n) of a symmetric positive definite matrix M (n, n), float64; its lower triangle only, by Cholesky.
+
+    What is above the diagonal is not to be read. In this way it takes half the time of LU.
+    """
     try:
-        factor, lower = scipy.linalg.cho_factor(moment, lower=True, check_finite=False)
+        factor, lower = scipy.linalg.cho_factor(moment, lower=False, check_finite=False)
     except scipy.linalg.LinAlgError:  # by rounding, the least eigenvalue is not above zero
         return np.linalg.inv(moment)
-    found = np.tril(scipy.linalg.lapack.dpotri(factor, lower=lower, overwrite_c=True)[0])
-    return found + np.tril(found, -1).T
+    # LAPACK's arrays are stored by columns: transposed, the upper triangle by columns is the lower one by rows
+    return np.asarray(scipy.linalg.lapack.dpotri(factor, lower=lower, overwrite_c=True)[0].T)
 
 
 def _positive(scale: float) -> float:

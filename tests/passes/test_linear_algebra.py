@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes.core.linear_algebra import inverse, least_squares
+from passes.core.linear_algebra import least_squares, lower_inverse
 
 
 def test_least_squares_is_numpys() -> None:
@@ -34,5 +34,5 @@ def test_a_moment_whose_least_eigenvalue_is_below_zero_by_rounding_is_solved_all
 def test_the_inverse_is_the_inverse_of_moments_that_are_hardly_definite_too() -> None:
     x = np.random.default_rng(0).normal(size=(30, 12))
     for moment in (x.T @ x, np.diag([1.0, -1e-6])):
-        np.testing.assert_allclose(inverse(moment) @ moment, np.eye(len(moment)), atol=1e-9)
-    assert np.array_equal(inverse(x.T @ x), inverse(x.T @ x).T)
+        lower = np.tril(lower_inverse(moment))
+        np.testing.assert_allclose((lower + np.tril(lower, -1).T) @ moment, np.eye(len(moment)), atol=1e-9)
