@@ -17,7 +17,7 @@ GIGABYTE = 1e9
 # A process is looked at this often, in seconds. What comes and goes in between is missed.
 INTERVAL = 0.05
 # Looking at many gigabytes takes longer, and holds up who is looked at: at most this share of the time goes into it.
-SHARE = 0.1
+SHARE = 0.03
 
 
 def table(title: str, *columns: str) -> Table:

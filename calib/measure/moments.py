@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.linalg.blas import dsyr, dsyrk
 
+from passes.core.linear_algebra import mirror
 from passes.core.shelf import Kept, Shelf
 from passes.graph.layers import Geometry
 
@@ -35,7 +37,10 @@ class Centred:
 
 @dataclass
 class Moments:
-    """Accumulates blocks of patches and targets; the properties give the means and centred moments so far, float64."""
+    """Accumulates blocks of patches and targets; the properties give the means and centred moments so far, float64.
+
+    Of the sum of x xᵀ, which is symmetric and may be large, the upper triangle is accumulated, in place.
+    """
 
     count: int = 0
     low: float = 0.0
@@ -59,7 +64,8 @@ class Moments:
         self.low = min(self.low, float(patches.min(initial=0.0)))
         self.high = max(self.high, float(patches.max(initial=0.0)))
         self._sum += both.sum(0)
-        self._second += x.T @ x
+        # of arrays stored by columns, as BLAS takes them: there, the lower triangle is the upper one by rows
+        dsyrk(1.0, x.T, beta=1.0, c=self._second.T, lower=True, overwrite_c=True)
         self._cross += t.T @ x
 
     def joined(self, other: Moments) -> Moments:
@@ -93,7 +99,10 @@ class Moments:
     def second(self) -> np.ndarray:
         """Sxx (n, n)."""
         mean = self._sum[: len(self._second)] / self.count
-        return self._second / self.count - np.outer(mean, mean)
+        found = self._second / self.count
+        dsyr(-1.0, mean, a=found.T, lower=True, overwrite_a=True)
+        mirror(found)
+        return found
 
     @property
     def cross(self) -> np.ndarray:

@@ -6,6 +6,8 @@ its strength is found by cross-validation: weights that are fitted to one half o
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from calib.measure.moments import JointMoments, Moments
@@ -52,9 +54,9 @@ class Fit:
             if (at == part).any():
                 joint.parts[bias].update(patches[at == part], targets[at == part])
 
-    @property
+    @cached_property
     def moments(self) -> JointMoments:
-        """The moments over all images."""
+        """The moments over all images; to be read once all patches are given."""
         return self._parts[0] if len(self._parts) == 1 else self._parts[0].joined(self._parts[1])
 
     def weight(self, own: np.ndarray) -> np.ndarray:

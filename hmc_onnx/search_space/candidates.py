@@ -14,7 +14,7 @@ import numpy as np
 
 from hmc_onnx.analysis.compressible import CompressibleLayer
 from passes.core.shelf import MEMORY, Kept, Shelf
-from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose
+from passes.decompose import DECOMPOSITIONS, Problem, chain_macs, chain_parameters, compose
 from passes.graph.layers import Geometry
 
 __all__ = [
@@ -119,7 +119,7 @@ def front(
     No other offer is worth measuring: at equal or higher cost, a larger local error does not make a better network.
 
     Every decomposition ends in a least-squares solution, whose residual is orthogonal to it. So the error
-    tr((W - Ŵ) M (W - Ŵ)ᵀ) is tr(W M Wᵀ) - tr(Ŵ M Wᵀ), and the product W M is computed once for all offers.
+    tr((W - Ŵ) M (W - Ŵ)ᵀ) is tr(W M Wᵀ) - tr(Ŵ M Wᵀ).
 
     Args:
         geometry: geometry of the layer.
@@ -128,15 +128,14 @@ def front(
         offered: the offers; those of one method are next to each other.
         shelf: where the factors are stored.
     """
-    flat = weight.reshape(len(weight), -1)
-    answers = flat @ moment
-    response = float(np.vdot(flat, answers))
+    problem = Problem.of(geometry, weight, moment)
+    response = problem.response
     found: list[tuple[Offer, float, list[np.ndarray]]] = []
     for name, own in groupby(offered, key=lambda o: o.method):
-        solve = DECOMPOSITIONS[name].solver(geometry, weight, moment)
-        for offer in own:
+        solve = DECOMPOSITIONS[name].solver(problem)
+        for offer in sorted(own, key=lambda o: o.rank, reverse=True):
             factors = solve(offer.rank)
-            explained = float(np.vdot(compose(offer.links, factors).reshape(flat.shape), answers))
+            explained = float(np.vdot(compose(offer.links, factors).reshape(problem.answers.shape), problem.answers))
             loss = max(response - explained, 0.0) / max(response, np.finfo(float).tiny)
             found.append((offer, loss, [f.astype(np.float32) for f in factors]))
     found.sort(key=lambda f: (f[0].cost, f[1]))

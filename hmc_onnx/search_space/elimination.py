@@ -232,7 +232,7 @@ def _blocks(p: np.ndarray, features: Sequence[np.ndarray]) -> list[tuple[np.ndar
     found = []
     for width in sorted({*widths.tolist()} - {0}):
         classes = np.flatnonzero(widths == width)
-        own = np.stack([features[c] for c in classes])
+        own = np.stack([features[int(c)] for c in classes])
         # the lower triangle is what is known of P
         blocks = p[np.maximum(own[:, :, None], own[:, None, :]), np.minimum(own[:, :, None], own[:, None, :])]
         found.append((classes, own, blocks))

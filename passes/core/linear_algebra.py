@@ -6,7 +6,10 @@ import numpy as np
 import scipy.linalg
 import scipy.linalg.lapack
 
-__all__ = ["damped", "least_squares", "lower_inverse", "ridge", "root"]
+__all__ = ["damped", "least_squares", "lower_inverse", "mirror", "ridge", "whitening"]
+
+# A matrix is mirrored in blocks of so many rows and columns, which the processor's caches hold.
+BLOCK = 256
 
 
 def ridge(moment: np.ndarray, share: float) -> float:
@@ -21,14 +24,14 @@ def damped(moment: np.ndarray, share: float) -> np.ndarray:
     return found
 
 
-def root(moment: np.ndarray, floor: float = 1e-8) -> tuple[np.ndarray, np.ndarray]:
-    """M^½ and M^-½, each (n, n), of a symmetric positive semidefinite matrix M (n, n).
+def whitening(moment: np.ndarray, floor: float = 1e-8) -> tuple[np.ndarray, np.ndarray]:
+    """L and L⁻¹, each (n, n) and lower triangular, of a second moment M = L Lᵀ (n, n). That of L⁻¹ x is the identity.
 
-    Eigenvalues below `floor` times the largest one are raised to that value.
+    `floor` times the mean eigenvalue is added to the diagonal, so that inputs that are always zero, or copies of each
+    other, have one, too.
     """
-    values, vectors = np.linalg.eigh(moment)
-    values = np.sqrt(np.maximum(values, floor * _positive(values[-1])))
-    return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
+    factor = scipy.linalg.cholesky(damped(moment, floor), lower=True, check_finite=False)
+    return factor, np.asarray(scipy.linalg.lapack.dtrtri(factor, lower=True)[0])
 
 
 def least_squares(features: np.ndarray, targets: np.ndarray, floor: float = 1e-10) -> np.ndarray:
@@ -55,6 +58,15 @@ def lower_inverse(moment: np.ndarray) -> np.ndarray:
         return np.linalg.inv(moment)
     # LAPACK's arrays are stored by columns: transposed, the upper triangle by columns is the lower one by rows
     return np.asarray(scipy.linalg.lapack.dpotri(factor, lower=lower, overwrite_c=True)[0].T)
+
+
+def mirror(upper: np.ndarray) -> None:
+    """Make a matrix (n, n) symmetric in place, from its upper triangle."""
+    for start in range(0, len(upper), BLOCK):
+        end = start + BLOCK
+        upper[end:, start:end] = upper[start:end, end:].T
+        corner = np.triu(upper[start:end, start:end])
+        upper[start:end, start:end] = corner + np.triu(corner, 1).T
 
 
 def _positive(scale: float) -> float:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -24,19 +25,53 @@ from passes.graph.layers import Geometry
 __all__ = [
     "Decomposition",
     "Factors",
+    "Problem",
     "Solver",
     "chain_macs",
     "chain_parameters",
     "compose",
     "error",
     "mode_moment",
+    "projected",
 ]
 
 
 # The weights of a chain's links, first to last: float64, each of its link's `weight_shape`.
 Factors = tuple[np.ndarray, ...]
-# From a rank to the weights of the links at that rank.
+# From a rank to the weights of the links at that rank. Several ranks take less time if the largest comes first.
 Solver = Callable[[int], Factors]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A layer that a chain is to stand for.
+
+    Attributes:
+        geometry: the layer's geometry.
+        weight: W, (O, I, *kernel), float64.
+        moment: M, (n, n), the centred second moment of the input patches, flattened in the order (I, *kernel), float64.
+        answers: W M, (O, n), which takes longer to compute than most of what is made of it.
+    """
+
+    geometry: Geometry
+    weight: np.ndarray
+    moment: np.ndarray
+    answers: np.ndarray
+
+    @classmethod
+    def of(cls, geometry: Geometry, weight: np.ndarray, moment: np.ndarray) -> Problem:
+        """The problem of a layer, with its answers."""
+        return cls(geometry, weight, moment, weight.reshape(len(weight), -1) @ moment)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """W as a matrix (O, n)."""
+        return self.weight.reshape(len(self.weight), -1)
+
+    @property
+    def response(self) -> float:
+        """E‖W x‖² about the mean."""
+        return float(np.vdot(self.matrix, self.answers))
 
 
 class Decomposition(ABC):
@@ -57,23 +92,24 @@ class Decomposition(ABC):
         """The chain's geometries, first to last."""
 
     @abstractmethod
-    def solver(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray) -> Solver:
-        """A function that finds the links' weights for a rank; what all ranks share is computed once, in this call.
-
-        Args:
-            geometry: the layer's geometry.
-            weight: (O, I, *kernel), float64.
-            moment: (n, n) centred second moment of the input patches, flattened in the order (I, *kernel), float64.
+    def solver(self, problem: Problem) -> Solver:
+        """A function that finds the links' weights for a rank; what all ranks share is computed once.
 
         Returns:
             A function from the rank (1 to `max_rank`) to float64 arrays, one for each link, of its `weight_shape`.
         """
 
     def factors(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, rank: int) -> Factors:
-        """The links' weights at one rank, polished: more work than one of many ranks is worth in a search."""
-        return self.polished(geometry, weight, moment, self.solver(geometry, weight, moment)(rank))
+        """The links' weights at one rank, polished: more work than one of many ranks is worth in a search.
 
-    def polished(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, factors: Factors) -> Factors:
+        Args:
+            geometry, weight, moment: as of `Problem`.
+            rank: from 1 to `max_rank`.
+        """
+        problem = Problem.of(geometry, weight, moment)
+        return self.polished(problem, self.solver(problem)(rank))
+
+    def polished(self, problem: Problem, factors: Factors) -> Factors:
         """Factors that lose less than those given, where the solver's are not the best there are; else these."""
         return factors
 
@@ -124,3 +160,24 @@ def mode_moment(moment: np.ndarray, geometry: Geometry) -> np.ndarray:
     """The second moment of the input channels (I, I): that of the patches, averaged over the kernel's positions."""
     i, k = geometry.inputs, math.prod(geometry.kernel)
     return np.einsum("akbk->ab", moment.reshape(i, k, i, k)) / k
+
+
+def projected(project: np.ndarray, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """E[z zᵀ] (s k, s k) and E[y zᵀ] (O, s k) of z = P x at k places: z[s, k] = Σ_a P[s, a] x[a, k].
+
+    Args:
+        project: P, (s, a), by which the patches x are projected that are flattened in the order (a, k).
+        problem: the layer.
+    """
+    (s, a), n = project.shape, len(problem.moment)
+    places = n // a
+    by_place = problem.moment.reshape(a, places, a, places)
+    found = np.empty((s, places, s, places))
+    for x in range(places):  # E[z zᵀ] is symmetric, so each pair of places is computed once
+        half = (project @ by_place[:, x, :, x:].reshape(a, -1)).reshape(s, a, places - x)
+        blocks = np.ascontiguousarray(half.transpose(2, 0, 1)) @ project.T  # (places - x, s, s)
+        found[:, x, :, x:] = blocks.transpose(1, 2, 0)
+        found[:, x:, :, x] = blocks.transpose(2, 0, 1)
+    answers = problem.answers.reshape(-1, a, places)
+    responses = np.einsum("oax,sa->osx", answers, project, optimize=True)
+    return found.reshape(s * places, -1), responses.reshape(-1, s * places)

@@ -15,8 +15,8 @@ import numpy as np
 from tensorly.decomposition import parafac
 
 from passes.core.declined import Declined, Why
-from passes.core.linear_algebra import least_squares, root
-from passes.decompose.base import Decomposition, Factors, Solver, mode_moment
+from passes.core.linear_algebra import least_squares, whitening
+from passes.decompose.base import Decomposition, Factors, Problem, Solver, mode_moment
 from passes.decompose.output_svd import pointwise
 from passes.decompose.polish import polish, steps_for
 from passes.decompose.tensorly_apart import apart, svd_by_gram
@@ -60,37 +60,40 @@ class CP(Decomposition):
             pointwise(geometry, rank, geometry.outputs),
         )
 
-    def solver(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray) -> Solver:
+    def solver(self, problem: Problem) -> Solver:
+        geometry = problem.geometry
         o, i, k = geometry.outputs, geometry.inputs, math.prod(geometry.kernel)
-        half, inverse_half = root(mode_moment(moment, geometry))
-        whitened = np.einsum("oik,ij->ojk", weight.reshape(o, i, k), half, optimize=True)
+        weight = problem.weight.reshape(o, i, k)
+        white, inverse = whitening(mode_moment(problem.moment, geometry))
+        whitened = np.einsum("oik,ij->ojk", weight, white, optimize=True)
         single = whitened.astype(np.float32)  # for the iterations, which take most of the time
 
         def factors(rank: int) -> Factors:
             if rank >= self.max_rank(geometry):
-                inputs, places = _pairs(weight.reshape(o, i, k))
+                inputs, places = _pairs(weight)
             else:
                 found = _iterated(single, rank)
                 if found is None:
-                    inputs, places = (part[:, :rank] for part in _pairs(weight.reshape(o, i, k)))
+                    inputs, places = (part[:, :rank] for part in _pairs(weight))
                 else:
-                    inputs, places = inverse_half @ found[0], found[1].astype(np.float64)
-            return _chain(geometry, weight, moment, inputs, places)
+                    inputs, places = inverse.T @ found[0], found[1].astype(np.float64)
+            return _chain(problem, inputs, places)
 
         return factors
 
-    def polished(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, factors: Factors) -> Factors:
+    def polished(self, problem: Problem, factors: Factors) -> Factors:
+        geometry = problem.geometry
         rank, i = len(factors[0]), geometry.inputs
         steps = steps_for(rank, geometry.features)
         if not steps or rank >= self.max_rank(geometry):
             return factors
-        half, inverse_half = root(mode_moment(moment, geometry))
-        terms = _Terms(inverse_half)
-        white, places = half @ factors[0].reshape(rank, i).T, factors[1].reshape(rank, -1).T
+        white, inverse = whitening(mode_moment(problem.moment, geometry))
+        terms = _Terms(inverse)
+        inputs, places = white.T @ factors[0].reshape(rank, i).T, factors[1].reshape(rank, -1).T
         tiny = np.finfo(float).tiny
-        start = np.concatenate([part / np.maximum(np.linalg.norm(part, axis=0), tiny) for part in (white, places)])
-        found = polish(weight.reshape(len(weight), -1), moment, terms, start, steps)
-        return factors if found is start else _chain(geometry, weight, moment, *terms.parts(found))
+        start = np.concatenate([part / np.maximum(np.linalg.norm(part, axis=0), tiny) for part in (inputs, places)])
+        found = polish(problem, terms, start, steps)
+        return factors if found is start else _chain(problem, *terms.parts(found))
 
 
 def _iterated(whitened: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -103,16 +106,14 @@ def _iterated(whitened: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray] 
     return (inputs, places) if np.isfinite(inputs).all() and np.isfinite(places).all() else None
 
 
-def _chain(
-    geometry: Geometry, weight: np.ndarray, moment: np.ndarray, inputs: np.ndarray, places: np.ndarray
-) -> Factors:
+def _chain(problem: Problem, inputs: np.ndarray, places: np.ndarray) -> Factors:
     """B (I, r), C (k, r) and the A that fits them, as the links' weights."""
-    o, rank, ones = len(weight), inputs.shape[1], [1] * len(geometry.kernel)
+    kernel, rank = problem.geometry.kernel, inputs.shape[1]
+    ones = [1] * len(kernel)
     join = _join(inputs, places)  # z = join x
-    half_way = join @ moment
-    outputs = least_squares(half_way @ join.T, weight.reshape(o, -1) @ half_way.T)
-    first, last = inputs.T.reshape(rank, -1, *ones), outputs.reshape(o, rank, *ones)
-    return first, places.T.reshape(rank, 1, *geometry.kernel), last
+    outputs = least_squares(join @ problem.moment @ join.T, problem.answers @ join.T)
+    first, last = inputs.T.reshape(rank, -1, *ones), outputs.reshape(-1, rank, *ones)
+    return first, places.T.reshape(rank, 1, *kernel), last
 
 
 def _join(inputs: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -124,12 +125,12 @@ def _join(inputs: np.ndarray, places: np.ndarray) -> np.ndarray:
 class _Terms:
     """B, whitened, above C, (I + k k, r), as what is free: J[r, (i, y)] = B[i, r] C[y, r]."""
 
-    inverse_half: np.ndarray
+    inverse: np.ndarray
 
     def parts(self, f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """B (I, r) and C (k k, r)."""
-        inputs = len(self.inverse_half)
-        return self.inverse_half @ f[:inputs], f[inputs:]
+        inputs = len(self.inverse)
+        return self.inverse.T @ f[:inputs], f[inputs:]
 
     def expand(self, f: np.ndarray) -> np.ndarray:
         return _join(*self.parts(f))
@@ -138,7 +139,7 @@ class _Terms:
         b, c = self.parts(f)
         by_term = gradient.reshape(-1, len(b), len(c))
         by_input = np.einsum("rik,kr->ir", by_term, c)
-        return np.concatenate([self.inverse_half @ by_input, np.einsum("rik,ir->kr", by_term, b)])
+        return np.concatenate([self.inverse @ by_input, np.einsum("rik,ir->kr", by_term, b)])
 
 
 def _pairs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

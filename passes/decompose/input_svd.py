@@ -14,8 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from passes.core.declined import Declined, Why
-from passes.core.linear_algebra import least_squares, root
-from passes.decompose.base import Decomposition, Factors, Solver, mode_moment
+from passes.core.linear_algebra import least_squares, whitening
+from passes.decompose.base import Decomposition, Factors, Problem, Solver, mode_moment, projected
 from passes.decompose.output_svd import pointwise
 from passes.graph.layers import Geometry
 
@@ -39,19 +39,16 @@ class InputSVD(Decomposition):
     def links(self, geometry: Geometry, rank: int) -> tuple[Geometry, ...]:
         return (pointwise(geometry, geometry.inputs, rank), replace(geometry, inputs=rank))
 
-    def solver(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray) -> Solver:
+    def solver(self, problem: Problem) -> Solver:
+        geometry = problem.geometry
         o, i, k = geometry.outputs, geometry.inputs, math.prod(geometry.kernel)
-        half, inverse_half = root(mode_moment(moment, geometry))
-        rows = weight.reshape(o, i, k).swapaxes(1, 2).reshape(o * k, i) @ half
+        white, inverse = whitening(mode_moment(problem.moment, geometry))
+        rows = problem.weight.reshape(o, i, k).swapaxes(1, 2).reshape(o * k, i) @ white
         vectors = np.linalg.eigh(rows.T @ rows)[1][:, ::-1]
-        by_place = moment.reshape(i, k, i * k)
 
         def factors(rank: int) -> Factors:
-            project = vectors[:, :rank].T @ inverse_half  # (rank, I)
-            half_way = np.einsum("si,ikn->skn", project, by_place, optimize=True)  # E[z xᵀ]
-            features = np.einsum("skiq,ti->sktq", half_way.reshape(rank, k, i, k), project, optimize=True)
-            responses = weight.reshape(o, -1) @ half_way.reshape(rank * k, -1).T
-            spread = least_squares(features.reshape(rank * k, -1), responses)
+            project = vectors[:, :rank].T @ inverse  # (rank, I)
+            spread = least_squares(*projected(project, problem))
             return project.reshape(rank, i, *[1] * len(geometry.kernel)), spread.reshape(o, rank, *geometry.kernel)
 
         return factors

@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from passes.core.declined import Declined, Why
-from passes.core.linear_algebra import root
-from passes.decompose.base import Decomposition, Factors, Solver
+from passes.core.linear_algebra import whitening
+from passes.decompose.base import Decomposition, Factors, Problem, Solver
 from passes.graph.layers import Geometry
 
 __all__ = ["OutputSVD", "pointwise"]
@@ -33,12 +33,12 @@ class OutputSVD(Decomposition):
     def links(self, geometry: Geometry, rank: int) -> tuple[Geometry, ...]:
         return (replace(geometry, outputs=rank), pointwise(geometry, rank, geometry.outputs))
 
-    def solver(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray) -> Solver:
-        matrix = weight.reshape(geometry.outputs, -1)
-        if geometry.outputs > geometry.features:  # V as left singular vectors of W M^½, the smaller problem
-            vectors = np.linalg.svd(matrix @ root(moment)[0], full_matrices=False)[0]
+    def solver(self, problem: Problem) -> Solver:
+        geometry, matrix = problem.geometry, problem.matrix
+        if geometry.outputs > geometry.features:  # V as left singular vectors of W L with M = L Lᵀ, the smaller problem
+            vectors = np.linalg.svd(matrix @ whitening(problem.moment)[0], full_matrices=False)[0]
         else:
-            vectors = np.linalg.eigh(matrix @ moment @ matrix.T)[1][:, ::-1]
+            vectors = np.linalg.eigh(problem.answers @ matrix.T)[1][:, ::-1]
 
         def factors(rank: int) -> Factors:
             leading = vectors[:, :rank]

@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from passes.core.linear_algebra import least_squares
+from passes.decompose.base import Problem
 
 __all__ = ["Free", "penalised", "polish", "steps_for"]
 
@@ -50,20 +51,18 @@ def steps_for(terms: int, features: int) -> int:
     return min(STEPS, int(WORK / (terms * features**2)))
 
 
-def polish(weight: np.ndarray, moment: np.ndarray, free: Free, start: np.ndarray, steps: int) -> np.ndarray:
+def polish(problem: Problem, free: Free, start: np.ndarray, steps: int) -> np.ndarray:
     """An f that loses less than the one to start with; the one to start with where none is found.
 
     Args:
-        weight: W, (O, n), float64.
-        moment: M, (n, n), float64.
+        problem: the layer.
         free: the form of J.
         start: f to start with, float64.
         steps: see `steps_for`.
     """
-    answers = weight @ moment
 
     def lost(flat: np.ndarray, penalty: float = PENALTY) -> tuple[float, np.ndarray]:
-        value, gradient = penalised(weight, moment, answers, free, flat.reshape(start.shape), penalty)
+        value, gradient = penalised(problem, free, flat.reshape(start.shape), penalty)
         return value, gradient.ravel()
 
     before = lost(start.ravel(), 0.0)[0]
@@ -74,26 +73,23 @@ def polish(weight: np.ndarray, moment: np.ndarray, free: Free, start: np.ndarray
     return found.reshape(start.shape) if lost(found, 0.0)[0] < before else start
 
 
-def penalised(
-    weight: np.ndarray, moment: np.ndarray, answers: np.ndarray, free: Free, f: np.ndarray, penalty: float
-) -> tuple[float, np.ndarray]:
+def penalised(problem: Problem, free: Free, f: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
     """The least of error + penalty · Σ_m ‖A_m‖² (J M Jᵀ)_mm over A, as a share of the response, and its gradient by f.
 
     Args:
-        weight, moment, free, f: as for `polish`.
-        answers: W M, (O, n).
+        problem, free, f: as for `polish`.
         penalty: weight of the squared responses of single terms.
 
     Returns:
         0 and zeros where the layer answers nothing.
     """
-    response = float(np.vdot(weight, answers))
+    response, answers = problem.response, problem.answers
     if response <= 0:
         return 0.0, np.zeros_like(f)
     kernel = free.expand(f)
-    half_way = kernel @ moment
+    half_way = kernel @ problem.moment
     features = half_way @ kernel.T
     last = least_squares(features + penalty * np.diag(np.diag(features)), answers @ kernel.T)
     missing = answers - last @ half_way  # (W - A J) M; its product with W is the error with the penalty
     by_kernel = last.T @ missing - penalty * (last**2).sum(0)[:, None] * half_way
-    return float(np.vdot(weight, missing)) / response, free.pull(f, by_kernel * (-2 / response))
+    return float(np.vdot(problem.matrix, missing)) / response, free.pull(f, by_kernel * (-2 / response))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from passes.core.declined import Declined, Why
-from passes.core.linear_algebra import least_squares, root
-from passes.decompose.base import Decomposition, Factors, Solver
+from passes.core.linear_algebra import least_squares, whitening
+from passes.decompose.base import Decomposition, Factors, Problem, Solver, projected
 from passes.decompose.polish import polish, steps_for
 from passes.graph.layers import Geometry
 
@@ -45,54 +45,59 @@ class SpatialSVD(Decomposition):
             Geometry(rank, geometry.outputs, (1, kx), (1, sx), (0, left, 0, right), (1, dx)),
         )
 
-    def solver(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray) -> Solver:
-        half, inverse_half = _roots(geometry, moment)
-        white = half @ weight.transpose(1, 2, 3, 0).reshape(len(half), -1)
-        vectors = np.linalg.eigh(white @ white.T)[1][:, ::-1]  # its left singular vectors
+    def solver(self, problem: Problem) -> Solver:
+        white, inverse = _whitening(problem)
+        rows = white.T @ problem.weight.transpose(1, 2, 3, 0).reshape(len(white), -1)
+        vectors = np.linalg.eigh(rows @ rows.T)[1][:, ::-1]  # their left singular vectors
+        moments: list[np.ndarray] = []  # of the largest rank so far; those of a lower rank are a part of them
 
         def factors(rank: int) -> Factors:
-            return _chain(geometry, weight, moment, vectors[:, :rank].T @ inverse_half)
+            vertical = vectors[:, :rank].T @ inverse
+            columns = rank * problem.geometry.kernel[1]
+            if not moments or len(moments[0]) < columns:
+                moments[:] = projected(vertical, problem)
+            features, responses = moments
+            return _chain(problem.geometry, vertical, features[:columns, :columns], responses[:, :columns])
 
         return factors
 
-    def polished(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, factors: Factors) -> Factors:
+    def polished(self, problem: Problem, factors: Factors) -> Factors:
+        geometry = problem.geometry
         rank, kx = len(factors[0]), geometry.kernel[1]
         steps = steps_for(rank * kx, geometry.features)
         if not steps or rank >= self.max_rank(geometry):
             return factors
-        half, inverse_half = _roots(geometry, moment)
-        white = factors[0].reshape(-1, len(half)) @ half
-        found = polish(weight.reshape(len(weight), -1), moment, _Vertical(inverse_half, kx), white, steps)
-        return factors if found is white else _chain(geometry, weight, moment, found @ inverse_half)
+        white, inverse = _whitening(problem)
+        start = factors[0].reshape(rank, -1) @ white
+        found = polish(problem, _Vertical(inverse, kx), start, steps)
+        if found is start:
+            return factors
+        vertical = found @ inverse
+        return _chain(geometry, vertical, *projected(vertical, problem))
 
 
-def _roots(geometry: Geometry, moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """M^½ and M^-½ of the second moment M (I k_y, I k_y) of the patches' columns, averaged over x."""
-    (ky, kx), i = geometry.kernel, geometry.inputs
-    return root(np.einsum("axbx->ab", moment.reshape(i * ky, kx, i * ky, kx)) / kx)
+def _whitening(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """That of the second moment (I k_y, I k_y) of the patches' columns, averaged over x."""
+    (ky, kx), i = problem.geometry.kernel, problem.geometry.inputs
+    return whitening(np.einsum("axbx->ab", problem.moment.reshape(i * ky, kx, i * ky, kx)) / kx)
 
 
-def _chain(geometry: Geometry, weight: np.ndarray, moment: np.ndarray, vertical: np.ndarray) -> Factors:
-    """V (r, I k_y) and H as the links' weights."""
-    (ky, kx), o, rank = geometry.kernel, len(weight), len(vertical)
-    by_place = moment.reshape(vertical.shape[1], kx, -1, kx)
-    # z[r, x] = Σ_(i,y) V[r, (i, y)] patch[(i, y), x]; y = H z
-    half_way = np.einsum("ra,axbw->rxbw", vertical, by_place, optimize=True)
-    features = np.einsum("rxbw,sb->rxsw", half_way, vertical, optimize=True).reshape(rank * kx, -1)
-    responses = np.einsum("ow,rxw->orx", weight.reshape(o, -1), half_way.reshape(rank, kx, -1), optimize=True)
-    horizontal = least_squares(features, responses.reshape(o, -1))
-    return vertical.reshape(rank, -1, ky, 1), horizontal.reshape(o, rank, 1, kx)
+def _chain(geometry: Geometry, vertical: np.ndarray, features: np.ndarray, responses: np.ndarray) -> Factors:
+    """V (r, I k_y) and the H that fits it, as the links' weights; see `projected` for the moments."""
+    (ky, kx), rank = geometry.kernel, len(vertical)
+    horizontal = least_squares(features, responses)
+    return vertical.reshape(rank, -1, ky, 1), horizontal.reshape(-1, rank, 1, kx)
 
 
 @dataclass(frozen=True)
 class _Vertical:
     """V, whitened, (r, I k_y), as what is free: J[(r, x), (i, y, x')] = V[r, (i, y)] where x = x', else 0."""
 
-    inverse_half: np.ndarray
+    inverse: np.ndarray
     width: int
 
     def expand(self, f: np.ndarray) -> np.ndarray:
-        vertical, kx = f @ self.inverse_half, self.width
+        vertical, kx = f @ self.inverse, self.width
         kernel = np.zeros((len(f), kx, f.shape[1], kx))
         for x in range(kx):
             kernel[:, x, :, x] = vertical
@@ -100,4 +105,4 @@ class _Vertical:
 
     def pull(self, f: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         by_place = gradient.reshape(len(f), self.width, -1, self.width)
-        return np.asarray(np.einsum("rxax->ra", by_place) @ self.inverse_half)
+        return np.asarray(np.einsum("rxax->ra", by_place) @ self.inverse.T)

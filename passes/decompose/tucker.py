@@ -14,8 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from passes.core.declined import Declined, Why
-from passes.core.linear_algebra import least_squares, root
-from passes.decompose.base import Decomposition, Factors, Solver, mode_moment
+from passes.core.linear_algebra import least_squares, whitening
+from passes.decompose.base import Decomposition, Factors, Problem, Solver, mode_moment, projected
 from passes.decompose.output_svd import OutputSVD, pointwise
 from passes.graph.layers import Geometry
 
@@ -57,22 +57,20 @@ class Tucker2(Decomposition):
             pointwise(geometry, rank, geometry.outputs),
         )
 
-    def solver(self, geometry: Geometry, weight: np.ndarray, moment: np.ndarray) -> Solver:
+    def solver(self, problem: Problem) -> Solver:
+        geometry = problem.geometry
         o, i, k = geometry.outputs, geometry.inputs, math.prod(geometry.kernel)
-        half, inverse_half = root(mode_moment(moment, geometry))
-        whitened = np.einsum("oik,ij->ojk", weight.reshape(o, i, k), half, optimize=True)
+        white, inverse = whitening(mode_moment(problem.moment, geometry))
+        whitened = np.einsum("oik,ij->ojk", problem.weight.reshape(o, i, k), white, optimize=True)
         single = whitened.astype(np.float32)  # for the iterations, which find a subspace; what follows solves in it
-        by_place = moment.reshape(i, k, i * k)
 
         def factors(rank: int) -> Factors:
             s = self.input_rank(geometry, rank)
-            project = _input_factor(single, rank, s).T @ inverse_half  # (s, I)
-            half_way = np.einsum("si,ikn->skn", project, by_place, optimize=True)  # E[z xᵀ]
-            features = np.einsum("skiq,ti->sktq", half_way.reshape(s, k, i, k), project, optimize=True)
-            responses = weight.reshape(o, -1) @ half_way.reshape(s * k, -1).T
-            inner, second = geometry.resized(s, o), features.reshape(s * k, -1)
+            project = _input_factor(single, rank, s).T @ inverse  # (s, I)
+            second, responses = projected(project, problem)
+            inner = geometry.resized(s, o)
             core = least_squares(second, responses).reshape(inner.weight_shape)
-            middle, last = OutputSVD().factors(inner, core, second, rank)
+            middle, last = OutputSVD().solver(Problem(inner, core, second, responses))(rank)
             return project.reshape(s, i, *[1] * len(geometry.kernel)), middle, last
 
         return factors

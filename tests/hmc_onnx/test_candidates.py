@@ -24,7 +24,7 @@ from hmc_onnx.search_space.variants import removal
 from passes.branches import remove_branch
 from passes.channels import trace
 from passes.core.shelf import Shelf
-from passes.decompose import DECOMPOSITIONS, chain_macs, compose
+from passes.decompose import DECOMPOSITIONS, Problem, chain_macs, compose
 from passes.graph.cost import costs, total
 from passes.graph.layers import Geometry, layer_of, replace_by_chain
 from passes.graph.model import Model
@@ -85,7 +85,7 @@ def test_no_candidate_beats_one_of_the_front_and_every_other_is_beaten(found, pa
         if method.why_not(CONV):
             continue
         for rank in {r for ratio in RATIOS if (r := method.rank_for(CONV, SIZE, ratio, 2))}:
-            kernel = compose(method.links(CONV, rank), method.solver(CONV, weight, moment)(rank))
+            kernel = compose(method.links(CONV, rank), method.solver(Problem.of(CONV, weight, moment))(rank))
             macs, error = chain_macs(method.links(CONV, rank), SIZE), lost(patches, weight, kernel)
             assert any(c.offer.macs <= macs and c.error <= error * (1 + 1e-6) for c in found), (name, rank)
             tried += 1

@@ -14,7 +14,6 @@ from tensorly.decomposition import partial_tucker
 from zoo import Builder, assert_same, run
 
 from passes.core.declined import Declined, Why
-from passes.core.linear_algebra import root
 from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose, error
 from passes.decompose.base import mode_moment
 from passes.decompose.tensorly_apart import svd_by_gram
@@ -356,17 +355,6 @@ def test_error_is_the_squared_error_of_the_responses() -> None:
     lost = (weight - other).reshape(geometry.outputs, -1) @ x
     assert error(weight, other, moment) == pytest.approx(np.sum(lost**2) / 200)
     assert error(weight, weight, moment) == 0
-
-
-def test_root_and_inverse_root() -> None:
-    _, moment = drawn(Geometry(12, 5))
-    half, inverse = root(moment)
-    np.testing.assert_allclose(half @ half, moment, atol=1e-12)
-    np.testing.assert_allclose(half @ inverse, np.eye(12), atol=1e-9)
-    half, inverse = root(np.diag([1.0, 0.0]))
-    np.testing.assert_allclose(half, np.diag([1, 1e-4]))
-    np.testing.assert_allclose(inverse, np.diag([1, 1e4]))
-    assert all(np.isfinite(m).all() for m in root(np.zeros((2, 2))))
 
 
 def test_mode_moment_is_the_mean_over_the_places_of_the_kernel() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes.core.linear_algebra import least_squares, lower_inverse
+from passes.core.linear_algebra import least_squares, lower_inverse, mirror, whitening
 
 
 def test_least_squares_is_numpys() -> None:
@@ -36,3 +36,22 @@ def test_the_inverse_is_the_inverse_of_moments_that_are_hardly_definite_too() ->
     for moment in (x.T @ x, np.diag([1.0, -1e-6])):
         lower = np.tril(lower_inverse(moment))
         np.testing.assert_allclose((lower + np.tril(lower, -1).T) @ moment, np.eye(len(moment)), atol=1e-9)
+
+
+def test_whitening_gives_the_factor_of_a_moment_and_its_inverse() -> None:
+    x = np.random.default_rng(0).normal(size=(30, 12))
+    factor, inverse = whitening(x.T @ x)
+    np.testing.assert_allclose(factor @ factor.T, x.T @ x, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(inverse @ factor, np.eye(12), atol=1e-9)
+    assert not np.triu(factor, 1).any() and not np.triu(inverse, 1).any()
+    factor, inverse = whitening(np.diag([1.0, 0.0]))  # an input that is always zero
+    np.testing.assert_allclose(inverse @ factor, np.eye(2))
+    assert all(np.isfinite(m).all() for m in whitening(np.zeros((2, 2))))
+
+
+@pytest.mark.parametrize("n", [1, 7, 256, 300])
+def test_mirroring_copies_the_upper_triangle_to_the_lower(n: int) -> None:
+    matrix = np.random.default_rng(0).normal(size=(n, n))
+    expected = np.where(np.tri(n, k=-1, dtype=bool), matrix.T, matrix)
+    mirror(matrix)
+    np.testing.assert_array_equal(matrix, expected)

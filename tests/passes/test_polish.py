@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes.decompose import DECOMPOSITIONS, compose, error
+from passes.decompose import DECOMPOSITIONS, Problem, compose, error
 from passes.decompose.cp import _Terms
 from passes.decompose.polish import Free, penalised, steps_for
 from passes.decompose.spatial_svd import _Vertical
@@ -50,7 +50,7 @@ def test_the_gradient_is_that_of_the_loss(free: Free, shape: tuple[int, int], pe
     f, way, weight = rng.normal(size=shape), rng.normal(size=shape), rng.normal(size=(6, 36))
 
     def loss(step: float) -> tuple[float, np.ndarray]:
-        return penalised(weight, moment, weight @ moment, free, f + step * way, penalty)
+        return penalised(Problem.of(Geometry(36, 6), weight, moment), free, f + step * way, penalty)
 
     numeric = (loss(1e-5)[0] - loss(-1e-5)[0]) / 2e-5
     assert numeric == pytest.approx(float(np.vdot(loss(0.0)[1], way)), rel=1e-5)
@@ -67,7 +67,7 @@ def test_the_loss_is_the_error_and_the_squared_responses_of_single_terms(free: F
     rows = np.hstack([kernel @ root, np.diag(np.sqrt(penalty * alone))])
     last = np.linalg.lstsq(rows.T, np.hstack([weight @ root, np.zeros((6, len(kernel)))]).T, rcond=None)[0].T
     direct = error(weight, last @ kernel, moment) + penalty * float((last**2).sum(0) @ alone)
-    found, _ = penalised(weight, moment, weight @ moment, free, f, penalty)
+    found, _ = penalised(Problem.of(Geometry(36, 6), weight, moment), free, f, penalty)
     assert found == pytest.approx(direct / error(weight, np.zeros_like(weight), moment), rel=1e-6)
 
 
@@ -75,10 +75,10 @@ def test_the_loss_is_the_error_and_the_squared_responses_of_single_terms(free: F
 def test_what_is_exact_stays_as_it_is(name: str) -> None:
     method, rng = DECOMPOSITIONS[name], np.random.default_rng(4)
     weight, moment = rng.normal(size=GEOMETRY.weight_shape), correlated(72)
-    exact = method.solver(GEOMETRY, weight, moment)(method.max_rank(GEOMETRY))
-    assert method.polished(GEOMETRY, weight, moment, exact) is exact
+    exact = method.solver(Problem.of(GEOMETRY, weight, moment))(method.max_rank(GEOMETRY))
+    assert method.polished(Problem.of(GEOMETRY, weight, moment), exact) is exact
     chain = tuple(rng.normal(size=link.weight_shape) for link in method.links(GEOMETRY, 2))
-    assert method.polished(GEOMETRY, compose(method.links(GEOMETRY, 2), chain), moment, chain) is chain
+    assert method.polished(Problem.of(GEOMETRY, compose(method.links(GEOMETRY, 2), chain), moment), chain) is chain
 
 
 @pytest.mark.parametrize("name", ["cp", "spatial"])
