@@ -47,6 +47,8 @@ __all__ = ["Context", "check_convertible"]
 
 # Images from which the ranges of activations are found, for INT8 and float16.
 RANGE_IMAGES = 512
+# Bytes of second moments beyond which these, and the weights of all candidates, are kept on disk.
+SHELVED = 2.5e8
 # What the activations of a feed of these may take of the memory; onnxruntime allocates up to three times as much.
 RANGE_MEMORY = 0.3
 # Images in a feed of which histograms are made, where there is memory for so many.
@@ -163,6 +165,16 @@ class Context:
     def large(self) -> bool:
         """Whether the weights are too large to be held in several forms at once."""
         return self._size_and_digest[0] > LARGE
+
+    @cached_property
+    def moments(self) -> list[int]:
+        """Bytes of the second moment of each layer's patches, in float64."""
+        return [8 * s.layer.geometry.features**2 for s in self.compressible.layers.values() if not s.grouped]
+
+    @property
+    def shelved(self) -> bool:
+        """Whether what is made of each layer is kept on disk, as it would take more memory than the rest of the run."""
+        return self.large or sum(self.moments) > SHELVED
 
     @cached_property
     def _size_and_digest(self) -> tuple[int, str]:

@@ -42,6 +42,8 @@ BATCHES, PLANS = 3, 3
 COPIES = 4
 # Bytes of a process with its libraries, before it holds anything of the model.
 PROCESS = 3e8
+# Copies of a layer's second moment that a worker holds while it solves for its weights.
+SOLVING = 3
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,9 @@ def estimate(context: Context) -> Estimate:
         + (math.ceil(lots) * (SECONDS + 1) if settings.latency else 0)
         + latency.SECONDS * (BATCHES + (PLANS if settings.latency else 0))
     )
-    features = [s.layer.geometry.features for s in layers.values() if not s.grouped]
     largest = max((math.prod(s.size) * s.layer.geometry.inputs * s.maps for s in layers.values()), default=0)
-    memory = 8.0 * sum(n * n for n in features) + COPIES * 4 * context.cost.parameters
+    moments = SOLVING * workers * max(context.moments, default=0) if context.shelved else sum(context.moments)
+    memory = moments + COPIES * 4 * context.cost.parameters
     memory += min(context.memory, 4 * samples * largest) + PROCESS * (1 + workers * (workers > 1))
     return Estimate(
         layers=len(layers),

@@ -90,7 +90,7 @@ class _Profiler:
     def profile(self, workers: Pool) -> Profile:
         """Compute and measure all candidates; the tasks run in the workers of the pool."""
         context, settings, layers, compressible = self.context, self.settings, self.layers, self.compressible
-        self.shelf = workers.shelf() if context.large else MEMORY
+        self.shelf = workers.shelf() if context.shelved else MEMORY
         clock = self.clock
         if clock is not None:
             clock.time_whole()

@@ -23,6 +23,7 @@ from hmc_onnx.execution import context, executor
 from hmc_onnx.execution.checkpoint import Checkpoint
 from hmc_onnx.execution.executor import Pool, pool
 from hmc_onnx.records.work import Work
+from passes.core import shelf
 from passes.core.errors import SettingsError
 
 SETTINGS = hmc_onnx.Settings(samples=32, kl_samples=32, positions=8, align=4, chunk=16, fine=False, provider="cpu")
@@ -103,7 +104,13 @@ def calibration() -> CalibrationData:
     return CalibrationData({"input": images(32, 8)}, None, "noise")
 
 
-def test_processes_find_what_one_does(reference: hmc_onnx.Profile) -> None:
+@pytest.mark.parametrize("shelved", [False, True])
+def test_processes_find_what_one_does(
+    shelved: bool, reference: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shelved:
+        monkeypatch.setattr(context, "SHELVED", 0)
+        monkeypatch.setattr(shelf, "SMALL", 0)
     assert hmc_onnx.profile(resnet((1,), (8,), size=8), calibration(), SETTINGS, work=Work(jobs=2)) == reference
 
 
