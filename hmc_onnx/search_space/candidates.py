@@ -6,6 +6,7 @@ A decomposition at a rank is an `Offer` as long as only its cost is known, a `Ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -14,7 +15,7 @@ import numpy as np
 
 from hmc_onnx.analysis.compressible import CompressibleLayer
 from passes.core.shelf import MEMORY, Kept, Shelf
-from passes.decompose import DECOMPOSITIONS, Problem, chain_macs, chain_parameters, compose
+from passes.decompose import DECOMPOSITIONS, Factors, Problem, chain_macs, chain_parameters, compose
 from passes.graph.layers import Geometry
 
 __all__ = [
@@ -34,6 +35,9 @@ Times = Mapping[tuple[Geometry, ...], float] | None
 
 # Shares of a layer's MACs at which each decomposition of the whole layer is tried.
 RATIOS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15)
+# A candidate is polished with this share of the work that repair does for a chain (docs/experiments.md), where its
+# error might then be the least at its cost: at most so much of it is polished away.
+EFFORT, POLISHED_AWAY = 0.2, 0.6
 
 
 @dataclass(frozen=True)
@@ -129,20 +133,25 @@ def front(
         shelf: where the factors are stored.
     """
     problem = Problem.of(geometry, weight, moment)
-    response = problem.response
-    found: list[tuple[Offer, float, list[np.ndarray]]] = []
+
+    def lost(offer: Offer, factors: Factors) -> float:
+        explained = float(np.vdot(compose(offer.links, factors).reshape(problem.answers.shape), problem.answers))
+        return max(problem.response - explained, 0.0) / max(problem.response, np.finfo(float).tiny)
+
+    found: list[tuple[Offer, float, Factors]] = []
     for name, own in groupby(offered, key=lambda o: o.method):
         solve = DECOMPOSITIONS[name].solver(problem)
         for offer in sorted(own, key=lambda o: o.rank, reverse=True):
             factors = solve(offer.rank)
-            explained = float(np.vdot(compose(offer.links, factors).reshape(problem.answers.shape), problem.answers))
-            loss = max(response - explained, 0.0) / max(response, np.finfo(float).tiny)
-            found.append((offer, loss, [f.astype(np.float32) for f in factors]))
-    found.sort(key=lambda f: (f[0].cost, f[1]))
+            found.append((offer, lost(offer, factors), factors))
     best: list[Candidate] = []
-    for offer, loss, arrays in found:
-        if not best or loss < best[-1].error * (1 - 1e-9):
-            best.append(Candidate(offer, loss, tuple(map(shelf.keep, arrays))))
+    for offer, loss, factors in sorted(found, key=lambda f: (f[0].cost, f[1])):
+        least = best[-1].error * (1 - 1e-9) if best else math.inf
+        if loss * (1 - POLISHED_AWAY) < least:
+            polished = DECOMPOSITIONS[offer.method].polished(problem, factors, EFFORT)
+            loss = loss if polished is factors else lost(offer, polished)
+            if loss < least:
+                best.append(Candidate(offer, loss, tuple(shelf.keep(f.astype(np.float32)) for f in polished)))
     return best[::-1]
 
 

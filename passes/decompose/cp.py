@@ -81,10 +81,10 @@ class CP(Decomposition):
 
         return factors
 
-    def polished(self, problem: Problem, factors: Factors) -> Factors:
+    def polished(self, problem: Problem, factors: Factors, effort: float = 1.0) -> Factors:
         geometry = problem.geometry
         rank, i = len(factors[0]), geometry.inputs
-        steps = steps_for(rank, geometry.features)
+        steps = steps_for(rank, geometry.features, effort)
         if not steps or rank >= self.max_rank(geometry):
             return factors
         white, inverse = whitening(mode_moment(problem.moment, geometry))

@@ -61,10 +61,10 @@ class SpatialSVD(Decomposition):
 
         return factors
 
-    def polished(self, problem: Problem, factors: Factors) -> Factors:
+    def polished(self, problem: Problem, factors: Factors, effort: float = 1.0) -> Factors:
         geometry = problem.geometry
         rank, kx = len(factors[0]), geometry.kernel[1]
-        steps = steps_for(rank * kx, geometry.features)
+        steps = steps_for(rank * kx, geometry.features, effort)
         if not steps or rank >= self.max_rank(geometry):
             return factors
         white, inverse = _whitening(problem)
