@@ -37,7 +37,7 @@ Times = Mapping[tuple[Geometry, ...], float] | None
 RATIOS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15)
 # A candidate is polished with this share of the work that repair does for a chain (docs/experiments.md), where its
 # error might then be the least at its cost: at most so much of it is polished away.
-EFFORT, POLISHED_AWAY = 0.2, 0.6
+EFFORT, POLISHED_AWAY = 0.3, 0.6
 
 
 @dataclass(frozen=True)
@@ -143,16 +143,25 @@ def front(
         solve = DECOMPOSITIONS[name].solver(problem)
         for offer in sorted(own, key=lambda o: o.rank, reverse=True):
             factors = solve(offer.rank)
-            found.append((offer, lost(offer, factors), factors))
-    best: list[Candidate] = []
-    for offer, loss, factors in sorted(found, key=lambda f: (f[0].cost, f[1])):
-        least = best[-1].error * (1 - 1e-9) if best else math.inf
+            found.append((offer, lost(offer, factors), _single(factors)))
+    found.sort(key=lambda f: (f[0].cost, f[1]))
+    best: list[tuple[Offer, float, Factors]] = []
+    for offer, loss, factors in found:
+        least = best[-1][1] * (1 - 1e-9) if best else math.inf
         if loss * (1 - POLISHED_AWAY) < least:
-            polished = DECOMPOSITIONS[offer.method].polished(problem, factors, EFFORT)
-            loss = loss if polished is factors else lost(offer, polished)
-            if loss < least:
-                best.append(Candidate(offer, loss, tuple(shelf.keep(f.astype(np.float32)) for f in polished)))
-    return best[::-1]
+            start = tuple(f.astype(np.float64) for f in factors)
+            polished = DECOMPOSITIONS[offer.method].polished(problem, start, EFFORT)
+            loss, factors = (loss, factors) if polished is start else (lost(offer, polished), _single(polished))
+        if loss < least:
+            if best and best[-1][0].cost == offer.cost:  # polished, this one is ahead of it
+                best.pop()
+            best.append((offer, loss, factors))
+    return [Candidate(offer, loss, tuple(map(shelf.keep, factors))) for offer, loss, factors in reversed(best)]
+
+
+def _single(factors: Factors) -> Factors:
+    """The factors in float32, as many of them are held at once."""
+    return tuple(f.astype(np.float32) for f in factors)
 
 
 def whole_offers(subject: CompressibleLayer, align: int, fine: bool = True) -> list[Offer]:

@@ -19,6 +19,9 @@ from passes.graph.layers import Geometry
 
 __all__ = ["SpatialSVD"]
 
+# Share of the steps of polishing after which nothing is gained any more (docs/experiments.md).
+SHARE = 0.3
+
 
 class SpatialSVD(Decomposition):
     """A vertical Conv and a horizontal one."""
@@ -64,7 +67,7 @@ class SpatialSVD(Decomposition):
     def polished(self, problem: Problem, factors: Factors, effort: float = 1.0) -> Factors:
         geometry = problem.geometry
         rank, kx = len(factors[0]), geometry.kernel[1]
-        steps = steps_for(rank * kx, geometry.features, effort)
+        steps = steps_for(rank * kx, geometry.features, effort * SHARE)
         if not steps or rank >= self.max_rank(geometry):
             return factors
         white, inverse = _whitening(problem)
