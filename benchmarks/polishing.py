@@ -17,7 +17,7 @@ import hmc_onnx
 import passes.decompose.polish as polishing
 from calib.measure.moments import Moments, sample_positions, sampled_patches
 from calib.measure.walk import Walk
-from passes.decompose import DECOMPOSITIONS, compose, error
+from passes.decompose import DECOMPOSITIONS, compose, error, spatial_svd
 from passes.graph.layers import Geometry
 
 STEPS = (0, 10, 30, 100, 300)
@@ -56,7 +56,7 @@ def main() -> None:
 def cell(name: str, geometry: Geometry, weight: np.ndarray, moment: np.ndarray, rank: int, steps: int) -> str:
     """The share lost; of CP, how much the terms cancel."""
     method, flat = DECOMPOSITIONS[name], weight.reshape(len(weight), -1)
-    polishing.STEPS, polishing.WORK = steps, 1e18
+    polishing.STEPS, spatial_svd.MOST_STEPS, polishing.WORK = steps, steps, 1e18
     factors = method.factors(geometry, weight, moment, rank)
     found = compose(method.links(geometry, rank), factors)
     response = error(weight, np.zeros_like(weight), moment)

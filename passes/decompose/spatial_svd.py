@@ -19,8 +19,8 @@ from passes.graph.layers import Geometry
 
 __all__ = ["SpatialSVD"]
 
-# Share of the steps of polishing after which nothing is gained any more (docs/experiments.md).
-SHARE = 0.3
+# Steps of polishing after which nothing is gained any more (docs/experiments.md).
+MOST_STEPS = 30
 
 
 class SpatialSVD(Decomposition):
@@ -67,7 +67,7 @@ class SpatialSVD(Decomposition):
     def polished(self, problem: Problem, factors: Factors, effort: float = 1.0) -> Factors:
         geometry = problem.geometry
         rank, kx = len(factors[0]), geometry.kernel[1]
-        steps = steps_for(rank * kx, geometry.features, effort * SHARE)
+        steps = min(steps_for(rank * kx, geometry.features, effort), int(effort * MOST_STEPS))
         if not steps or rank >= self.max_rank(geometry):
             return factors
         white, inverse = _whitening(problem)
