@@ -35,9 +35,11 @@ Times = Mapping[tuple[Geometry, ...], float] | None
 
 # Shares of a layer's MACs at which each decomposition of the whole layer is tried.
 RATIOS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15)
-# A candidate is polished with this share of the work that repair does for a chain (docs/experiments.md), where its
-# error might then be the least at its cost: at most so much of it is polished away.
-EFFORT, POLISHED_AWAY = 0.3, 0.6
+# A candidate is polished with this share of the work that repair does for a chain (docs/experiments.md); one for a
+# pruned layer, of which there are several times as many, with that.
+EFFORT, EFFORT_WHEN_PRUNED = 0.3, 0.1
+# It is polished where its error might then be the least at its cost: at most so much of it is polished away.
+POLISHED_AWAY = 0.6
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,12 @@ def timed(offered: Sequence[Offer], whole: Geometry, times: Times) -> list[Offer
 
 
 def front(
-    geometry: Geometry, weight: np.ndarray, moment: np.ndarray, offered: Sequence[Offer], shelf: Shelf = MEMORY
+    geometry: Geometry,
+    weight: np.ndarray,
+    moment: np.ndarray,
+    offered: Sequence[Offer],
+    shelf: Shelf = MEMORY,
+    effort: float = EFFORT,
 ) -> list[Candidate]:
     """The Pareto front of local error against cost, as candidates, the cheapest last.
 
@@ -131,6 +138,7 @@ def front(
         moment: centred second moment of the layer's patches, (n, n), float64.
         offered: the offers; those of one method are next to each other.
         shelf: where the factors are stored.
+        effort: as of `Decomposition.polished`.
     """
     problem = Problem.of(geometry, weight, moment)
 
@@ -150,7 +158,7 @@ def front(
         least = best[-1][1] * (1 - 1e-9) if best else math.inf
         if loss * (1 - POLISHED_AWAY) < least:
             start = tuple(f.astype(np.float64) for f in factors)
-            polished = DECOMPOSITIONS[offer.method].polished(problem, start, EFFORT)
+            polished = DECOMPOSITIONS[offer.method].polished(problem, start, effort)
             loss, factors = (loss, factors) if polished is start else (lost(offer, polished), _single(polished))
         if loss < least:
             if best and best[-1][0].cost == offer.cost:  # polished, this one is ahead of it

@@ -17,7 +17,6 @@ from hmc_onnx.execution.context import Context
 from hmc_onnx.profiling.profiler import profile
 from hmc_onnx.records.profile import KEEP, REMOVED, LayerChoice, Profile
 from hmc_onnx.records.settings import Settings
-from hmc_onnx.search_space import candidates
 from hmc_onnx.search_space.candidates import RATIOS, Candidate, front, offers, timed
 from hmc_onnx.search_space.layer_choices import Curve
 from hmc_onnx.search_space.pruning_steps import SHARES
@@ -93,11 +92,10 @@ def test_no_candidate_beats_one_of_the_front_and_every_other_is_beaten(found, pa
     assert tried > len(found)
 
 
-def test_factors_without_a_closed_form_are_polished(weight, moment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factors_without_a_closed_form_are_polished(weight, moment) -> None:
     offered = offers(CONV, SIZE, 2, ["cp"], RATIOS)
     polished = {c.offer.rank: c.error for c in front(CONV, weight, moment, offered)}
-    monkeypatch.setattr(candidates, "EFFORT", 0.0)
-    plain = {c.offer.rank: c.error for c in front(CONV, weight, moment, offered)}
+    plain = {c.offer.rank: c.error for c in front(CONV, weight, moment, offered, effort=0.0)}
     common = plain.keys() & polished.keys()
     assert all(polished[rank] <= plain[rank] for rank in common)
     assert sum(polished[rank] for rank in common) < 0.95 * sum(plain[rank] for rank in common)
