@@ -173,7 +173,7 @@ class Context:
 
     @property
     def shelved(self) -> bool:
-        """Whether what is made of each layer is kept on disk, as it would take more memory than the rest of the run."""
+        """Whether what the profile makes of each layer is kept on disk, as it is many times the size of the weights."""
         return self.large or sum(self.moments) > SHELVED
 
     @cached_property
