@@ -43,9 +43,9 @@ from passes.residual import residual_sum
 
 __all__ = ["apply"]
 
-# Parts that the memory for activations is divided into: two walks hold one each, and a third walk, or what onnxruntime
-# takes while it runs, the other.
-WALKS = 3
+# Parts that the memory for activations is divided into: two walks hold one each, and a third walk, and what onnxruntime
+# takes while it runs, the others.
+PARTS = 4
 
 
 def apply(context: Context, plan: Plan) -> onnx.ModelProto:
@@ -71,7 +71,7 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
         move_out(compressed.constants(), folder)
     observe(compressed, inputs, runtime)
     shapes = compressed.shapes_at(inputs)
-    original, changing = (Walk(m, context.chunks, runtime, context.memory // WALKS) for m in (model, compressed))
+    original, changing = (Walk(m, context.chunks, runtime, context.memory // PARTS) for m in (model, compressed))
     walks = _Walks(original, changing, kept, plan, context)
     every = {n.name: n for n in compressed.graph.nodes if n.op in OPERATORS}
     nodes = {name: node for name, node in every.items() if name in plan.layers}
@@ -162,7 +162,7 @@ class _Walks:
 
     def anew(self) -> Walk:
         """Another walk over the original, at its start."""
-        return Walk(self.original.model, self.context.chunks, self.original.runtime, self.context.memory // WALKS)
+        return Walk(self.original.model, self.context.chunks, self.original.runtime, self.context.memory // PARTS)
 
 
 @dataclass(frozen=True)
