@@ -6,7 +6,6 @@ A decomposition at a rank is an `Offer` as long as only its cost is known, a `Ca
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -15,7 +14,7 @@ import numpy as np
 
 from hmc_onnx.analysis.compressible import CompressibleLayer
 from passes.core.shelf import MEMORY, Kept, Shelf
-from passes.decompose import DECOMPOSITIONS, Factors, Problem, chain_macs, chain_parameters, compose
+from passes.decompose import DECOMPOSITIONS, Problem, chain_macs, chain_parameters, compose
 from passes.graph.layers import Geometry
 
 __all__ = [
@@ -35,11 +34,6 @@ Times = Mapping[tuple[Geometry, ...], float] | None
 
 # Shares of a layer's MACs at which each decomposition of the whole layer is tried.
 RATIOS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15)
-# A candidate is polished with this share of the work that repair does for a chain (docs/experiments.md); one for a
-# pruned layer, of which there are several times as many, with that.
-EFFORT, EFFORT_WHEN_PRUNED = 0.3, 0.1
-# It is polished where its error might then be the least at its cost: at most so much of it is polished away.
-POLISHED_AWAY = 0.6
 
 
 @dataclass(frozen=True)
@@ -118,12 +112,7 @@ def timed(offered: Sequence[Offer], whole: Geometry, times: Times) -> list[Offer
 
 
 def front(
-    geometry: Geometry,
-    weight: np.ndarray,
-    moment: np.ndarray,
-    offered: Sequence[Offer],
-    shelf: Shelf = MEMORY,
-    effort: float = EFFORT,
+    geometry: Geometry, weight: np.ndarray, moment: np.ndarray, offered: Sequence[Offer], shelf: Shelf = MEMORY
 ) -> list[Candidate]:
     """The Pareto front of local error against cost, as candidates, the cheapest last.
 
@@ -138,38 +127,23 @@ def front(
         moment: centred second moment of the layer's patches, (n, n), float64.
         offered: the offers; those of one method are next to each other.
         shelf: where the factors are stored.
-        effort: as of `Decomposition.polished`.
     """
     problem = Problem.of(geometry, weight, moment)
-
-    def lost(offer: Offer, factors: Factors) -> float:
-        explained = float(np.vdot(compose(offer.links, factors).reshape(problem.answers.shape), problem.answers))
-        return max(problem.response - explained, 0.0) / max(problem.response, np.finfo(float).tiny)
-
-    found: list[tuple[Offer, float, Factors]] = []
+    response = problem.response
+    found: list[tuple[Offer, float, list[np.ndarray]]] = []
     for name, own in groupby(offered, key=lambda o: o.method):
         solve = DECOMPOSITIONS[name].solver(problem)
         for offer in sorted(own, key=lambda o: o.rank, reverse=True):
             factors = solve(offer.rank)
-            found.append((offer, lost(offer, factors), _single(factors)))
+            explained = float(np.vdot(compose(offer.links, factors).reshape(problem.answers.shape), problem.answers))
+            loss = max(response - explained, 0.0) / max(response, np.finfo(float).tiny)
+            found.append((offer, loss, [f.astype(np.float32) for f in factors]))
     found.sort(key=lambda f: (f[0].cost, f[1]))
-    best: list[tuple[Offer, float, Factors]] = []
-    for offer, loss, factors in found:
-        least = best[-1][1] * (1 - 1e-9) if best else math.inf
-        if loss * (1 - POLISHED_AWAY) < least:
-            start = tuple(f.astype(np.float64) for f in factors)
-            polished = DECOMPOSITIONS[offer.method].polished(problem, start, effort)
-            loss, factors = (loss, factors) if polished is start else (lost(offer, polished), _single(polished))
-        if loss < least:
-            if best and best[-1][0].cost == offer.cost:  # polished, this one is ahead of it
-                best.pop()
-            best.append((offer, loss, factors))
-    return [Candidate(offer, loss, tuple(map(shelf.keep, factors))) for offer, loss, factors in reversed(best)]
-
-
-def _single(factors: Factors) -> Factors:
-    """The factors in float32, as many of them are held at once."""
-    return tuple(f.astype(np.float32) for f in factors)
+    best: list[Candidate] = []
+    for offer, loss, arrays in found:
+        if not best or loss < best[-1].error * (1 - 1e-9):
+            best.append(Candidate(offer, loss, tuple(map(shelf.keep, arrays))))
+    return best[::-1]
 
 
 def whole_offers(subject: CompressibleLayer, align: int, fine: bool = True) -> list[Offer]:

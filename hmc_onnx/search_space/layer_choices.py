@@ -12,7 +12,7 @@ import numpy as np
 
 from hmc_onnx.analysis.compressible import CompressibleLayer
 from hmc_onnx.records.profile import KEEP, REMOVED, LayerChoice
-from hmc_onnx.search_space.candidates import EFFORT_WHEN_PRUNED, Candidate, Offer, Times, front, timed
+from hmc_onnx.search_space.candidates import Candidate, Offer, Times, front, timed
 from hmc_onnx.search_space.variants import Variant
 from passes.core.shelf import Kept
 
@@ -74,8 +74,7 @@ def layer_choices(
             features = np.flatnonzero(np.repeat(v.kept_in, math.prod(v.geometry.kernel)))
             whole_weight = repaired[v.inputs].array if v.inputs in repaired else subject.layer.values
             weight = whole_weight[np.ix_(v.kept_out, v.kept_in)].astype(np.float64)
-            seen = moment[np.ix_(features, features)]
-            found = front(v.geometry, weight, seen, offered, effort=EFFORT_WHEN_PRUNED)
+            found = front(v.geometry, weight, moment[np.ix_(features, features)], offered)
             known = [curve(c.error) for c in found]
         for candidate, sensitivity in zip(found, known, strict=True):
             update = {"error": candidate.error, "sensitivity": sensitivity, "measured": whole}

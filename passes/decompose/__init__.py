@@ -1,12 +1,11 @@
 """Decompositions of a Conv, ConvTranspose or Gemm into a chain; `passes.decompose.decompose_layer` is the pass."""
 
-from passes.decompose.base import Decomposition, Factors, Problem, chain_macs, chain_parameters, compose, error
+from passes.decompose.base import Decomposition, Problem, chain_macs, chain_parameters, compose, error
 from passes.decompose.registry import DECOMPOSITIONS, why_no_rank
 
 __all__ = [
     "DECOMPOSITIONS",
     "Decomposition",
-    "Factors",
     "Problem",
     "chain_macs",
     "chain_parameters",

@@ -109,14 +109,8 @@ class Decomposition(ABC):
         problem = Problem.of(geometry, weight, moment)
         return self.polished(problem, self.solver(problem)(rank))
 
-    def polished(self, problem: Problem, factors: Factors, effort: float = 1.0) -> Factors:
-        """Factors that lose less than those given, where the solver's are not the best there are; else these.
-
-        Args:
-            problem: the layer.
-            factors: the weights of the links.
-            effort: share of the most work that is done for one chain.
-        """
+    def polished(self, problem: Problem, factors: Factors) -> Factors:
+        """Factors that lose less than those given, where the solver's are not the best there are; else these."""
         return factors
 
     def rank_for(self, geometry: Geometry, size: Sequence[int], ratio: float, align: int) -> int | None:

@@ -28,9 +28,6 @@ __all__ = ["CP"]
 # Largest rank that `rank_for` gives: alternating least squares takes time in proportion to the rank, and above this one
 # minutes for a layer.
 MOST_OFFERED = 256
-# Iterations of alternating least squares where polishing goes on from there with ENOUGH steps or more, which are better
-# spent (docs/experiments.md), and where it does not.
-ITERATIONS, ALONE, ENOUGH = 10, 30, 20
 
 
 class CP(Decomposition):
@@ -75,7 +72,7 @@ class CP(Decomposition):
             if rank >= self.max_rank(geometry):
                 inputs, places = _pairs(weight)
             else:
-                found = _iterated(single, rank, _iterations(rank, geometry.features))
+                found = _iterated(single, rank)
                 if found is None:
                     inputs, places = (part[:, :rank] for part in _pairs(weight))
                 else:
@@ -84,10 +81,10 @@ class CP(Decomposition):
 
         return factors
 
-    def polished(self, problem: Problem, factors: Factors, effort: float = 1.0) -> Factors:
+    def polished(self, problem: Problem, factors: Factors) -> Factors:
         geometry = problem.geometry
         rank, i = len(factors[0]), geometry.inputs
-        steps = steps_for(rank, geometry.features, effort)
+        steps = steps_for(rank, geometry.features)
         if not steps or rank >= self.max_rank(geometry):
             return factors
         white, inverse = whitening(mode_moment(problem.moment, geometry))
@@ -99,13 +96,9 @@ class CP(Decomposition):
         return factors if found is start else _chain(problem, *terms.parts(found))
 
 
-def _iterations(rank: int, features: int) -> int:
-    return ITERATIONS if steps_for(rank, features) >= ENOUGH else ALONE
-
-
-def _iterated(whitened: np.ndarray, rank: int, iterations: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _iterated(whitened: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray] | None:
     """B, whitened, and C by alternating least squares; None where these are singular, as for a kernel of zeros."""
-    options = {"n_iter_max": iterations, "init": "svd", "tol": 1e-5, "random_state": 0, "normalize_factors": True}
+    options = {"n_iter_max": 30, "init": "svd", "tol": 1e-5, "random_state": 0, "normalize_factors": True}
     try:
         _, (_, inputs, places) = apart(parafac, whitened, rank, svd=svd_by_gram, **options)
     except np.linalg.LinAlgError:

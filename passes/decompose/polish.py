@@ -46,12 +46,9 @@ class Free(Protocol):
         """The gradient by f of a function of J, from that by J (m, n)."""
 
 
-def steps_for(terms: int, features: int, effort: float = 1.0) -> int:
-    """The steps that a chain gets whose last link reads m terms, of a layer of n features; none where 0.
-
-    `effort` is the share of the most work that is done.
-    """
-    return int(effort * min(STEPS, WORK / (terms * features**2)))
+def steps_for(terms: int, features: int) -> int:
+    """The steps that a chain gets whose last link reads m terms, of a layer of n features; none where 0."""
+    return min(STEPS, int(WORK / (terms * features**2)))
 
 
 def polish(problem: Problem, free: Free, start: np.ndarray, steps: int) -> np.ndarray:

@@ -64,10 +64,10 @@ class SpatialSVD(Decomposition):
 
         return factors
 
-    def polished(self, problem: Problem, factors: Factors, effort: float = 1.0) -> Factors:
+    def polished(self, problem: Problem, factors: Factors) -> Factors:
         geometry = problem.geometry
         rank, kx = len(factors[0]), geometry.kernel[1]
-        steps = min(steps_for(rank * kx, geometry.features, effort), int(effort * MOST_STEPS))
+        steps = min(steps_for(rank * kx, geometry.features), MOST_STEPS)
         if not steps or rank >= self.max_rank(geometry):
             return factors
         white, inverse = _whitening(problem)

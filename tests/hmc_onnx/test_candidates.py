@@ -92,15 +92,6 @@ def test_no_candidate_beats_one_of_the_front_and_every_other_is_beaten(found, pa
     assert tried > len(found)
 
 
-def test_factors_without_a_closed_form_are_polished(weight, moment) -> None:
-    offered = offers(CONV, SIZE, 2, ["cp"], RATIOS)
-    polished = {c.offer.rank: c.error for c in front(CONV, weight, moment, offered)}
-    plain = {c.offer.rank: c.error for c in front(CONV, weight, moment, offered, effort=0.0)}
-    common = plain.keys() & polished.keys()
-    assert all(polished[rank] <= plain[rank] for rank in common)
-    assert sum(polished[rank] for rank in common) < 0.95 * sum(plain[rank] for rank in common)
-
-
 def test_ranks_are_aligned_and_within_the_ratio() -> None:
     for align in (1, 3, 4):
         found = offers(CONV, SIZE, align, ["svd", "spatial"], [0.5])
