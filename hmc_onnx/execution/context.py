@@ -167,14 +167,14 @@ class Context:
         return self._size_and_digest[0] > LARGE
 
     @cached_property
-    def moments(self) -> list[int]:
+    def moment_bytes(self) -> list[int]:
         """Bytes of the second moment of each layer's patches, in float64."""
         return [8 * s.layer.geometry.features**2 for s in self.compressible.layers.values() if not s.grouped]
 
     @property
     def shelved(self) -> bool:
         """Whether what the profile makes of each layer is kept on disk, as it is many times the size of the weights."""
-        return self.large or sum(self.moments) > SHELVED
+        return self.large or sum(self.moment_bytes) > SHELVED
 
     @cached_property
     def _size_and_digest(self) -> tuple[int, str]:

@@ -129,7 +129,7 @@ def estimate(context: Context) -> Estimate:
         + latency.SECONDS * (BATCHES + (PLANS if settings.latency else 0))
     )
     largest = max((math.prod(s.size) * s.layer.geometry.inputs * s.maps for s in layers.values()), default=0)
-    held = SOLVING * workers * max(context.moments, default=0) if context.shelved else sum(context.moments)
+    held = SOLVING * workers * max(context.moment_bytes, default=0) if context.shelved else sum(context.moment_bytes)
     memory = held + COPIES * 4.0 * context.cost.parameters
     memory += min(context.memory, 4 * samples * largest) + PROCESS * (1 + workers * (workers > 1))
     return Estimate(

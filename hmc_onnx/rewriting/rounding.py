@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from passes.core.linear_algebra import damped
+from passes.core.linear_algebra import damped, lower_inverse
 
 __all__ = ["rounded"]
 
@@ -39,7 +39,7 @@ def rounded(weight: np.ndarray, levels: int, second: np.ndarray | None = None) -
     largest = np.abs(w).argmax(1)
     kept = w[np.arange(len(w)), largest]
     # the row i of U holds how the inputs behind i make up for an error of i
-    upper = np.linalg.cholesky(np.linalg.inv(damped(second, DAMPING))).T
+    upper = np.linalg.cholesky(lower_inverse(damped(second, DAMPING))).T  # which reads the lower triangle
     for start in range(0, w.shape[1], BLOCK):
         block = slice(start, min(start + BLOCK, w.shape[1]))
         errors = np.zeros((len(w), block.stop - start))

@@ -186,13 +186,19 @@ class _State:
         b -= rows.T @ b[at]
         b[at] = 0
         self._stays[f] = False
-        for _, features, blocks in self._blocks:
-            places = self._place[features]
-            blocks -= columns[places] @ rows.T[places].swapaxes(1, 2)
+        self._blocks = [self._updated(*own, columns, rows.T) for own in self._blocks]
         if sum(map(len, self._rows)) >= LATE:
             self._subtract()
         if np.count_nonzero(self._stays) < SMALLER * len(self._p.array):
             self._shrink()
+
+    def _updated(
+        self, classes: np.ndarray, features: np.ndarray, blocks: np.ndarray, columns: np.ndarray, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Blocks of the classes that stay, less the product of columns and rows, each (places, features removed)."""
+        left = self._stays[features[:, 0]]
+        places = self._place[features[left]]
+        return classes[left], features[left], blocks[left] - columns[places] @ rows[places].swapaxes(1, 2)
 
     def _subtract(self) -> None:
         """Subtract from P what is to be subtracted later."""

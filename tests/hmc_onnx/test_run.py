@@ -102,6 +102,8 @@ def test_the_same_again_is_the_same_to_the_byte(original: onnx.ModelProto, resul
 def test_a_large_model_stays_on_disk_and_becomes_the_same(
     original: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
+    # other kernels round differently: polishing makes 4e-3 of that, and it is not what is asked here
+    monkeypatch.setattr("passes.decompose.polish.STEPS", 0)
     result = hmc_onnx.compress(original, calibration(), "macs=0.5", settings=SMALL)
     request.getfixturevalue("all_is_large")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -115,8 +117,7 @@ def test_a_large_model_stays_on_disk_and_becomes_the_same(
     assert first.profile == again.profile == here.profile
     assert here.profile.model == result.profile.model
     assert not any(t.external_data for t in here.model.graph.initializer)
-    # other kernels round differently, of which the iterations of CP make more: up to 4e-3 of outputs of up to 5
-    np.testing.assert_allclose(outputs(here.model, images(3)), outputs(result.model, images(3)), rtol=0, atol=2e-2)
+    np.testing.assert_allclose(outputs(here.model, images(3)), outputs(result.model, images(3)), rtol=0, atol=1e-3)
 
 
 def test_an_output_that_no_image_changes_is_left_out_of_the_judgement(original: onnx.ModelProto) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes.core.linear_algebra import least_squares, lower_inverse, mirror, whitening
+from passes.core.linear_algebra import damped, least_squares, lower_inverse, mirror, whitening
 
 
 def test_least_squares_is_numpys() -> None:
@@ -41,11 +41,12 @@ def test_the_inverse_is_the_inverse_of_moments_that_are_hardly_definite_too() ->
 def test_whitening_gives_the_factor_of_a_moment_and_its_inverse() -> None:
     x = np.random.default_rng(0).normal(size=(30, 12))
     factor, inverse = whitening(x.T @ x)
-    np.testing.assert_allclose(factor @ factor.T, x.T @ x, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(factor @ factor.T, damped(x.T @ x, 1e-8), atol=1e-12)
     np.testing.assert_allclose(inverse @ factor, np.eye(12), atol=1e-9)
     assert not np.triu(factor, 1).any() and not np.triu(inverse, 1).any()
     factor, inverse = whitening(np.diag([1.0, 0.0]))  # an input that is always zero
-    np.testing.assert_allclose(inverse @ factor, np.eye(2))
+    np.testing.assert_allclose(factor, np.diag([1, np.sqrt(5e-9)]), atol=1e-8)
+    np.testing.assert_allclose(inverse, np.diag([1, 1 / np.sqrt(5e-9)]), atol=1e-4)
     assert all(np.isfinite(m).all() for m in whitening(np.zeros((2, 2))))
 
 
