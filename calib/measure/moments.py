@@ -20,6 +20,9 @@ from passes.graph.layers import Geometry
 
 __all__ = ["Centred", "JointMoments", "Moments", "sample_positions", "sampled_outputs", "sampled_patches"]
 
+# Rows that are shifted and summed at once, so that the processor's caches hold them.
+ROWS = 512
+
 
 @dataclass(frozen=True)
 class Centred:
@@ -51,22 +54,25 @@ class Moments:
 
     def update(self, patches: np.ndarray, targets: np.ndarray | None = None) -> None:
         """Add patches (m, n), of any float type, and the targets (m, O) at the same positions, if there are any."""
-        both = patches if targets is None else np.concatenate([patches, targets], axis=1)
-        both = both.astype(np.float64, copy=False)
+        given = [patches] if targets is None else [patches, targets]
         if self.count == 0:
-            n, outputs = patches.shape[1], both.shape[1] - patches.shape[1]
-            self._shift = both.mean(0)  # near the mean: subtracting it avoids cancellation in the second moments
+            n, outputs = patches.shape[1], 0 if targets is None else targets.shape[1]
+            # near the mean: subtracting it avoids cancellation in the second moments
+            self._shift = np.concatenate([part.mean(0, dtype=np.float64) for part in given])
             self._sum, self._second, self._cross = np.zeros(n + outputs), np.zeros((n, n)), np.zeros((outputs, n))
-        with np.errstate(invalid="ignore"):  # of infinite patches, which the caller looks for
-            both = both - self._shift
-        x, t = np.split(both, [len(self._second)], axis=1)
-        self.count += len(both)
-        self.low = min(self.low, float(patches.min(initial=0.0)))
-        self.high = max(self.high, float(patches.max(initial=0.0)))
-        self._sum += both.sum(0)
-        # of arrays stored by columns, as BLAS takes them: there, the lower triangle is the upper one by rows
-        dsyrk(1.0, x.T, beta=1.0, c=self._second.T, lower=True, overwrite_c=True)
-        self._cross += t.T @ x
+        self.count += len(patches)
+        shifts = np.split(self._shift, [len(self._second)])
+        for start in range(0, len(patches), ROWS):
+            rows = [part[start : start + ROWS] for part in given]
+            self.low = min(self.low, float(rows[0].min(initial=0.0)))
+            self.high = max(self.high, float(rows[0].max(initial=0.0)))
+            with np.errstate(invalid="ignore"):  # of infinite patches, which the caller looks for
+                x, *t = (np.subtract(part, shift) for part, shift in zip(rows, shifts, strict=False))
+            self._sum += np.concatenate([part.sum(0) for part in (x, *t)])
+            # of arrays stored by columns, as BLAS takes them: there, the lower triangle is the upper one by rows
+            dsyrk(1.0, x.T, beta=1.0, c=self._second.T, lower=True, overwrite_c=True)
+            if t:
+                self._cross += t[0].T @ x
 
     def joined(self, other: Moments) -> Moments:
         """The moments of the blocks of both."""
@@ -172,33 +178,35 @@ def sampled_patches(x: np.ndarray, geometry: Geometry, positions: np.ndarray) ->
     The patch of a ConvTranspose has the input value that each tap of the kernel reads for this output, and 0 where it
     reads none: between the values where the stride is above 1, and outside the image.
     """
-    d = len(geometry.kernel)
-    if d == 0:
+    if not geometry.kernel:
         return x.reshape(-1, geometry.inputs)
-    if geometry.transposed:
-        return _transposed_patches(x, geometry, positions)
-    widths = [(0, 0), (0, 0), *((geometry.pads[i], geometry.pads[i + d]) for i in range(d))]
-    padded = np.pad(x, widths)
-    at = np.unravel_index(positions, geometry.output_size(x.shape[2:]))
-    patches = np.empty((len(x), len(positions), geometry.inputs, math.prod(geometry.kernel)), x.dtype)
-    for k, offset in enumerate(np.ndindex(*geometry.kernel)):
-        index = tuple(at[i] * geometry.strides[i] + offset[i] * geometry.dilations[i] for i in range(d))
-        patches[..., k] = np.moveaxis(padded[(slice(None), slice(None), *index)], 1, 2)
+    size = x.shape[2:]
+    place, read = _reads(geometry, size, positions)
+    channels = np.arange(geometry.inputs)[:, None] * math.prod(size)
+    patches = np.take(x.reshape(len(x), -1), place[:, None] + channels, axis=1)  # (N, positions, I, k k)
+    if not read.all():
+        patches.swapaxes(1, 2)[:, :, ~read] = 0
     return patches.reshape(-1, geometry.features)
 
 
-def _transposed_patches(x: np.ndarray, geometry: Geometry, positions: np.ndarray) -> np.ndarray:
-    """As `sampled_patches`, for a ConvTranspose."""
-    at = np.unravel_index(positions, geometry.output_size(x.shape[2:]))
-    patches = np.empty((len(x), len(positions), geometry.inputs, math.prod(geometry.kernel)), x.dtype)
-    for k, offset in enumerate(np.ndindex(*geometry.kernel)):
-        read, index = np.ones(len(positions), bool), []
-        for i, n in enumerate(x.shape[2:]):
-            place, rest = np.divmod(at[i] + geometry.pads[i] - offset[i] * geometry.dilations[i], geometry.strides[i])
-            read &= (rest == 0) & (place >= 0) & (place < n)
-            index.append(place.clip(0, n - 1))
-        patches[..., k] = np.moveaxis(x[(slice(None), slice(None), *index)], 1, 2) * read[:, None]
-    return patches.reshape(-1, geometry.features)
+def _reads(geometry: Geometry, size: Sequence[int], positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The flat input position that each tap of the kernel reads for each output position, and whether it reads any.
+
+    Both are (positions, k k).
+    """
+    taps = np.stack(list(np.ndindex(*geometry.kernel)), axis=1)
+    at = np.unravel_index(positions, geometry.output_size(tuple(size)))
+    flat, read = np.zeros((len(positions), taps.shape[1]), np.intp), np.ones((len(positions), taps.shape[1]), bool)
+    for i, n in enumerate(size):
+        tap, out = taps[i] * geometry.dilations[i], at[i][:, None]
+        if geometry.transposed:
+            place, rest = np.divmod(out + geometry.pads[i] - tap, geometry.strides[i])
+            read &= rest == 0
+        else:
+            place = out * geometry.strides[i] + tap - geometry.pads[i]
+        read &= (place >= 0) & (place < n)
+        flat = flat * n + place.clip(0, n - 1)
+    return flat, read
 
 
 def sampled_outputs(y: np.ndarray, positions: np.ndarray) -> np.ndarray:

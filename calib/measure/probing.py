@@ -42,7 +42,7 @@ OWNER = re.compile(r"(?:^|/)(\d+)/([A-Za-z]+\d*)")
 # A probe that every lot contains, to tell whether it was disturbed. The profiler gives whole microseconds, so the
 # reference must take many of them.
 REFERENCE, REFERENCE_SIZE = Geometry(32, 32, (3, 3), (1, 1), (1,) * 4, (1, 1)), 32
-_references: dict[tuple[str, Runtime], float] = {}
+_references: dict[tuple[str, Runtime, int], float] = {}
 # Upper bounds on the MACs of a lot, so that it does not run too long, and on its probes.
 LOT_MACS, LOT_PROBES = 2e9, 32
 
@@ -94,13 +94,13 @@ def _feeds(session: Session, dtype: str) -> dict[str, np.ndarray]:
 
 
 def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Measurement]:
-    """Time a lot with the reference probe; while that takes longer than it once did, the lot is run again.
+    """Time a lot with the reference probe; while that takes longer than in an earlier lot, the lot is run again.
 
-    That ends where the reference is not faster than before: the load lasts, or large probes beside it slow it down, as
-    they take the processor's caches.
+    The earlier lot was of about as much work: large probes take the processor's caches, and slow the reference down. If
+    the reference is not faster the second time, the load lasts, and the lot is not run again.
     """
     reference = Probe((REFERENCE,), (REFERENCE_SIZE,) * 2, lot[0].batch, lot[0].dtype)
-    key = (str(reference), runtime)
+    key = (str(reference), runtime, sum(probe.macs for probe in lot).bit_length())
     model = _served(probe_model([*lot, reference]), reference, runtime)
     best: list[Measurement] = []
     for _ in range(TRIES):

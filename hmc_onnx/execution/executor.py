@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import joblib
-from threadpoolctl import ThreadpoolController
 
 from hmc_onnx.execution.checkpoint import Checkpoint
 from hmc_onnx.execution.worker_processes import WorkerProcesses
 from hmc_onnx.records.work import Work
+from passes.core.blas import blas_threads
 from passes.core.errors import SettingsError
 from passes.core.shelf import MEMORY, Shelf
 
@@ -185,13 +184,8 @@ class _File:
         return joblib.load(self.path, mmap_mode="r")
 
 
-@cache
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
 def _call(name: str, function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
-    with _libraries().limit(limits=1, user_api="blas"):  # more do not speed up small matrices, and round differently
+    with blas_threads(1):
         return name, function(*arguments)
 
 

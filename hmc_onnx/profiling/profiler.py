@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 
-from calib.measure.moments import Centred, JointMoments, sample_positions, sampled_patches
+from calib.measure.lanes import in_lanes
+from calib.measure.moments import Centred, JointMoments, Moments, sample_positions, sampled_patches
 from calib.measure.sensitivity import Bench, Change, cut, forget, measure, windows
 from calib.measure.walk import Walk
 from calib.runtime.batching import calibration_chunks
-from hmc_onnx.analysis.compressible import Compressible, CompressibleLayer, readers
+from hmc_onnx.analysis.compressible import Compressible, CompressibleLayer, Use, readers
 from hmc_onnx.analysis.model_inputs import check_evaluation_mode
 from hmc_onnx.execution.context import Context
 from hmc_onnx.execution.executor import Pool, Task, pool
@@ -35,7 +36,7 @@ from hmc_onnx.search_space.weight_changes import group_changes, layer_changes
 from passes.channels import ChannelGroup
 from passes.core.errors import ModelError
 from passes.core.shelf import MEMORY, Kept
-from passes.graph.layers import own_values
+from passes.graph.layers import Geometry, own_values
 
 __all__ = ["profile", "sensitivity_images"]
 
@@ -164,9 +165,11 @@ class _Profiler:
                 subject.moments = checkpoint.load(f"second moments/{name}")
                 continue
             walk.advance([use.input])
+            summed = partial(_summed, walk, use, geometry, positions)
             moments = sums.pop(name, None) or JointMoments(len(subject.biases))
-            for x in walk.values(use.input):
-                moments.parts[use.bias].update(sampled_patches(x, geometry, positions))
+            moments.parts[use.bias] = reduce(
+                Moments.joined, in_lanes(summed, geometry.features), moments.parts[use.bias]
+            )
             if use != subject.uses[-1]:  # the others are still to come
                 sums[name] = moments
                 continue
@@ -267,6 +270,14 @@ def _measuring(
 ) -> tuple[Any, ...]:
     """The task to measure a window. For a worker, all values are computed now; in this process, only when used."""
     return measure, shared, key, number, window if here else [change.made() for change in window]
+
+
+def _summed(walk: Walk, use: Use, geometry: Geometry, positions: np.ndarray, lane: slice) -> Moments:
+    """The moments of what one use of a layer reads, over some of the walk's chunks."""
+    found = Moments()
+    for chunk in walk.chunks[lane]:
+        found.update(sampled_patches(chunk[use.input], geometry, positions))
+    return found
 
 
 def _group_profile(

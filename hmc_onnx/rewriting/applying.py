@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from calib.measure.lanes import in_lanes
 from calib.measure.moments import sample_positions, sampled_outputs, sampled_patches
 from calib.measure.walk import Walk
 from calib.runtime.observing import observe
@@ -235,22 +237,27 @@ def _fits(layer: Layer, uses: Sequence[_Use], shapes: Shapes, walks: _Walks) -> 
     ]
     patches = sum(len(own) * n for own, n in zip(drawn, maps, strict=True)) * sum(images)
     biases = 1 + max(use.bias for use in uses)
-    groups = [Fit(geometry.features, patches, biases) for _ in range(layer.geometry.groups)]
-    for use, other, shortcut, positions in zip(uses, theirs, shortcuts, drawn, strict=True):
-        keep = walks.kept.outputs.get(use.node.name, slice(None))  # all channels where it is in no channel group
-        for held, answers, count in zip(walks.compressed.chunks, original.chunks, images, strict=True):
-            target = sampled_outputs(answers[other.outputs[0].name], positions)[:, keep]
-            if shortcut:
-                target = target + sampled_outputs(shortcut.of(answers), positions)[:, keep]
-                target = target - sampled_outputs(shortcut.of(held), positions)
-            if use.known:
-                x = held[use.node.inputs[0].name]
-            else:
-                x = answers[other.inputs[0].name][:, walks.kept.inputs_of(layer.name)]
-            inputs = np.split(x, len(groups), axis=1)
-            for fit, part, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
-                fit.update(sampled_patches(part, geometry, positions), t, count, use.bias)
-    return groups
+
+    def gathered(lane: slice) -> list[Fit]:
+        groups = [Fit(geometry.features, patches, biases) for _ in range(layer.geometry.groups)]
+        for use, other, shortcut, positions in zip(uses, theirs, shortcuts, drawn, strict=True):
+            keep = walks.kept.outputs.get(use.node.name, slice(None))  # all channels where it is in no channel group
+            chunks = walks.compressed.chunks[lane], original.chunks[lane], images[lane]
+            for held, answers, count in zip(*chunks, strict=True):
+                target = sampled_outputs(answers[other.outputs[0].name], positions)[:, keep]
+                if shortcut:
+                    target = target + sampled_outputs(shortcut.of(answers), positions)[:, keep]
+                    target = target - sampled_outputs(shortcut.of(held), positions)
+                if use.known:
+                    x = held[use.node.inputs[0].name]
+                else:
+                    x = answers[other.inputs[0].name][:, walks.kept.inputs_of(layer.name)]
+                inputs = np.split(x, len(groups), axis=1)
+                for fit, part, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
+                    fit.update(sampled_patches(part, geometry, positions), t, count, use.bias)
+        return groups
+
+    return [reduce(Fit.joined, own) for own in zip(*in_lanes(gathered, geometry.features), strict=True)]
 
 
 @dataclass(frozen=True)

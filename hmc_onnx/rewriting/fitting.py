@@ -6,6 +6,7 @@ its strength is found by cross-validation: weights that are fitted to one half o
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cached_property
 
 import numpy as np
@@ -53,6 +54,12 @@ class Fit:
         for part, joint in enumerate(self._parts):
             if (at == part).any():
                 joint.parts[bias].update(patches[at == part], targets[at == part])
+
+    def joined(self, other: Fit) -> Fit:
+        """The fit of the blocks of both."""
+        found = copy(self)
+        found._parts = [mine.joined(theirs) for mine, theirs in zip(self._parts, other._parts, strict=True)]
+        return found
 
     @cached_property
     def moments(self) -> JointMoments:

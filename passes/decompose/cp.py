@@ -1,8 +1,8 @@
 """CP: 1×1 from I to r channels, k×k depthwise on r, 1×1 from r to O (Lebedev et al., ICLR 2015).
 
-The factors come from tensorly's alternating least squares on W as an (O, I, k k) tensor, whitened by the channels'
-second moment; the last one is then solved again by least squares in the norm of the responses. Polished, the first two
-are the best in that norm that are found from there.
+The factors come from alternating least squares on W as an (O, I, k k) tensor, whitened by the channels' second moment;
+the last one is then solved again by least squares in the norm of the responses. Polished, the first two are the best in
+that norm that are found from there.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from tensorly.decomposition import parafac
 
 from passes.core.declined import Declined, Why
 from passes.core.linear_algebra import least_squares, whitening
+from passes.decompose.alternating import alternate
 from passes.decompose.base import Decomposition, Factors, Problem, Solver, mode_moment
 from passes.decompose.output_svd import pointwise
 from passes.decompose.polish import polish, steps_for
-from passes.decompose.tensorly_apart import apart, svd_by_gram
 from passes.graph.layers import Geometry
 
 __all__ = ["CP"]
@@ -98,9 +97,8 @@ class CP(Decomposition):
 
 def _iterated(whitened: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray] | None:
     """B, whitened, and C by alternating least squares; None where these are singular, as for a kernel of zeros."""
-    options = {"n_iter_max": 30, "init": "svd", "tol": 1e-5, "random_state": 0, "normalize_factors": True}
     try:
-        _, (_, inputs, places) = apart(parafac, whitened, rank, svd=svd_by_gram, **options)
+        _, inputs, places = alternate(whitened, rank)
     except np.linalg.LinAlgError:
         return None
     return (inputs, places) if np.isfinite(inputs).all() and np.isfinite(places).all() else None

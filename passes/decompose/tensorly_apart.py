@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 import tensorly
-from tensorly import tenalg
-from tensorly.tenalg.core_tenalg import CoreTenalgBackend
 
 __all__ = ["apart", "svd_by_gram"]
 
 _T = TypeVar("_T")
-
-
-class _Products(CoreTenalgBackend, backend_name="hmc_onnx"):  # type: ignore[call-arg, misc]  # it has no types
-    """tensorly's tensor algebra with a faster MTTKRP, the product of an unfolded tensor and a Khatri-Rao product.
-
-    tensorly's own builds the Khatri-Rao product of the two long axes, which has rank / (k k) times the size of the
-    tensor, and takes four times as long; the results are the same.
-    """
-
-    @staticmethod
-    def unfolding_dot_khatri_rao(
-        tensor: np.ndarray, cp_tensor: tuple[np.ndarray | None, Sequence[np.ndarray]], mode: int
-    ) -> np.ndarray:
-        """Sum a tensor of three axes times the factors of its axes over all axes but `mode`, the longer axis first."""
-        weights, factors = cp_tensor
-        longer = max((m for m in range(3) if m != mode), key=lambda m: tensor.shape[m])
-        other = 3 - mode - longer
-        half = np.tensordot(tensor, factors[longer], (longer, 0))
-        summed = np.einsum("mor,or->mr" if mode < other else "omr,or->mr", half, factors[other])
-        return np.asarray(summed if weights is None else summed * weights)
 
 
 def svd_by_gram(
@@ -63,7 +41,6 @@ def apart(function: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
 
     def call() -> _T:
         tensorly.set_backend("numpy", local_threadsafe=True)
-        tenalg.set_backend(_Products(), local_threadsafe=True)
         return function(*arguments, **options)
 
     with warnings.catch_warnings(), ThreadPoolExecutor(1) as thread:

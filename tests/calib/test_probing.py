@@ -100,8 +100,8 @@ def test_a_lot_is_run_again_while_what_all_lots_have_takes_longer_than_before(mo
     tries: list[list[float]] = []  # of two probes and the reference
     monkeypatch.setattr(probing, "_run_lot", lambda *_: [Measurement(value, 0.0) for value in tries.pop(0)])
 
-    def values() -> list[float]:
-        return [e.value for e in probing._by_kernel([probe(), probe(16, 24)], CPU)]
+    def values(size: int = 16) -> list[float]:
+        return [e.value for e in probing._by_kernel([probe(size), probe(16, 24)], CPU)]
 
     tries += [[5.0, 6.0, 1.0]]
     assert values() == [5.0, 6.0]
@@ -111,6 +111,8 @@ def test_a_lot_is_run_again_while_what_all_lots_have_takes_longer_than_before(mo
     assert values() == [8.0, 9.0]
     tries += [[9.0 - i, 9.0, 9.0 - i] for i in range(5)]
     assert values() == [5.0, 9.0]
+    tries += [[9.0, 9.0, 2.0]]  # beside larger probes
+    assert values(size=64) == [9.0, 9.0]
     assert tries == []
 
 

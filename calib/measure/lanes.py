@@ -1,0 +1,36 @@
+"""Sums over chunks of images, in lanes that run at once: each takes every fourth chunk, in order.
+
+How many lanes there are does not depend on the machine, so the sums are rounded alike on every one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from calib.runtime.threads import default_threads
+from passes.core.blas import blas_threads
+
+__all__ = ["in_lanes"]
+
+LANES = 4
+# Features of the widest layer whose sums are divided. Of a wider one each lane's second moment would take much memory,
+# and the threads of BLAS are as fast.
+WIDEST = 1536
+
+_T = TypeVar("_T")
+
+
+def in_lanes(gather: Callable[[slice], _T], features: int) -> list[_T]:
+    """What `gather` makes of the chunks of each lane, which are given as a slice of all chunks.
+
+    Args:
+        gather: called once for a lane, in threads: it must not change what the lanes share.
+        features: number of inputs of the layer's matrix, (n, n) of whose second moment each lane holds.
+    """
+    if features > WIDEST:
+        return [gather(slice(None))]
+    lanes = [slice(lane, None, LANES) for lane in range(LANES)]
+    with blas_threads(1), ThreadPoolExecutor(min(LANES, default_threads())) as threads:
+        return list(threads.map(gather, lanes))
