@@ -1,4 +1,4 @@
-"""Top-1 after compression without training, by strategy and target, on a whole test split.
+"""Top-1, and divergence from the original, after compression without training, on a whole test split.
 
     python benchmarks/accuracy.py MODEL.onnx --data cifar10.npz --preset cifar10 \
         --targets 0.6 0.5 0.4 --strategies hmc prune lowrank nahc ahc
@@ -11,9 +11,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from testing import accuracy, arguments
+from testing import accuracy, arguments, outputs
 
 import hmc_onnx
+from calib.measure.divergence import kl_divergence
 from passes.graph.cost import total
 from passes.normal_form.normalise import normalise
 
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--align", type=int, default=hmc_onnx.Settings().align)
     parser.add_argument("--positions", type=int, default=hmc_onnx.Settings().positions)
+    parser.add_argument("--kl-samples", type=int, help="images that sensitivity is measured on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", type=Path, help="read the profile from here, or write it here if it is not there")
     parser.add_argument("--without", nargs="+", default=[], help="decompositions to do without, such as cp")
@@ -37,7 +39,13 @@ def main() -> None:
     preprocess = hmc_onnx.preprocessing(args.preset)
     calibration = hmc_onnx.load_data(proto, args.data, preprocess, samples=args.samples, seed=args.seed)
     test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
-    settings = hmc_onnx.Settings(samples=args.samples, seed=args.seed, align=args.align, positions=args.positions)
+    settings = hmc_onnx.Settings(
+        samples=args.samples,
+        seed=args.seed,
+        align=args.align,
+        positions=args.positions,
+        kl_samples=args.kl_samples,
+    )
 
     run = hmc_onnx.Run(proto, calibration, settings)
     start = time.perf_counter()
@@ -52,7 +60,7 @@ def main() -> None:
         for layer in profile.layers
     ]
     profile = profile.model_copy(update={"layers": layers})
-    before = total(normalise(proto))
+    before, answers = total(normalise(proto)), outputs(proto, test)
     print(
         f"{args.model.name}: top-1 {accuracy(proto, test):.2f} %, profile {time.perf_counter() - start:.0f} s",
         flush=True,
@@ -70,9 +78,11 @@ def main() -> None:
             compressed = run.apply(plan)
             seconds = time.perf_counter() - start
             after, after_top1 = total(normalise(compressed)), accuracy(compressed, test)
+            nats = kl_divergence(answers, outputs(compressed, test))
             rows[strategy, target] = f"{after_top1:.2f}"
             print(
-                f"{strategy:8} {target:.2f}: top-1 {after_top1:.2f} %, MACs {after.macs / before.macs:.3f}, "
+                f"{strategy:8} {target:.2f}: top-1 {after_top1:.2f} %, {nats:.4f} nats, "
+                f"MACs {after.macs / before.macs:.3f}, "
                 f"parameters {after.parameters / before.parameters:.3f}, plan and repair {seconds:.0f} s",
                 flush=True,
             )

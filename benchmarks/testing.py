@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 import hmc_onnx
@@ -16,7 +17,7 @@ from calib.measure.divergence import top1
 from calib.runtime.sessions import Session
 from passes.core.atomic import write_atomically
 
-__all__ = ["Rows", "accuracy", "arguments", "preprocessing", "table"]
+__all__ = ["Rows", "accuracy", "arguments", "outputs", "preprocessing", "table"]
 
 
 def arguments(doc: str) -> argparse.ArgumentParser:
@@ -34,12 +35,16 @@ def preprocessing(args: argparse.Namespace) -> hmc_onnx.Preprocess:
     return hmc_onnx.preprocessing(args.preset, **({"size": tuple(args.size)} if args.size else {}))
 
 
+def outputs(model: onnx.ModelProto, images: CalibrationData) -> list[np.ndarray]:
+    """What a classifier answers to images, in chunks."""
+    session = Session(model)
+    return [session.run(feeds)[0] for feeds, _ in images.chunks(250)]
+
+
 def accuracy(model: onnx.ModelProto, test: CalibrationData) -> float:
     """Top-1 on labelled images, in percent."""
-    session = Session(model)
-    outputs = [session.run(feeds)[0] for feeds, _ in test.chunks(250)]
     assert test.labels is not None
-    return 100 * top1(outputs, test.labels)
+    return 100 * top1(outputs(model, test), test.labels)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -10,14 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from calib.runtime.threads import default_threads
-from passes.core.blas import blas_threads
+from passes.core.blas import NARROW, blas_threads
 
 __all__ = ["in_lanes"]
 
 LANES = 4
-# Features of the widest layer whose sums are divided. Of a wider one each lane's second moment would take much memory,
-# and the threads of BLAS are as fast.
-WIDEST = 1536
 
 _T = TypeVar("_T")
 
@@ -25,11 +22,14 @@ _T = TypeVar("_T")
 def in_lanes(gather: Callable[[slice], _T], features: int) -> list[_T]:
     """What `gather` makes of the chunks of each lane, which are given as a slice of all chunks.
 
+    A layer that is not narrow has one lane: the second moments of several would take much memory, and the threads of
+    BLAS are as fast.
+
     Args:
         gather: called once for a lane, in threads: it must not change what the lanes share.
         features: number of inputs of the layer's matrix, (n, n) of whose second moment each lane holds.
     """
-    if features > WIDEST:
+    if features > NARROW:
         return [gather(slice(None))]
     lanes = [slice(lane, None, LANES) for lane in range(LANES)]
     with blas_threads(1), ThreadPoolExecutor(min(LANES, default_threads())) as threads:

@@ -33,6 +33,7 @@ from hmc_onnx.rewriting.fitting import Fit, fitted_bias
 from hmc_onnx.rewriting.order import repair_order
 from hmc_onnx.rewriting.pruning import Pruned, prune
 from hmc_onnx.rewriting.rounding import rounded
+from passes.core.blas import NARROW, blas_threads
 from passes.core.errors import PlanError
 from passes.decompose import DECOMPOSITIONS, compose, why_no_rank
 from passes.graph.cost import images_of, maps_an_image
@@ -96,7 +97,9 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
         pruned = any(use.node.name in kept.touched for use in uses)
         changed = changed or pruned or step.method != KEEP
         if changed:
-            _repair(compressed, uses, shapes, walks, step.method, step.rank)
+            layer = layer_of(node, shapes)
+            with blas_threads(1 if layer.geometry.features <= NARROW else None):
+                _repair(compressed, layer, uses, _fits(layer, uses, shapes, walks), walks)
             if folder is not None:
                 move_out(compressed.constants(), folder)
     let_go(model.constants())
@@ -182,15 +185,13 @@ class _Use:
     known: bool
 
 
-def _repair(model: Model, uses: Sequence[_Use], shapes: Shapes, walks: _Walks, method: str, rank: int) -> None:
-    """Fit a layer to the compressed network's input and decompose it as planned; a grouped Conv is fitted by groups."""
-    node = uses[0].node
-    layer = layer_of(node, shapes)
-    groups = _fits(layer, uses, shapes, walks)
-    levels = 0 if walks.plan.layers[node.name].in_float else walks.context.weight_levels
+def _repair(model: Model, layer: Layer, uses: Sequence[_Use], groups: Sequence[Fit], walks: _Walks) -> None:
+    """Write the weights that fit into a layer, and decompose it as planned; a grouped Conv has a fit for each group."""
+    node, step = uses[0].node, walks.plan.layers[uses[0].node.name]
+    levels = 0 if step.in_float else walks.context.weight_levels
     own = np.split(layer.weight, len(groups))
     kernels = [fit.weight(w) for w, fit in zip(own, groups, strict=True)]
-    if method == KEEP:
+    if step.method == KEEP:
         if levels:
             kernels = [rounded(k, levels, fit.moments.second) for k, fit in zip(kernels, groups, strict=True)]
         biases = [
@@ -201,9 +202,9 @@ def _repair(model: Model, uses: Sequence[_Use], shapes: Shapes, walks: _Walks, m
         write_layer(model.graph, node, np.concatenate(kernels), biases[0], also)
         return
     moments = groups[0].moments
-    decomposition = DECOMPOSITIONS[method]
-    factors: Sequence[np.ndarray] = decomposition.factors(layer.geometry, kernels[0], moments.second, rank)
-    links = decomposition.links(layer.geometry, rank)
+    decomposition = DECOMPOSITIONS[step.method]
+    factors: Sequence[np.ndarray] = decomposition.factors(layer.geometry, kernels[0], moments.second, step.rank)
+    links = decomposition.links(layer.geometry, step.rank)
     if levels:
         factors = [rounded(factor, levels) for factor in factors]
     biases = [fitted_bias(compose(links, factors), part) for part in moments.parts]

@@ -8,7 +8,10 @@ from functools import cache
 import scipy.linalg.blas  # noqa: F401  loads its library, which the controller would miss if it came later
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["blas_threads"]
+__all__ = ["NARROW", "blas_threads"]
+
+# Features of the widest layer whose matrices are small in this sense.
+NARROW = 1536
 
 
 def blas_threads(most: int | None) -> AbstractContextManager[object]:
