@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from calib.runtime.threads import default_threads
-from passes.core.blas import NARROW, blas_threads
+from passes.core.blas import NARROW, one_blas_thread
 
 __all__ = ["in_lanes"]
 
@@ -32,5 +32,5 @@ def in_lanes(gather: Callable[[slice], _T], features: int) -> list[_T]:
     if features > NARROW:
         return [gather(slice(None))]
     lanes = [slice(lane, None, LANES) for lane in range(LANES)]
-    with blas_threads(1), ThreadPoolExecutor(min(LANES, default_threads())) as threads:
+    with one_blas_thread(), ThreadPoolExecutor(min(LANES, default_threads())) as threads:
         return list(threads.map(gather, lanes))

@@ -31,8 +31,9 @@ __all__ = [
 # Largest difference, as a share of the largest output, that counts as rounding. The error is far larger when the batch
 # axis is mistaken for another axis.
 TOLERANCE = 0.01
-# Upper bound on the bytes of images that run at once, as activations are several times larger; and the fewest images.
-MOST_BYTES, LEAST_IMAGES = 20e6, 8
+# Upper bound on the bytes of images that run at once, and the fewest images. Activations are several times larger, and
+# take longer where memory has to be found for them anew in each run.
+MOST_BYTES, LEAST_IMAGES = 10e6, 8
 
 
 def declared_batch(proto: onnx.ModelProto, fed: Collection[str]) -> int | None:

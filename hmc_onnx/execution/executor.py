@@ -16,7 +16,7 @@ import joblib
 from hmc_onnx.execution.checkpoint import Checkpoint
 from hmc_onnx.execution.worker_processes import WorkerProcesses
 from hmc_onnx.records.work import Work
-from passes.core.blas import blas_threads
+from passes.core.blas import one_blas_thread
 from passes.core.errors import SettingsError
 from passes.core.shelf import MEMORY, Shelf
 
@@ -185,7 +185,7 @@ class _File:
 
 
 def _call(name: str, function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
-    with blas_threads(1):
+    with one_blas_thread():
         return name, function(*arguments)
 
 

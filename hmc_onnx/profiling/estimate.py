@@ -25,7 +25,7 @@ from hmc_onnx.profiling.candidate_times import default_align
 from hmc_onnx.profiling.profiler import sensitivity_images
 from hmc_onnx.search_space.candidates import front, whole_offers
 from hmc_onnx.search_space.possible import any_removals, every_variant
-from passes.core.blas import blas_threads
+from passes.core.blas import one_blas_thread
 from passes.core.declined import Declined, sentences
 
 __all__ = ["Estimate", "estimate"]
@@ -170,7 +170,7 @@ def _decomposition(layers: dict[str, CompressibleLayer], align: int, fine: bool)
     for subject in (able[0], able[len(able) // 2]) if able else ():
         offered = list({o.method: o for o in whole_offers(subject, align, fine)}.values())
         began = time.perf_counter()
-        with blas_threads(1):  # as where the profile is made
+        with one_blas_thread():  # as where the profile is made
             front(subject.layer.geometry, subject.layer.weight, np.eye(subject.layer.geometry.features), offered)
         seconds = (time.perf_counter() - began) / len(offered) / _weights(subject)
     return seconds

@@ -33,7 +33,7 @@ from hmc_onnx.rewriting.fitting import Fit, fitted_bias
 from hmc_onnx.rewriting.order import repair_order
 from hmc_onnx.rewriting.pruning import Pruned, prune
 from hmc_onnx.rewriting.rounding import rounded
-from passes.core.blas import NARROW, blas_threads
+from passes.core.blas import NARROW, one_blas_thread
 from passes.core.errors import PlanError
 from passes.decompose import DECOMPOSITIONS, compose, why_no_rank
 from passes.graph.cost import images_of, maps_an_image
@@ -98,7 +98,7 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
         changed = changed or pruned or step.method != KEEP
         if changed:
             layer = layer_of(node, shapes)
-            with blas_threads(1 if layer.geometry.features <= NARROW else None):
+            with one_blas_thread(layer.geometry.features <= NARROW):
                 _repair(compressed, layer, uses, _fits(layer, uses, shapes, walks), walks)
             if folder is not None:
                 move_out(compressed.constants(), folder)

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from scipy.optimize import minimize
 
-from passes.core.blas import blas_threads
+from passes.core.blas import one_blas_thread
 from passes.core.linear_algebra import least_squares
 from passes.decompose.base import Problem
 
@@ -68,7 +68,7 @@ def polish(problem: Problem, free: Free, start: np.ndarray, steps: int) -> np.nd
     before = lost(start.ravel(), 0.0)[0]
     if not before > EXACT:
         return start
-    with blas_threads(None if steps <= THREADED else 1):
+    with one_blas_thread(steps > THREADED):
         found = minimize(lost, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": steps}).x
     return found.reshape(start.shape) if lost(found, 0.0)[0] < before else start
 
