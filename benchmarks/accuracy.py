@@ -28,6 +28,9 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=["hmc"])
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--align", type=int, default=hmc_onnx.Settings().align)
+    parser.add_argument(
+        "--others", type=int, default=0, help="compare on so many further training images, and not on the test split"
+    )
     parser.add_argument("--positions", type=int, default=hmc_onnx.Settings().positions)
     parser.add_argument("--kl-samples", type=int, help="images that sensitivity is measured on")
     parser.add_argument("--seed", type=int, default=0)
@@ -37,8 +40,12 @@ def main() -> None:
 
     proto = hmc_onnx.load(args.model)
     preprocess = hmc_onnx.preprocessing(args.preset)
-    calibration = hmc_onnx.load_data(proto, args.data, preprocess, samples=args.samples, seed=args.seed)
-    test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
+    count = args.samples + args.others
+    calibration = hmc_onnx.load_data(proto, args.data, preprocess, samples=count, seed=args.seed)
+    if args.others:
+        calibration, test = calibration.part(args.samples)
+    else:
+        test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
     settings = hmc_onnx.Settings(
         samples=args.samples,
         seed=args.seed,
