@@ -15,6 +15,7 @@ from testing import accuracy, arguments, outputs
 
 import hmc_onnx
 from calib.measure.divergence import kl_divergence
+from passes.decompose import DECOMPOSITIONS
 from passes.graph.cost import total
 from passes.normal_form.normalise import normalise
 
@@ -35,7 +36,9 @@ def main() -> None:
     parser.add_argument("--kl-samples", type=int, help="images that sensitivity is measured on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", type=Path, help="read the profile from here, or write it here if it is not there")
-    parser.add_argument("--without", nargs="+", default=[], help="decompositions to do without, such as cp")
+    parser.add_argument(
+        "--without", nargs="+", default=[], choices=[*DECOMPOSITIONS], help="decompositions to do without, such as cp"
+    )
     args = parser.parse_args()
 
     proto = hmc_onnx.load(args.model)

@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, required=True, help="label map to write")
     args = parser.parse_args()
 
+    if not (args.data / "train").is_dir():
+        parser.error(f"there is no folder '{args.data / 'train'}': give --data a folder with `train` in it")
     folders = sorted(folder.name for folder in (args.data / "train").iterdir() if folder.is_dir())
     onnx.save(other(onnx.load(args.model), args.size), args.output)
     args.labels.write_text("".join(f"{name} {int(i >= len(folders) // 2)}\n" for i, name in enumerate(folders)))

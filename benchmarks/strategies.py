@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--batch", type=int, default=8, help="that latency is planned for")
     parser.add_argument("--align", type=int, help="multiples of which ranks and numbers of channels are")
-    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--samples", type=int, help="images to calibrate with; default: 1024, with --quick 256")
     parser.add_argument("--test", type=int, help="images of the test split; default: all")
     parser.add_argument("--quick", action="store_true", help="as --quick of the command")
     parser.add_argument("--work-dir", type=Path, required=True)
@@ -50,8 +50,11 @@ def main() -> None:
 
     proto = hmc_onnx.load(args.model)
     test = hmc_onnx.load_data(proto, args.data, preprocessing(args), samples=args.test, split="test")
-    given = {"samples": args.samples, "batch": args.batch, "align": args.align, "precision": args.precision}
-    given = {"provider": "cpu"} | given | ({**QUICK, "align": args.align} if args.quick else {})
+    for target in args.targets:
+        hmc_onnx.parse_target(target)  # which raises for one that means nothing
+    given = {"provider": "cpu", "samples": 1024, **(QUICK if args.quick else {})}
+    given |= {"batch": args.batch, "align": args.align, "precision": args.precision}
+    given |= {"samples": args.samples} if args.samples else {}
     rows = Rows(
         args.work_dir / f"rows-{args.precision}.json", {"model": args.model.name, "test": test.digest(), **given}
     )
@@ -118,6 +121,7 @@ class Bench:
             run.profile()
             return run
         finally:
+            DECOMPOSITIONS.clear()  # so that they are in their order again
             DECOMPOSITIONS.update(everything)
 
 

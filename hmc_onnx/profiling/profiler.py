@@ -42,7 +42,7 @@ __all__ = ["profile", "sensitivity_images"]
 
 # Sensitivity is measured on MOST_IMAGES images for a network of up to IMAGE_MACS MACs; for a larger one on fewer, in
 # proportion, but not less than LEAST_IMAGES.
-MOST_IMAGES, IMAGE_MACS, LEAST_IMAGES = 256, 5e8, 32
+MOST_IMAGES, IMAGE_MACS, LEAST_IMAGES = 64, 2e9, 32
 # These images are divided into at least so many chunks, so that early stopping can leave out the later ones.
 KL_CHUNKS = 4
 # Confidence at which a dominated candidate is dropped early (successive halving).

@@ -39,8 +39,8 @@ class Settings(Options):
     kl_samples: Annotated[int | None, PYTHON] = Field(
         default=None,
         ge=1,
-        description="How many of these images sensitivity is measured on. None: 256, and fewer for a network of more "
-        "than half a billion MACs, in proportion, down to 32.",
+        description="How many of these images sensitivity is measured on. None: 64, and fewer for a network of more "
+        "than two billion MACs, in proportion, down to 32.",
     )
     positions: Annotated[int, PYTHON] = Field(
         default=64, ge=1, description="Output positions of each image that the second moments are taken over."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import scipy.linalg.blas  # noqa: F401  loads its library, which the controller would miss if it came later
@@ -13,13 +15,24 @@ __all__ = ["NARROW", "one_blas_thread"]
 # Features of the widest layer whose matrices are small in this sense.
 NARROW = 1536
 
+_mine = threading.RLock()
 
-def one_blas_thread(narrow: bool = True) -> AbstractContextManager[object]:
+
+@contextmanager
+def one_blas_thread(narrow: bool = True) -> Iterator[None]:
     """Within the context, BLAS uses one thread, in all threads of this process; where not `narrow`, as many as before.
 
-    While a context of one thread is open, those of other threads may have no effect (threadpoolctl).
+    While a thread has such a context open, those that other threads open change nothing: else the last to leave would
+    take the one thread that it found for the number to go back to.
     """
-    return _libraries().limit(limits=1 if narrow else None, user_api="blas")
+    if not narrow or not _mine.acquire(blocking=False):
+        yield
+        return
+    try:
+        with _libraries().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        _mine.release()
 
 
 @cache

@@ -1,7 +1,7 @@
 """CP of a tensor of three axes by alternating least squares (Kolda & Bader, SIAM Review 51, 2009, figure 3.3).
 
-The iterates are those of tensorly's `parafac`, which takes two to four times as long: here a product of the tensor and
-a factor serves two axes, and the systems, which are symmetric, are solved by Cholesky.
+The iterates are those of tensorly's `parafac` up to rounding, which takes two to four times as long: here a product of
+the tensor and a factor serves two axes, and the systems, which are symmetric, are solved by Cholesky.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import numpy as np
 from scipy.linalg.lapack import get_lapack_funcs
 from tensorly.decomposition import parafac
 
+from passes.core.linear_algebra import damped
 from passes.decompose.tensorly_apart import apart, svd_by_gram
 
 __all__ = ["alternate"]
 
-# Iterations, at most; they end earlier where one makes the error smaller by less than GAIN of the tensor's norm.
+# Iterations, at most; they end earlier where one changes the error by less than GAIN of the tensor's norm.
 MOST, GAIN = 30, 1e-5
+# What is added to the diagonal of a system, in roundings of its mean entry there: terms that are alike, or more of them
+# than the tensor has, make it singular.
+DAMPING = 10
 
 
 def alternate(tensor: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -27,9 +31,6 @@ def alternate(tensor: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np
     Args:
         tensor: T, (o, i, k), float32 or float64.
         rank: the number of terms r.
-
-    Raises:
-        LinAlgError: the systems are singular, as for a tensor of zeros.
     """
     o, i, k = tensor.shape
     _, (_, b, c) = apart(parafac, tensor, rank, n_iter_max=0, svd=svd_by_gram, random_state=0)  # its start
@@ -49,7 +50,7 @@ def alternate(tensor: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np
         # ‖T - T̂‖² = ‖T‖² + ‖T̂‖² - 2 ⟨T, T̂⟩
         lost = size + float(np.vdot(own, c.T @ c)) - 2 * float(np.vdot(right, c))
         after = (abs(lost) / size) ** 0.5
-        if before - after < GAIN:
+        if abs(before - after) < GAIN:
             break
         before = after
     return a, b, c
@@ -62,9 +63,10 @@ def _unit(factor: np.ndarray) -> np.ndarray:
 
 
 def _solved(gram: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """X (n, r) with X G = R for a symmetric G (r, r)."""
+    """X (n, r) with X G = R for a symmetric G (r, r), which is damped."""
+    gram = damped(gram, DAMPING * float(np.finfo(gram.dtype).eps))
     posv = get_lapack_funcs("posv", (gram,))
     _, found, failed = posv(gram, right.T, lower=True)
-    if failed:  # by rounding, the least eigenvalue is not above zero
+    if failed:  # by rounding, the least eigenvalue is not above zero for all that
         found = np.linalg.solve(gram, right.T)
     return np.asarray(found.T)

@@ -31,6 +31,7 @@ __all__ = [
     "chain_parameters",
     "compose",
     "error",
+    "in_single",
     "mode_moment",
     "projected",
 ]
@@ -160,6 +161,12 @@ def mode_moment(moment: np.ndarray, geometry: Geometry) -> np.ndarray:
     """The second moment of the input channels (I, I): that of the patches, averaged over the kernel's positions."""
     i, k = geometry.inputs, math.prod(geometry.kernel)
     return np.einsum("akbk->ab", moment.reshape(i, k, i, k)) / k
+
+
+def in_single(tensor: np.ndarray) -> np.ndarray:
+    """A tensor in float32, divided by its norm, so that squares neither overflow nor vanish. Zeros stay zeros."""
+    norm = float(np.linalg.norm(tensor))
+    return (tensor / norm if norm > 0 else tensor).astype(np.float32)
 
 
 def projected(project: np.ndarray, problem: Problem) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 from passes.core.declined import Declined, Why
 from passes.core.linear_algebra import least_squares, whitening
 from passes.decompose.alternating import alternate
-from passes.decompose.base import Decomposition, Factors, Problem, Solver, mode_moment
+from passes.decompose.base import Decomposition, Factors, Problem, Solver, in_single, mode_moment
 from passes.decompose.output_svd import pointwise
 from passes.decompose.polish import polish, steps_for
 from passes.graph.layers import Geometry
@@ -65,17 +65,14 @@ class CP(Decomposition):
         weight = problem.weight.reshape(o, i, k)
         white, inverse = whitening(mode_moment(problem.moment, geometry))
         whitened = np.einsum("oik,ij->ojk", weight, white, optimize=True)
-        single = whitened.astype(np.float32)  # for the iterations, which take most of the time
+        single = in_single(whitened)  # for the iterations, which take most of the time
 
         def factors(rank: int) -> Factors:
             if rank >= self.max_rank(geometry):
                 inputs, places = _pairs(weight)
             else:
-                found = _iterated(single, rank)
-                if found is None:
-                    inputs, places = (part[:, :rank] for part in _pairs(weight))
-                else:
-                    inputs, places = inverse.T @ found[0], found[1].astype(np.float64)
+                _, inputs, places = alternate(single, rank)
+                inputs, places = inverse.T @ inputs, places.astype(np.float64)
             return _chain(problem, inputs, places)
 
         return factors
@@ -93,15 +90,6 @@ class CP(Decomposition):
         start = np.concatenate([part / np.maximum(np.linalg.norm(part, axis=0), tiny) for part in (inputs, places)])
         found = polish(problem, terms, start, steps)
         return factors if found is start else _chain(problem, *terms.parts(found))
-
-
-def _iterated(whitened: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """B, whitened, and C by alternating least squares; None where these are singular, as for a kernel of zeros."""
-    try:
-        _, inputs, places = alternate(whitened, rank)
-    except np.linalg.LinAlgError:
-        return None
-    return (inputs, places) if np.isfinite(inputs).all() and np.isfinite(places).all() else None
 
 
 def _chain(problem: Problem, inputs: np.ndarray, places: np.ndarray) -> Factors:

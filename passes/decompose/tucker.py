@@ -15,7 +15,7 @@ import numpy as np
 
 from passes.core.declined import Declined, Why
 from passes.core.linear_algebra import least_squares, whitening
-from passes.decompose.base import Decomposition, Factors, Problem, Solver, mode_moment, projected
+from passes.decompose.base import Decomposition, Factors, Problem, Solver, in_single, mode_moment, projected
 from passes.decompose.output_svd import OutputSVD, pointwise
 from passes.graph.layers import Geometry
 
@@ -62,7 +62,7 @@ class Tucker2(Decomposition):
         o, i, k = geometry.outputs, geometry.inputs, math.prod(geometry.kernel)
         white, inverse = whitening(mode_moment(problem.moment, geometry))
         whitened = np.einsum("oik,ij->ojk", problem.weight.reshape(o, i, k), white, optimize=True)
-        single = whitened.astype(np.float32)  # for the iterations, which find a subspace; what follows solves in it
+        single = in_single(whitened)  # for the iterations, which find a subspace; what follows solves in it
 
         def factors(rank: int) -> Factors:
             s = self.input_rank(geometry, rank)

@@ -346,6 +346,22 @@ def test_the_input_factor_of_tucker_spans_what_tensorly_finds() -> None:
 # The algebra they share
 
 
+@pytest.mark.parametrize("exponent", [-80, 70])
+@each_case
+def test_the_share_that_is_lost_does_not_depend_on_the_scale_of_the_weights(
+    name: str, shape: str, exponent: int
+) -> None:
+    geometry, method = GEOMETRIES[shape], DECOMPOSITIONS[name]
+    weight, moment = drawn(geometry)
+    rank = max(method.max_rank(geometry) // 2, 1)
+
+    def lost(scale: float) -> float:
+        factors = method.factors(geometry, weight * scale, moment, rank)
+        return error(weight * scale, compose(method.links(geometry, rank), factors), moment) / scale**2
+
+    np.testing.assert_allclose(lost(2.0**exponent), lost(1.0), rtol=1e-3, atol=1e-9 * error(weight, 0 * weight, moment))
+
+
 def test_error_is_the_squared_error_of_the_responses() -> None:
     geometry = GEOMETRIES["3x3"]
     weight, _ = drawn(geometry)
