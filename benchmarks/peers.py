@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--int8", type=float, nargs="*", default=[0.37, 0.3])
     parser.add_argument("--batch", type=int, default=8, help="that latency is planned for")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="that are timed")
-    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--samples", type=int, help="images that all tools get; default: 1024, with --quick 256")
     parser.add_argument("--test", type=int, help="images of the test split; default: all")
     parser.add_argument("--quick", action="store_true", help="as --quick of the command, for ours")
     parser.add_argument("--seed", type=int, default=0)
@@ -91,8 +91,9 @@ class Made:
 
     def __init__(self, proto: onnx.ModelProto, args: argparse.Namespace) -> None:
         self.proto, self.args = proto, args
-        given = (QUICK if args.quick else {}) | {"seed": args.seed, "batch": args.batch, "provider": "cpu"}
-        self.given: dict[str, Any] = {"samples": args.samples} | given
+        self.given: dict[str, Any] = {"samples": 1024, **(QUICK if args.quick else {})}
+        self.given |= {"seed": args.seed, "batch": args.batch, "provider": "cpu"}
+        self.given |= {"samples": args.samples} if args.samples else {}
         self.preprocess = preprocessing(args)
         self.images = hmc_onnx.load_data(
             proto, args.data, self.preprocess, samples=self.given["samples"], seed=args.seed

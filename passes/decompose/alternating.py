@@ -38,17 +38,17 @@ def alternate(tensor: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np
     size, before = max(float(np.vdot(tensor, tensor)), float(np.finfo(tensor.dtype).tiny)), np.inf
     for _ in range(MOST):
         b, c = _unit(b), _unit(c)
-        gram = c.T @ c
+        of_c = c.T @ c
         half = (by_input @ b).reshape(o, k, rank)
-        a = _unit(_solved((b.T @ b) * gram, np.einsum("okr,kr->or", half, c)))
-        own = a.T @ a
+        a = _unit(_solved((b.T @ b) * of_c, np.einsum("okr,kr->or", half, c)))
+        of_both = a.T @ a
         half = (by_output.T @ a).reshape(i, k, rank)
-        b = _unit(_solved(own * gram, np.einsum("ikr,kr->ir", half, c)))
-        own *= b.T @ b
+        b = _unit(_solved(of_both * of_c, np.einsum("ikr,kr->ir", half, c)))
+        of_both *= b.T @ b
         right = np.einsum("ikr,ir->kr", half, b)
-        c = _solved(own, right)
+        c = _solved(of_both, right)
         # ‖T - T̂‖² = ‖T‖² + ‖T̂‖² - 2 ⟨T, T̂⟩
-        lost = size + float(np.vdot(own, c.T @ c)) - 2 * float(np.vdot(right, c))
+        lost = size + float(np.vdot(of_both, c.T @ c)) - 2 * float(np.vdot(right, c))
         after = (abs(lost) / size) ** 0.5
         if abs(before - after) < GAIN:
             break
