@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from testing import accuracy, arguments, outputs
+from testing import accuracy, arguments, outputs, preprocessing
 
 import hmc_onnx
 from calib.measure.divergence import kl_divergence
@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
 
     proto = hmc_onnx.load(args.model)
-    preprocess = hmc_onnx.preprocessing(args.preset)
+    preprocess = preprocessing(args)
     count = args.samples + args.others
     calibration = hmc_onnx.load_data(proto, args.data, preprocess, samples=count, seed=args.seed)
     if args.others:

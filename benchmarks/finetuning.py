@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from testing import accuracy, arguments
+from testing import accuracy, arguments, preprocessing
 
 import hmc_onnx
 from calib.measure.latency import interleaved
@@ -37,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     chosen: dict[str, Any] = dict(option.split("=", 1) for option in args.options)
 
-    proto, preprocess = hmc_onnx.load(args.model), hmc_onnx.preprocessing(args.preset)
+    proto, preprocess = hmc_onnx.load(args.model), preprocessing(args)
     test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
     print(f"{args.model.name}: top-1 {accuracy(proto, test):.2f} %")
     print("| target | top-1 | fine-tuned for | epochs | top-1 | time after / before |\n|---|---|---|---|---|---|")

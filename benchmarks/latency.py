@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 
-from testing import accuracy, arguments
+from testing import accuracy, arguments, preprocessing
 
 import hmc_onnx
 from calib.measure.latency import calm, interleaved
@@ -41,7 +41,7 @@ def main() -> None:
     quick = QUICK if args.quick else {}
     samples = quick.get("samples", args.samples)
 
-    proto, preprocess = hmc_onnx.load(args.model), hmc_onnx.preprocessing(args.preset)
+    proto, preprocess = hmc_onnx.load(args.model), preprocessing(args)
     calibration = hmc_onnx.load_data(proto, args.data, preprocess, samples=samples, seed=args.seed)
     test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
     feeds = serving_feeds(calibration, args.batch)

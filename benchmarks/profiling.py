@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 import onnx
-from testing import arguments
+from testing import arguments, preprocessing
 
 import hmc_onnx
 from calib.measure.divergence import divergence
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=40)
     args = parser.parse_args()
     proto = hmc_onnx.load(args.model)
-    data = hmc_onnx.load_data(proto, args.data, hmc_onnx.preprocessing(args.preset), samples=args.samples)
+    data = hmc_onnx.load_data(proto, args.data, preprocessing(args), samples=args.samples)
     settings = hmc_onnx.Settings(samples=args.samples, latency=True, provider="cpu")
     began: dict[str, float] = {}
     ended: dict[str, float] = {}

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from unittest import mock
 
-from testing import accuracy, arguments
+from testing import accuracy, arguments, preprocessing
 
 import hmc_onnx
 from hmc_onnx.execution.context import Context
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, help="a run that was cut off goes on from it")
     args = parser.parse_args()
 
-    proto, preprocess = hmc_onnx.load(args.model), hmc_onnx.preprocessing(args.preset)
+    proto, preprocess = hmc_onnx.load(args.model), preprocessing(args)
     calibration = hmc_onnx.load_data(proto, args.data, preprocess, samples=args.samples)
     test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
     settings = hmc_onnx.Settings(samples=args.samples, provider="cpu", precision="int8")

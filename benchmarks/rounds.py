@@ -8,7 +8,7 @@ against the original for the N-th part of the time, on the training split; top-1
 
 from __future__ import annotations
 
-from testing import accuracy, arguments
+from testing import accuracy, arguments, preprocessing
 
 import hmc_onnx
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    proto, preprocess = hmc_onnx.load(args.model), hmc_onnx.preprocessing(args.preset)
+    proto, preprocess = hmc_onnx.load(args.model), preprocessing(args)
     test = hmc_onnx.load_data(proto, args.data, preprocess, samples=None, split="test")
     data = hmc_onnx.load_data(proto, args.data, preprocess, samples=1024, seed=args.seed)
     settings = hmc_onnx.Settings(seed=args.seed)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 from scipy.stats import spearmanr
-from testing import arguments
+from testing import arguments, preprocessing
 
 import hmc_onnx
 from calib.measure.divergence import divergences, temperature
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="*", default=[64, 256])
     parser.add_argument("--others", type=int, default=1280)
     args = parser.parse_args()
-    proto, preprocess = hmc_onnx.load(args.model), hmc_onnx.preprocessing(args.preset)
+    proto, preprocess = hmc_onnx.load(args.model), preprocessing(args)
     most = max(args.images)
     chunks = []
     for split, count in (("train", most), ("test", args.others)):

@@ -193,7 +193,7 @@ def _repair(model: Model, layer: Layer, uses: Sequence[_Use], groups: Sequence[F
     kernels = [fit.weight(w) for w, fit in zip(own, groups, strict=True)]
     if step.method == KEEP:
         if levels:
-            kernels = [rounded(k, levels, fit.moments.second) for k, fit in zip(kernels, groups, strict=True)]
+            kernels = [rounded(k, levels, fit.second) for k, fit in zip(kernels, groups, strict=True)]
         biases = [
             np.concatenate([fitted_bias(k, fit.moments.parts[i]) for k, fit in zip(kernels, groups, strict=True)])
             for i in range(groups[0].biases)
@@ -201,13 +201,13 @@ def _repair(model: Model, layer: Layer, uses: Sequence[_Use], groups: Sequence[F
         also = [(use.node, biases[use.bias]) for use in uses[1:]]
         write_layer(model.graph, node, np.concatenate(kernels), biases[0], also)
         return
-    moments = groups[0].moments
+    (fit,) = groups
     decomposition = DECOMPOSITIONS[step.method]
-    factors: Sequence[np.ndarray] = decomposition.factors(layer.geometry, kernels[0], moments.second, step.rank)
+    factors: Sequence[np.ndarray] = decomposition.factors(layer.geometry, kernels[0], fit.second, step.rank)
     links = decomposition.links(layer.geometry, step.rank)
     if levels:
         factors = [rounded(factor, levels) for factor in factors]
-    biases = [fitted_bias(compose(links, factors), part) for part in moments.parts]
+    biases = [fitted_bias(compose(links, factors), part) for part in fit.moments.parts]
     also = [(use.node, biases[use.bias]) for use in uses[1:]]
     replace_by_chain(model.graph, node, list(zip(links, factors, strict=True)), biases[0], also)
 

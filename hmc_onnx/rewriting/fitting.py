@@ -66,14 +66,18 @@ class Fit:
         """The moments over all images; to be read once all patches are given."""
         return self._parts[0] if len(self._parts) == 1 else self._parts[0].joined(self._parts[1])
 
+    @cached_property
+    def second(self) -> np.ndarray:
+        """Their second moment, (n, n)."""
+        return self.moments.second
+
     def weight(self, own: np.ndarray) -> np.ndarray:
         """argmin_B E‖t - B x‖² + λ‖B - W‖²: least squares, which keeps W where the data give no information.
 
         Args:
             own: W, the layer's weights so far, (O, I, *kernel).
         """
-        moments = self.moments
-        return _solved(own, moments.second, moments.cross, self._strength(own)).reshape(own.shape)
+        return _solved(own, self.second, self.moments.cross, self._strength(own)).reshape(own.shape)
 
     def _strength(self, own: np.ndarray) -> float:
         if len(self._parts) == 1 or not all(part.count for joint in self._parts for part in joint.parts):
