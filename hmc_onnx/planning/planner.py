@@ -30,6 +30,8 @@ __all__ = ["MOST_PLANS", "Planner", "next_correction", "timed_here"]
 ABOVE, BELOW = 0.005, 0.02
 # Upper bound on the plans that are made for one target.
 MOST_PLANS = 6
+# Strategies whose plans are plans of "hmc", too.
+NARROWER: tuple[Strategy, ...] = ("prune", "lowrank", "nahc", "ahc")
 # Factors on the bound to try if no sum of layers' times meets it, because that sum is off by some percent.
 HOPES = (1.05, 1.1, 1.15)
 
@@ -72,18 +74,35 @@ class Planner:
         if target.latency is None or whole is None:
             plan = self._program.solve(target)
         else:
-            plan = self._refined(target, whole, most)
+            plan = self._refined(self._program, target, whole, most)
+            assert plan.latency is not None and plan.latency.uncertainty is not None
+            if self._program.strategy == "hmc" and most > 1 and plan.latency.uncertainty <= UNSURE:
+                plan = self._least(plan, target, whole, most)
         checkpoint.save(key, plan)
         return plan
 
-    def _refined(self, target: Target, whole: LatencyProfile, most: int) -> Plan:
+    def _least(self, plan: Plan, target: Target, whole: LatencyProfile, most: int) -> Plan:
+        """The plan of least sensitivity within the target, of one plan and of those of each narrower strategy.
+
+        The sum of the layers' times is off by more for some changes than for others, and one correction for all makes
+        the bound too tight for the others. A narrower strategy, whose plans are this one's, too, may come out ahead.
+        """
+        for strategy in NARROWER:
+            program = Program(self._profile, strategy)
+            with suppress(SettingsError):
+                if program.solve(target).sensitivity < plan.sensitivity:
+                    other = self._refined(program, target, whole, most)
+                    plan = min(plan, other, key=lambda p: _loss(p, target))
+        return plan.model_copy(update={"strategy": self._program.strategy})
+
+    def _refined(self, program: Program, target: Target, whole: LatencyProfile, most: int) -> Plan:
         """The plan, among those made, whose network's measured time is closest to the target."""
         assert target.latency is not None
         context, runtime = self._context, self._context.runtime
-        plan, correction, refusal = self._first(target)
+        plan, correction, refusal = _first(program, target)
         original, known = Session(context.served, runtime), whole.seconds
         patience, best = PATIENCE * most / MOST_PLANS, None
-        at_rest = self._program.unchanged_share
+        at_rest = program.unchanged_share
         points = [(at_rest / target.latency, at_rest)]  # the network without a change, whose time is known
         for attempt in range(most):
             context.progress("plan", attempt, most)
@@ -103,7 +122,7 @@ class Planner:
             points.append((correction, share.value))
             correction = next_correction(points, target.latency * (1 - BELOW / 2))
             try:
-                plan = self._program.solve(target, correction)
+                plan = program.solve(target, correction)
             except SettingsError:
                 break
             if not plan.changes and at_rest > target.latency * (1 + ABOVE):
@@ -114,19 +133,20 @@ class Planner:
             raise refusal
         return best
 
-    def _first(self, target: Target) -> tuple[Plan, float, SettingsError | None]:
-        """The first plan, its correction, and the error that the uncorrected target raised, if it did.
 
-        The sum of the layers' times may be some percent too high, or more if the machine was busy when they were
-        measured. So a target that seems out of reach is tried with corrections (`HOPES`).
-        """
-        try:
-            return self._program.solve(target), 1.0, None
-        except SettingsError as e:
-            for correction in HOPES:
-                with suppress(SettingsError):
-                    return self._program.solve(target, correction), correction, e
-            raise
+def _first(program: Program, target: Target) -> tuple[Plan, float, SettingsError | None]:
+    """The first plan, its correction, and the error that the uncorrected target raised, if it did.
+
+    The sum of the layers' times may be some percent too high, or more if the machine was busy when they were measured.
+    So a target that seems out of reach is tried with corrections (`HOPES`).
+    """
+    try:
+        return program.solve(target), 1.0, None
+    except SettingsError as e:
+        for correction in HOPES:
+            with suppress(SettingsError):
+                return program.solve(target, correction), correction, e
+        raise
 
 
 def next_correction(points: Sequence[tuple[float, float]], wanted: float) -> float:
@@ -158,6 +178,12 @@ def _measured(plan: Plan, share: Measurement) -> Plan:
     assert plan.latency is not None
     latency = plan.latency.model_copy(update={"measured": share.value, "uncertainty": share.uncertainty})
     return plan.model_copy(update={"latency": latency})
+
+
+def _loss(plan: Plan, target: Target) -> tuple[float, float]:
+    """Orders plans: those within the target come first, the one that loses least before the others."""
+    assert plan.latency is not None and plan.latency.measured is not None and target.latency is not None
+    return max(plan.latency.measured / target.latency - 1 - ABOVE, 0.0), plan.sensitivity
 
 
 def _distance(plan: Plan, target: Target) -> float:
