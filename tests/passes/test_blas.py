@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -38,4 +40,21 @@ def test_a_layer_that_is_not_narrow_changes_nothing() -> None:
 def test_an_error_within_gives_the_threads_back() -> None:
     with pytest.raises(ZeroDivisionError), one_blas_thread():
         1 / 0  # noqa: B018
+    assert of_blas() == {2}
+
+
+def test_contexts_of_two_threads_that_overlap_give_the_threads_back() -> None:
+    entered, left = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with one_blas_thread():
+            entered.set()
+            left.wait(10)
+
+    thread = threading.Thread(target=other)
+    with one_blas_thread():
+        thread.start()
+        assert entered.wait(10)
+    left.set()
+    thread.join()
     assert of_blas() == {2}
