@@ -28,7 +28,7 @@ __all__ = ["MOST_PLANS", "Planner", "next_correction", "timed_here"]
 
 # A plan is accepted if its network's time is at most the share ABOVE above the target, or the share BELOW below it.
 ABOVE, BELOW = 0.005, 0.02
-# Upper bound on the plans that are made for one target.
+# Upper bound on the plans that are made for one target by one strategy.
 MOST_PLANS = 6
 # Strategies whose plans are plans of "hmc", too.
 NARROWER: tuple[Strategy, ...] = ("prune", "lowrank", "nahc", "ahc")
@@ -61,8 +61,8 @@ class Planner:
 
         Args:
             target: see `Target`.
-            most: upper bound on the plans to make. With 1, the network is measured but its plan is not corrected, so
-                its time may miss the target.
+            most: upper bound on the plans to make, for each strategy whose plans are measured. With 1, the network is
+                measured but its plan is not corrected, so its time may miss the target.
 
         Raises:
             SettingsError: no combination of candidates meets the target.
