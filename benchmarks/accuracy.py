@@ -11,10 +11,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from testing import accuracy, arguments, outputs, preprocessing
+from testing import arguments, outputs, preprocessing
 
 import hmc_onnx
-from calib.measure.divergence import kl_divergence
+from calib.measure.divergence import kl_divergence, top1
 from passes.decompose import DECOMPOSITIONS
 from passes.graph.cost import total
 from passes.normal_form.normalise import normalise
@@ -70,9 +70,10 @@ def main() -> None:
         for layer in profile.layers
     ]
     profile = profile.model_copy(update={"layers": layers})
-    before, answers = total(normalise(proto)), outputs(proto, test)
+    before, answers, labels = total(normalise(proto)), outputs(proto, test), test.labels
+    assert labels is not None
     print(
-        f"{args.model.name}: top-1 {accuracy(proto, test):.2f} %, profile {time.perf_counter() - start:.0f} s",
+        f"{args.model.name}: top-1 {100 * top1(answers, labels):.2f} %, profile {time.perf_counter() - start:.0f} s",
         flush=True,
     )
     rows = {}
@@ -87,8 +88,8 @@ def main() -> None:
                 continue
             compressed = run.apply(plan)
             seconds = time.perf_counter() - start
-            after, after_top1 = total(normalise(compressed)), accuracy(compressed, test)
-            nats = kl_divergence(answers, outputs(compressed, test))
+            after, found = total(normalise(compressed)), outputs(compressed, test)
+            after_top1, nats = 100 * top1(found, labels), kl_divergence(answers, found)
             rows[strategy, target] = f"{after_top1:.2f}"
             print(
                 f"{strategy:8} {target:.2f}: top-1 {after_top1:.2f} %, {nats:.4f} nats, "

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import time
 
-from testing import accuracy, arguments, preprocessing
+from testing import accuracy, arguments, preprocessing, sampled
 
 import hmc_onnx
 from calib.measure.latency import calm, interleaved
 from calib.runtime.batching import serving_feeds
 from calib.runtime.sessions import Session
-from hmc_onnx.records.settings import QUICK
 from hmc_onnx.rewriting.planned_shapes import shaped
 
 # How long to wait for the machine to be as calm as it was.
@@ -34,12 +33,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--targets", type=float, nargs="*", default=[0.8, 0.7, 0.6, 0.5])
     parser.add_argument("--macs", type=float, nargs="*", default=[])
-    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--samples", type=int, help="images to calibrate with; default: 1024, with --quick 256")
     parser.add_argument("--quick", action="store_true", help="as --quick of the command")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    quick = QUICK if args.quick else {}
-    samples = quick.get("samples", args.samples)
+    sizes = sampled(args)
+    samples = sizes["samples"]
 
     proto, preprocess = hmc_onnx.load(args.model), preprocessing(args)
     calibration = hmc_onnx.load_data(proto, args.data, preprocess, samples=samples, seed=args.seed)
@@ -51,8 +50,8 @@ def main() -> None:
         if not shares:
             continue
         start = time.perf_counter()
-        given = {"samples": samples, "seed": args.seed, "batch": args.batch, "provider": "cpu"}
-        settings = hmc_onnx.Settings(**(quick | given), latency=what == "latency")
+        given = sizes | {"seed": args.seed, "batch": args.batch, "provider": "cpu"}
+        settings = hmc_onnx.Settings(**given, latency=what == "latency")
         run = hmc_onnx.Run(proto, calibration, settings)
         profile = run.profile()
         known = min(known, profile.latency.seconds if profile.latency else known)

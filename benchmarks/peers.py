@@ -26,14 +26,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from testing import Rows, accuracy, arguments, preprocessing, table
+from testing import Rows, accuracy, arguments, preprocessing, sampled, table
 
 import hmc_onnx
 from calib.measure.latency import Timings, interleaved
 from calib.runtime.batching import input_shapes, serving_feeds
 from calib.runtime.sessions import CPU, Session
 from hmc_onnx.comparison.verification import Network
-from hmc_onnx.records.settings import QUICK
 from passes.core.atomic import replacing
 
 HERE = Path(__file__).parent / "peers"
@@ -91,9 +90,7 @@ class Made:
 
     def __init__(self, proto: onnx.ModelProto, args: argparse.Namespace) -> None:
         self.proto, self.args = proto, args
-        self.given: dict[str, Any] = {"samples": 1024, **(QUICK if args.quick else {})}
-        self.given |= {"seed": args.seed, "batch": args.batch, "provider": "cpu"}
-        self.given |= {"samples": args.samples} if args.samples else {}
+        self.given = sampled(args) | {"seed": args.seed, "batch": args.batch, "provider": "cpu"}
         self.preprocess = preprocessing(args)
         self.images = hmc_onnx.load_data(
             proto, args.data, self.preprocess, samples=self.given["samples"], seed=args.seed

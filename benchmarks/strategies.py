@@ -23,11 +23,10 @@ from typing import Any
 import numpy as np
 import onnx
 from scipy.stats import spearmanr
-from testing import Rows, accuracy, arguments, preprocessing, table
+from testing import Rows, accuracy, arguments, preprocessing, sampled, table
 
 import hmc_onnx
 from calib.data.calibration import CalibrationData
-from hmc_onnx.records.settings import QUICK
 from passes.decompose import DECOMPOSITIONS
 
 STRATEGIES = ("hmc", "nahc", "ahc", "prune", "lowrank")
@@ -52,9 +51,8 @@ def main() -> None:
     test = hmc_onnx.load_data(proto, args.data, preprocessing(args), samples=args.test, split="test")
     for target in args.targets:
         hmc_onnx.parse_target(target)  # which raises for one that means nothing
-    given = {"provider": "cpu", "samples": 1024, **(QUICK if args.quick else {})}
+    given = {"provider": "cpu"} | sampled(args)
     given |= {"batch": args.batch, "align": args.align, "precision": args.precision}
-    given |= {"samples": args.samples} if args.samples else {}
     rows = Rows(
         args.work_dir / f"rows-{args.precision}.json", {"model": args.model.name, "test": test.digest(), **given}
     )

@@ -15,9 +15,10 @@ import hmc_onnx
 from calib.data.calibration import CalibrationData
 from calib.measure.divergence import top1
 from calib.runtime.sessions import Session
+from hmc_onnx.records.settings import QUICK
 from passes.core.atomic import write_atomically
 
-__all__ = ["Rows", "accuracy", "arguments", "outputs", "preprocessing", "table"]
+__all__ = ["Rows", "accuracy", "arguments", "outputs", "preprocessing", "sampled", "table"]
 
 
 def arguments(doc: str) -> argparse.ArgumentParser:
@@ -33,6 +34,12 @@ def arguments(doc: str) -> argparse.ArgumentParser:
 def preprocessing(args: argparse.Namespace) -> hmc_onnx.Preprocess:
     """How an image becomes the input, as the arguments say."""
     return hmc_onnx.preprocessing(args.preset, **({"size": tuple(args.size)} if args.size else {}))
+
+
+def sampled(args: argparse.Namespace) -> dict[str, Any]:
+    """Fields of `Settings` by --quick, and by --samples, which goes before it; else 1,024 images."""
+    given = {"samples": 1024} | (dict(QUICK) if args.quick else {})
+    return given | ({"samples": args.samples} if args.samples else {})
 
 
 def outputs(model: onnx.ModelProto, images: CalibrationData) -> list[np.ndarray]:

@@ -96,8 +96,8 @@ def _feeds(session: Session, dtype: str) -> dict[str, np.ndarray]:
 def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Measurement]:
     """Time a lot with the reference probe; while that takes longer than in an earlier lot, the lot is run again.
 
-    The earlier lot was of about as much work: large probes take the processor's caches, and slow the reference down. If
-    the reference is not faster the second time, the load lasts, and the lot is not run again.
+    The earlier lot was of about as much work: large probes take the processor's caches, and slow the reference down.
+    Repeats end where one does not make the reference faster, as the load lasts then.
     """
     reference = Probe((REFERENCE,), (REFERENCE_SIZE,) * 2, lot[0].batch, lot[0].dtype)
     key = (str(reference), runtime, sum(probe.macs for probe in lot).bit_length())

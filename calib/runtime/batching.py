@@ -32,7 +32,7 @@ __all__ = [
 # axis is mistaken for another axis.
 TOLERANCE = 0.01
 # Upper bound on the bytes of images that run at once, and the fewest images. Activations are several times larger, and
-# take longer where memory has to be found for them anew in each run.
+# for very large ones each run waits for new memory.
 MOST_BYTES, LEAST_IMAGES = 10e6, 8
 
 

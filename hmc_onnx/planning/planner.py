@@ -74,14 +74,15 @@ class Planner:
         if target.latency is None or whole is None:
             plan = self._program.solve(target)
         else:
-            plan = self._refined(self._program, target, whole, most)
+            watch = _Stopwatch(self._context, whole.seconds, PATIENCE * most / MOST_PLANS)
+            plan = self._refined(self._program, target, watch, most)
             assert plan.latency is not None and plan.latency.uncertainty is not None
             if self._program.strategy == "hmc" and most > 1 and plan.latency.uncertainty <= UNSURE:
-                plan = self._least(plan, target, whole, most)
+                plan = self._least(plan, target, watch, most)
         checkpoint.save(key, plan)
         return plan
 
-    def _least(self, plan: Plan, target: Target, whole: LatencyProfile, most: int) -> Plan:
+    def _least(self, plan: Plan, target: Target, watch: _Stopwatch, most: int) -> Plan:
         """The plan of least sensitivity within the target, of one plan and of those of each narrower strategy.
 
         The sum of the layers' times is off by more for some changes than for others, and one correction for all makes
@@ -91,28 +92,20 @@ class Planner:
             program = Program(self._profile, strategy)
             with suppress(SettingsError):
                 if program.solve(target).sensitivity < plan.sensitivity:
-                    other = self._refined(program, target, whole, most)
+                    other = self._refined(program, target, watch, most)
                     plan = min(plan, other, key=lambda p: _loss(p, target))
         return plan.model_copy(update={"strategy": self._program.strategy})
 
-    def _refined(self, program: Program, target: Target, whole: LatencyProfile, most: int) -> Plan:
+    def _refined(self, program: Program, target: Target, watch: _Stopwatch, most: int) -> Plan:
         """The plan, among those made, whose network's measured time is closest to the target."""
         assert target.latency is not None
-        context, runtime = self._context, self._context.runtime
         plan, correction, refusal = _first(program, target)
-        original, known = Session(context.served, runtime), whole.seconds
-        patience, best = PATIENCE * most / MOST_PLANS, None
+        best: Plan | None = None
         at_rest = program.unchanged_share
         points = [(at_rest / target.latency, at_rest)]  # the network without a change, whose time is known
         for attempt in range(most):
-            context.progress("plan", attempt, most)
-            planned = context.served_form(shaped(context, plan).finished(), timed_only=True, in_float=plan.in_float)
-            session = Session(planned, runtime)
-            timings = calm([original, session], context.serving_feeds, known, patience)
-            timings = surer(timings, [original, session], context.serving_feeds, time.perf_counter() + patience)
-            now, share = timings.latency(0).value, timings.ratio(1)
-            patience = 0.0 if now > known * DISTURBED else patience  # the time to wait for calm is spent at most once
-            known = min(known, now)
+            self._context.progress("plan", attempt, most)
+            share = watch.share(plan)
             plan = _measured(plan, share)
             if best is None or _distance(plan, target) < _distance(best, target):
                 best = plan
@@ -127,11 +120,38 @@ class Planner:
                 break
             if not plan.changes and at_rest > target.latency * (1 + ABOVE):
                 break  # the measurement was wrong: the unchanged network is known to be too slow
-        context.progress("plan", most, most)
+        self._context.progress("plan", most, most)
         assert best is not None and best.latency is not None and best.latency.measured is not None
         if refusal is not None and best.latency.measured > target.latency * (1 + BELOW):
             raise refusal
         return best
+
+
+class _Stopwatch:
+    """Times networks of planned shapes beside the original, for one target.
+
+    Args:
+        context: the run.
+        known: seconds that the original has been measured to take.
+        patience: seconds to wait for calm; they are spent once at most.
+    """
+
+    def __init__(self, context: Context, known: float, patience: float) -> None:
+        self._context, self._known, self._patience = context, known, patience
+        self._original = Session(context.served, context.runtime)
+
+    def share(self, plan: Plan) -> Measurement:
+        """The time of a plan's network, as a share of the original's."""
+        context = self._context
+        planned = context.served_form(shaped(context, plan).finished(), timed_only=True, in_float=plan.in_float)
+        both = [self._original, Session(planned, context.runtime)]
+        timings = calm(both, context.serving_feeds, self._known, self._patience)
+        timings = surer(timings, both, context.serving_feeds, time.perf_counter() + self._patience)
+        now = timings.latency(0).value
+        if now > self._known * DISTURBED:
+            self._patience = 0.0
+        self._known = min(self._known, now)
+        return timings.ratio(1)
 
 
 def _first(program: Program, target: Target) -> tuple[Plan, float, SettingsError | None]:

@@ -238,13 +238,13 @@ def _fits(layer: Layer, uses: Sequence[_Use], shapes: Shapes, walks: _Walks) -> 
     ]
     patches = sum(len(own) * n for own, n in zip(drawn, maps, strict=True)) * sum(images)
     biases = 1 + max(use.bias for use in uses)
+    chunks = list(zip(walks.compressed.chunks, original.chunks, images, strict=True))
 
     def gathered(lane: slice) -> list[Fit]:
         groups = [Fit(geometry.features, patches, biases) for _ in range(layer.geometry.groups)]
         for use, other, shortcut, positions in zip(uses, theirs, shortcuts, drawn, strict=True):
             keep = walks.kept.outputs.get(use.node.name, slice(None))  # all channels where it is in no channel group
-            chunks = walks.compressed.chunks[lane], original.chunks[lane], images[lane]
-            for held, answers, count in zip(*chunks, strict=True):
+            for held, answers, count in chunks[lane]:
                 target = sampled_outputs(answers[other.outputs[0].name], positions)[:, keep]
                 if shortcut:
                     target = target + sampled_outputs(shortcut.of(answers), positions)[:, keep]
