@@ -4,13 +4,18 @@ The sum of the layers' times only approximates the time of the network: operator
 shrink with them, and caches are shared. As time does not depend on the weights, a planned network can be timed before
 its layers are repaired. If it is too slow or too fast, the bound is corrected and the integer program is solved again.
 On a machine that is too busy for a time to be known, the sum is kept.
+
+The sum of sensitivities, too, only approximates what is lost, and least of all for a residual branch that is removed:
+the layers behind it make up for it, by how much depends on the network, and for several branches together by less. So
+the number of removed branches is found by trials on the network itself.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from operator import itemgetter
 
 from calib.measure.latency import DISTURBED, PATIENCE, UNSURE, Measurement, calm, surer
@@ -18,6 +23,7 @@ from calib.measure.latency_table import this_machine
 from calib.runtime.sessions import Session
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.program import Program
+from hmc_onnx.planning.trial import Trial, enough_for_trials
 from hmc_onnx.records.goal import Strategy, Target
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import LatencyProfile, Profile
@@ -34,6 +40,8 @@ MOST_PLANS = 6
 NARROWER: tuple[Strategy, ...] = ("prune", "lowrank", "nahc", "ahc")
 # Factors on the bound to try if no sum of layers' times meets it, because that sum is off by some percent.
 HOPES = (1.05, 1.1, 1.15)
+# Upper bound on the trials of one target. A plan is tried only if its sum is at most PLAUSIBLE times that of the best.
+MOST_TRIALS, PLAUSIBLE = 6, 5.0
 
 
 class Planner:
@@ -75,10 +83,13 @@ class Planner:
             plan = self._program.solve(target)
         else:
             watch = _Stopwatch(self._context, whole.seconds, PATIENCE * most / MOST_PLANS)
-            plan = self._refined(self._program, target, watch, most)
+            plan = self._refined(partial(self._program.solve, target), target, watch, most)
             assert plan.latency is not None and plan.latency.uncertainty is not None
-            if self._program.strategy == "hmc" and most > 1 and plan.latency.uncertainty <= UNSURE:
-                plan = self._least(plan, target, watch, most)
+            if most > 1 and plan.latency.uncertainty <= UNSURE:
+                if self._program.strategy == "hmc":
+                    plan = self._least(plan, target, watch, most)
+                if self._program.removes.any() and enough_for_trials(self._context):
+                    plan = self._tried(plan, target, watch, most)
         checkpoint.save(key, plan)
         return plan
 
@@ -92,16 +103,54 @@ class Planner:
             program = Program(self._profile, strategy)
             with suppress(SettingsError):
                 if program.solve(target).sensitivity < plan.sensitivity:
-                    other = self._refined(program, target, watch, most)
+                    other = self._refined(partial(program.solve, target), target, watch, most)
                     plan = min(plan, other, key=lambda p: _loss(p, target))
         return plan.model_copy(update={"strategy": self._program.strategy})
 
-    def _refined(self, program: Program, target: Target, watch: _Stopwatch, most: int) -> Plan:
-        """The plan, among those made, whose network's measured time is closest to the target."""
+    def _tried(self, plan: Plan, target: Target, watch: _Stopwatch, most: int) -> Plan:
+        """The plan that loses least in trials, of one plan and of those that remove more or fewer residual branches.
+
+        One branch more is removed as long as that loses less in a trial; if the first does not, one less.
+        """
+        trial = Trial(self._context)
+        best, least, trials = plan, float("nan"), 0
+        for step in (1, -1):
+            while trials < MOST_TRIALS:
+                other = self._with_branches(best.removed_branches + step, best, target, watch, most)
+                if other is None:
+                    break
+                self._context.progress("trials", trials, MOST_TRIALS)
+                if not trials:
+                    least = trial.loss(best)
+                loss, trials = trial.loss(other), trials + 1
+                if loss >= least:
+                    break
+                best, least = other, loss
+            if best is not plan:
+                break
+        if trials:
+            self._context.progress("trials", MOST_TRIALS, MOST_TRIALS)
+        return best
+
+    def _with_branches(self, count: int, best: Plan, target: Target, watch: _Stopwatch, most: int) -> Plan | None:
+        """The plan within the target that removes so many branches; None if it is sure to lose more than the best."""
+        solve = partial(self._program.solve, target, branches=count)
+        with suppress(SettingsError):
+            if count >= 0 and solve().sensitivity <= PLAUSIBLE * best.sensitivity:
+                found = self._refined(solve, target, watch, most)
+                return found if _loss(found, target)[0] <= _loss(best, target)[0] else None
+        return None
+
+    def _refined(self, solve: Callable[..., Plan], target: Target, watch: _Stopwatch, most: int) -> Plan:
+        """The plan, among those made, whose network's measured time is closest to the target.
+
+        Args:
+            solve: makes a plan, given the correction.
+        """
         assert target.latency is not None
-        plan, correction, refusal = _first(program, target)
+        plan, correction, refusal = _first(solve)
         best: Plan | None = None
-        at_rest = program.unchanged_share
+        at_rest = self._program.unchanged_share
         points = [(at_rest / target.latency, at_rest)]  # the network without a change, whose time is known
         for attempt in range(most):
             self._context.progress("plan", attempt, most)
@@ -115,7 +164,7 @@ class Planner:
             points.append((correction, share.value))
             correction = next_correction(points, target.latency * (1 - BELOW / 2))
             try:
-                plan = program.solve(target, correction)
+                plan = solve(correction)
             except SettingsError:
                 break
             if not plan.changes and at_rest > target.latency * (1 + ABOVE):
@@ -154,18 +203,18 @@ class _Stopwatch:
         return timings.ratio(1)
 
 
-def _first(program: Program, target: Target) -> tuple[Plan, float, SettingsError | None]:
+def _first(solve: Callable[..., Plan]) -> tuple[Plan, float, SettingsError | None]:
     """The first plan, its correction, and the error that the uncorrected target raised, if it did.
 
     The sum of the layers' times may be some percent too high, or more if the machine was busy when they were measured.
     So a target that seems out of reach is tried with corrections (`HOPES`).
     """
     try:
-        return program.solve(target), 1.0, None
+        return solve(), 1.0, None
     except SettingsError as e:
         for correction in HOPES:
             with suppress(SettingsError):
-                return program.solve(target, correction), correction, e
+                return solve(correction), correction, e
         raise
 
 

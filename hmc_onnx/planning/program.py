@@ -31,7 +31,7 @@ from scipy.sparse import coo_array
 from hmc_onnx.planning.solution import plan_of
 from hmc_onnx.planning.spared_stdout import spared_stdout
 from hmc_onnx.planning.strategies import allowed
-from hmc_onnx.planning.taken import LEAST, place, takings, undominated
+from hmc_onnx.planning.taken import LEAST, place, removes, takings, undominated
 from hmc_onnx.records.goal import Strategy, Target, Unreachable, parse_target
 from hmc_onnx.records.plan import OPTIMAL_GAP, Plan
 from hmc_onnx.records.profile import Profile
@@ -122,6 +122,7 @@ class Program:
         )
         self.cost = {k: np.array(zeros + [t.cost(k) for t in self.layers]) for k in self.original}
         self.in_float = np.array(zeros + [t.in_float for t in self.layers], bool)
+        self.removes = np.array([removes(g.choices[a]) for g, a in self.groups] + [False] * len(self.layers), float)
         at_rest = dict(self.original)  # costs of the unchanged network, in the precision of deployment
         if profile.latency is not None and profile.latency.unchanged is not None:
             at_rest["seconds"] = profile.latency.unchanged
@@ -162,13 +163,14 @@ class Program:
         matrix = coo_array((value, (at, of)), shape=(len(rows), self.count)).tocsr()
         return LinearConstraint(matrix, right, right)
 
-    def solve(self, target: Target, correction: float = 1.0) -> Plan:
+    def solve(self, target: Target, correction: float = 1.0, branches: int | None = None) -> Plan:
         """The plan of least total sensitivity.
 
         Args:
             target: see `Target`; for a bound on the latency, the profile must have latencies.
             correction: factor on the bound on the latency; below 1 if networks of the planned shapes were measured to
                 be slower than the sum of their layers' times.
+            branches: number of residual branches to remove; None: as many as lose least by the sum.
 
         Raises:
             SettingsError: no combination of candidates meets the target; the message says what is possible.
@@ -185,12 +187,14 @@ class Program:
                 )
             bounds["seconds"] *= correction
         can_stay = self.unchanged.sum() == len(profile.groups) + len(profile.layers)
-        if can_stay and all(
-            self.spent(k, self.unchanged) <= v * self.original[k] * (1 + ROUNDING) for k, v in bounds.items()
+        if (
+            can_stay
+            and not branches
+            and all(self.spent(k, self.unchanged) <= v * self.original[k] * (1 + ROUNDING) for k, v in bounds.items())
         ):
             return plan_of(self, self.unchanged, target, 0.0)
         limits = {k: v * self.original[k] for k, v in bounds.items()}
-        solution, gap = self._minimise(self.loss, limits, "seconds" in bounds)
+        solution, gap = self._minimise(self.loss, limits, "seconds" in bounds, branches)
         if solution is None:
             raise self._unreachable(target, {k: correction if k == "seconds" else 1.0 for k in bounds})
         return plan_of(self, self._spared(solution, limits), target, gap)
@@ -240,7 +244,7 @@ class Program:
         )
 
     def _minimise(
-        self, objective: np.ndarray, limits: dict[str, float], in_float: bool = False
+        self, objective: np.ndarray, limits: dict[str, float], in_float: bool = False, branches: int | None = None
     ) -> tuple[np.ndarray | None, float]:
         """The best solution (None if the limits allow none), and the proven relative gap to the optimum.
 
@@ -248,8 +252,11 @@ class Program:
             objective: of each choice, (choices,).
             limits: upper bounds on costs.
             in_float: whether layers may stay in float32 in a network that is served in INT8.
+            branches: number of residual branches to remove; None: any.
         """
         constraints = [self.choice]
+        if branches is not None:
+            constraints.append(LinearConstraint(self.removes[None], branches, branches))
         for k, limit in limits.items():
             scale = max(abs(limit), 1e-12) / 1e4  # HiGHS's tolerance is 1e-6, absolute: limits hold to ten digits
             constraints.append(LinearConstraint(self.cost[k][None] / scale, -np.inf, (limit - self.fixed[k]) / scale))

@@ -123,6 +123,11 @@ class Plan(Explained):
         )
 
     @property
+    def removed_branches(self) -> int:
+        """Number of residual branches that are removed; of the groups in one, the last is charged for it."""
+        return sum(len(g.removed) == g.size and g.sensitivity > 0 for g in self.groups.values())
+
+    @property
     def in_float(self) -> list[str]:
         """Names of the nodes whose layers stay in float32 in a network that is served in INT8."""
         return [own for name, layer in self.layers.items() if layer.in_float for own in (name, *layer.also)]
