@@ -18,12 +18,14 @@ from contextlib import suppress
 from functools import partial
 from operator import itemgetter
 
+import numpy as np
+
 from calib.measure.latency import DISTURBED, PATIENCE, UNSURE, Measurement, calm, surer
 from calib.measure.latency_table import this_machine
 from calib.runtime.sessions import Session
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.program import Program
-from hmc_onnx.planning.trial import Trial, enough_for_trials
+from hmc_onnx.planning.trial import Trial, enough_for_trials, loses_less
 from hmc_onnx.records.goal import Strategy, Target
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import LatencyProfile, Profile
@@ -112,20 +114,19 @@ class Planner:
 
         One branch more is removed as long as that loses less in a trial; if the first does not, one less.
         """
-        trial = Trial(self._context)
-        best, least, trials = plan, float("nan"), 0
+        trial, best, trials = Trial(self._context), plan, 0
+        least: np.ndarray | None = None
         for step in (1, -1):
             while trials < MOST_TRIALS:
                 other = self._with_branches(best.removed_branches + step, best, target, watch, most)
                 if other is None:
                     break
                 self._context.progress("trials", trials, MOST_TRIALS)
-                if not trials:
-                    least = trial.loss(best)
-                loss, trials = trial.loss(other), trials + 1
-                if loss >= least:
+                least = trial.losses(best) if least is None else least
+                losses, trials = trial.losses(other), trials + 1
+                if not loses_less(losses, least):
                     break
-                best, least = other, loss
+                best, least = other, losses
             if best is not plan:
                 break
         if trials:

@@ -112,8 +112,8 @@ def clocked(monkeypatch: pytest.MonkeyPatch, ratio: Callable[[hmc_onnx.Plan], Me
     made: list[hmc_onnx.Plan] = []
     solve = Program.solve
 
-    def counted(*arguments: object) -> hmc_onnx.Plan:
-        made.append(solve(*arguments))  # type: ignore[arg-type]
+    def counted(*arguments: object, **named: object) -> hmc_onnx.Plan:
+        made.append(solve(*arguments, **named))  # type: ignore[arg-type]
         return made[-1]
 
     class Clock:
@@ -164,6 +164,32 @@ def test_the_plan_of_a_narrower_strategy_is_taken_where_only_chains_take_longer_
     assert found.latency.measured <= 0.85 * 1.005
     monkeypatch.setattr(planner, "NARROWER", ())
     assert planned("hmc").sensitivity > pruned.sensitivity
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_as_many_residual_branches_are_removed_as_lose_least_in_trials(
+    original: onnx.ModelProto, profile: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch, best: int
+) -> None:
+    tried: list[int] = []
+
+    class Trial:
+        def __init__(self, context: Context) -> None: ...
+
+        def losses(self, plan: hmc_onnx.Plan) -> np.ndarray:
+            tried.append(plan.removed_branches)
+            return np.array([abs(plan.removed_branches - best)])
+
+    clocked(monkeypatch, lambda plan: Measurement(expected(plan), 0.001))
+    context, target = Context(original, calibration(), SETTINGS), Target(latency=0.8)
+    by_sum = planner.Planner(context, profile).plan(target)
+    monkeypatch.setattr(planner, "Trial", Trial)
+    monkeypatch.setattr(planner, "enough_for_trials", lambda _: True)
+    monkeypatch.setattr(planner, "PLAUSIBLE", float("inf"))
+    found = planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(target)
+    assert tried[0] == by_sum.removed_branches
+    assert len(tried) == len(set(tried))  # none is repaired twice
+    assert found.removed_branches == best
+    assert expected(found) <= max(expected(by_sum), 0.8 * 1.005)  # plans come in steps
 
 
 def chains(plan: hmc_onnx.Plan) -> bool:

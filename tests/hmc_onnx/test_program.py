@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmc_onnx.planning.hmc_groups import bearing, differences
-from hmc_onnx.planning.program import solve
+from hmc_onnx.planning.program import Program, solve
 from hmc_onnx.records.goal import Strategy, Target
 from hmc_onnx.records.plan import Plan
-from hmc_onnx.records.profile import KEEP, GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
+from hmc_onnx.records.profile import KEEP, REMOVED, GroupChoice, GroupProfile, LayerChoice, LayerProfile, Profile
 from hmc_onnx.records.settings import Settings
 from passes.core.declined import Declined, Why
 from passes.core.errors import SettingsError
@@ -297,3 +297,36 @@ def test_a_decomposition_of_no_measured_loss_is_taken_only_where_it_is_needed() 
     assert sorted(taken[0.99]) == [KEEP, KEEP, "svd"]
     assert taken[0.99][2] == KEEP
     assert taken[0.6] == ["svd"] * 3
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_as_many_residual_branches_are_removed_as_asked(count: int) -> None:
+    losses = [(0.3, 0.5), (0.1, 0.9), (0.2, 0.4)]  # of a half of the channels, and of the branch
+    groups, layers = [], []
+    for i, (half, whole) in enumerate(losses):
+        choices = [
+            GroupChoice(keep=8, removed=[], sensitivity=0),
+            GroupChoice(keep=4, removed=list(range(4)), sensitivity=half),
+            GroupChoice(keep=0, removed=list(range(8)), sensitivity=whole),
+        ]
+        groups.append(GroupProfile(name=f"g{i}", size=8, producers=[], consumers=[f"l{i}"], choices=choices))
+        cost = {"outputs": 0, "rank": 0, "parameters": 1, "error": 0.0, "sensitivity": 0, "measured": True}
+        own = [
+            LayerChoice(method=REMOVED if c.keep == 0 else KEEP, inputs=a, macs=10 * c.keep, **cost)
+            for a, c in enumerate(choices)
+        ]
+        layers.append(
+            LayerProfile(name=f"l{i}", input_group=f"g{i}", output_group=None, macs=80, parameters=1, choices=own)
+        )
+    profile = Profile(
+        model="m", align=1, data="d", settings=Settings(), macs=240, parameters=3, groups=groups, layers=layers,
+        declined={},
+    )  # fmt: skip
+    best = min(
+        sum(own[n - 1] if n else 0 for own, n in zip(losses, taken, strict=True))
+        for taken in itertools.product(range(3), repeat=3)
+        if taken.count(2) == count and sum((8, 4, 0)[n] for n in taken) <= 16
+    )
+    plan = Program(profile).solve(Target(macs=2 / 3), branches=count)
+    assert plan.removed_branches == count
+    assert plan.sensitivity == pytest.approx(best)

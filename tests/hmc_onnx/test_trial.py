@@ -1,0 +1,57 @@
+"""Trials: what a plan's network loses once it is repaired, on images that it was not repaired on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from zoo import images, resnet
+
+import hmc_onnx
+from calib.data.calibration import CalibrationData
+from hmc_onnx.execution.context import Context
+from hmc_onnx.planning.program import Program
+from hmc_onnx.planning.solution import unchanged
+from hmc_onnx.planning.trial import Trial, enough_for_trials, loses_less
+from hmc_onnx.profiling.profiler import profile
+from hmc_onnx.records.goal import Target
+
+SETTINGS = hmc_onnx.Settings(samples=160, kl_samples=16, positions=8, align=4, provider="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def context() -> Context:
+    data = CalibrationData({"input": images(200, 8)}, np.arange(200) % 5, "noise")
+    return Context(resnet((1, 1), (8, 16), size=8, classes=5), data, SETTINGS)
+
+
+def test_more_change_loses_more_and_none_loses_nothing(context: Context) -> None:
+    trial, program = Trial(context), Program(profile(context))
+    mild, strong = (trial.losses(program.solve(Target(macs=share))) for share in (0.9, 0.4))
+    none = trial.losses(unchanged(context))
+    assert mild.shape == strong.shape == (40,)
+    assert none == pytest.approx(0, abs=1e-9)
+    assert loses_less(none, mild) and loses_less(mild, strong) and not loses_less(strong, mild)
+
+
+def test_a_trial_is_judged_on_other_images_than_it_is_repaired_on(context: Context) -> None:
+    trial = Trial(context)
+    judged, fitted = (
+        {image.tobytes() for chunk in chunks for image in chunk["input"]}
+        for chunks in (trial._chunks, trial._fitted.chunks)
+    )
+    assert len(judged) == 40 and len(fitted) == 120
+    assert not judged & fitted
+
+
+@pytest.mark.parametrize(("given", "asked", "enough"), [(128, 128, True), (127, 128, False), (500, 127, False)])
+def test_few_images_are_not_divided(given: int, asked: int, enough: bool) -> None:
+    data = CalibrationData({"input": images(given, 8)}, None, "noise")
+    settings = SETTINGS.model_copy(update={"samples": asked})
+    assert enough_for_trials(Context(resnet((1,), (8,), size=8, classes=5), data, settings)) is enough
+
+
+def test_a_difference_within_its_error_does_not_count() -> None:
+    noise = np.random.default_rng(0).standard_normal(100)
+    assert not loses_less(np.zeros(100), noise - noise.mean() + 0.05)
+    assert loses_less(np.zeros(100), noise - noise.mean() + 0.2)
+    assert not loses_less(np.zeros(100), np.zeros(100))
