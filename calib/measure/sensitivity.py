@@ -34,7 +34,7 @@ from passes.graph.model import Model
 from passes.graph.outputs import Kind
 from passes.graph.protos import byte_size
 
-__all__ = ["Bench", "Change", "Gauge", "cut", "forget", "measure", "sensitivities", "windows"]
+__all__ = ["BROKEN", "Bench", "Change", "Gauge", "cut", "forget", "measure", "sensitivities", "windows"]
 
 # Nats that an image counts whose output is NaN or infinite behind a change: about as much as the largest finite ones.
 BROKEN = 100.0

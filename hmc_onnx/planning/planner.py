@@ -45,6 +45,8 @@ HOPES = (1.05, 1.1, 1.15)
 # Upper bound on the trials of one target. A plan is tried only if its sum is at most PLAUSIBLE times that of the best.
 MOST_TRIALS, PLAUSIBLE = 6, 5.0
 
+Solve = Callable[[float], Plan]
+
 
 class Planner:
     """Makes plans for one profile and strategy, and stores them in the run's checkpoint.
@@ -82,20 +84,26 @@ class Planner:
             return checkpoint.load(key)
         whole = timed_here(self._profile)
         if target.latency is None or whole is None:
-            plan = self._program.solve(target)
+            plan, again = self._program.solve(target), partial(self._program.solve, target, 1.0)
         else:
             watch = _Stopwatch(self._context, whole.seconds, PATIENCE * most / MOST_PLANS)
-            plan = self._refined(partial(self._program.solve, target), target, watch, most)
+            refined = partial(self._refined, target=target, watch=watch, most=most)
+            plan = refined(partial(self._program.solve, target))
             assert plan.latency is not None and plan.latency.uncertainty is not None
-            if most > 1 and plan.latency.uncertainty <= UNSURE:
-                if self._program.strategy == "hmc":
-                    plan = self._least(plan, target, watch, most)
-                if self._program.removes.any() and enough_for_trials(self._context):
-                    plan = self._tried(plan, target, watch, most)
+            if plan.latency.uncertainty > UNSURE:
+                most = 1  # as the times of others would say no more
+            if self._program.strategy == "hmc" and most > 1:
+                plan = self._least(plan, target, refined)
+
+            def again(branches: int) -> Plan:
+                return refined(partial(self._program.solve, target, branches=branches))
+
+        if most > 1 and self._program.removes.any() and enough_for_trials(self._context):
+            plan = self._tried(plan, target, again)
         checkpoint.save(key, plan)
         return plan
 
-    def _least(self, plan: Plan, target: Target, watch: _Stopwatch, most: int) -> Plan:
+    def _least(self, plan: Plan, target: Target, refined: Callable[[Solve], Plan]) -> Plan:
         """The plan of least sensitivity within the target, of one plan and of those of each narrower strategy.
 
         The sum of the layers' times is off by more for some changes than for others, and one correction for all makes
@@ -105,20 +113,25 @@ class Planner:
             program = Program(self._profile, strategy)
             with suppress(SettingsError):
                 if program.solve(target).sensitivity < plan.sensitivity:
-                    other = self._refined(partial(program.solve, target), target, watch, most)
+                    other = refined(partial(program.solve, target))
                     plan = min(plan, other, key=lambda p: _loss(p, target))
         return plan.model_copy(update={"strategy": self._program.strategy})
 
-    def _tried(self, plan: Plan, target: Target, watch: _Stopwatch, most: int) -> Plan:
+    def _tried(self, plan: Plan, target: Target, again: Callable[[int], Plan]) -> Plan:
         """The plan that loses least in trials, of one plan and of those that remove more or fewer residual branches.
 
         One branch more is removed as long as that loses less in a trial; if the first does not, one less.
+
+        Args:
+            plan: the plan by the sum.
+            target: its target.
+            again: makes the plan that removes a number of branches.
         """
         trial, best, trials = Trial(self._context), plan, 0
         least: np.ndarray | None = None
         for step in (1, -1):
             while trials < MOST_TRIALS:
-                other = self._with_branches(best.removed_branches + step, best, target, watch, most)
+                other = self._with_branches(best.removed_branches + step, best, target, again)
                 if other is None:
                     break
                 self._context.progress("trials", trials, MOST_TRIALS)
@@ -133,20 +146,23 @@ class Planner:
             self._context.progress("trials", MOST_TRIALS, MOST_TRIALS)
         return best
 
-    def _with_branches(self, count: int, best: Plan, target: Target, watch: _Stopwatch, most: int) -> Plan | None:
+    def _with_branches(self, count: int, best: Plan, target: Target, again: Callable[[int], Plan]) -> Plan | None:
         """The plan within the target that removes so many branches; None if it is sure to lose more than the best."""
-        solve = partial(self._program.solve, target, branches=count)
         with suppress(SettingsError):
-            if count >= 0 and solve().sensitivity <= PLAUSIBLE * best.sensitivity:
-                found = self._refined(solve, target, watch, most)
-                return found if _loss(found, target)[0] <= _loss(best, target)[0] else None
+            if count < 0 or self._program.solve(target, 1.0, count).sensitivity > PLAUSIBLE * best.sensitivity:
+                return None
+            found = again(count)
+            return found if _excess(found, target) <= _excess(best, target) else None
         return None
 
-    def _refined(self, solve: Callable[..., Plan], target: Target, watch: _Stopwatch, most: int) -> Plan:
+    def _refined(self, solve: Solve, target: Target, watch: _Stopwatch, most: int) -> Plan:
         """The plan, among those made, whose network's measured time is closest to the target.
 
         Args:
-            solve: makes a plan, given the correction.
+            solve: makes a plan, given a correction.
+            target: the target.
+            watch: times networks for it.
+            most: upper bound on the plans to make.
         """
         assert target.latency is not None
         plan, correction, refusal = _first(solve)
@@ -204,14 +220,14 @@ class _Stopwatch:
         return timings.ratio(1)
 
 
-def _first(solve: Callable[..., Plan]) -> tuple[Plan, float, SettingsError | None]:
+def _first(solve: Solve) -> tuple[Plan, float, SettingsError | None]:
     """The first plan, its correction, and the error that the uncorrected target raised, if it did.
 
     The sum of the layers' times may be some percent too high, or more if the machine was busy when they were measured.
     So a target that seems out of reach is tried with corrections (`HOPES`).
     """
     try:
-        return solve(), 1.0, None
+        return solve(1.0), 1.0, None
     except SettingsError as e:
         for correction in HOPES:
             with suppress(SettingsError):
@@ -252,8 +268,14 @@ def _measured(plan: Plan, share: Measurement) -> Plan:
 
 def _loss(plan: Plan, target: Target) -> tuple[float, float]:
     """Orders plans: those within the target come first, the one that loses least before the others."""
-    assert plan.latency is not None and plan.latency.measured is not None and target.latency is not None
-    return max(plan.latency.measured / target.latency - 1 - ABOVE, 0.0), plan.sensitivity
+    return _excess(plan, target), plan.sensitivity
+
+
+def _excess(plan: Plan, target: Target) -> float:
+    """By what share of the target a plan's measured time is above what is accepted; 0 where it is not measured."""
+    if target.latency is None or plan.latency is None or plan.latency.measured is None:
+        return 0.0
+    return max(plan.latency.measured / target.latency - 1 - ABOVE, 0.0)
 
 
 def _distance(plan: Plan, target: Target) -> float:

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from calib.measure.divergence import divergences, temperature
+from calib.measure.sensitivity import BROKEN
 from hmc_onnx.comparison.answers import Answers
 from hmc_onnx.comparison.judging import Judged
 from hmc_onnx.execution.context import Context
@@ -59,7 +60,9 @@ class Trial:
         found = Answers.of(self._original, judged, self._chunks, self._data)
         first = found.outputs[0]
         hot = HOT * temperature(found.reference[0], first, found.images) if first.classes else 1.0
-        return divergences(found.reference, found.answers, None, hot, found.outputs, found.images)
+        with np.errstate(over="ignore", invalid="ignore"):
+            nats = divergences(found.reference, found.answers, None, hot, found.outputs, found.images)
+        return np.where(np.isfinite(nats), nats, BROKEN)
 
 
 def loses_less(losses: np.ndarray, than: np.ndarray) -> bool:

@@ -38,6 +38,9 @@ MEASURED, OF_IMAGES = 0.5, 0.5
 WALKS, WORKERS_START = 6, 10.0
 # Batch sizes at which the two networks are timed in the end, and plans that are timed until one keeps its target.
 BATCHES, PLANS = 3, 3
+# Plans that are tried where residual branches may be removed, images of a trial, and forward passes that its repair
+# takes.
+TRIALS, TRIAL_IMAGES, REPAIR = 3, 300, 4
 # Copies of the model that are held at once, in float32.
 COPIES = 4
 # Bytes of a process with its libraries, before it holds anything of the model.
@@ -127,6 +130,7 @@ def estimate(context: Context) -> Estimate:
         + sum(an_offer * work[n] * _weights(s) for n, s in layers.items()) / workers
         + (math.ceil(lots) * (SECONDS + 1) if settings.latency else 0)
         + latency.SECONDS * (BATCHES + (PLANS if settings.latency else 0))
+        + (TRIALS * REPAIR * min(samples, TRIAL_IMAGES) * a_pass if compressible.removable else 0)
     )
     largest = max((math.prod(s.size) * s.layer.geometry.inputs * s.maps for s in layers.values()), default=0)
     held = SOLVING * workers * max(context.moment_bytes, default=0) if context.shelved else sum(context.moment_bytes)
