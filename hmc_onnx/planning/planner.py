@@ -45,7 +45,8 @@ HOPES = (1.05, 1.1, 1.15)
 # Upper bound on the trials of one target. A plan is tried only if its sum is at most PLAUSIBLE times that of the best.
 MOST_TRIALS, PLAUSIBLE = 6, 5.0
 
-Solve = Callable[[float], Plan]
+Solve = Callable[[float], Plan]  # makes a plan, given a correction
+Made = Callable[..., Plan]  # makes a plan by a program and, where it is given, with a number of removed branches
 
 
 class Planner:
@@ -82,28 +83,25 @@ class Planner:
         checkpoint, key = self._context.checkpoint, f"plans/{target} {self._program.strategy} {most}"
         if key in checkpoint:
             return checkpoint.load(key)
-        whole = timed_here(self._profile)
-        if target.latency is None or whole is None:
-            plan, again = self._program.solve(target), partial(self._program.solve, target, 1.0)
-        else:
+        whole, watch = timed_here(self._profile), None
+        if target.latency is not None and whole is not None:
             watch = _Stopwatch(self._context, whole.seconds, PATIENCE * most / MOST_PLANS)
-            refined = partial(self._refined, target=target, watch=watch, most=most)
-            plan = refined(partial(self._program.solve, target))
-            assert plan.latency is not None and plan.latency.uncertainty is not None
-            if plan.latency.uncertainty > UNSURE:
-                most = 1  # as the times of others would say no more
-            if self._program.strategy == "hmc" and most > 1:
-                plan = self._least(plan, target, refined)
 
-            def again(branches: int) -> Plan:
-                return refined(partial(self._program.solve, target, branches=branches))
+        def made(program: Program, branches: int | None = None) -> Plan:
+            if watch is None:
+                return program.solve(target, branches=branches)
+            return self._refined(partial(program.solve, target, branches=branches), target, watch, most)
 
-        if most > 1 and self._program.removes.any() and enough_for_trials(self._context):
-            plan = self._tried(plan, target, again)
+        plan = made(self._program)
+        if most > 1 and _known(plan):
+            if self._program.strategy == "hmc" and watch is not None:
+                plan = self._least(plan, target, made)
+            if self._program.removes.any() and enough_for_trials(self._context):
+                plan = self._tried(plan, target, made)
         checkpoint.save(key, plan)
         return plan
 
-    def _least(self, plan: Plan, target: Target, refined: Callable[[Solve], Plan]) -> Plan:
+    def _least(self, plan: Plan, target: Target, made: Made) -> Plan:
         """The plan of least sensitivity within the target, of one plan and of those of each narrower strategy.
 
         The sum of the layers' times is off by more for some changes than for others, and one correction for all makes
@@ -113,25 +111,20 @@ class Planner:
             program = Program(self._profile, strategy)
             with suppress(SettingsError):
                 if program.solve(target).sensitivity < plan.sensitivity:
-                    other = refined(partial(program.solve, target))
+                    other = made(program)
                     plan = min(plan, other, key=lambda p: _loss(p, target))
         return plan.model_copy(update={"strategy": self._program.strategy})
 
-    def _tried(self, plan: Plan, target: Target, again: Callable[[int], Plan]) -> Plan:
+    def _tried(self, plan: Plan, target: Target, made: Made) -> Plan:
         """The plan that loses least in trials, of one plan and of those that remove more or fewer residual branches.
 
         One branch more is removed as long as that loses less in a trial; if the first does not, one less.
-
-        Args:
-            plan: the plan by the sum.
-            target: its target.
-            again: makes the plan that removes a number of branches.
         """
         trial, best, trials = Trial(self._context), plan, 0
         least: np.ndarray | None = None
         for step in (1, -1):
             while trials < MOST_TRIALS:
-                other = self._with_branches(best.removed_branches + step, best, target, again)
+                other = self._with_branches(best.removed_branches + step, best, target, made)
                 if other is None:
                     break
                 self._context.progress("trials", trials, MOST_TRIALS)
@@ -146,12 +139,12 @@ class Planner:
             self._context.progress("trials", MOST_TRIALS, MOST_TRIALS)
         return best
 
-    def _with_branches(self, count: int, best: Plan, target: Target, again: Callable[[int], Plan]) -> Plan | None:
+    def _with_branches(self, count: int, best: Plan, target: Target, made: Made) -> Plan | None:
         """The plan within the target that removes so many branches; None if it is sure to lose more than the best."""
         with suppress(SettingsError):
             if count < 0 or self._program.solve(target, 1.0, count).sensitivity > PLAUSIBLE * best.sensitivity:
                 return None
-            found = again(count)
+            found = made(self._program, count)
             return found if _excess(found, target) <= _excess(best, target) else None
         return None
 
@@ -264,6 +257,11 @@ def _measured(plan: Plan, share: Measurement) -> Plan:
     assert plan.latency is not None
     latency = plan.latency.model_copy(update={"measured": share.value, "uncertainty": share.uncertainty})
     return plan.model_copy(update={"latency": latency})
+
+
+def _known(plan: Plan) -> bool:
+    """Whether something follows from the plan's time, if it was measured."""
+    return plan.latency is None or plan.latency.uncertainty is None or plan.latency.uncertainty <= UNSURE
 
 
 def _loss(plan: Plan, target: Target) -> tuple[float, float]:
