@@ -116,37 +116,21 @@ class Planner:
         return plan.model_copy(update={"strategy": self._program.strategy})
 
     def _tried(self, plan: Plan, target: Target, made: Made) -> Plan:
-        """The plan that loses least in trials, of one plan and of those that remove more or fewer residual branches.
+        """The plan that loses least in trials, of one plan and of others that the sum may misjudge.
 
-        One branch more is removed as long as that loses less in a trial; if the first does not, one less.
+        One branch more is removed as long as that loses less in a trial; if the first does not, one less. The plans of
+        narrower strategies that remove as many are tried, too.
         """
-        trial, best, trials = Trial(self._context), plan, 0
-        least: np.ndarray | None = None
+        trials = _Trials(self._context, plan, target, made)
         for step in (1, -1):
-            while trials < MOST_TRIALS:
-                other = self._with_branches(best.removed_branches + step, best, target, made)
-                if other is None:
-                    break
-                self._context.progress("trials", trials, MOST_TRIALS)
-                least = trial.losses(best) if least is None else least
-                losses, trials = trial.losses(other), trials + 1
-                if not loses_less(losses, least):
-                    break
-                best, least = other, losses
-            if best is not plan:
-                break
-        if trials:
-            self._context.progress("trials", MOST_TRIALS, MOST_TRIALS)
-        return best
-
-    def _with_branches(self, count: int, best: Plan, target: Target, made: Made) -> Plan | None:
-        """The plan within the target that removes so many branches; None if it is sure to lose more than the best."""
-        with suppress(SettingsError):
-            if count < 0 or self._program.solve(target, 1.0, count).sensitivity > PLAUSIBLE * best.sensitivity:
-                return None
-            found = made(self._program, count)
-            return found if _excess(found, target) <= _excess(best, target) else None
-        return None
+            while trials.better(self._program, trials.best.removed_branches + step):
+                pass
+        if self._program.strategy == "hmc":
+            count = trials.best.removed_branches
+            for strategy in NARROWER:
+                trials.better(Program(self._profile, strategy), count)
+        self._context.progress("trials", MOST_TRIALS, MOST_TRIALS)
+        return trials.best.model_copy(update={"strategy": self._program.strategy})
 
     def _refined(self, solve: Solve, target: Target, watch: _Stopwatch, most: int) -> Plan:
         """The plan, among those made, whose network's measured time is closest to the target.
@@ -184,6 +168,54 @@ class Planner:
         if refusal is not None and best.latency.measured > target.latency * (1 + BELOW):
             raise refusal
         return best
+
+
+class _Trials:
+    """Tries plans one after the other.
+
+    Args:
+        context: the run.
+        plan: the first plan.
+        target: that all of them are to meet.
+        made: makes the others.
+
+    Attributes:
+        best: the plan that loses least, of those tried.
+    """
+
+    def __init__(self, context: Context, plan: Plan, target: Target, made: Made) -> None:
+        self.best = plan
+        self._context, self._target, self._made = context, target, made
+        self._trial, self._least = Trial(context), np.zeros(0)
+        self._seen, self._count = {(plan.strategy, plan.removed_branches)}, 0
+
+    def better(self, program: Program, branches: int) -> bool:
+        """Try a program's plan that removes so many branches; whether it is the best now.
+
+        It is not tried again, nor where it misses the target by more, is sure to lose more, or is the best itself.
+        """
+        entry, target, best = (program.strategy, branches), self._target, self.best
+        if branches < 0 or entry in self._seen or self._count == MOST_TRIALS:
+            return False
+        self._seen.add(entry)
+        with suppress(SettingsError):
+            if program.solve(target, 1.0, branches).sensitivity > PLAUSIBLE * best.sensitivity:
+                return False
+            plan = self._made(program, branches)
+            if _excess(plan, target) > _excess(best, target) or (plan.layers, plan.groups) == (
+                best.layers,
+                best.groups,
+            ):
+                return False
+            self._context.progress("trials", self._count, MOST_TRIALS)
+            if not self._count:
+                self._least = self._trial.losses(best)
+            self._count += 1
+            losses = self._trial.losses(plan)
+            if loses_less(losses, self._least):
+                self.best, self._least = plan, losses
+                return True
+        return False
 
 
 class _Stopwatch:

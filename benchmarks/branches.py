@@ -1,0 +1,100 @@
+"""Residual branches that are removed: what is lost by measure, after the repair, and by how many of them.
+
+    python benchmarks/branches.py resnet56-cifar10.onnx --data cifar10.npz --target latency=0.37 --precision int8 \
+        --quick
+
+The first table has every `--every`-th branch that may be removed: its sensitivity as the profile has it, measured with
+nothing repaired, and what is left of it when that branch alone is removed and the layers behind it are repaired. The
+second has the plans with each number of branches, by the same profile and without correction of their time: the sum of
+their sensitivities, their trial (`hmc_onnx/planning/trial.py`), and what they lose after the repair. Divergences are
+means over `--others` training images that nothing was fitted to; those of the first table and "warm" are at the
+temperature of sensitivities, and the last is that of the plain scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import numpy as np
+import onnx
+from scipy.stats import spearmanr
+from testing import arguments, outputs, preprocessing, sampled, table
+
+import hmc_onnx
+from calib.data.calibration import CalibrationData
+from calib.measure.divergence import divergences, temperature
+from hmc_onnx.planning.program import Program
+from hmc_onnx.planning.trial import Trial
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--target", default="latency=0.5")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "int8"])
+    parser.add_argument("--most", type=int, default=6, help="branches that are removed together")
+    parser.add_argument("--every", type=int, default=3, help="of the branches that are removed alone")
+    parser.add_argument("--others", type=int, default=4000, help="further training images to compare on")
+    parser.add_argument("--batch", type=int, default=8, help="that latency is planned for")
+    parser.add_argument("--samples", type=int, help="images to calibrate with; default: 1024, with --quick 256")
+    parser.add_argument("--quick", action="store_true", help="as --quick of the command")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    proto = hmc_onnx.load(args.model)
+    given = sampled(args) | {"seed": args.seed, "batch": args.batch, "precision": args.precision}
+    settings = hmc_onnx.Settings(provider="cpu", latency=True, **given)
+    count = settings.samples + args.others
+    data = hmc_onnx.load_data(proto, args.data, preprocessing(args), samples=count, seed=args.seed)
+    calibration, others = data.part(settings.samples)
+    run = hmc_onnx.Run(proto, calibration, settings)
+    alone(run, partial(lost, proto, others), args)
+    together(run, partial(lost, proto, others), args)
+
+
+def lost(proto: onnx.ModelProto, images: CalibrationData, model: onnx.ModelProto, warm: bool) -> float:
+    """Mean divergence of a model's scores from the original's, in nats, at the temperature of sensitivities or at 1."""
+    reference = outputs(proto, images)
+    heat = temperature(reference) if warm else 1.0
+    return float(divergences([reference], [outputs(model, images)], temperature=heat).mean())
+
+
+def alone(run: hmc_onnx.Run, lost: partial[float], args: argparse.Namespace) -> None:
+    """The first table."""
+    lines = []
+    program = Program(run.profile())
+    measured = program.loss
+    for at in np.flatnonzero(program.removes)[:: args.every]:
+        program.loss = measured + 1e3 * program.removes  # so that no other is removed in its place
+        program.loss[at] = measured[at]
+        plan = program.solve(hmc_onnx.parse_target("macs=1"), branches=1)
+        left = lost(run.apply(plan), True)
+        lines.append(
+            [program.groups[at][0].name, f"{plan.sensitivity:.4f}", f"{left:.4f}", f"{left / plan.sensitivity:.2f}"]
+        )
+        print(" ".join(lines[-1]), flush=True)
+    print("\n" + table(["branch of", "measured", "repaired", "share"], lines), flush=True)
+
+
+def together(run: hmc_onnx.Run, lost: partial[float], args: argparse.Namespace) -> None:
+    """The second table, and how well the sum and the trial tell the order of what is lost."""
+    program, trial = Program(run.profile()), Trial(run)
+    found, lines = [], []
+    for count in range(args.most + 1):
+        try:
+            plan = program.solve(hmc_onnx.parse_target(args.target), branches=count)
+        except hmc_onnx.HmcError:
+            lines.append([str(count), "–", "–", "–", "–"])
+            continue
+        model = run.apply(plan)
+        found.append([plan.sensitivity, trial.losses(plan).mean(), lost(model, True), lost(model, False)])
+        lines.append([str(count), *(f"{value:.4f}" for value in found[-1])])
+        print(" ".join(lines[-1]), flush=True)
+    print("\n" + table(["branches", "sum", "trial", "repaired, warm", "repaired"], lines))
+    of_sum, of_trial, *_, last = np.array(found).T
+    for name, values in (("sum", of_sum), ("trial", of_trial)):
+        print(f"rank correlation of the {name} with what is lost: {spearmanr(values, last).statistic:.2f}")
+
+
+if __name__ == "__main__":
+    main()
