@@ -42,8 +42,9 @@ MOST_PLANS = 6
 NARROWER: tuple[Strategy, ...] = ("prune", "lowrank", "nahc", "ahc")
 # Factors on the bound to try if no sum of layers' times meets it, because that sum is off by some percent.
 HOPES = (1.05, 1.1, 1.15)
-# Upper bound on the trials of one target. A plan is tried only if its sum is at most PLAUSIBLE times that of the best.
-MOST_TRIALS, PLAUSIBLE = 6, 5.0
+# Upper bound on the trials of one target. A plan is tried only if its sum is at most PLAUSIBLE times that of the best,
+# or ALIKE times where it removes as many branches.
+MOST_TRIALS, PLAUSIBLE, ALIKE = 6, 5.0, 1.5
 
 Solve = Callable[[float], Plan]  # makes a plan, given a correction
 Made = Callable[..., Plan]  # makes a plan by a program and, where it is given, with a number of removed branches
@@ -142,7 +143,7 @@ class Planner:
             most: upper bound on the plans to make.
         """
         assert target.latency is not None
-        plan, correction, refusal = _first(solve)
+        plan, correction, refusal = _first(solve, watch.correction)
         best: Plan | None = None
         at_rest = self._program.unchanged_share
         points = [(at_rest / target.latency, at_rest)]  # the network without a change, whose time is known
@@ -151,7 +152,7 @@ class Planner:
             share = watch.share(plan)
             plan = _measured(plan, share)
             if best is None or _distance(plan, target) < _distance(best, target):
-                best = plan
+                best, watch.correction = plan, correction
             kept = -BELOW <= share.value / target.latency - 1 <= ABOVE
             if attempt + 1 == most or kept or share.uncertainty > UNSURE:
                 break
@@ -199,7 +200,8 @@ class _Trials:
             return False
         self._seen.add(entry)
         with suppress(SettingsError):
-            if program.solve(target, 1.0, branches).sensitivity > PLAUSIBLE * best.sensitivity:
+            most = ALIKE if branches == best.removed_branches else PLAUSIBLE
+            if program.solve(target, 1.0, branches).sensitivity > most * best.sensitivity:
                 return False
             plan = self._made(program, branches)
             if _excess(plan, target) > _excess(best, target) or (plan.layers, plan.groups) == (
@@ -225,11 +227,15 @@ class _Stopwatch:
         context: the run.
         known: seconds that the original has been measured to take.
         patience: seconds to wait for calm; they are spent once at most.
+
+    Attributes:
+        correction: the factor on the bound by which the last plan came closest to the target; 1 before the first.
     """
 
     def __init__(self, context: Context, known: float, patience: float) -> None:
         self._context, self._known, self._patience = context, known, patience
         self._original = Session(context.served, context.runtime)
+        self.correction = 1.0
 
     def share(self, plan: Plan) -> Measurement:
         """The time of a plan's network, as a share of the original's."""
@@ -245,16 +251,16 @@ class _Stopwatch:
         return timings.ratio(1)
 
 
-def _first(solve: Solve) -> tuple[Plan, float, SettingsError | None]:
+def _first(solve: Solve, start: float) -> tuple[Plan, float, SettingsError | None]:
     """The first plan, its correction, and the error that the uncorrected target raised, if it did.
 
     The sum of the layers' times may be some percent too high, or more if the machine was busy when they were measured.
-    So a target that seems out of reach is tried with corrections (`HOPES`).
+    So a target that seems out of reach is tried with corrections (`HOPES`). `start` is the first correction to try.
     """
     try:
-        return solve(1.0), 1.0, None
+        return solve(start), start, None
     except SettingsError as e:
-        for correction in HOPES:
+        for correction in (c for c in (1.0, *HOPES) if c > start):
             with suppress(SettingsError):
                 return solve(correction), correction, e
         raise

@@ -25,7 +25,7 @@ from hmc_onnx.rewriting.applying import apply
 __all__ = ["Trial", "enough_for_trials", "loses_less"]
 
 # Images of a trial, at least and at most; every JUDGED-th is judged on, and the layers are repaired on the others.
-LEAST, MOST, JUDGED = 128, 384, 4
+LEAST, MOST, JUDGED = 128, 256, 4
 # Factor on the temperature at which sensitivities are measured.
 HOT = 8.0
 

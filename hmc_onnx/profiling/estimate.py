@@ -40,7 +40,7 @@ WALKS, WORKERS_START = 6, 10.0
 BATCHES, PLANS = 3, 3
 # Plans that are tried where residual branches may be removed, images of a trial, and forward passes that its repair
 # takes.
-TRIALS, TRIAL_IMAGES, REPAIR = 3, 300, 4
+TRIALS, TRIAL_IMAGES, REPAIR = 4, 192, 4
 # Copies of the model that are held at once, in float32.
 COPIES = 4
 # Bytes of a process with its libraries, before it holds anything of the model.
