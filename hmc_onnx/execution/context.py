@@ -72,12 +72,6 @@ class Context:
         self.settings, self.work = settings or Settings(), work
         self.inputs = input_shapes(served, data)
 
-    def on(self, data: CalibrationData) -> Context:
-        """A run of the same model on other images, which keeps nothing and reports nothing."""
-        other = Context(self.served, data, self.settings, Work(memory=self.work.memory, jobs=self.work.jobs))
-        vars(other).update(normal=self.normal, _size_and_digest=self._size_and_digest)  # which all runs share
-        return other
-
     @property
     def runtime(self) -> Runtime:
         """The provider and threads with which onnxruntime runs."""

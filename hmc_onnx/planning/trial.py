@@ -14,12 +14,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from calib.data.calibration import CalibrationData
 from calib.measure.divergence import divergences, temperature
 from calib.measure.sensitivity import BROKEN
 from hmc_onnx.comparison.answers import Answers
 from hmc_onnx.comparison.judging import Judged
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.plan import Plan
+from hmc_onnx.records.work import Work
 from hmc_onnx.rewriting.applying import apply
 
 __all__ = ["Trial", "enough_for_trials", "loses_less"]
@@ -45,8 +47,8 @@ class Trial:
     def __init__(self, context: Context) -> None:
         images = replace(context.data.draw(min(context.settings.samples, MOST)), labels=None)
         self._data, fitted = images.part(len(images) // JUDGED)
-        self._fitted = context.on(fitted)
-        self._chunks = context.on(self._data).chunks
+        self._fitted = _on(context, fitted)
+        self._chunks = _on(context, self._data).chunks
         self._original = Judged(context.served, context.runtime, context.settings.judge)
 
     def losses(self, plan: Plan) -> np.ndarray:
@@ -63,6 +65,13 @@ class Trial:
         with np.errstate(over="ignore", invalid="ignore"):
             nats = divergences(found.reference, found.answers, None, hot, found.outputs, found.images)
         return np.where(np.isfinite(nats), nats, BROKEN)
+
+
+def _on(context: Context, images: CalibrationData) -> Context:
+    """A run of the same model on other images, which keeps nothing and reports nothing."""
+    other = Context(context.served, images, context.settings, Work(memory=context.work.memory))
+    vars(other).update(normal=context.normal, digest=context.digest, large=context.large)  # which both have
+    return other
 
 
 def loses_less(losses: np.ndarray, than: np.ndarray) -> bool:
