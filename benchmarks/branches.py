@@ -6,9 +6,9 @@
 The first table has every `--every`-th branch that may be removed: its sensitivity as the profile has it, measured with
 nothing repaired, and what is left of it when that branch alone is removed and the layers behind it are repaired. The
 second has the plans with each number of branches, by the same profile and without correction of their time: the sum of
-their sensitivities, their trial (`hmc_onnx/planning/trial.py`), and what they lose after the repair. Divergences are
-means over `--others` training images that nothing was fitted to; those of the first table and "warm" are at the
-temperature of sensitivities, and the last is that of the plain scores.
+their sensitivities, their trial (`hmc_onnx/planning/trial.py`; at a higher temperature, so on another scale), and what
+they lose after the repair. Divergences are means over `--others` training images that nothing was fitted to; those of
+the first table and "warm" are at the temperature of sensitivities, and the last is that of the plain scores.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ def together(run: hmc_onnx.Run, lost: partial[float], args: argparse.Namespace) 
         lines.append([str(count), *(f"{value:.4f}" for value in found[-1])])
         print(" ".join(lines[-1]), flush=True)
     print("\n" + table(["branches", "sum", "trial", "repaired, warm", "repaired"], lines))
+    if len(found) < 3:
+        return  # too few for an order
     of_sum, of_trial, *_, last = np.array(found).T
     for name, values in (("sum", of_sum), ("trial", of_trial)):
         print(f"rank correlation of the {name} with what is lost: {spearmanr(values, last).statistic:.2f}")

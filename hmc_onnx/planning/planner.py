@@ -30,7 +30,7 @@ from hmc_onnx.records.goal import Strategy, Target
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import LatencyProfile, Profile
 from hmc_onnx.rewriting.planned_shapes import shaped
-from passes.core.errors import SettingsError
+from passes.core.errors import HmcError, SettingsError
 
 __all__ = ["MOST_PLANS", "Planner", "next_correction", "timed_here"]
 
@@ -113,7 +113,8 @@ class Planner:
             with suppress(SettingsError):
                 if program.solve(target).sensitivity < plan.sensitivity:
                     other = made(program)
-                    plan = min(plan, other, key=lambda p: _loss(p, target))
+                    if _known(other):
+                        plan = min(plan, other, key=lambda p: _loss(p, target))
         return plan.model_copy(update={"strategy": self._program.strategy})
 
     def _tried(self, plan: Plan, target: Target, made: Made) -> Plan:
@@ -130,7 +131,8 @@ class Planner:
             count = trials.best.removed_branches
             for strategy in NARROWER:
                 trials.better(Program(self._profile, strategy), count)
-        self._context.progress("trials", MOST_TRIALS, MOST_TRIALS)
+        if trials.count:
+            self._context.progress("trials", MOST_TRIALS, MOST_TRIALS)
         return trials.best.model_copy(update={"strategy": self._program.strategy})
 
     def _refined(self, solve: Solve, target: Target, watch: _Stopwatch, most: int) -> Plan:
@@ -182,24 +184,26 @@ class _Trials:
 
     Attributes:
         best: the plan that loses least, of those tried.
+        count: number of trials so far.
     """
 
     def __init__(self, context: Context, plan: Plan, target: Target, made: Made) -> None:
         self.best = plan
         self._context, self._target, self._made = context, target, made
         self._trial, self._least = Trial(context), np.zeros(0)
-        self._seen, self._count = {(plan.strategy, plan.removed_branches)}, 0
+        self._seen, self.count = {(plan.strategy, plan.removed_branches)}, 0
 
     def better(self, program: Program, branches: int) -> bool:
         """Try a program's plan that removes so many branches; whether it is the best now.
 
-        It is not tried again, nor where it misses the target by more, is sure to lose more, or is the best itself.
+        It is not tried again, nor where its time is not known or misses the target by more, where it is sure to lose
+        more, or is the best itself. What goes wrong in a trial leaves the best as it is.
         """
         entry, target, best = (program.strategy, branches), self._target, self.best
-        if branches < 0 or entry in self._seen or self._count == MOST_TRIALS:
+        if branches < 0 or entry in self._seen or self.count == MOST_TRIALS:
             return False
         self._seen.add(entry)
-        with suppress(SettingsError):
+        with suppress(HmcError):
             most = ALIKE if branches == best.removed_branches else PLAUSIBLE
             if program.solve(target, 1.0, branches).sensitivity > most * best.sensitivity:
                 return False
@@ -209,10 +213,10 @@ class _Trials:
                 best.groups,
             ):
                 return False
-            self._context.progress("trials", self._count, MOST_TRIALS)
-            if not self._count:
+            self._context.progress("trials", self.count, MOST_TRIALS)
+            if not self.count:
                 self._least = self._trial.losses(best)
-            self._count += 1
+            self.count += 1
             losses = self._trial.losses(plan)
             if loses_less(losses, self._least):
                 self.best, self._least = plan, losses

@@ -17,6 +17,7 @@ import numpy as np
 from calib.data.calibration import CalibrationData
 from calib.measure.divergence import divergences, temperature
 from calib.measure.sensitivity import BROKEN
+from calib.runtime.batching import at_once, batch_size, declared_batch, whole_batches
 from hmc_onnx.comparison.answers import Answers
 from hmc_onnx.comparison.judging import Judged
 from hmc_onnx.execution.context import Context
@@ -26,7 +27,7 @@ from hmc_onnx.rewriting.applying import apply
 
 __all__ = ["Trial", "enough_for_trials", "loses_less"]
 
-# Images of a trial, at least and at most; every JUDGED-th is judged on, and the layers are repaired on the others.
+# Images of a trial, at least and at most; one in JUDGED is judged on, and the layers are repaired on the others.
 LEAST, MOST, JUDGED = 128, 256, 4
 # Factor on the temperature at which sensitivities are measured.
 HOT = 8.0
@@ -34,7 +35,8 @@ HOT = 8.0
 
 def enough_for_trials(context: Context) -> bool:
     """Whether a run has enough images to carry plans out on some and judge them on others."""
-    return min(len(context.data), context.settings.samples) >= LEAST
+    images = min(len(context.data), context.settings.samples, MOST)
+    return images >= LEAST and images // JUDGED >= (declared_batch(context.served, context.data.feeds) or 1)
 
 
 class Trial:
@@ -46,9 +48,11 @@ class Trial:
 
     def __init__(self, context: Context) -> None:
         images = replace(context.data.draw(min(context.settings.samples, MOST)), labels=None)
-        self._data, fitted = images.part(len(images) // JUDGED)
+        self._data, fitted = images.split(len(images) // JUDGED, context.settings.seed)
         self._fitted = _on(context, fitted)
-        self._chunks = _on(context, self._data).chunks
+        feeds, fixed = self._data.feeds, declared_batch(context.served, self._data.feeds)
+        size = fixed or batch_size(context.normal, feeds, at_once(feeds, len(self._data)), context.runtime)
+        self._chunks = whole_batches(self._data, size, fixed)
         self._original = Judged(context.served, context.runtime, context.settings.judge)
 
     def losses(self, plan: Plan) -> np.ndarray:

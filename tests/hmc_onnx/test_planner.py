@@ -25,7 +25,7 @@ from hmc_onnx.profiling.candidate_times import Clock
 from hmc_onnx.profiling.whole_table import measure_table
 from hmc_onnx.records.goal import Strategy, Target
 from hmc_onnx.records.work import Work
-from passes.core.errors import HmcWarning, SettingsError
+from passes.core.errors import HmcWarning, ModelError, SettingsError
 from passes.core.progress import Progress, silent
 from passes.probe import Probe
 
@@ -190,6 +190,24 @@ def test_as_many_residual_branches_are_removed_as_lose_least_in_trials(
     assert len(tried) <= 1 + planner.MOST_TRIALS
     assert found.removed_branches == best and found.strategy == "hmc"
     assert expected(found) <= max(expected(by_sum), 0.8 * 1.005)  # plans come in steps
+
+
+def test_a_trial_that_fails_leaves_the_plan_by_the_sum(
+    original: onnx.ModelProto, profile: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trial:
+        def __init__(self, context: Context) -> None: ...
+
+        def losses(self, plan: hmc_onnx.Plan) -> np.ndarray:
+            raise ModelError("it does not run")
+
+    clocked(monkeypatch, lambda plan: Measurement(expected(plan), 0.001))
+    context, target = Context(original, calibration(), SETTINGS), Target(latency=0.8)
+    by_sum = planner.Planner(context, profile).plan(target)
+    monkeypatch.setattr(planner, "Trial", Trial)
+    monkeypatch.setattr(planner, "enough_for_trials", lambda _: True)
+    monkeypatch.setattr(planner, "PLAUSIBLE", float("inf"))
+    assert planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(target) == by_sum
 
 
 def test_the_plan_of_a_narrower_strategy_is_taken_where_it_loses_less_in_trials(

@@ -50,6 +50,29 @@ def test_few_images_are_not_divided(given: int, asked: int, enough: bool) -> Non
     assert enough_for_trials(Context(resnet((1,), (8,), size=8, classes=5), data, settings)) is enough
 
 
+def test_the_judged_images_are_drawn(context: Context) -> None:
+    sorted_by_class = CalibrationData({"input": np.sort(images(160, 8), axis=0)}, None, "noise")
+    judged = np.concatenate([c["input"] for c in Trial(Context(context.served, sorted_by_class, SETTINGS))._chunks])
+    at = [np.abs(sorted_by_class.feeds["input"] - image).reshape(160, -1).max(1).argmin() for image in judged]
+    assert min(at) < 20 and max(at) > 140
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_a_model_that_declares_its_batch_is_tried(batch: int) -> None:
+    served = resnet((1,), (8,), size=8, classes=5)
+    for value in (*served.graph.input, *served.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    context = Context(served, CalibrationData({"input": images(160, 8)}, None, "noise"), SETTINGS)
+    assert enough_for_trials(context)
+    assert Trial(context).losses(unchanged(context)).shape == (40 // batch * batch,)
+
+
+def test_a_batch_larger_than_the_judged_images_is_not_tried() -> None:
+    served = resnet((1,), (8,), size=8, classes=5)
+    served.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 64
+    assert not enough_for_trials(Context(served, CalibrationData({"input": images(160, 8)}, None, "noise"), SETTINGS))
+
+
 def test_a_difference_within_its_error_does_not_count() -> None:
     noise = np.random.default_rng(0).standard_normal(100)
     assert not loses_less(np.zeros(100), noise - noise.mean() + 0.05)
