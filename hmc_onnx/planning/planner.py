@@ -190,7 +190,8 @@ class _Trials:
     def __init__(self, context: Context, plan: Plan, target: Target, made: Made) -> None:
         self.best = plan
         self._context, self._target, self._made = context, target, made
-        self._trial, self._least = Trial(context), np.zeros(0)
+        self._trial: Trial | None = None
+        self._least = np.zeros(0)
         self._seen, self.count = {(plan.strategy, plan.removed_branches)}, 0
 
     def better(self, program: Program, branches: int) -> bool:
@@ -208,13 +209,12 @@ class _Trials:
             if program.solve(target, 1.0, branches).sensitivity > most * best.sensitivity:
                 return False
             plan = self._made(program, branches)
-            if _excess(plan, target) > _excess(best, target) or (plan.layers, plan.groups) == (
-                best.layers,
-                best.groups,
-            ):
+            worse = not _known(plan) or _excess(plan, target) > _excess(best, target)
+            if worse or (plan.layers, plan.groups) == (best.layers, best.groups):
                 return False
             self._context.progress("trials", self.count, MOST_TRIALS)
-            if not self.count:
+            self._trial = self._trial or Trial(self._context)
+            if not self._least.size:
                 self._least = self._trial.losses(best)
             self.count += 1
             losses = self._trial.losses(plan)
