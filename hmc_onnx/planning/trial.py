@@ -5,7 +5,7 @@ what all changes of a plan lose together, after the repair.
 
 A trial has few images, and the KL divergence on so few is that of the one or two on which the network is unsure. At a
 high temperature all images count alike: it is half the variance of the scores' errors over the classes then. That ranks
-repaired plans of a ResNet-56 as their divergence on 4,000 other images does (docs/experiments.md).
+repaired plans of a ResNet-56 nearly as their divergence on 4,000 other images does (docs/experiments.md).
 """
 
 from __future__ import annotations
