@@ -166,6 +166,13 @@ def test_the_plan_of_a_narrower_strategy_is_taken_where_only_chains_take_longer_
     assert planned("hmc").sensitivity > pruned.sensitivity
 
 
+def with_trials(monkeypatch: pytest.MonkeyPatch, trial: type) -> None:
+    """Plans are tried by `trial` from now on, whatever the sum of their sensitivities."""
+    monkeypatch.setattr(planner, "Trial", trial)
+    monkeypatch.setattr(planner, "enough_for_trials", lambda _: True)
+    monkeypatch.setattr(planner, "PLAUSIBLE", float("inf"))
+
+
 @pytest.mark.parametrize("best", [0, 1, 2])
 def test_as_many_residual_branches_are_removed_as_lose_least_in_trials(
     original: onnx.ModelProto, profile: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch, best: int
@@ -182,9 +189,7 @@ def test_as_many_residual_branches_are_removed_as_lose_least_in_trials(
     clocked(monkeypatch, lambda plan: Measurement(expected(plan), 0.001))
     context, target = Context(original, calibration(), SETTINGS), Target(latency=0.8)
     by_sum = planner.Planner(context, profile).plan(target)
-    monkeypatch.setattr(planner, "Trial", Trial)
-    monkeypatch.setattr(planner, "enough_for_trials", lambda _: True)
-    monkeypatch.setattr(planner, "PLAUSIBLE", float("inf"))
+    with_trials(monkeypatch, Trial)
     found = planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(target)
     assert tried[0] == by_sum.removed_branches
     assert len(tried) <= 1 + planner.MOST_TRIALS
@@ -204,9 +209,7 @@ def test_a_trial_that_fails_leaves_the_plan_by_the_sum(
     clocked(monkeypatch, lambda plan: Measurement(expected(plan), 0.001))
     context, target = Context(original, calibration(), SETTINGS), Target(latency=0.8)
     by_sum = planner.Planner(context, profile).plan(target)
-    monkeypatch.setattr(planner, "Trial", Trial)
-    monkeypatch.setattr(planner, "enough_for_trials", lambda _: True)
-    monkeypatch.setattr(planner, "PLAUSIBLE", float("inf"))
+    with_trials(monkeypatch, Trial)
     assert planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(target) == by_sum
 
 
@@ -220,9 +223,7 @@ def test_the_plan_of_a_narrower_strategy_is_taken_where_it_loses_less_in_trials(
             return np.array([0.0 if plan.strategy == "prune" else 1.0])
 
     clocked(monkeypatch, lambda plan: Measurement(expected(plan), 0.001))
-    monkeypatch.setattr(planner, "Trial", Trial)
-    monkeypatch.setattr(planner, "enough_for_trials", lambda _: True)
-    monkeypatch.setattr(planner, "PLAUSIBLE", float("inf"))
+    with_trials(monkeypatch, Trial)
     found = planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(Target(latency=0.8))
     assert not chains(found) and found.strategy == "hmc"
 
