@@ -48,13 +48,16 @@ def main() -> None:
     data = hmc_onnx.load_data(proto, args.data, preprocessing(args), samples=count, seed=args.seed)
     calibration, others = data.part(settings.samples)
     run = hmc_onnx.Run(proto, calibration, settings)
-    alone(run, partial(lost, proto, others), args)
-    together(run, partial(lost, proto, others), args)
+    loss = partial(lost, outputs(proto, others), others)
+    alone(run, loss, args)
+    together(run, loss, args)
 
 
-def lost(proto: onnx.ModelProto, images: CalibrationData, model: onnx.ModelProto, warm: bool) -> float:
-    """Mean divergence of a model's scores from the original's, in nats, at the temperature of sensitivities or at 1."""
-    reference = outputs(proto, images)
+def lost(reference: list[np.ndarray], images: CalibrationData, model: onnx.ModelProto, warm: bool) -> float:
+    """Mean divergence of a model's scores from the original's, in nats, at the temperature of sensitivities or at 1.
+
+    `reference` is what the original answers to the images.
+    """
     heat = temperature(reference) if warm else 1.0
     return float(divergences([reference], [outputs(model, images)], temperature=heat).mean())
 

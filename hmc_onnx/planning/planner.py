@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from operator import itemgetter
 
 import numpy as np
@@ -68,6 +68,10 @@ class Planner:
         """The times of the whole model, where latency was measured."""
         return self._profile.latency
 
+    @cached_property
+    def _narrower(self) -> list[Program]:
+        return [Program(self._profile, strategy) for strategy in NARROWER]
+
     def plan(self, target: Target, most: int = MOST_PLANS) -> Plan:
         """The plan of least sensitivity that meets the target; for a latency, the network is measured.
 
@@ -108,8 +112,7 @@ class Planner:
         The sum of the layers' times is off by more for some changes than for others, and one correction for all makes
         the bound too tight for the others. A narrower strategy, whose plans are this one's, too, may come out ahead.
         """
-        for strategy in NARROWER:
-            program = Program(self._profile, strategy)
+        for program in self._narrower:
             with suppress(SettingsError):
                 if program.solve(target).sensitivity < plan.sensitivity:
                     other = made(program)
@@ -129,8 +132,8 @@ class Planner:
                 pass
         if self._program.strategy == "hmc":
             count = trials.best.removed_branches
-            for strategy in NARROWER:
-                trials.better(Program(self._profile, strategy), count)
+            for program in self._narrower:
+                trials.better(program, count)
         if trials.count:
             self._context.progress("trials", MOST_TRIALS, MOST_TRIALS)
         return trials.best.model_copy(update={"strategy": self._program.strategy})

@@ -31,7 +31,7 @@ from scipy.sparse import coo_array
 from hmc_onnx.planning.solution import plan_of
 from hmc_onnx.planning.spared_stdout import spared_stdout
 from hmc_onnx.planning.strategies import allowed
-from hmc_onnx.planning.taken import LEAST, place, removes, takings, undominated
+from hmc_onnx.planning.taken import LEAST, place, takings, undominated
 from hmc_onnx.records.goal import Strategy, Target, Unreachable, parse_target
 from hmc_onnx.records.plan import OPTIMAL_GAP, Plan
 from hmc_onnx.records.profile import Profile
@@ -122,7 +122,9 @@ class Program:
         )
         self.cost = {k: np.array(zeros + [t.cost(k) for t in self.layers]) for k in self.original}
         self.in_float = np.array(zeros + [t.in_float for t in self.layers], bool)
-        self.removes = np.array([removes(g.choices[a]) for g, a in self.groups] + [False] * len(self.layers), float)
+        self.removes = np.array(
+            [g.choices[a].removes_branch for g, a in self.groups] + [False] * len(self.layers), float
+        )
         at_rest = dict(self.original)  # costs of the unchanged network, in the precision of deployment
         if profile.latency is not None and profile.latency.unchanged is not None:
             at_rest["seconds"] = profile.latency.unchanged

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from hmc_onnx.records.profile import KEEP, REMOVED, GroupChoice, LayerChoice, LayerProfile
+from hmc_onnx.records.profile import KEEP, REMOVED, LayerChoice, LayerProfile
 
-__all__ = ["LEAST", "Taken", "place", "removes", "takings", "undominated"]
+__all__ = ["LEAST", "Taken", "place", "takings", "undominated"]
 
 # Lower bound on the cost of a choice that changes something, in nats; smaller losses cannot be measured in float32.
 LEAST = 1e-12
@@ -56,11 +56,6 @@ def takings(layer: LayerProfile) -> Iterator[Taken]:
         yield Taken(layer, c)
         if c.float_seconds is not None:
             yield Taken(layer, c, in_float=True)
-
-
-def removes(choice: GroupChoice) -> bool:
-    """Whether a group's choice removes a residual branch. Of the groups of one branch, that which is charged for it."""
-    return choice.keep == 0 and choice.sensitivity > 0
 
 
 def place(taken: Taken) -> tuple[str, int, int, bool]:

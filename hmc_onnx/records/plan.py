@@ -28,6 +28,11 @@ class GroupPlan(Frozen):
     removed: list[int]
     sensitivity: float = 0.0
 
+    @property
+    def removes_branch(self) -> bool:
+        """As `GroupChoice.removes_branch`."""
+        return len(self.removed) == self.size and self.sensitivity > 0
+
 
 class LayerPlan(Frozen):
     """A decomposition for a layer ("keep": none), after its groups are pruned.
@@ -124,8 +129,8 @@ class Plan(Explained):
 
     @property
     def removed_branches(self) -> int:
-        """Number of residual branches that are removed; of the groups in one, the last is charged for it."""
-        return sum(len(g.removed) == g.size and g.sensitivity > 0 for g in self.groups.values())
+        """Number of residual branches that are removed."""
+        return sum(group.removes_branch for group in self.groups.values())
 
     @property
     def in_float(self) -> list[str]:

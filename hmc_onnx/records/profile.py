@@ -36,6 +36,11 @@ class GroupChoice(Frozen):
     removed: list[int]
     sensitivity: float
 
+    @property
+    def removes_branch(self) -> bool:
+        """Whether a residual branch is charged to it. It is charged to one of the groups in the branch."""
+        return self.keep == 0 and self.sensitivity > 0
+
 
 class GroupProfile(Frozen):
     """A channel group. Choice 0 keeps everything; `layers` are the producers and consumers by node name."""

@@ -166,9 +166,16 @@ def test_the_plan_of_a_narrower_strategy_is_taken_where_only_chains_take_longer_
     assert planned("hmc").sensitivity > pruned.sensitivity
 
 
-def with_trials(monkeypatch: pytest.MonkeyPatch, trial: type) -> None:
-    """Plans are tried by `trial` from now on, whatever the sum of their sensitivities."""
-    monkeypatch.setattr(planner, "Trial", trial)
+def with_trials(monkeypatch: pytest.MonkeyPatch, loss: Callable[[hmc_onnx.Plan], float]) -> None:
+    """Plans lose `loss` in trials from now on, and are tried whatever the sum of their sensitivities."""
+
+    class Trial:
+        def __init__(self, context: Context) -> None: ...
+
+        def losses(self, plan: hmc_onnx.Plan) -> np.ndarray:
+            return np.array([loss(plan)])
+
+    monkeypatch.setattr(planner, "Trial", Trial)
     monkeypatch.setattr(planner, "enough_for_trials", lambda _: True)
     monkeypatch.setattr(planner, "PLAUSIBLE", float("inf"))
 
@@ -179,17 +186,14 @@ def test_as_many_residual_branches_are_removed_as_lose_least_in_trials(
 ) -> None:
     tried: list[int] = []
 
-    class Trial:
-        def __init__(self, context: Context) -> None: ...
-
-        def losses(self, plan: hmc_onnx.Plan) -> np.ndarray:
-            tried.append(plan.removed_branches)
-            return np.array([abs(plan.removed_branches - best)])
+    def loss(plan: hmc_onnx.Plan) -> float:
+        tried.append(plan.removed_branches)
+        return abs(plan.removed_branches - best)
 
     clocked(monkeypatch, lambda plan: Measurement(expected(plan), 0.001))
     context, target = Context(original, calibration(), SETTINGS), Target(latency=0.8)
     by_sum = planner.Planner(context, profile).plan(target)
-    with_trials(monkeypatch, Trial)
+    with_trials(monkeypatch, loss)
     found = planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(target)
     assert tried[0] == by_sum.removed_branches
     assert len(tried) <= 1 + planner.MOST_TRIALS
@@ -200,30 +204,21 @@ def test_as_many_residual_branches_are_removed_as_lose_least_in_trials(
 def test_a_trial_that_fails_leaves_the_plan_by_the_sum(
     original: onnx.ModelProto, profile: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Trial:
-        def __init__(self, context: Context) -> None: ...
-
-        def losses(self, plan: hmc_onnx.Plan) -> np.ndarray:
-            raise ModelError("it does not run")
+    def failing(plan: hmc_onnx.Plan) -> float:
+        raise ModelError("it does not run")
 
     clocked(monkeypatch, lambda plan: Measurement(expected(plan), 0.001))
     context, target = Context(original, calibration(), SETTINGS), Target(latency=0.8)
     by_sum = planner.Planner(context, profile).plan(target)
-    with_trials(monkeypatch, Trial)
+    with_trials(monkeypatch, failing)
     assert planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(target) == by_sum
 
 
 def test_the_plan_of_a_narrower_strategy_is_taken_where_it_loses_less_in_trials(
     original: onnx.ModelProto, profile: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Trial:
-        def __init__(self, context: Context) -> None: ...
-
-        def losses(self, plan: hmc_onnx.Plan) -> np.ndarray:
-            return np.array([0.0 if plan.strategy == "prune" else 1.0])
-
     clocked(monkeypatch, lambda plan: Measurement(expected(plan), 0.001))
-    with_trials(monkeypatch, Trial)
+    with_trials(monkeypatch, lambda plan: 0.0 if plan.strategy == "prune" else 1.0)
     found = planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(Target(latency=0.8))
     assert not chains(found) and found.strategy == "hmc"
 
