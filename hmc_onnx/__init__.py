@@ -3,10 +3,16 @@
 The public names are those of `hmc_onnx.api`. They are imported at first use, so that `import hmc_onnx` is instant.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hmc_onnx.own_modules import check_own_modules
+
+# numpy and scipy have an OpenBLAS each. A thread of it that has nothing to do spins for a tenth of a second, on a core
+# that the other library needs: the repair of a ResNet-18 on two cores takes twice as long. At the least value it sleeps
+# at once. OpenBLAS reads this as it is loaded, so it has no effect where numpy was imported before.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 if TYPE_CHECKING:
     from hmc_onnx.api import *  # noqa: F403

@@ -86,12 +86,12 @@ def interleaved(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], sh
     Args:
         sessions: one for each model.
         feeds: the inputs of one run, for all models.
-        share: factor on `SECONDS`, `LONG` and `FEW`, for a shorter measurement.
+        share: factor on `SECONDS`, `REPEATS`, `LONG` and `FEW`, for a shorter measurement.
     """
     turns: list[list[float]] = []
-    few = max(2, math.ceil(FEW * share))
+    few, enough = max(2, math.ceil(FEW * share)), WARM_UP + REPEATS * share
     start, spent = time.perf_counter(), 0.0
-    while len(turns) < few or (spent < LONG * share and (len(turns) < WARM_UP + REPEATS or spent < SECONDS * share)):
+    while len(turns) < few or (spent < LONG * share and (len(turns) < enough or spent < SECONDS * share)):
         turn = []
         for session in sessions:
             seconds = _timed(session, feeds)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.linalg.blas import dsyr, dsyrk
+from scipy.linalg.blas import dsyr, dsyr2, dsyrk
 
 from passes.core.linear_algebra import mirror
 from passes.core.shelf import Kept, Shelf
@@ -83,7 +83,9 @@ class Moments:
         low, high = min(self.low, other.low), max(self.high, other.high)
         found = Moments(self.count + other.count, low, high, self._sum + other._sum + other.count * moved)
         found._shift = self._shift
-        found._second = self._second + other._second + np.outer(x, dx) + np.outer(dx, x + other.count * dx)
+        found._second = self._second + other._second
+        dsyr2(1.0, x, dx, a=found._second.T, lower=True, overwrite_a=True)
+        dsyr(float(other.count), dx, a=found._second.T, lower=True, overwrite_a=True)
         found._cross = self._cross + other._cross + np.outer(t, dx) + np.outer(dt, x + other.count * dx)
         return found
 

@@ -321,7 +321,7 @@ def _looked_ahead(context: Context, given: Given) -> bool:
 
     A run that goes on from a work folder takes less.
     """
-    from hmc_onnx.profiling.estimate import estimate
+    from hmc_onnx.planning.estimate import estimate
     from hmc_onnx.reporting.tables import left_alone
 
     found = estimate(context)

@@ -25,7 +25,7 @@ from calib.measure.latency_table import this_machine
 from calib.runtime.sessions import Session
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.program import Program
-from hmc_onnx.planning.trial import Trial, enough_for_trials, loses_less
+from hmc_onnx.planning.trial import Trial, loses_less, most_trials
 from hmc_onnx.records.goal import Strategy, Target
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import LatencyProfile, Profile
@@ -42,9 +42,9 @@ MOST_PLANS = 6
 NARROWER: tuple[Strategy, ...] = ("prune", "lowrank", "nahc", "ahc")
 # Factors on the bound to try if no sum of layers' times meets it, because that sum is off by some percent.
 HOPES = (1.05, 1.1, 1.15)
-# Upper bound on the trials of one target. A plan is tried only if its sum is at most PLAUSIBLE times that of the best,
-# or ALIKE times where it removes as many branches.
-MOST_TRIALS, PLAUSIBLE, ALIKE = 6, 5.0, 1.5
+# A plan is tried only if its sum is at most PLAUSIBLE times that of the best, or ALIKE times where it removes as many
+# branches.
+PLAUSIBLE, ALIKE = 5.0, 1.5
 
 Solve = Callable[[float], Plan]  # makes a plan, given a correction
 Made = Callable[..., Plan]  # makes a plan by a program and, where it is given, with a number of removed branches
@@ -101,7 +101,7 @@ class Planner:
         if most > 1 and _known(plan):
             if self._program.strategy == "hmc" and watch is not None:
                 plan = self._least(plan, target, made)
-            if self._program.removes.any() and enough_for_trials(self._context):
+            if self._program.removes.any():
                 plan = self._tried(plan, target, made)
         checkpoint.save(key, plan)
         return plan
@@ -135,7 +135,7 @@ class Planner:
             for program in self._narrower:
                 trials.better(program, count)
         if trials.count:
-            self._context.progress("trials", MOST_TRIALS, MOST_TRIALS)
+            self._context.progress("trials", trials.most, trials.most)
         return trials.best.model_copy(update={"strategy": self._program.strategy})
 
     def _refined(self, solve: Solve, target: Target, watch: _Stopwatch, most: int) -> Plan:
@@ -187,6 +187,7 @@ class _Trials:
 
     Attributes:
         best: the plan that loses least, of those tried.
+        most: upper bound on the number of trials.
         count: number of trials so far.
     """
 
@@ -195,7 +196,8 @@ class _Trials:
         self._context, self._target, self._made = context, target, made
         self._trial: Trial | None = None
         self._least = np.zeros(0)
-        self._seen, self.count = {(plan.strategy, plan.removed_branches)}, 0
+        self._seen = {(plan.strategy, plan.removed_branches)}
+        self.most, self.count = most_trials(context), 0
 
     def better(self, program: Program, branches: int) -> bool:
         """Try a program's plan that removes so many branches; whether it is the best now.
@@ -204,7 +206,7 @@ class _Trials:
         more, or is the best itself. What goes wrong in a trial leaves the best as it is.
         """
         entry, target, best = (program.strategy, branches), self._target, self.best
-        if branches < 0 or entry in self._seen or self.count == MOST_TRIALS:
+        if branches < 0 or entry in self._seen or self.count == self.most:
             return False
         self._seen.add(entry)
         with suppress(HmcError):
@@ -215,7 +217,7 @@ class _Trials:
             worse = not _known(plan) or _excess(plan, target) > _excess(best, target)
             if worse or (plan.layers, plan.groups) == (best.layers, best.groups):
                 return False
-            self._context.progress("trials", self.count, MOST_TRIALS)
+            self._context.progress("trials", self.count, self.most)
             self._trial = self._trial or Trial(self._context)
             if not self._least.size:
                 self._least = self._trial.losses(best)

@@ -25,25 +25,29 @@ from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.work import Work
 from hmc_onnx.rewriting.applying import apply
 
-__all__ = ["Trial", "enough_for_trials", "loses_less"]
+__all__ = ["Trial", "loses_less", "most_trials"]
 
 # Images of a trial, at least and at most; one in JUDGED is judged on, and the layers are repaired on the others.
 LEAST, MOST, JUDGED = 128, 256, 4
 # Factor on the temperature at which sensitivities are measured.
 HOT = 8.0
+# Upper bound on the trials of one target, and on the MACs of all their networks for one image: a trial of a ResNet-50
+# takes a minute on two cores, and there is one of it.
+MOST_TRIALS, TRIAL_MACS = 6, 6e9
 
 
-def enough_for_trials(context: Context) -> bool:
-    """Whether a run has enough images to carry plans out on some and judge them on others."""
+def most_trials(context: Context) -> int:
+    """How many plans of a run may be tried: fewer of a large network, and none where there are too few images."""
     images = min(len(context.data), context.settings.samples, MOST)
-    return images >= LEAST and images // JUDGED >= (declared_batch(context.served, context.data.feeds) or 1)
+    enough = images >= LEAST and images // JUDGED >= (declared_batch(context.served, context.data.feeds) or 1)
+    return min(MOST_TRIALS, int(TRIAL_MACS / max(context.cost.macs, 1))) if enough else 0
 
 
 class Trial:
     """Carries plans out for a trial.
 
     Args:
-        context: a run with `enough_for_trials`.
+        context: a run with enough images (`most_trials`).
     """
 
     def __init__(self, context: Context) -> None:

@@ -1,4 +1,8 @@
-"""Least squares from second moments, regularised for inputs that are constant, always zero, or copies of each other."""
+"""Least squares from second moments, regularised for inputs that are constant, always zero, or copies of each other.
+
+LAPACK stores matrices by columns, and scipy would first copy one that is stored by rows, which takes as long as to
+factor it. A symmetric matrix is its own transpose, so the transposed one is given, which is stored by columns.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import numpy as np
 import scipy.linalg
 import scipy.linalg.lapack
 
-__all__ = ["damped", "least_squares", "lower_inverse", "mirror", "ridge", "whitening"]
+__all__ = ["damped", "least_squares", "lower_inverse", "mirror", "principal", "ridge", "whitening"]
 
 # A matrix is mirrored in blocks of so many rows and columns, which the processor's caches hold.
 BLOCK = 256
@@ -30,7 +34,7 @@ def whitening(moment: np.ndarray, floor: float = 1e-8) -> tuple[np.ndarray, np.n
     `floor` times the mean eigenvalue is added to the diagonal, so that inputs that are always zero, or copies of each
     other, have one, too.
     """
-    factor = scipy.linalg.cholesky(damped(moment, floor), lower=True, check_finite=False)
+    factor = scipy.linalg.cholesky(damped(moment, floor).T, lower=True, overwrite_a=True, check_finite=False)
     return factor, np.asarray(scipy.linalg.lapack.dtrtri(factor, lower=True)[0])
 
 
@@ -41,10 +45,19 @@ def least_squares(features: np.ndarray, targets: np.ndarray, floor: float = 1e-1
     always zero or copies of each other.
     """
     try:
-        factor = scipy.linalg.cho_factor(damped(features, floor), overwrite_a=True, check_finite=False)
+        factor = scipy.linalg.cho_factor(damped(features, floor).T, overwrite_a=True, check_finite=False)
         return np.asarray(scipy.linalg.cho_solve(factor, targets.T, check_finite=False)).T
     except scipy.linalg.LinAlgError:  # by rounding, the least eigenvalue is not above zero
         return np.linalg.solve(damped(features, floor), targets.T).T
+
+
+def principal(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues (n,) and eigenvectors, as columns (n, n), of a symmetric matrix (n, n), the largest first.
+
+    For float32, scipy's LAPACK takes half the time of numpy's.
+    """
+    values, vectors = scipy.linalg.eigh(matrix.T, driver="evd", check_finite=False)
+    return values[::-1], vectors[:, ::-1]
 
 
 def lower_inverse(moment: np.ndarray) -> np.ndarray:
@@ -53,10 +66,10 @@ def lower_inverse(moment: np.ndarray) -> np.ndarray:
     What is above the diagonal is not to be read. In this way it takes half the time of LU.
     """
     try:
-        factor, lower = scipy.linalg.cho_factor(moment, lower=False, check_finite=False)
+        factor, lower = scipy.linalg.cho_factor(moment.T, lower=False, check_finite=False)
     except scipy.linalg.LinAlgError:  # by rounding, the least eigenvalue is not above zero
         return np.linalg.inv(moment)
-    # LAPACK's arrays are stored by columns: transposed, the upper triangle by columns is the lower one by rows
+    # transposed, the upper triangle by columns is the lower one by rows
     return np.asarray(scipy.linalg.lapack.dpotri(factor, lower=lower, overwrite_c=True)[0].T)
 
 

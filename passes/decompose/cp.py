@@ -118,12 +118,12 @@ class _Terms:
         inputs = len(self.inverse)
         return self.inverse.T @ f[:inputs], f[inputs:]
 
-    def expand(self, f: np.ndarray) -> np.ndarray:
-        return _join(*self.parts(f))
+    def times(self, f: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        return np.asarray(_join(*self.parts(f)) @ matrix)
 
-    def pull(self, f: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    def pull(self, f: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         b, c = self.parts(f)
-        by_term = gradient.reshape(-1, len(b), len(c))
+        by_term = (left @ right).reshape(-1, len(b), len(c))
         by_input = np.einsum("rik,kr->ir", by_term, c)
         return np.concatenate([self.inverse @ by_input, np.einsum("rik,ir->kr", by_term, b)])
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import numpy as np
-
 from passes.core.declined import Declined, Why
-from passes.core.linear_algebra import least_squares, whitening
+from passes.core.linear_algebra import least_squares, principal, whitening
 from passes.decompose.base import Decomposition, Factors, Problem, Solver, mode_moment, projected
 from passes.decompose.output_svd import pointwise
 from passes.graph.layers import Geometry
@@ -44,7 +42,7 @@ class InputSVD(Decomposition):
         o, i, k = geometry.outputs, geometry.inputs, math.prod(geometry.kernel)
         white, inverse = whitening(mode_moment(problem.moment, geometry))
         rows = problem.weight.reshape(o, i, k).swapaxes(1, 2).reshape(o * k, i) @ white
-        vectors = np.linalg.eigh(rows.T @ rows)[1][:, ::-1]
+        vectors = principal(rows.T @ rows)[1]
 
         def factors(rank: int) -> Factors:
             project = vectors[:, :rank].T @ inverse  # (rank, I)

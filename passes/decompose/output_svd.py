@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from passes.core.declined import Declined, Why
-from passes.core.linear_algebra import whitening
+from passes.core.linear_algebra import principal, whitening
 from passes.decompose.base import Decomposition, Factors, Problem, Solver
 from passes.graph.layers import Geometry
 
@@ -38,7 +38,7 @@ class OutputSVD(Decomposition):
         if geometry.outputs > geometry.features:  # V as left singular vectors of W L with M = L Lᵀ, the smaller problem
             vectors = np.linalg.svd(matrix @ whitening(problem.moment)[0], full_matrices=False)[0]
         else:
-            vectors = np.linalg.eigh(problem.answers @ matrix.T)[1][:, ::-1]
+            vectors = principal(problem.answers @ matrix.T)[1]
 
         def factors(rank: int) -> Factors:
             leading = vectors[:, :rank]

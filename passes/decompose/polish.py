@@ -23,8 +23,9 @@ from passes.decompose.base import Problem
 
 __all__ = ["Free", "penalised", "polish", "steps_for"]
 
-# Steps of L-BFGS, at most (docs/experiments.md).
-STEPS = 100
+# Steps of L-BFGS, at most (docs/experiments.md), and at least: fewer take seconds of a large layer and gain next to
+# nothing.
+STEPS, LEAST_STEPS = 100, 3
 # Multiplications of all products J M for one chain, about at most: a few seconds of a core. Large layers get fewer
 # steps.
 WORK = 2e10
@@ -39,16 +40,17 @@ THREADED = 20
 class Free(Protocol):
     """How J is made of the free factors: f is one array that holds them all, scaled so that its entries weigh alike."""
 
-    def expand(self, f: np.ndarray) -> np.ndarray:
-        """J(f), (m, n): what the last link's patches are of the layer's patches."""
+    def times(self, f: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        """J(f) X (m, p) for X (n, p); J is what the last link's patches are of the layer's patches."""
 
-    def pull(self, f: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """The gradient by f of a function of J, from that by J (m, n)."""
+    def pull(self, f: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """The gradient by f of a function of J, from that by J, which is L R, with L (m, k) and R (k, n)."""
 
 
 def steps_for(terms: int, features: int) -> int:
     """The steps that a chain gets whose last link reads m terms, of a layer of n features; none where 0."""
-    return min(STEPS, int(WORK / (terms * features**2)))
+    steps = min(STEPS, int(WORK / (terms * features**2)))
+    return steps if steps >= LEAST_STEPS else 0
 
 
 def polish(problem: Problem, free: Free, start: np.ndarray, steps: int) -> np.ndarray:
@@ -86,10 +88,13 @@ def penalised(problem: Problem, free: Free, f: np.ndarray, penalty: float) -> tu
     response, answers = problem.response, problem.answers
     if response <= 0:
         return 0.0, np.zeros_like(f)
-    kernel = free.expand(f)
-    half_way = kernel @ problem.moment
-    features = half_way @ kernel.T
-    last = least_squares(features + penalty * np.diag(np.diag(features)), answers @ kernel.T)
-    missing = answers - last @ half_way  # (W - A J) M; its product with W is the error with the penalty
-    by_kernel = last.T @ missing - penalty * (last**2).sum(0)[:, None] * half_way
-    return float(np.vdot(problem.matrix, missing)) / response, free.pull(f, by_kernel * (-2 / response))
+    half_way = free.times(f, problem.moment)
+    features, right = free.times(f, half_way.T), free.times(f, answers.T)  # J M Jᵀ and J M Wᵀ
+    last = least_squares(features + penalty * np.diag(np.diag(features)), right.T)
+    # with the penalty, A is such that the error is tr(W M Wᵀ) - tr(A J M Wᵀ)
+    value = (response - float(np.vdot(last, right.T))) / response
+    both = last.T @ last
+    both[np.diag_indices_from(both)] *= 1 + penalty
+    # by J: -2 Aᵀ (W - A J) M + 2 penalty diag(Aᵀ A) J M
+    by_f = free.pull(f, last.T, answers) - free.pull(f, both, half_way)
+    return value, by_f * (-2 / response)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from passes.core.declined import Declined, Why
-from passes.core.linear_algebra import least_squares, whitening
+from passes.core.linear_algebra import least_squares, principal, whitening
 from passes.decompose.base import Decomposition, Factors, Problem, Solver, projected
 from passes.decompose.polish import polish, steps_for
 from passes.graph.layers import Geometry
@@ -51,7 +51,7 @@ class SpatialSVD(Decomposition):
     def solver(self, problem: Problem) -> Solver:
         white, inverse = _whitening(problem)
         rows = white.T @ problem.weight.transpose(1, 2, 3, 0).reshape(len(white), -1)
-        vectors = np.linalg.eigh(rows @ rows.T)[1][:, ::-1]  # their left singular vectors
+        vectors = principal(rows @ rows.T)[1]  # their left singular vectors
         moments: list[np.ndarray] = []  # of the largest rank so far; those of a lower rank are a part of them
 
         def factors(rank: int) -> Factors:
@@ -99,13 +99,11 @@ class _Vertical:
     inverse: np.ndarray
     width: int
 
-    def expand(self, f: np.ndarray) -> np.ndarray:
-        vertical, kx = f @ self.inverse, self.width
-        kernel = np.zeros((len(f), kx, f.shape[1], kx))
-        for x in range(kx):
-            kernel[:, x, :, x] = vertical
-        return kernel.reshape(len(f) * kx, -1)
+    def times(self, f: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        by_place = np.ascontiguousarray(matrix).reshape(-1, self.width, matrix.shape[1]).swapaxes(0, 1)
+        return ((f @ self.inverse) @ by_place).swapaxes(0, 1).reshape(-1, matrix.shape[1])
 
-    def pull(self, f: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        by_place = gradient.reshape(len(f), self.width, -1, self.width)
-        return np.asarray(np.einsum("rxax->ra", by_place) @ self.inverse.T)
+    def pull(self, f: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        by_place = left.reshape(len(f), self.width, -1).swapaxes(0, 1), right.reshape(len(right), -1, self.width)
+        found = np.ascontiguousarray(by_place[0]) @ np.ascontiguousarray(by_place[1].transpose(2, 0, 1))
+        return np.asarray(found.sum(0) @ self.inverse.T)

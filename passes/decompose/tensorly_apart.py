@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorly
 
+from passes.core.linear_algebra import principal
+
 __all__ = ["apart", "svd_by_gram"]
 
 _T = TypeVar("_T")
@@ -27,9 +29,9 @@ def svd_by_gram(
     if matrix.shape[0] > matrix.shape[1]:
         right, values, left = svd_by_gram(matrix.T, n_eigenvecs)
         return left.T, values, right.T
-    squares, vectors = np.linalg.eigh(matrix @ matrix.T)
-    left = vectors[:, ::-1][:, :n_eigenvecs]
-    values = np.sqrt(np.maximum(squares[::-1][:n_eigenvecs], np.finfo(matrix.dtype).tiny))
+    squares, vectors = principal(matrix @ matrix.T)
+    left = vectors[:, :n_eigenvecs]
+    values = np.sqrt(np.maximum(squares[:n_eigenvecs], np.finfo(matrix.dtype).tiny))
     return left, values, left.T @ matrix / values[:, None]
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from passes.core.declined import Declined, Why
-from passes.core.linear_algebra import least_squares, whitening
+from passes.core.linear_algebra import least_squares, principal, whitening
 from passes.decompose.base import Decomposition, Factors, Problem, Solver, in_single, mode_moment, projected
 from passes.decompose.output_svd import OutputSVD, pointwise
 from passes.graph.layers import Geometry
@@ -95,4 +95,4 @@ def _leading(tensor: np.ndarray, count: int) -> np.ndarray:
     `svd_by_gram` would give b k of them at most; these are always as many as asked for, up to a.
     """
     matrix = tensor.reshape(len(tensor), -1)
-    return np.asarray(np.linalg.eigh(matrix @ matrix.T)[1][:, ::-1][:, :count])
+    return principal(matrix @ matrix.T)[1][:, :count]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from zoo import images, resnet
 
-from hmc_onnx.profiling import estimate as module
-from hmc_onnx.profiling.estimate import estimate
+from hmc_onnx.planning import estimate as module
+from hmc_onnx.planning.estimate import estimate
 from hmc_onnx.records.settings import Settings
 from hmc_onnx.run import Run
 

@@ -21,6 +21,7 @@ from hmc_onnx.execution.context import Context
 from hmc_onnx.planning import accuracy_search as searching
 from hmc_onnx.planning import planner
 from hmc_onnx.planning.program import Program
+from hmc_onnx.planning.trial import MOST_TRIALS
 from hmc_onnx.profiling.candidate_times import Clock
 from hmc_onnx.profiling.whole_table import measure_table
 from hmc_onnx.records.goal import Strategy, Target
@@ -176,7 +177,7 @@ def with_trials(monkeypatch: pytest.MonkeyPatch, loss: Callable[[hmc_onnx.Plan],
             return np.array([loss(plan)])
 
     monkeypatch.setattr(planner, "Trial", Trial)
-    monkeypatch.setattr(planner, "enough_for_trials", lambda _: True)
+    monkeypatch.setattr(planner, "most_trials", lambda _: MOST_TRIALS)
     monkeypatch.setattr(planner, "PLAUSIBLE", float("inf"))
 
 
@@ -196,7 +197,7 @@ def test_as_many_residual_branches_are_removed_as_lose_least_in_trials(
     with_trials(monkeypatch, loss)
     found = planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(target)
     assert tried[0] == by_sum.removed_branches
-    assert len(tried) <= 1 + planner.MOST_TRIALS
+    assert len(tried) <= 1 + MOST_TRIALS
     assert found.removed_branches == best and found.strategy == "hmc"
     assert expected(found) <= max(expected(by_sum), 0.8 * 1.005)  # plans come in steps
 

@@ -11,7 +11,7 @@ from calib.data.calibration import CalibrationData
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.program import Program
 from hmc_onnx.planning.solution import unchanged
-from hmc_onnx.planning.trial import Trial, enough_for_trials, loses_less
+from hmc_onnx.planning.trial import MOST_TRIALS, Trial, loses_less, most_trials
 from hmc_onnx.profiling.profiler import profile
 from hmc_onnx.records.goal import Target
 
@@ -47,7 +47,13 @@ def test_a_trial_is_judged_on_other_images_than_it_is_repaired_on(context: Conte
 def test_few_images_are_not_divided(given: int, asked: int, enough: bool) -> None:
     data = CalibrationData({"input": images(given, 8)}, None, "noise")
     settings = SETTINGS.model_copy(update={"samples": asked})
-    assert enough_for_trials(Context(resnet((1,), (8,), size=8, classes=5), data, settings)) is enough
+    most = most_trials(Context(resnet((1,), (8,), size=8, classes=5), data, settings))
+    assert most == (MOST_TRIALS if enough else 0)
+
+
+def test_large_networks_are_tried_less_often(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hmc_onnx.planning.trial.TRIAL_MACS", 2.5 * context.cost.macs)
+    assert most_trials(context) == 2
 
 
 def test_the_judged_images_are_drawn(context: Context) -> None:
@@ -63,14 +69,14 @@ def test_a_model_that_declares_its_batch_is_tried(batch: int) -> None:
     for value in (*served.graph.input, *served.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = batch
     context = Context(served, CalibrationData({"input": images(160, 8)}, None, "noise"), SETTINGS)
-    assert enough_for_trials(context)
+    assert most_trials(context)
     assert Trial(context).losses(unchanged(context)).shape == (40 // batch * batch,)
 
 
 def test_a_batch_larger_than_the_judged_images_is_not_tried() -> None:
     served = resnet((1,), (8,), size=8, classes=5)
     served.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 64
-    assert not enough_for_trials(Context(served, CalibrationData({"input": images(160, 8)}, None, "noise"), SETTINGS))
+    assert not most_trials(Context(served, CalibrationData({"input": images(160, 8)}, None, "noise"), SETTINGS))
 
 
 def test_a_difference_within_its_error_does_not_count() -> None:
