@@ -77,7 +77,8 @@ class Fit:
         Args:
             own: W, the layer's weights so far, (O, I, *kernel).
         """
-        return _solved(own, self.second, self.moments.cross, self._strength(own)).reshape(own.shape)
+        strength = self._strength(own)  # first, as it needs much memory, and so do the moments over all images
+        return _solved(own, self.second, self.moments.cross, strength).reshape(own.shape)
 
     def _strength(self, own: np.ndarray) -> float:
         if len(self._parts) == 1 or not all(part.count for joint in self._parts for part in joint.parts):
