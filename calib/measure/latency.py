@@ -35,7 +35,7 @@ COLD = 0.05
 # The quantile of a model's run times that is reported.
 DECILE = 0.1
 # A model that takes more than DISTURBED times its known time is disturbed; wait up to PATIENCE seconds for that to end.
-DISTURBED, PATIENCE = 1.04, 20.0
+DISTURBED, PATIENCE = 1.04, 10.0
 # An uncertainty of a share of the time above which that share says little, and the share of `SECONDS` for which runs go
 # on before the uncertainty is looked at again.
 UNSURE, MORE = 0.1, 1 / 3
