@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calib.measure.moments import Moments
-from hmc_onnx.rewriting.fitting import RIDGE, Fit, fitted_bias
+from hmc_onnx.rewriting.fitting import RIDGE, STRENGTHS, Fit, fitted_bias
 from passes.core.linear_algebra import damped, ridge
 
 FEATURES, OUTPUTS = 24, 6
@@ -61,6 +61,32 @@ def test_with_few_images_it_is_no_worse_on_new_ones_than_the_layers_own(images: 
         answers = new @ weight.T + (fitted_bias(weight, found.moments.parts[0]) if weight is not own else 0)
         errors.append(float(((answers - new @ true.T - (answers - new @ true.T).mean(0)) ** 2).mean()))
     assert errors[1] <= 1.1 * errors[0]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 3.0, 30.0, 300.0])
+def test_the_strength_is_the_one_with_which_each_half_answers_best_for_the_other(noise: float) -> None:
+    x, t, true = drawn(48, noise)
+    own = true + 0.3 * np.random.default_rng(2).normal(size=true.shape)
+    found = Fit(FEATURES, 48)
+    found.update(x, t, 48)
+
+    def fitted(moments: Moments, strength: float) -> np.ndarray:
+        right = moments.cross + ridge(moments.second, strength) * own
+        return np.linalg.solve(damped(moments.second, strength), right.T).T
+
+    halves = [Moments(), Moments()]
+    for start, half in enumerate(halves):
+        half.update(x[start::2], t[start::2])
+
+    def lost(strength: float) -> float:
+        errors = [
+            fitted(a, strength) @ (x[i::2] - b.mean).T - (t[i::2] - b.target_mean).T
+            for i, (a, b) in enumerate(zip(halves[::-1], halves, strict=True))
+        ]
+        return sum(float((e**2).mean()) for e in errors)
+
+    best = min(STRENGTHS, key=lost)
+    np.testing.assert_allclose(found.weight(own), fitted(found.moments.parts[0], best), rtol=1e-6, atol=1e-9)
 
 
 def test_with_few_images_and_no_noise_the_data_are_followed() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes.core.linear_algebra import damped, least_squares, lower_inverse, mirror, whitening
+from passes.core.linear_algebra import damped, least_squares, lower_inverse, mirror, principal, whitening
 
 
 def test_least_squares_is_numpys() -> None:
@@ -56,3 +56,12 @@ def test_mirroring_copies_the_upper_triangle_to_the_lower(n: int) -> None:
     expected = np.where(np.tri(n, k=-1, dtype=bool), matrix.T, matrix)
     mirror(matrix)
     np.testing.assert_array_equal(matrix, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_principal_directions_come_in_order(dtype: type) -> None:
+    x = np.random.default_rng(0).normal(size=(20, 8)).astype(dtype)
+    values, vectors = principal(x.T @ x)
+    assert (np.diff(values) <= 0).all() and vectors.dtype == dtype
+    np.testing.assert_allclose(vectors @ np.diag(values) @ vectors.T, x.T @ x, atol=1e-4)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(8), atol=1e-5)
