@@ -31,9 +31,9 @@ __all__ = ["Trial", "loses_less", "most_trials"]
 LEAST, MOST, JUDGED = 128, 256, 4
 # Factor on the temperature at which sensitivities are measured.
 HOT = 8.0
-# Upper bound on the trials of one target, and on the MACs of all their networks for one image. (Two repairs of a
-# ResNet-50, which has 4.1e9, would take a minute and a half on two cores.)
-MOST_TRIALS, TRIAL_MACS = 6, 4e9
+# Upper bound on the trials of one target, and on the MACs of all their networks for one image, so that they take about
+# a minute on two cores. (Two repairs of a ResNet-50, which has 4.1e9, would take a minute and a half.)
+MOST_TRIALS, TRIAL_MACS = 6, 2e9
 
 
 def most_trials(context: Context) -> int:
