@@ -123,15 +123,15 @@ class Planner:
     def _tried(self, plan: Plan, target: Target, made: Made) -> Plan:
         """The plan that loses least in trials, of one plan and of others that the sum may misjudge.
 
-        One branch more is removed as long as that loses less in a trial; if the first does not, one less. The plans of
-        narrower strategies that remove as many are tried, too.
+        One branch more is removed as long as that loses less in a trial; if the first does not, one less. Where the
+        best removes any, the plans of narrower strategies that remove as many are tried, too.
         """
         trials = _Trials(self._context, plan, target, made)
         for step in (1, -1):
             while trials.better(self._program, trials.best.removed_branches + step):
                 pass
-        if self._program.strategy == "hmc":
-            count = trials.best.removed_branches
+        count = trials.best.removed_branches
+        if self._program.strategy == "hmc" and count:
             for program in self._narrower:
                 trials.better(program, count)
         if trials.count:
