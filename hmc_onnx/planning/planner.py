@@ -38,6 +38,8 @@ __all__ = ["MOST_PLANS", "Planner", "next_correction", "timed_here"]
 ABOVE, BELOW = 0.005, 0.02
 # Upper bound on the plans that are made for one target by one strategy.
 MOST_PLANS = 6
+# As many of them at most are made for a trial, which begin with the correction that the first plan ended with.
+MOST_TRIED = 3
 # Strategies whose plans are plans of "hmc", too.
 NARROWER: tuple[Strategy, ...] = ("prune", "lowrank", "nahc", "ahc")
 # Factors on the bound to try if no sum of layers' times meets it, because that sum is off by some percent.
@@ -95,7 +97,8 @@ class Planner:
         def made(program: Program, branches: int | None = None) -> Plan:
             if watch is None:
                 return program.solve(target, branches=branches)
-            return self._refined(partial(program.solve, target, branches=branches), target, watch, most)
+            many = most if branches is None else min(most, MOST_TRIED)
+            return self._refined(partial(program.solve, target, branches=branches), target, watch, many)
 
         plan = made(self._program)
         if most > 1 and _known(plan):
