@@ -39,8 +39,8 @@ MEASURED, OF_IMAGES = 0.5, 0.5
 WALKS, WORKERS_START = 6, 10.0
 # Batch sizes at which the two networks are timed in the end, and plans that are timed until one keeps its target.
 BATCHES, PLANS = 3, 3
-# Plans that are tried where residual branches may be removed, beside the first; images of a trial, and forward passes
-# that its repair takes.
+# Plans that are tried beside the first where residual branches may be removed, images that each is repaired on, and
+# forward passes that a repair takes.
 TRIALS, TRIAL_IMAGES, REPAIR = 3, 192, 4
 # Copies of the model that are held at once, in float32.
 COPIES = 4
@@ -124,6 +124,7 @@ def estimate(context: Context) -> Estimate:
     work = {n: len(whole[n]) + len(pruned[n]) for n in layers}
     lots = max(len(chains) / LOT_PROBES, sum(macs for *_, macs in chains) * (settings.batch or 1) / LOT_MACS)
     trials = min(most_trials(context), TRIALS) if compressible.removable else 0
+    repairs = trials + 1 if trials else 0
     seconds = (
         WALKS * samples * a_pass
         + a_start * (len(layers) + len(removals))
@@ -132,7 +133,7 @@ def estimate(context: Context) -> Estimate:
         + sum(an_offer * work[n] * _weights(s) for n, s in layers.items()) / workers
         + (math.ceil(lots) * (SECONDS + 1) if settings.latency else 0)
         + latency.SECONDS * (BATCHES + (PLANS if settings.latency else 0))
-        + (trials + 1) * bool(trials) * REPAIR * min(samples, TRIAL_IMAGES) * a_pass
+        + repairs * REPAIR * min(samples, TRIAL_IMAGES) * a_pass
     )
     largest = max((math.prod(s.size) * s.layer.geometry.inputs * s.maps for s in layers.values()), default=0)
     held = SOLVING * workers * max(context.moment_bytes, default=0) if context.shelved else sum(context.moment_bytes)
