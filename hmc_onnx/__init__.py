@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from hmc_onnx.own_modules import check_own_modules
 
-# numpy and scipy have an OpenBLAS each. A thread of it that has nothing to do spins for a tenth of a second, on a core
-# that the other library needs: the repair of a ResNet-18 on two cores takes twice as long. At the least value it sleeps
-# at once. OpenBLAS reads this as it is loaded, so it has no effect where numpy was imported before.
+# numpy and scipy have an OpenBLAS each. A thread of one that has nothing to do spins for a while, on a core that the
+# other needs: on two cores, products and factorisations in turn take up to twice as long. At the least value threads
+# sleep at once. OpenBLAS reads it as it is loaded, so it has no effect where numpy was imported before.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 if TYPE_CHECKING:

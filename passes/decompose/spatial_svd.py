@@ -100,10 +100,11 @@ class _Vertical:
     width: int
 
     def times(self, f: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        # a transposed matrix is copied, as one product for each x has to find its rows in a piece
         by_place = np.ascontiguousarray(matrix).reshape(-1, self.width, matrix.shape[1]).swapaxes(0, 1)
         return ((f @ self.inverse) @ by_place).swapaxes(0, 1).reshape(-1, matrix.shape[1])
 
     def pull(self, f: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        by_place = left.reshape(len(f), self.width, -1).swapaxes(0, 1), right.reshape(len(right), -1, self.width)
-        found = np.ascontiguousarray(by_place[0]) @ np.ascontiguousarray(by_place[1].transpose(2, 0, 1))
-        return np.asarray(found.sum(0) @ self.inverse.T)
+        lefts = np.ascontiguousarray(left.reshape(len(f), self.width, -1).swapaxes(0, 1))  # (x, r, k)
+        rights = np.ascontiguousarray(right.reshape(len(right), -1, self.width).transpose(2, 0, 1))  # (x, k, (i, y))
+        return np.asarray((lefts @ rights).sum(0) @ self.inverse.T)
