@@ -179,6 +179,7 @@ def with_trials(monkeypatch: pytest.MonkeyPatch, loss: Callable[[hmc_onnx.Plan],
     monkeypatch.setattr(planner, "Trial", Trial)
     monkeypatch.setattr(planner, "most_trials", lambda _: MOST_TRIALS)
     monkeypatch.setattr(planner, "PLAUSIBLE", float("inf"))
+    monkeypatch.setattr(planner, "ALIKE", float("inf"))
 
 
 @pytest.mark.parametrize("best", [0, 1, 2])
