@@ -14,14 +14,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from calib.runtime.sessions import Session
 
-__all__ = ["DISTURBED", "PATIENCE", "UNSURE", "Measurement", "Timings", "calm", "interleaved", "surer", "undisturbed"]
+__all__ = [
+    "DISTURBED",
+    "PATIENCE",
+    "UNSURE",
+    "Enough",
+    "Measurement",
+    "Timings",
+    "calm",
+    "interleaved",
+    "surer",
+    "undisturbed",
+]
 
 # A turn runs each model once. Measure for at least SECONDS, because other load comes in spells of a second and more,
 # and for at least WARM_UP + REPEATS turns, of which the first WARM_UP are discarded.
@@ -37,7 +48,7 @@ DECILE = 0.1
 # A model that takes more than DISTURBED times its known time is disturbed; wait up to PATIENCE seconds for that to end.
 DISTURBED, PATIENCE = 1.04, 10.0
 # An uncertainty of a share of the time above which that share says little, and the share of `SECONDS` for which runs go
-# on before the uncertainty is looked at again.
+# on before the timings are looked at again.
 UNSURE, MORE = 0.1, 1 / 3
 
 
@@ -76,6 +87,14 @@ class Timings:
         value = b.value / a.value
         return Measurement(value, value * float(np.hypot(a.uncertainty / a.value, b.uncertainty / b.value)))
 
+    def joined(self, other: Timings) -> Timings:
+        """The times of both, which are of the same models."""
+        return Timings(np.concatenate([self.seconds, other.seconds]))
+
+
+# Whether timings tell what they were made for.
+Enough = Callable[[Timings], bool]
+
 
 def interleaved(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], share: float = 1.0) -> Timings:
     """Time the models in turns, so that other load on the machine falls on all of them alike.
@@ -107,19 +126,38 @@ def _timed(session: Session, feeds: Mapping[str, np.ndarray]) -> float:
     return time.perf_counter() - start
 
 
-def calm(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], known: float, patience: float) -> Timings:
+def calm(
+    sessions: Sequence[Session],
+    feeds: Mapping[str, np.ndarray],
+    known: float,
+    patience: float,
+    enough: Enough | None = None,
+) -> Timings:
     """Like `interleaved`, but repeated while the first model is disturbed; the attempt in which it was fastest.
 
     Args:
         sessions, feeds: as for `interleaved`.
         known: seconds of a run of the first model when nothing disturbs it.
         patience: seconds after which no further attempt begins.
+        enough: whether timings tell enough, so that an attempt may end early; default: they never do.
     """
     end = time.perf_counter() + patience
-    best = interleaved(sessions, feeds)
+    best = _attempt(sessions, feeds, enough)
     while best.latency(0).value > known * DISTURBED and time.perf_counter() < end:
-        best = min(best, interleaved(sessions, feeds), key=lambda timings: timings.latency(0).value)
+        best = min(best, _attempt(sessions, feeds, enough), key=lambda timings: timings.latency(0).value)
     return best
+
+
+def _attempt(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], enough: Enough | None) -> Timings:
+    """Times in turns, and with `enough` in parts, after each of which it is asked whether these tell enough."""
+    if enough is None:
+        return interleaved(sessions, feeds)
+    timings = interleaved(sessions, feeds, MORE)
+    for _ in range(round(1 / MORE) - 1):
+        if enough(timings):
+            break
+        timings = timings.joined(interleaved(sessions, feeds, MORE))
+    return timings
 
 
 def surer(timings: Timings, sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], end: float) -> Timings:
@@ -132,6 +170,5 @@ def surer(timings: Timings, sessions: Sequence[Session], feeds: Mapping[str, np.
     """
     others = range(1, len(sessions))
     while time.perf_counter() < end and any(timings.ratio(i).uncertainty > UNSURE for i in others):
-        more = interleaved(sessions, feeds, MORE)
-        timings = Timings(np.concatenate([timings.seconds, more.seconds]))
+        timings = timings.joined(interleaved(sessions, feeds, MORE))
     return timings

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.linalg.blas import dsyr, dsyr2, dsyrk
 
+from passes.core.blas import NARROW
 from passes.core.linear_algebra import mirror
 from passes.core.shelf import Kept, Shelf
 from passes.graph.layers import Geometry
@@ -21,7 +22,7 @@ from passes.graph.layers import Geometry
 __all__ = ["Centred", "JointMoments", "Moments", "sample_positions", "sampled_outputs", "sampled_patches"]
 
 # Rows that are shifted and summed at once, so that the processor's caches hold them.
-ROWS = 512
+ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,11 @@ class Moments:
             with np.errstate(invalid="ignore"):  # of infinite patches, which the caller looks for
                 x, *t = (np.subtract(part, shift) for part, shift in zip(rows, shifts, strict=False))
             self._sum += np.concatenate([part.sum(0) for part in (x, *t)])
-            # of arrays stored by columns, as BLAS takes them: there, the lower triangle is the upper one by rows
-            dsyrk(1.0, x.T, beta=1.0, c=self._second.T, lower=True, overwrite_c=True)
+            if len(self._second) > NARROW:
+                # of arrays stored by columns, as BLAS takes them: there, the lower triangle is the upper one by rows
+                dsyrk(1.0, x.T, beta=1.0, c=self._second.T, lower=True, overwrite_c=True)
+            else:  # numpy lets other threads run meanwhile, which scipy does not
+                self._second += x.T @ x
             if t:
                 self._cross += t[0].T @ x
 

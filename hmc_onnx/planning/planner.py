@@ -20,7 +20,7 @@ from operator import itemgetter
 
 import numpy as np
 
-from calib.measure.latency import DISTURBED, PATIENCE, UNSURE, Measurement, calm, surer
+from calib.measure.latency import DISTURBED, PATIENCE, UNSURE, Measurement, Timings, calm, surer
 from calib.measure.latency_table import this_machine
 from calib.runtime.sessions import Session
 from hmc_onnx.execution.context import Context
@@ -157,7 +157,7 @@ class Planner:
         points = [(at_rest / target.latency, at_rest)]  # the network without a change, whose time is known
         for attempt in range(most):
             self._context.progress("plan", attempt, most)
-            share = watch.share(plan)
+            share = watch.share(plan, target.latency)
             plan = _measured(plan, share)
             if best is None or _distance(plan, target) < _distance(best, target):
                 best, watch.correction = plan, correction
@@ -249,18 +249,27 @@ class _Stopwatch:
         self._original = Session(context.served, context.runtime)
         self.correction = 1.0
 
-    def share(self, plan: Plan) -> Measurement:
-        """The time of a plan's network, as a share of the original's."""
+    def share(self, plan: Plan, wanted: float) -> Measurement:
+        """The time of a plan's network, as a share of the original's; it is timed until it is told from `wanted`."""
         context = self._context
         planned = context.served_form(shaped(context, plan).finished(), timed_only=True, in_float=plan.in_float)
         both = [self._original, Session(planned, context.runtime)]
-        timings = calm(both, context.serving_feeds, self._known, self._patience)
+        timings = calm(both, context.serving_feeds, self._known, self._patience, partial(_told, wanted=wanted))
         timings = surer(timings, both, context.serving_feeds, time.perf_counter() + self._patience)
         now = timings.latency(0).value
         if now > self._known * DISTURBED:
             self._patience = 0.0
         self._known = min(self._known, now)
         return timings.ratio(1)
+
+
+def _told(timings: Timings, wanted: float) -> bool:
+    """Whether it is sure that the second model's share of the first's time is accepted for a target, or that it is not.
+
+    Where it is neither, more turns are worth their time.
+    """
+    share = timings.ratio(1)
+    return all(abs(share.value - wanted * (1 + edge)) > share.uncertainty for edge in (ABOVE, -BELOW))
 
 
 def _first(solve: Solve, start: float) -> tuple[Plan, float, SettingsError | None]:
