@@ -29,7 +29,7 @@ __all__ = ["time_probes"]
 
 # A lot is a set of probes in one session. It runs at least LEAST_RUNS and at most MOST_RUNS times; in between it stops
 # after SECONDS.
-MOST_RUNS, LEAST_RUNS, SECONDS = 60, 20, 1.0
+MOST_RUNS, LEAST_RUNS, SECONDS = 40, 20, 1.0
 WARM_UP = 3
 # Sessions of one probe are measured for this share of the time that whole models are (see `interleaved`).
 SHARE = 0.05
@@ -39,9 +39,9 @@ SHORTEST = 5e-7
 TRIES = 5
 # Finds the probe's number and the part in a kernel's name, which onnxruntime may prefix, for example for a cast.
 OWNER = re.compile(r"(?:^|/)(\d+)/([A-Za-z]+\d*)")
-# A probe that every lot contains, to tell whether it was disturbed. The profiler gives whole microseconds, so the
-# reference must take many of them.
-REFERENCE, REFERENCE_SIZE = Geometry(32, 32, (3, 3), (1, 1), (1,) * 4, (1, 1)), 32
+# A probe that every lot contains, to tell whether it was disturbed, and the positions of all its maps. The profiler
+# gives whole microseconds, so the reference must take many of them.
+REFERENCE, POSITIONS = Geometry(32, 32, (3, 3), (1, 1), (1,) * 4, (1, 1)), 8192
 _references: dict[tuple[str, Runtime, int], float] = {}
 # Upper bounds on the MACs of a lot, so that it does not run too long, and on its probes.
 LOT_MACS, LOT_PROBES = 2e9, 32
@@ -99,7 +99,8 @@ def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Measurement]:
     The earlier lot was of about as much work: large probes take the processor's caches, and slow the reference down.
     Repeats end where one does not make the reference faster, as the load lasts then.
     """
-    reference = Probe((REFERENCE,), (REFERENCE_SIZE,) * 2, lot[0].batch, lot[0].dtype)
+    size = math.isqrt(max(POSITIONS // lot[0].batch, 1))
+    reference = Probe((REFERENCE,), (size, size), lot[0].batch, lot[0].dtype)
     key = (str(reference), runtime, sum(probe.macs for probe in lot).bit_length())
     model = _served(probe_model([*lot, reference]), reference, runtime)
     best: list[Measurement] = []

@@ -86,3 +86,19 @@ def test_it_has_patience_for_so_long_and_takes_the_calmest(monkeypatch: pytest.M
     monkeypatch.setattr(latency, "interleaved", lambda *_: Timings(np.full((9, 2), next(tries))))
     assert calm([], {}, 1.0, patience=3.0).latency(0).value == 2.0
     assert list(tries) == [4.0, 1.9]
+
+
+@pytest.mark.parametrize(("turns_wanted", "parts"), [(1, 1), (18, 2), (27, 3), (1000, 3)])
+def test_it_ends_where_the_timings_tell_enough_and_takes_no_longer_than_without_asking(
+    monkeypatch: pytest.MonkeyPatch, turns_wanted: int, parts: int
+) -> None:
+    shares: list[float] = []
+
+    def part(_sessions: object, _feeds: object, share: float) -> Timings:
+        shares.append(share)
+        return Timings(np.ones((9, 2)))
+
+    monkeypatch.setattr(latency, "interleaved", part)
+    found = calm([], {}, 1.0, 0.0, lambda timings: len(timings.seconds) >= turns_wanted)
+    assert len(shares) == parts and sum(shares) == pytest.approx(parts / 3)
+    assert len(found.seconds) == 9 * parts

@@ -116,6 +116,17 @@ def test_a_lot_is_run_again_while_what_all_lots_have_takes_longer_than_before(mo
     assert tries == []
 
 
+@pytest.mark.parametrize("batch", [1, 8, 64])
+def test_what_all_lots_have_is_about_as_much_work_at_every_batch_size(
+    monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    lots: list[list[Probe]] = []
+    monkeypatch.setattr(probing, "probe_model", lambda lot: lots.append(lot))
+    monkeypatch.setattr(probing, "_run_lot", lambda *_: [Measurement(1.0, 0.0)] * 2)
+    probing._by_kernel([replace(probe(16), batch=batch)], CPU)
+    assert lots[0][1].macs == pytest.approx(9 * 32 * 32 * 8192, rel=0.15)
+
+
 # Each kernel takes another power of two, so that a sum tells which kernels are in it.
 FIRST = [
     KernelTime(name, "", 2.0**i)

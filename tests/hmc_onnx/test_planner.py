@@ -13,7 +13,7 @@ from zoo import images, resnet, run
 
 import hmc_onnx
 from calib.data.calibration import CalibrationData
-from calib.measure.latency import Measurement
+from calib.measure.latency import Measurement, Timings
 from calib.measure.latency_table import LatencyTable, ProbeTime, cached_table, read_table, this_machine
 from calib.runtime.batching import serving_batch, serving_feeds
 from calib.runtime.sessions import Runtime
@@ -165,6 +165,17 @@ def test_the_plan_of_a_narrower_strategy_is_taken_where_only_chains_take_longer_
     assert found.latency.measured <= 0.85 * 1.005
     monkeypatch.setattr(planner, "NARROWER", ())
     assert planned("hmc").sensitivity > pruned.sensitivity
+
+
+@pytest.mark.parametrize(
+    ("share", "told"), [(0.36, True), (0.488, False), (0.492, False), (0.496, True), (0.502, False), (0.51, True)]
+)
+def test_a_network_is_timed_until_it_is_sure_whether_its_time_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, share: float, told: bool
+) -> None:
+    """For a target of 0.5, times from 0.49 to 0.5025 are accepted."""
+    monkeypatch.setattr(Timings, "ratio", lambda *_: Measurement(share, 0.003))
+    assert planner._told(Timings(np.ones((9, 2))), 0.5) == told
 
 
 def with_trials(monkeypatch: pytest.MonkeyPatch, loss: Callable[[hmc_onnx.Plan], float]) -> None:
