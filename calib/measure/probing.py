@@ -83,9 +83,10 @@ def _time_lot(lot: list[Probe], runtime: Runtime, by_kernel: bool) -> list[Measu
 
 
 def _served(model: onnx.ModelProto, probe: Probe, runtime: Runtime) -> onnx.ModelProto:
-    if probe.dtype == "int8":
-        return quantise_for_timing(model, runtime.name)
-    return quantise_for_timing(model, runtime.name, link_names(model)) if probe.dtype == WITHIN_INT8 else model
+    if probe.dtype not in ("int8", WITHIN_INT8):
+        return model
+    in_float = link_names(model) if probe.dtype == WITHIN_INT8 else ()
+    return quantise_for_timing(model, runtime.name, in_float, per_channel=False)  # of many probes, that takes long
 
 
 def _feeds(session: Session, dtype: str) -> dict[str, np.ndarray]:

@@ -108,9 +108,18 @@ def _check_scales(quantised: onnx.ModelProto) -> None:
 
 
 def quantise_for_timing(
-    proto: onnx.ModelProto, provider: str = "CPUExecutionProvider", in_float: Collection[str] = ()
+    proto: onnx.ModelProto,
+    provider: str = "CPUExecutionProvider",
+    in_float: Collection[str] = (),
+    per_channel: bool = True,
 ) -> onnx.ModelProto:
-    """An INT8 model whose activations have arbitrary ranges, only to be timed: it takes as long as a calibrated one."""
+    """An INT8 model whose activations have arbitrary ranges, only to be timed: it takes as long as a calibrated one.
+
+    Args:
+        proto, provider, in_float: as for `quantise`.
+        per_channel: whether each channel of a weight has a scale of its own. With one scale for each weight, the model
+            is made in half the time, and takes up to 2 % less to run.
+    """
     tensors = {name for node in proto.graph.node for name in (*node.input, *node.output) if name}
     bounds = (np.array(-ANY_RANGE, np.float32), np.array(ANY_RANGE, np.float32))
     ranges = TensorsData(CalibrationMethod.MinMax, dict.fromkeys(tensors, bounds))
@@ -118,7 +127,7 @@ def quantise_for_timing(
         with _quiet():  # what `quantize_static` does behind its calibration; ranges can be given to it from 1.31 on
             quantiser = QDQQuantizer(
                 save_and_reload_model_with_shape_infer(proto),  # which copies it
-                True,
+                per_channel,
                 _seven_bits(provider),
                 QuantType.QInt8,
                 _activations(provider),
