@@ -53,6 +53,7 @@ class Moments:
     _second: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     _cross: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
+    @np.errstate(invalid="ignore")  # of infinite patches, which the caller looks for
     def update(self, patches: np.ndarray, targets: np.ndarray | None = None) -> None:
         """Add patches (m, n), of any float type, and the targets (m, O) at the same positions, if there are any."""
         given = [patches] if targets is None else [patches, targets]
@@ -67,8 +68,7 @@ class Moments:
             rows = [part[start : start + ROWS] for part in given]
             self.low = min(self.low, float(rows[0].min(initial=0.0)))
             self.high = max(self.high, float(rows[0].max(initial=0.0)))
-            with np.errstate(invalid="ignore"):  # of infinite patches, which the caller looks for
-                x, *t = (np.subtract(part, shift) for part, shift in zip(rows, shifts, strict=False))
+            x, *t = (np.subtract(part, shift) for part, shift in zip(rows, shifts, strict=False))
             self._sum += np.concatenate([part.sum(0) for part in (x, *t)])
             if len(self._second) > NARROW:
                 # of arrays stored by columns, as BLAS takes them: there, the lower triangle is the upper one by rows

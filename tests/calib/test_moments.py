@@ -42,6 +42,25 @@ def test_any_cut_gives_numpys_covariance_even_far_from_zero(seed: int, cuts: lis
     np.testing.assert_allclose(moments.target_mean, y.mean(0) - 2 * offset, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("narrow", [0, 8])
+def test_a_wide_layers_moments_are_those_of_a_narrow_one(monkeypatch: pytest.MonkeyPatch, narrow: int) -> None:
+    monkeypatch.setattr("calib.measure.moments.NARROW", narrow)
+    x = np.random.default_rng(0).normal(size=(5000, 8)) @ np.diag(np.arange(1, 9))
+    np.testing.assert_allclose(fed(x, x[:, :2], [2000]).second, np.cov(x, rowvar=False, bias=True), atol=1e-9)
+
+
+@pytest.mark.parametrize("narrow", [0, 8])
+def test_infinite_patches_are_seen_in_the_moments_without_a_warning(
+    monkeypatch: pytest.MonkeyPatch, narrow: int
+) -> None:
+    monkeypatch.setattr("calib.measure.moments.NARROW", narrow)
+    x = np.random.default_rng(0).normal(size=(100, 8))
+    x[3, 4], x[7, 5] = np.inf, -np.inf
+    moments = Moments()
+    moments.update(x)
+    assert not np.isfinite(moments.second[4, 4])
+
+
 def test_float32_patches_are_summed_in_float64() -> None:
     x = (np.random.default_rng(0).normal(size=(20_000, 3)) + 100).astype(np.float32)
     moments = fed(x, x[:, :1], [7, 9_000])

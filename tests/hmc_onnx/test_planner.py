@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -237,6 +238,24 @@ def test_the_plan_of_a_narrower_strategy_is_taken_where_it_loses_less_in_trials(
     with_trials(monkeypatch, lambda plan: 0.0 if plan.strategy == "prune" else 1.0)
     found = planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(Target(latency=0.8))
     assert not chains(found) and found.strategy == "hmc"
+
+
+def test_fewer_plans_are_made_for_a_trial_than_for_a_target(
+    original: onnx.ModelProto, profile: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: Counter[int] = Counter()  # by the number of removed branches
+
+    def never_near(plan: hmc_onnx.Plan) -> Measurement:
+        timed[plan.removed_branches] += 1
+        return Measurement(0.3 - 0.01 * plan.removed_branches, 0.001)  # the less, the worse
+
+    monkeypatch.setattr(planner, "NARROWER", ())
+    clocked(monkeypatch, never_near)
+    with_trials(monkeypatch, lambda plan: 1.0)
+    found = planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(Target(latency=0.8))
+    tried = {branches: count for branches, count in timed.items() if branches != found.removed_branches}
+    assert timed[found.removed_branches] == planner.MOST_PLANS
+    assert tried and set(tried.values()) == {planner.MOST_TRIED}
 
 
 def chains(plan: hmc_onnx.Plan) -> bool:
