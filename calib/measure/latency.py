@@ -50,6 +50,8 @@ DISTURBED, PATIENCE = 1.04, 10.0
 # An uncertainty of a share of the time above which that share says little, and the share of `SECONDS` for which runs go
 # on before the timings are looked at again.
 UNSURE, MORE = 0.1, 1 / 3
+# Of fewer turns, the interval of a time says little.
+ASKED = 9
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,11 @@ class Measurement:
 def undisturbed(seconds: np.ndarray) -> Measurement:
     """The lower decile of run times (n,), in seconds.
 
-    Its confidence interval is that of order statistics: the values at ranks q n ± 1.96 √(q (1 - q) n).
+    Its confidence interval is that of order statistics: the values at ranks q n ± 1.96 √(q (1 - q) n). A single run
+    says nothing of others, so it is known to ± all of it.
     """
+    if len(seconds) == 1:
+        return Measurement(float(seconds[0]), float(seconds[0]))
     n, ordered = len(seconds), np.sort(seconds)
     spread = 1.96 * np.sqrt(DECILE * (1 - DECILE) * n)
     low, high = max(int(DECILE * n - spread), 0), min(int(np.ceil(DECILE * n + spread)), n - 1)
@@ -139,7 +144,8 @@ def calm(
         sessions, feeds: as for `interleaved`.
         known: seconds of a run of the first model when nothing disturbs it.
         patience: seconds after which no further attempt begins.
-        enough: whether timings tell enough, so that an attempt may end early; default: they never do.
+        enough: whether timings (of ASKED turns or more) tell enough, so that an attempt may end early; default: they
+            never do.
     """
     end = time.perf_counter() + patience
     best = _attempt(sessions, feeds, enough)
@@ -154,7 +160,7 @@ def _attempt(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], enoug
         return interleaved(sessions, feeds)
     timings = interleaved(sessions, feeds, MORE)
     for _ in range(round(1 / MORE) - 1):
-        if enough(timings):
+        if len(timings.seconds) >= ASKED and enough(timings):
             break
         timings = timings.joined(interleaved(sessions, feeds, MORE))
     return timings

@@ -14,20 +14,35 @@ __all__ = ["with_doubts"]
 
 # Share by which a file may be slower than what a quantiser alone gives before that is said.
 BEHIND = 0.05
+# Factor by which the original takes longer than it did before where the machine is busy for sure.
+BUSY = 1.2
 
 
-def with_doubts(found: Verification, runtime: Runtime, batch: int | None = None) -> Verification:
+def with_doubts(
+    found: Verification, runtime: Runtime, batch: int | None = None, seconds: float | None = None
+) -> Verification:
     """The comparison with its doubts, each of which is warned of, too (`HmcWarning`).
 
     Args:
         found: the comparison.
         runtime: how both models were run.
         batch: the batch size that is served; None where it is not known, and all that were timed count.
+        seconds: what a run of the original at that size took before; None where that is not known.
     """
-    sentences = list(_doubts(found, runtime, batch))
+    sentences = [*_disturbed(found, batch, seconds), *_doubts(found, runtime, batch)]
     for sentence in sentences:
         warnings.warn(sentence, HmcWarning, stacklevel=3)
     return found.model_copy(update={"doubts": sentences})
+
+
+def _disturbed(found: Verification, batch: int | None, seconds: float | None) -> Iterator[str]:
+    for timing in found.timings:
+        if seconds is not None and timing.batch == batch and timing.a > BUSY * 1e3 * seconds:
+            yield (
+                f"the machine was busy while the models were timed: the original took {timing.a:.3g} ms at batch "
+                f"{batch}, and {1e3 * seconds:.3g} ms before, so these times may be off: compare again with "
+                "'hmc-onnx verify' when nothing else runs"
+            )
 
 
 def _doubts(found: Verification, runtime: Runtime, batch: int | None) -> Iterator[str]:

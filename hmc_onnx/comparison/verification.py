@@ -178,7 +178,7 @@ def verify(
         unchanged=unchanged,
         changes=found.changes(data),
     )
-    return with_doubts(comparison, runtime, serving and serving.batch)
+    return with_doubts(comparison, runtime, *(serving or ()))
 
 
 def _other_sizes(

@@ -13,6 +13,7 @@ the number of removed branches is found by trials on the network itself.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
@@ -30,7 +31,7 @@ from hmc_onnx.records.goal import Strategy, Target
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import LatencyProfile, Profile
 from hmc_onnx.rewriting.planned_shapes import shaped
-from passes.core.errors import HmcError, SettingsError
+from passes.core.errors import HmcError, HmcWarning, SettingsError
 
 __all__ = ["MOST_PLANS", "Planner", "next_correction", "timed_here"]
 
@@ -106,7 +107,16 @@ class Planner:
                 plan = self._least(plan, target, made)
             if self._program.removes.any():
                 plan = self._tried(plan, target, made)
-        checkpoint.save(key, plan)
+        if _known(plan):
+            checkpoint.save(key, plan)
+        else:  # it is made anew where the run goes on
+            warnings.warn(
+                "the machine was too busy to time the planned network, so the plan goes by the times of its layers "
+                "alone and may miss the target: see what the comparison at the end says, and plan again when nothing "
+                "else runs",
+                HmcWarning,
+                stacklevel=2,
+            )
         return plan
 
     def _least(self, plan: Plan, target: Target, made: Made) -> Plan:

@@ -161,7 +161,8 @@ class Clock:
             warnings.warn(
                 "the times of the layers alone contradict that of the whole model, however often they are measured "
                 "(other work runs here, or the processor's speed drifts), so plans for a latency may be off: see what "
-                "the comparison at the end says",
+                "the comparison at the end says, and if it misses the target, have all timed anew when nothing else "
+                "runs (after 'hmc-onnx latency clear')",
                 HmcWarning,
                 stacklevel=2,
             )

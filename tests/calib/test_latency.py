@@ -9,7 +9,7 @@ import pytest
 from zoo import Builder
 
 from calib.measure import latency
-from calib.measure.latency import Timings, calm, interleaved, undisturbed
+from calib.measure.latency import Measurement, Timings, calm, interleaved, undisturbed
 from calib.runtime.sessions import Runtime, Session
 
 
@@ -88,17 +88,25 @@ def test_it_has_patience_for_so_long_and_takes_the_calmest(monkeypatch: pytest.M
     assert list(tries) == [4.0, 1.9]
 
 
-@pytest.mark.parametrize(("turns_wanted", "parts"), [(1, 1), (18, 2), (27, 3), (1000, 3)])
+@pytest.mark.parametrize(
+    ("turns_wanted", "a_part", "parts"),
+    [(1, 9, 1), (18, 9, 2), (27, 9, 3), (1000, 9, 3), (1, 5, 2), (1, 1, 3)],  # of fewer than nine turns nobody asks
+)
 def test_it_ends_where_the_timings_tell_enough_and_takes_no_longer_than_without_asking(
-    monkeypatch: pytest.MonkeyPatch, turns_wanted: int, parts: int
+    monkeypatch: pytest.MonkeyPatch, turns_wanted: int, a_part: int, parts: int
 ) -> None:
     shares: list[float] = []
 
     def part(_sessions: object, _feeds: object, share: float) -> Timings:
         shares.append(share)
-        return Timings(np.ones((9, 2)))
+        return Timings(np.ones((a_part, 2)))
 
     monkeypatch.setattr(latency, "interleaved", part)
     found = calm([], {}, 1.0, 0.0, lambda timings: len(timings.seconds) >= turns_wanted)
     assert len(shares) == parts and sum(shares) == pytest.approx(parts / 3)
-    assert len(found.seconds) == 9 * parts
+    assert len(found.seconds) == a_part * parts
+
+
+def test_of_a_single_run_nothing_is_known() -> None:
+    assert undisturbed(np.array([2.0])) == Measurement(2.0, 2.0)
+    assert Timings(np.array([[1.0, 0.5]])).ratio(1).uncertainty > 0.5

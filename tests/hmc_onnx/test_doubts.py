@@ -67,3 +67,14 @@ def test_a_file_is_called_slow_only_where_that_is_sure(
         warnings.simplefilter("ignore", HmcWarning)
         doubts = with_doubts(found.model_copy(update=timed), run.runtime, 1).doubts
     assert [says in doubt for doubt in doubts] == [True] * bool(says)
+
+
+@pytest.mark.parametrize(("before", "said"), [(0.5e-3, True), (0.9e-3, False), (2e-3, False), (None, False)])
+def test_times_are_doubted_where_the_original_takes_much_longer_than_before(before: float | None, said: bool) -> None:
+    run = hmc_onnx.Run(resnet((1,), (4,), size=8), data(), SETTINGS, WORK)
+    found = verify(Network.of(run), Network(run.served), run.data, run.runtime, batches=())
+    timings = [hmc_onnx.Timing(batch=n, a=float(n), b=0.5 * n, ratio=0.5, uncertainty=0.0) for n in (1, 8)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HmcWarning)
+        doubts = with_doubts(found.model_copy(update={"timings": timings}), run.runtime, 1, before).doubts
+    assert ["the original took 1 ms at batch 1, and 0.5 ms before" in doubt for doubt in doubts] == [True] * said

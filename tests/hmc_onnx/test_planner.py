@@ -310,6 +310,23 @@ def test_a_wrong_measurement_does_not_give_up_the_plan(
     assert plan.latency is not None and plan.latency.uncertainty == uncertainty
 
 
+def test_a_plan_of_unknown_time_is_warned_of_and_made_anew_where_the_run_goes_on(
+    original: onnx.ModelProto, profile: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def planned() -> hmc_onnx.Plan:
+        context = Context(original, calibration(), SETTINGS, Work(work_dir=tmp_path / "work"))
+        return planner.Planner(context, profile, "prune").plan(Target(latency=0.8))
+
+    clocked(monkeypatch, lambda plan: Measurement(0.3, 0.3))
+    with pytest.warns(HmcWarning, match="too busy to time the planned network"):
+        planned()
+    made = clocked(monkeypatch, lambda plan: Measurement(expected(plan), 0.001))
+    plan = planned()
+    assert plan.latency is not None and plan.latency.uncertainty == 0.001
+    made.clear()
+    assert planned() == plan and not made  # a plan of known time is kept
+
+
 def test_a_model_compressed_for_the_time_runs_and_says_what_it_takes(original: onnx.ModelProto) -> None:
     result = hmc_onnx.compress(original, calibration(), "latency=0.7", settings=SETTINGS)
     assert result.plan.latency is not None
