@@ -260,7 +260,10 @@ class _Stopwatch:
         self.correction = 1.0
 
     def share(self, plan: Plan, wanted: float) -> Measurement:
-        """The time of a plan's network, as a share of the original's; it is timed until it is told from `wanted`."""
+        """The time of a plan's network, as a share of the original's.
+
+        It is timed until it is sure whether that is accepted for a target of `wanted`, or for as long as any network.
+        """
         context = self._context
         planned = context.served_form(shaped(context, plan).finished(), timed_only=True, in_float=plan.in_float)
         both = [self._original, Session(planned, context.runtime)]
