@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
+from itertools import product
 from operator import itemgetter
 
 import numpy as np
@@ -137,15 +138,16 @@ class Planner:
         """The plan that loses least in trials, of one plan and of others that the sum may misjudge.
 
         One branch more is removed as long as that loses less in a trial; if the first does not, one less. Where the
-        best removes any, the plans of narrower strategies that remove as many are tried, too.
+        best removes any, the plans of narrower strategies that remove as many are tried, too, and then those that
+        remove as many as the first plan: its sum may have misjudged its other changes.
         """
         trials = _Trials(self._context, plan, target, made)
         for step in (1, -1):
             while trials.better(self._program, trials.best.removed_branches + step):
                 pass
-        count = trials.best.removed_branches
-        if self._program.strategy == "hmc" and count:
-            for program in self._narrower:
+        counts = dict.fromkeys([trials.best.removed_branches, plan.removed_branches])
+        if self._program.strategy == "hmc" and trials.best.removed_branches:
+            for count, program in product(counts, self._narrower):
                 trials.better(program, count)
         if trials.count:
             self._context.progress("trials", trials.most, trials.most)
@@ -210,13 +212,14 @@ class _Trials:
         self._trial: Trial | None = None
         self._least = np.zeros(0)
         self._seen = {(plan.strategy, plan.removed_branches)}
+        self._tried = [(plan.layers, plan.groups)]
         self.most, self.count = most_trials(context), 0
 
     def better(self, program: Program, branches: int) -> bool:
         """Try a program's plan that removes so many branches; whether it is the best now.
 
         It is not tried again, nor where its time is not known or misses the target by more, where it is sure to lose
-        more, or is the best itself. What goes wrong in a trial leaves the best as it is.
+        more, or is a plan that was tried for another program. What goes wrong in a trial leaves the best as it is.
         """
         entry, target, best = (program.strategy, branches), self._target, self.best
         if branches < 0 or entry in self._seen or self.count == self.most:
@@ -228,8 +231,9 @@ class _Trials:
                 return False
             plan = self._made(program, branches)
             worse = not _known(plan) or _excess(plan, target) > _excess(best, target)
-            if worse or (plan.layers, plan.groups) == (best.layers, best.groups):
+            if worse or (plan.layers, plan.groups) in self._tried:
                 return False
+            self._tried.append((plan.layers, plan.groups))
             self._context.progress("trials", self.count, self.most)
             self._trial = self._trial or Trial(self._context)
             if not self._least.size:

@@ -240,6 +240,24 @@ def test_the_plan_of_a_narrower_strategy_is_taken_where_it_loses_less_in_trials(
     assert not chains(found) and found.strategy == "hmc"
 
 
+def test_narrower_strategies_are_tried_with_as_many_branches_as_the_first_plan_removes(
+    original: onnx.ModelProto, profile: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocked(monkeypatch, lambda _: Measurement(0.7, 0.001))
+    context, target = Context(original, calibration(), SETTINGS), Target(latency=0.7)
+    first = planner.Planner(context, profile).plan(target)
+
+    def loss(plan: hmc_onnx.Plan) -> float:
+        """One branch more is better than what the sum found, and the chains that it did not take are best."""
+        if plan.strategy == "lowrank":
+            return 0.0
+        return abs(plan.removed_branches - first.removed_branches - 1)
+
+    with_trials(monkeypatch, loss)
+    found = planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(target)
+    assert found.removed_branches == first.removed_branches and chains(found) and not chains(first)
+
+
 def test_fewer_plans_are_made_for_a_trial_than_for_a_target(
     original: onnx.ModelProto, profile: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
