@@ -251,7 +251,7 @@ def test_narrower_strategies_are_tried_with_as_many_branches_as_the_first_plan_r
         """One branch more is better than what the sum found, and the chains that it did not take are best."""
         if plan.strategy == "lowrank":
             return 0.0
-        return abs(plan.removed_branches - first.removed_branches - 1)
+        return 1.0 + abs(plan.removed_branches - first.removed_branches - 1)
 
     with_trials(monkeypatch, loss)
     found = planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(target)
