@@ -50,7 +50,7 @@ DISTURBED, PATIENCE = 1.04, 10.0
 # An uncertainty of a share of the time above which that share says little, and the share of `SECONDS` for which runs go
 # on before the timings are looked at again.
 UNSURE, MORE = 0.1, 1 / 3
-# Of fewer turns, the interval of a time says little.
+# From so many turns on, `calm` asks whether timings tell enough: the interval of fewer says little.
 ASKED = 9
 
 
@@ -65,8 +65,8 @@ class Measurement:
 def undisturbed(seconds: np.ndarray) -> Measurement:
     """The lower decile of run times (n,), in seconds.
 
-    Its confidence interval is that of order statistics: the values at ranks q n ± 1.96 √(q (1 - q) n). A single run
-    says nothing of others, so it is known to ± all of it.
+    Its confidence interval is that of order statistics: the values at ranks q n ± 1.96 √(q (1 - q) n). Of a
+    single run it is ± the whole time, as one says nothing of others.
     """
     if len(seconds) == 1:
         return Measurement(float(seconds[0]), float(seconds[0]))

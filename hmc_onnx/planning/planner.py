@@ -55,7 +55,7 @@ Made = Callable[..., Plan]  # makes a plan by a program and, where it is given, 
 
 
 class Planner:
-    """Makes plans for one profile and strategy, and stores them in the run's checkpoint.
+    """Makes plans for one profile and strategy, and stores those of known time in the run's checkpoint.
 
     Args:
         context: the run.
@@ -212,7 +212,7 @@ class _Trials:
         self._trial: Trial | None = None
         self._least = np.zeros(0)
         self._seen = {(plan.strategy, plan.removed_branches)}
-        self._tried = [(plan.layers, plan.groups)]
+        self._plans = [(plan.layers, plan.groups)]
         self.most, self.count = most_trials(context), 0
 
     def better(self, program: Program, branches: int) -> bool:
@@ -231,9 +231,9 @@ class _Trials:
                 return False
             plan = self._made(program, branches)
             worse = not _known(plan) or _excess(plan, target) > _excess(best, target)
-            if worse or (plan.layers, plan.groups) in self._tried:
+            if worse or (plan.layers, plan.groups) in self._plans:
                 return False
-            self._tried.append((plan.layers, plan.groups))
+            self._plans.append((plan.layers, plan.groups))
             self._context.progress("trials", self.count, self.most)
             self._trial = self._trial or Trial(self._context)
             if not self._least.size:
