@@ -10,8 +10,9 @@ them on the rest. An option stops when it is *out* or *known*.
 
 - Out: it lies above the lower convex hull of sensitivity over cost, with a given confidence. A plan that mixes many
   changes never uses such an option.
-- Known: its standard error is small enough. More images would not help: sensitivities on images that the network was
-  trained on predict those on other images only up to a factor of about 1.7 (ResNet-56; `benchmarks/sensitivity.py`).
+- Known: its standard error is small enough, on half of the images or more. More images would hardly help:
+  sensitivities on images that the network was trained on predict those on other images only up to a factor of about
+  1.7 (ResNet-56; `benchmarks/sensitivity.py`).
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ BROKEN = 100.0
 WINDOW = 0.05
 # All options run on this share of the images first; options that are still open run on as many more at a time.
 FIRST = 0.25
-# An option is known when its standard error is at most KNOWN times its mean, over KNOWN_IMAGES images or more.
-KNOWN, KNOWN_IMAGES = 0.3, 32
+# An option is known when its standard error is at most KNOWN times its mean, over half of the images and KNOWN_IMAGES
+# or more. (The standard error is itself only an estimate, and too small where the few images lack those on which the
+# network is unsure.)
+KNOWN, KNOWN_IMAGES = 0.25, 8
 
 Values = Mapping[str, np.ndarray]
 
@@ -130,13 +133,19 @@ class Gauge:
             step = self._first if few else all_
             nats: dict[Hashable, np.ndarray] = {}
             for start in range(0, all_, step):
-                for key in _open(change.costs, nats, self._confidence or 0.0) if nats else change.options:
+                for key in self._open(change.costs, nats) if nats else change.options:
                     found = self._divergences(tail, change.options[key](), slice(start, start + step))
                     nats[key] = np.concatenate([nats.get(key, found[:0]), found])
                     if start == 0:
                         done()
             results |= {key: max(float(n.mean()), 0.0) for key, n in nats.items()}
         return results
+
+    def _open(self, costs: Mapping[Hashable, float], nats: Mapping[Hashable, np.ndarray]) -> list[Hashable]:
+        """The options to run on more images: those that have run on all so far, and are neither out nor known."""
+        most, enough = max(map(len, nats.values())), max(sum(self.walk.images) / 2, KNOWN_IMAGES)
+        going = [key for key, own in nats.items() if len(own) == most and not (most >= enough and _known(own))]
+        return [key for key in going if not _out(key, costs, nats, self._confidence or 0.0)]
 
     def _divergences(self, tail: Tail, values: Values, chunks: slice) -> np.ndarray:
         """Those of each image, finite: a network with an Exp in it may answer a large error with infinity or NaN."""
@@ -152,15 +161,8 @@ class Gauge:
         return np.where(np.isfinite(found), found, BROKEN)
 
 
-def _open(costs: Mapping[Hashable, float], nats: Mapping[Hashable, np.ndarray], confidence: float) -> list[Hashable]:
-    """The options to run on more images: those that have run on all images so far, and are neither out nor known."""
-    most = max(map(len, nats.values()))
-    going = [key for key, own in nats.items() if len(own) == most and not _known(own)]
-    return [key for key in going if not _out(key, costs, nats, confidence)]
-
-
 def _known(nats: np.ndarray) -> bool:
-    return len(nats) >= KNOWN_IMAGES and bool(nats.std() <= KNOWN * nats.mean() * math.sqrt(len(nats)))
+    return bool(nats.std() <= KNOWN * nats.mean() * math.sqrt(len(nats)))
 
 
 def _out(

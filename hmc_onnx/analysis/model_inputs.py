@@ -152,7 +152,8 @@ def load_data(
 
     Args:
         proto: the model.
-        path: path of the images, as for `calib.data.readers.read`.
+        path: path of the images: an .npz or .npy file, a folder of images or of one folder per class, or a folder of
+            CIFAR-10 or CIFAR-100.
         preprocess: how an image becomes the model's input; or `Images`, which also says how labels become class
             numbers, and whether unreadable files are left out.
         samples: number of images to draw at random; None: all.

@@ -104,7 +104,9 @@ def _run() -> tuple[str, int]:
             raise
         return _usage(e), 2
     if code == INTERRUPTED:  # typer turns an interrupt into this code
-        return "interrupted: nothing was written", INTERRUPTED
+        kept = any(argument.partition("=")[0] == "--work-dir" for argument in sys.argv)
+        goes_on = "; the work folder keeps what was measured, and the same command goes on from it" if kept else ""
+        return f"interrupted: no file was written{goes_on}", INTERRUPTED
     return "", code or 0
 
 

@@ -5,9 +5,8 @@ shrink with them, and caches are shared. As time does not depend on the weights,
 its layers are repaired. If it is too slow or too fast, the bound is corrected and the integer program is solved again.
 On a machine that is too busy for a time to be known, the sum is kept.
 
-The sum of sensitivities, too, only approximates what is lost, and least of all for a residual branch that is removed:
-the layers behind it make up for it, by how much depends on the network, and for several branches together by less. So
-the number of removed branches is found by trials on the network itself.
+The sum of sensitivities, too, only approximates what is lost. So the plan is compared with others by trials on the
+network itself (`hmc_onnx.planning.trials`).
 """
 
 from __future__ import annotations
@@ -17,27 +16,23 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
-from itertools import product
 from operator import itemgetter
 
-import numpy as np
-
-from calib.measure.latency import DISTURBED, PATIENCE, UNSURE, Measurement, Timings, calm, surer
+from calib.measure.latency import DISTURBED, PATIENCE, UNSURE, Measurement, calm, surer
 from calib.measure.latency_table import this_machine
 from calib.runtime.sessions import Session
 from hmc_onnx.execution.context import Context
+from hmc_onnx.planning.accepted_time import ABOVE, BELOW, decided, distance, excess, known
 from hmc_onnx.planning.program import Program
-from hmc_onnx.planning.trial import Trial, loses_less, most_trials
+from hmc_onnx.planning.trials import Question, least_in_trials
 from hmc_onnx.records.goal import Strategy, Target
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import LatencyProfile, Profile
 from hmc_onnx.rewriting.planned_shapes import shaped
-from passes.core.errors import HmcError, HmcWarning, SettingsError
+from passes.core.errors import HmcWarning, SettingsError
 
 __all__ = ["MOST_PLANS", "Planner", "next_correction", "timed_here"]
 
-# A plan is accepted if its network's time is at most the share ABOVE above the target, or the share BELOW below it.
-ABOVE, BELOW = 0.005, 0.02
 # Upper bound on the plans that are made for one target by one strategy.
 MOST_PLANS = 6
 # As many of them at most are made for a trial, which begin with the correction that the first plan ended with.
@@ -46,12 +41,9 @@ MOST_TRIED = 3
 NARROWER: tuple[Strategy, ...] = ("prune", "lowrank", "nahc", "ahc")
 # Factors on the bound to try if no sum of layers' times meets it, because that sum is off by some percent.
 HOPES = (1.05, 1.1, 1.15)
-# A plan is tried only if its sum is at most PLAUSIBLE times that of the best, or ALIKE times where it removes as many
-# branches.
-PLAUSIBLE, ALIKE = 5.0, 1.5
 
 Solve = Callable[[float], Plan]  # makes a plan, given a correction
-Made = Callable[..., Plan]  # makes a plan by a program and, where it is given, with a number of removed branches
+Made = Callable[[Program], Plan]  # makes a plan by a program
 
 
 class Planner:
@@ -96,19 +88,21 @@ class Planner:
         if target.latency is not None and whole is not None:
             watch = _Stopwatch(self._context, whole.seconds, PATIENCE * most / MOST_PLANS)
 
-        def made(program: Program, branches: int | None = None) -> Plan:
+        def made(program: Program, question: Question | None = None) -> Plan:
+            asked = {} if question is None else question._asdict()
             if watch is None:
-                return program.solve(target, branches=branches)
-            many = most if branches is None else min(most, MOST_TRIED)
-            return self._refined(partial(program.solve, target, branches=branches), target, watch, many)
+                return program.solve(target, **asked)
+            many = most if question is None else min(most, MOST_TRIED)
+            return self._refined(lambda correction: program.solve(target, correction, **asked), target, watch, many)
 
         plan = made(self._program)
-        if most > 1 and _known(plan):
+        if most > 1 and known(plan):
             if self._program.strategy == "hmc" and watch is not None:
                 plan = self._least(plan, target, made)
             if self._program.removes.any():
-                plan = self._tried(plan, target, made)
-        if _known(plan):
+                tried = partial(made, self._program)
+                plan = least_in_trials(self._context, self._program, plan, target, tried)
+        if known(plan):
             checkpoint.save(key, plan)
         else:  # it is made anew where the run goes on
             warnings.warn(
@@ -130,28 +124,9 @@ class Planner:
             with suppress(SettingsError):
                 if program.solve(target).sensitivity < plan.sensitivity:
                     other = made(program)
-                    if _known(other):
+                    if known(other):
                         plan = min(plan, other, key=lambda p: _loss(p, target))
         return plan.model_copy(update={"strategy": self._program.strategy})
-
-    def _tried(self, plan: Plan, target: Target, made: Made) -> Plan:
-        """The plan that loses least in trials, of one plan and of others that the sum may misjudge.
-
-        One branch more is removed as long as that loses less in a trial; if the first does not, one less. Where the
-        best removes any, the plans of narrower strategies that remove as many are tried, too, and then those that
-        remove as many as the first plan: its sum may have misjudged its other changes.
-        """
-        trials = _Trials(self._context, plan, target, made)
-        for step in (1, -1):
-            while trials.better(self._program, trials.best.removed_branches + step):
-                pass
-        counts = dict.fromkeys([trials.best.removed_branches, plan.removed_branches])
-        if self._program.strategy == "hmc" and trials.best.removed_branches:
-            for count, program in product(counts, self._narrower):
-                trials.better(program, count)
-        if trials.count:
-            self._context.progress("trials", trials.most, trials.most)
-        return trials.best.model_copy(update={"strategy": self._program.strategy})
 
     def _refined(self, solve: Solve, target: Target, watch: _Stopwatch, most: int) -> Plan:
         """The plan, among those made, whose network's measured time is closest to the target.
@@ -171,7 +146,7 @@ class Planner:
             self._context.progress("plan", attempt, most)
             share = watch.share(plan, target.latency)
             plan = _measured(plan, share)
-            if best is None or _distance(plan, target) < _distance(best, target):
+            if best is None or distance(plan, target) < distance(best, target):
                 best, watch.correction = plan, correction
             kept = -BELOW <= share.value / target.latency - 1 <= ABOVE
             if attempt + 1 == most or kept or share.uncertainty > UNSURE:
@@ -189,61 +164,6 @@ class Planner:
         if refusal is not None and best.latency.measured > target.latency * (1 + BELOW):
             raise refusal
         return best
-
-
-class _Trials:
-    """Tries plans one after the other.
-
-    Args:
-        context: the run.
-        plan: the first plan.
-        target: that all of them are to meet.
-        made: makes the others.
-
-    Attributes:
-        best: the plan that loses least, of those tried.
-        most: upper bound on the number of trials.
-        count: number of trials so far.
-    """
-
-    def __init__(self, context: Context, plan: Plan, target: Target, made: Made) -> None:
-        self.best = plan
-        self._context, self._target, self._made = context, target, made
-        self._trial: Trial | None = None
-        self._least = np.zeros(0)
-        self._seen = {(plan.strategy, plan.removed_branches)}
-        self._plans = [(plan.layers, plan.groups)]
-        self.most, self.count = most_trials(context), 0
-
-    def better(self, program: Program, branches: int) -> bool:
-        """Try a program's plan that removes so many branches; whether it is the best now.
-
-        It is not tried again, nor where its time is not known or misses the target by more, where it is sure to lose
-        more, or is a plan that was tried for another program. What goes wrong in a trial leaves the best as it is.
-        """
-        entry, target, best = (program.strategy, branches), self._target, self.best
-        if branches < 0 or entry in self._seen or self.count == self.most:
-            return False
-        self._seen.add(entry)
-        with suppress(HmcError):
-            most = ALIKE if branches == best.removed_branches else PLAUSIBLE
-            if program.solve(target, 1.0, branches).sensitivity > most * best.sensitivity:
-                return False
-            plan = self._made(program, branches)
-            worse = not _known(plan) or _excess(plan, target) > _excess(best, target)
-            if worse or (plan.layers, plan.groups) in self._plans:
-                return False
-            self._plans.append((plan.layers, plan.groups))
-            self._context.progress("trials", self.count, self.most)
-            self._trial = self._trial or Trial(self._context)
-            if not self._least.size:
-                self._least = self._trial.losses(best)
-            self.count += 1
-            losses = self._trial.losses(plan)
-            if loses_less(losses, self._least):
-                self.best, self._least = plan, losses
-                return True
-        return False
 
 
 class _Stopwatch:
@@ -271,22 +191,13 @@ class _Stopwatch:
         context = self._context
         planned = context.served_form(shaped(context, plan).finished(), timed_only=True, in_float=plan.in_float)
         both = [self._original, Session(planned, context.runtime)]
-        timings = calm(both, context.serving_feeds, self._known, self._patience, partial(_told, wanted=wanted))
+        timings = calm(both, context.serving_feeds, self._known, self._patience, partial(decided, wanted=wanted))
         timings = surer(timings, both, context.serving_feeds, time.perf_counter() + self._patience)
         now = timings.latency(0).value
         if now > self._known * DISTURBED:
             self._patience = 0.0
         self._known = min(self._known, now)
         return timings.ratio(1)
-
-
-def _told(timings: Timings, wanted: float) -> bool:
-    """Whether it is sure that the second model's share of the first's time is accepted for a target, or that it is not.
-
-    Where it is neither, more turns are worth their time.
-    """
-    share = timings.ratio(1)
-    return all(abs(share.value - wanted * (1 + edge)) > share.uncertainty for edge in (ABOVE, -BELOW))
 
 
 def _first(solve: Solve, start: float) -> tuple[Plan, float, SettingsError | None]:
@@ -335,25 +246,6 @@ def _measured(plan: Plan, share: Measurement) -> Plan:
     return plan.model_copy(update={"latency": latency})
 
 
-def _known(plan: Plan) -> bool:
-    """Whether something follows from the plan's time, if it was measured."""
-    return plan.latency is None or plan.latency.uncertainty is None or plan.latency.uncertainty <= UNSURE
-
-
 def _loss(plan: Plan, target: Target) -> tuple[float, float]:
     """Orders plans: those within the target come first, the one that loses least before the others."""
-    return _excess(plan, target), plan.sensitivity
-
-
-def _excess(plan: Plan, target: Target) -> float:
-    """By what share of the target a plan's measured time is above what is accepted; 0 where it is not measured."""
-    if target.latency is None or plan.latency is None or plan.latency.measured is None:
-        return 0.0
-    return max(plan.latency.measured / target.latency - 1 - ABOVE, 0.0)
-
-
-def _distance(plan: Plan, target: Target) -> float:
-    """Relative distance of a plan's measured time from the target; an excess counts three times."""
-    assert plan.latency is not None and plan.latency.measured is not None and target.latency is not None
-    off = plan.latency.measured / target.latency - 1
-    return 3 * off if off > 0 else -off
+    return excess(plan, target), plan.sensitivity

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import softmax
 from zoo import Builder, images, resnet, run
 
-from calib.measure.sensitivity import BROKEN, Change, sensitivities
+from calib.measure.sensitivity import BROKEN, Change, Gauge, sensitivities
 from calib.measure.walk import Walk
 from passes.graph.model import Model
 from passes.normal_form.normalise import normalise
@@ -99,3 +99,32 @@ def test_a_change_behind_which_the_output_is_not_finite_counts_as_much_as_can_be
     found = sensitivities(walk, [Change(node.inputs[0].name, position, (name,), options)])
     assert found[1] == pytest.approx(0, abs=1e-9)
     assert found[1e8] == BROKEN
+
+
+@pytest.mark.parametrize(
+    ("nats", "needed"),
+    [
+        ([1.0, 1.1] * 8, 8),  # known from half of the images
+        ([0.1, 0.1, 0.1, 3.0] * 4, 16),  # a few images decide, so all are needed
+        ([8.0, 8.1] * 8, 4),  # out, as another option costs no more and loses less
+    ],
+)
+def test_an_option_runs_on_no_more_images_than_it_takes(
+    monkeypatch: pytest.MonkeyPatch, nats: list[float], needed: int
+) -> None:
+    model = normalise(resnet((1,), (4,), size=8))
+    position, node = next((i, n) for i, n in enumerate(model.graph.nodes) if n.op == "Conv")
+    found = {"option": np.array(nats), "other": np.full(16, 2.0)}
+    options = {key: partial(dict, {"of": key}) for key in found}  # type: ignore[call-overload]
+    ran = dict.fromkeys(found, 0)
+
+    def divergences(_: Gauge, tail: object, values: dict[str, str], chunks: slice) -> np.ndarray:
+        own = found[values["of"]].reshape(4, 4)[chunks].ravel()
+        ran[values["of"]] += len(own)
+        return own
+
+    monkeypatch.setattr(Gauge, "_divergences", divergences)
+    walk = Walk(model, [{"input": chunk} for chunk in np.split(images(16, 8), 4)])
+    change = Change("input", position, (node.inputs[1].name,), options, {"option": 0.5, "other": 0.5})
+    assert sensitivities(walk, [change], confidence=0.95)["option"] == pytest.approx(np.mean(nats[:needed]))
+    assert ran["option"] == needed

@@ -33,7 +33,12 @@ def test_no_target(compress: Refuses, refuses: Refuses, steps: Path) -> None:
 def test_a_target_below_what_is_possible(compress: Refuses, refuses: Refuses, steps: Path) -> None:
     says = "target macs=0.001 is below what strategy 'hmc' can reach on this model, macs=0."
     compress(target="macs=0.001", says=(says, "keep more"))
-    compress("--align", "1000", target="macs=0.9", says=("macs=1.0", "keep more or align to fewer than 1000 channels"))
+    compress(
+        "--align",
+        "1000",
+        target="macs=0.9",
+        says=("macs=1.0", "keep more, give an --align below 1000 or give --or-nearest"),
+    )
     for target in ("params=0.001", "macs=0.9,params=0.001"):
         for strategy in ("hmc", "prune", "lowrank"):
             arguments = ["-o", "plan.json", "--target", target, "--strategy", strategy]

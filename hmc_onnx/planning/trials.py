@@ -1,0 +1,116 @@
+"""The search for the plan that loses least on the network itself, among plans whose sums are to be doubted.
+
+The sum of sensitivities is of changes that are measured one by one, on a network that is not repaired. It misjudges
+most what is large. The layers behind a removed residual branch make up for a part of it, which differs, and for several
+branches together by less. Many groups that each lose some of their channels lose far more together than their sum, and
+a repair makes up for little of it. So two things are left open, which trials decide: the number of branches that are
+removed, and a factor on the sensitivities of removed channels. The search goes from the plan by the sum to better
+neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+import numpy as np
+
+from hmc_onnx.execution.context import Context
+from hmc_onnx.planning.accepted_time import excess, known
+from hmc_onnx.planning.program import Program
+from hmc_onnx.planning.trial import Trial, loses_less, most_trials
+from hmc_onnx.records.goal import Target
+from hmc_onnx.records.plan import Plan
+from passes.core.errors import HmcError
+
+__all__ = ["PRUNING", "Question", "least_in_trials"]
+
+# Factors on the sensitivities of removed channels: as they are measured, or so high that few are removed.
+PRUNING = (1.0, 16.0)
+# A plan is tried only if its sum is at most so many times that of the best.
+PLAUSIBLE = 5.0
+
+
+class Question(NamedTuple):
+    """What the sum does not decide: the number of branches to remove, and the factor on removed channels."""
+
+    branches: int
+    pruning: float = 1.0
+
+    def neighbours(self) -> Iterator[Question]:
+        """One branch more or less, and then the other factors, with as many branches, one more, and one less."""
+        for pruning in sorted(PRUNING, key=lambda factor: factor != self.pruning):
+            for branches in (self.branches, self.branches + 1, self.branches - 1):
+                if branches >= 0:
+                    yield Question(branches, pruning)
+
+
+Made = Callable[[Question], Plan]
+
+
+def least_in_trials(context: Context, program: Program, plan: Plan, target: Target, made: Made) -> Plan:
+    """The plan that loses least in trials, of one plan and of those that a search from it comes to.
+
+    Args:
+        context: the run.
+        program: the program that made the plan.
+        plan: the plan by the sum.
+        target: that all plans are to meet.
+        made: makes the others, and measures their time where there is a bound on it.
+    """
+    trials = _Trials(context, program, plan, target, made)
+    while any(trials.better(question) for question in trials.question.neighbours()):
+        pass
+    if trials.count:
+        context.progress("trials", trials.most, trials.most)
+    return trials.best
+
+
+class _Trials:
+    """Tries plans one after the other; the arguments are those of `least_in_trials`.
+
+    Attributes:
+        best: the plan that loses least, of those tried.
+        question: to which it is the answer.
+        most: upper bound on the number of trials.
+        count: number of trials so far.
+    """
+
+    def __init__(self, context: Context, program: Program, plan: Plan, target: Target, made: Made) -> None:
+        self.best, self.question = plan, Question(plan.removed_branches)
+        self._context, self._program, self._target, self._made = context, program, target, made
+        self._trial: Trial | None = None
+        self._least = np.zeros(0)
+        self._asked = {self.question}
+        self._plans = [(plan.layers, plan.groups)]
+        self.most, self.count = most_trials(context), 0
+
+    def better(self, question: Question) -> bool:
+        """Try the plan that answers a question; whether it is the best now.
+
+        It is not tried again, nor where its time is not known or misses the target by more, where it is sure to lose
+        more, or where it was the answer to another question. What goes wrong in a trial leaves the best as it is.
+        """
+        if question in self._asked or self.count == self.most:
+            return False
+        self._asked.add(question)
+        with suppress(HmcError):
+            hoped = self._program.solve(self._target, branches=question.branches, pruning=question.pruning)
+            if hoped.sensitivity > PLAUSIBLE * self.best.sensitivity:
+                return False
+            plan = self._made(question)
+            worse = not known(plan) or excess(plan, self._target) > excess(self.best, self._target)
+            if worse or (plan.layers, plan.groups) in self._plans:
+                return False
+            self._plans.append((plan.layers, plan.groups))
+            self._context.progress("trials", self.count, self.most)
+            self._trial = self._trial or Trial(self._context)
+            if not self._least.size:
+                self._least = self._trial.losses(self.best)
+            self.count += 1
+            losses = self._trial.losses(plan)
+            if loses_less(losses, self._least):
+                self.best, self._least, self.question = plan, losses, question
+                return True
+        return False
