@@ -15,40 +15,31 @@ reads in the original network, to which the compressed network comes close once 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from calib.measure.lanes import in_lanes
-from calib.measure.moments import sample_positions, sampled_outputs, sampled_patches
 from calib.measure.walk import Walk
 from calib.runtime.observing import observe
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.plan import LayerPlan, Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
 from hmc_onnx.rewriting.fitting import Fit, fitted_bias
+from hmc_onnx.rewriting.gathering import PARTS, Use, Walks, fits
 from hmc_onnx.rewriting.order import repair_order
 from hmc_onnx.rewriting.pruning import Pruned, prune
 from hmc_onnx.rewriting.rounding import rounded
 from passes.core.blas import NARROW, one_blas_thread
 from passes.core.errors import PlanError
 from passes.decompose import DECOMPOSITIONS, compose, why_no_rank
-from passes.graph.cost import images_of, maps_an_image
 from passes.graph.external import folder_of, let_go, move_out
 from passes.graph.layers import OPERATORS, Layer, layer_of, replace_by_chain, why_not_a_layer, write_layer
 from passes.graph.model import Model
 from passes.graph.shapes import Shapes
 from passes.graph.signature import same_signature
-from passes.residual import residual_sum
 
 __all__ = ["apply"]
-
-# Parts that the memory for activations is divided into: two walks hold one each, and a third walk, and what onnxruntime
-# takes while it runs, the others.
-PARTS = 4
 
 
 def apply(context: Context, plan: Plan) -> onnx.ModelProto:
@@ -75,7 +66,7 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
     observe(compressed, inputs, runtime)
     shapes = compressed.shapes_at(inputs)
     original, changing = (Walk(m, context.chunks, runtime, context.memory // PARTS) for m in (model, compressed))
-    walks = _Walks(original, changing, kept, plan, context)
+    walks = Walks(original, changing, kept, plan, context)
     every = {n.name: n for n in compressed.graph.nodes if n.op in OPERATORS}
     nodes = {name: node for name, node in every.items() if name in plan.layers}
     ordered = _in_order(model, nodes, plan, kept)
@@ -93,13 +84,13 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
             continue
         node = nodes[name]
         step = plan.layers[node.name]
-        uses = [_Use(every[use.name], use.bias, use.name in known) for use in kept.uses[name]]
+        uses = [Use(every[use.name], use.bias, use.name in known) for use in kept.uses[name]]
         pruned = any(use.node.name in kept.touched for use in uses)
         changed = changed or pruned or step.method != KEEP
         if changed:
             layer = layer_of(node, shapes)
             with one_blas_thread(layer.geometry.features <= NARROW):
-                _repair(compressed, layer, uses, _fits(layer, uses, shapes, walks), walks)
+                _repair(compressed, layer, uses, fits(layer, uses, shapes, walks), walks)
             if folder is not None:
                 move_out(compressed.constants(), folder)
     let_go(model.constants())
@@ -153,39 +144,7 @@ def _check_step(node: gs.Node, step: LayerPlan, shapes: Shapes, kept: Pruned, qu
         raise PlanError(f"layer '{node.name}': {reason}")
 
 
-@dataclass
-class _Walks:
-    original: Walk
-    compressed: Walk
-    kept: Pruned
-    plan: Plan
-    context: Context
-
-    def __post_init__(self) -> None:
-        self.rng = np.random.default_rng(self.plan.settings.seed)
-        self.nodes = {n.name: n for n in self.original.model.graph.nodes}
-
-    def anew(self) -> Walk:
-        """Another walk over the original, at its start."""
-        return Walk(self.original.model, self.context.chunks, self.original.runtime, self.context.memory // PARTS)
-
-
-@dataclass(frozen=True)
-class _Use:
-    """A node of the compressed network that applies a layer.
-
-    Attributes:
-        node: the node.
-        bias: index of its bias among the different biases of the layer.
-        known: whether its input can be computed now.
-    """
-
-    node: gs.Node
-    bias: int
-    known: bool
-
-
-def _repair(model: Model, layer: Layer, uses: Sequence[_Use], groups: Sequence[Fit], walks: _Walks) -> None:
+def _repair(model: Model, layer: Layer, uses: Sequence[Use], groups: Sequence[Fit], walks: Walks) -> None:
     """Write the weights that fit into a layer, and decompose it as planned; a grouped Conv has a fit for each group."""
     node, step = uses[0].node, walks.plan.layers[uses[0].node.name]
     levels = 0 if step.in_float else walks.context.weight_levels
@@ -210,74 +169,3 @@ def _repair(model: Model, layer: Layer, uses: Sequence[_Use], groups: Sequence[F
     biases = [fitted_bias(compose(links, factors), part) for part in fit.moments.parts]
     also = [(use.node, biases[use.bias]) for use in uses[1:]]
     replace_by_chain(model.graph, node, list(zip(links, factors, strict=True)), biases[0], also)
-
-
-def _fits(layer: Layer, uses: Sequence[_Use], shapes: Shapes, walks: _Walks) -> list[Fit]:
-    """Fits of the compressed network's patches to the original's responses at the same positions, one a group.
-
-    They are over all uses of the layer. Where the input of a use is not known yet, the patches are the original
-    network's.
-    """
-    settings = walks.plan.settings
-    theirs = [walks.nodes[use.node.name] for use in uses]
-    shortcuts = [_shortcut(use.node, shapes, walks) if use.known else None for use in uses]
-    if not all(shortcuts):  # the uses share their weights, so their targets must be of one kind
-        shortcuts = [None] * len(uses)
-    also = [shortcut.name for shortcut in shortcuts if shortcut]
-    walks.compressed.advance([*(use.node.inputs[0].name for use in uses if use.known), *also])
-    unknown = [node.inputs[0].name for use, node in zip(uses, theirs, strict=True) if not use.known]
-    # An unknown input lies behind layers that are still to be fitted, which the walk must not run past.
-    original = walks.original if not unknown else walks.anew()
-    original.advance([*(node.outputs[0].name for node in theirs), *unknown, *also])
-    sizes = [tuple(d for d in shapes[use.node.inputs[0].name][2:] if d is not None) for use in uses]
-    drawn = [sample_positions(layer.geometry, size, settings.positions, walks.rng) for size in sizes]
-    geometry, images = layer.geometry.one_group(), walks.compressed.images
-    batch = images_of(walks.context.inputs)
-    maps = [
-        maps_an_image(shapes[use.node.inputs[0].name], len(size), batch) for use, size in zip(uses, sizes, strict=True)
-    ]
-    patches = sum(len(own) * n for own, n in zip(drawn, maps, strict=True)) * sum(images)
-    biases = 1 + max(use.bias for use in uses)
-    chunks = list(zip(walks.compressed.chunks, original.chunks, images, strict=True))
-
-    def gathered(lane: slice) -> list[Fit]:
-        groups = [Fit(geometry.features, patches, biases) for _ in range(layer.geometry.groups)]
-        for use, other, shortcut, positions in zip(uses, theirs, shortcuts, drawn, strict=True):
-            keep = walks.kept.outputs.get(use.node.name, slice(None))  # all channels where it is in no channel group
-            for held, answers, count in chunks[lane]:
-                target = sampled_outputs(answers[other.outputs[0].name], positions)[:, keep]
-                if shortcut:
-                    target = target + sampled_outputs(shortcut.of(answers), positions)[:, keep]
-                    target = target - sampled_outputs(shortcut.of(held), positions)
-                if use.known:
-                    x = held[use.node.inputs[0].name]
-                else:
-                    x = answers[other.inputs[0].name][:, walks.kept.inputs_of(layer.name)]
-                inputs = np.split(x, len(groups), axis=1)
-                for fit, part, t in zip(groups, inputs, np.split(target, len(groups), axis=1), strict=True):
-                    fit.update(sampled_patches(part, geometry, positions), t, count, use.bias)
-        return groups
-
-    return [reduce(Fit.joined, own) for own in zip(*in_lanes(gathered, geometry.features), strict=True)]
-
-
-@dataclass(frozen=True)
-class _Shortcut:
-    """Name of the other term of a residual sum, and the axis permutation that aligns it with the layer's output."""
-
-    name: str
-    order: tuple[int, ...]
-
-    def of(self, chunk: Mapping[str, np.ndarray]) -> np.ndarray:
-        return np.transpose(chunk[self.name], self.order)
-
-
-def _shortcut(node: gs.Node, shapes: Shapes, walks: _Walks) -> _Shortcut | None:
-    """The other term of the sum that a layer's output enters, if no layer still has to run for it in either network."""
-    joined = residual_sum(walks.compressed.model.graph, node, shapes)
-    if joined is None:
-        return None
-    name = str(joined.other.name)
-    if any(n.op in OPERATORS for walk in (walks.compressed, walks.original) for n in walk.missing(name)):
-        return None
-    return _Shortcut(name, joined.order)
