@@ -95,13 +95,15 @@ class Planner:
             many = most if question is None else min(most, MOST_TRIED)
             return self._refined(lambda correction: program.solve(target, correction, **asked), target, watch, many)
 
+        def hoped(question: Question) -> Plan:
+            return self._program.solve(target, 1.0 if watch is None else watch.correction, **question._asdict())
+
         plan = made(self._program)
         if most > 1 and known(plan):
             if self._program.strategy == "hmc" and watch is not None:
                 plan = self._least(plan, target, made)
             if self._program.removes.any():
-                tried = partial(made, self._program)
-                plan = least_in_trials(self._context, self._program, plan, target, tried)
+                plan = least_in_trials(self._context, plan, target, hoped, partial(made, self._program))
         if known(plan):
             checkpoint.save(key, plan)
         else:  # it is made anew where the run goes on

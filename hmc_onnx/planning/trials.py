@@ -18,7 +18,6 @@ import numpy as np
 
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.accepted_time import excess, known
-from hmc_onnx.planning.program import Program
 from hmc_onnx.planning.trial import Trial, loses_less, most_trials
 from hmc_onnx.records.goal import Target
 from hmc_onnx.records.plan import Plan
@@ -46,20 +45,20 @@ class Question(NamedTuple):
                     yield Question(branches, pruning)
 
 
-Made = Callable[[Question], Plan]
+Answer = Callable[[Question], Plan]
 
 
-def least_in_trials(context: Context, program: Program, plan: Plan, target: Target, made: Made) -> Plan:
+def least_in_trials(context: Context, plan: Plan, target: Target, hoped: Answer, made: Answer) -> Plan:
     """The plan that loses least in trials, of one plan and of those that a search from it comes to.
 
     Args:
         context: the run.
-        program: the program that made the plan.
         plan: the plan by the sum.
         target: that all plans are to meet.
-        made: makes the others, and measures their time where there is a bound on it.
+        hoped: makes a plan whose time is not measured.
+        made: makes a plan, and measures its time where there is a bound on it.
     """
-    trials = _Trials(context, program, plan, target, made)
+    trials = _Trials(context, plan, target, hoped, made)
     while any(trials.better(question) for question in trials.question.neighbours()):
         pass
     if trials.count:
@@ -77,9 +76,9 @@ class _Trials:
         count: number of trials so far.
     """
 
-    def __init__(self, context: Context, program: Program, plan: Plan, target: Target, made: Made) -> None:
+    def __init__(self, context: Context, plan: Plan, target: Target, hoped: Answer, made: Answer) -> None:
         self.best, self.question = plan, Question(plan.removed_branches)
-        self._context, self._program, self._target, self._made = context, program, target, made
+        self._context, self._target, self._hoped, self._made = context, target, hoped, made
         self._trial: Trial | None = None
         self._least = np.zeros(0)
         self._asked = {self.question}
@@ -89,28 +88,37 @@ class _Trials:
     def better(self, question: Question) -> bool:
         """Try the plan that answers a question; whether it is the best now.
 
-        It is not tried again, nor where its time is not known or misses the target by more, where it is sure to lose
-        more, or where it was the answer to another question. What goes wrong in a trial leaves the best as it is.
+        Its time, which takes longer to measure than a trial, is measured where it loses less; it may become another
+        plan by that, which is tried, too. A plan is not tried again, nor where it is sure to lose more. It is not taken
+        where its time is not known or misses the target by more. What goes wrong leaves the best as it is.
         """
-        if question in self._asked or self.count == self.most:
+        if question in self._asked or self.count >= self.most:
             return False
         self._asked.add(question)
         with suppress(HmcError):
-            hoped = self._program.solve(self._target, branches=question.branches, pruning=question.pruning)
-            if hoped.sensitivity > PLAUSIBLE * self.best.sensitivity:
+            plan = self._hoped(question)
+            losses = None if plan.sensitivity > PLAUSIBLE * self.best.sensitivity else self._losses_if_less(plan)
+            if losses is None:
                 return False
-            plan = self._made(question)
-            worse = not known(plan) or excess(plan, self._target) > excess(self.best, self._target)
-            if worse or (plan.layers, plan.groups) in self._plans:
+            timed = self._made(question)
+            if not known(timed) or excess(timed, self._target) > excess(self.best, self._target):
                 return False
-            self._plans.append((plan.layers, plan.groups))
-            self._context.progress("trials", self.count, self.most)
-            self._trial = self._trial or Trial(self._context)
-            if not self._least.size:
-                self._least = self._trial.losses(self.best)
-            self.count += 1
-            losses = self._trial.losses(plan)
-            if loses_less(losses, self._least):
-                self.best, self._least, self.question = plan, losses, question
+            if (timed.layers, timed.groups) != (plan.layers, plan.groups):
+                losses = self._losses_if_less(timed)
+            if losses is not None:
+                self.best, self._least, self.question = timed, losses, question
                 return True
         return False
+
+    def _losses_if_less(self, plan: Plan) -> np.ndarray | None:
+        """What a plan loses on each image, if that is less than the best loses; None for one that was tried before."""
+        if (plan.layers, plan.groups) in self._plans:
+            return None
+        self._plans.append((plan.layers, plan.groups))
+        self._context.progress("trials", min(self.count, self.most), self.most)
+        self._trial = self._trial or Trial(self._context)
+        if not self._least.size:
+            self._least = self._trial.losses(self.best)
+        self.count += 1
+        losses = self._trial.losses(plan)
+        return losses if loses_less(losses, self._least) else None

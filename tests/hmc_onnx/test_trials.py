@@ -19,13 +19,18 @@ FEW = 16.0  # the factor by which few channels are removed
 
 
 class Answer(NamedTuple):
-    """The plan of a question: the sum of its sensitivities, what it loses in a trial, and its time."""
+    """The plan of a question: the sum of its sensitivities, what it loses in a trial, and its time.
+
+    Plans with the same word (`same`) are one. When its time is measured it becomes another plan, which loses `then`, if
+    that is given.
+    """
 
     sum: float
     loss: float
     share: float = 0.5
     uncertainty: float = 0.001
-    same: str = ""  # plans with the same word are one
+    same: str = ""
+    then: float | None = None
 
 
 class Search:
@@ -40,34 +45,35 @@ class Search:
 
             def losses(self, plan: Any) -> np.ndarray:
                 search.tried.append(plan.question)
-                loss = answers[plan.question].loss
-                if np.isnan(loss):
+                if np.isnan(plan.loss):
                     raise ModelError("it does not run")
-                return np.array([loss])
+                return np.array([plan.loss])
 
         monkeypatch.setattr(trials, "Trial", Trial)
         monkeypatch.setattr(trials, "most_trials", lambda _: most)
 
-    def plan(self, question: Question) -> Any:
+    def plan(self, question: Question, timed: bool = False) -> Any:
         """The plan that answers a question."""
         if question not in self.answers:
             raise SettingsError("out of reach")
         answer = self.answers[question]
-        times = SimpleNamespace(measured=answer.share, uncertainty=answer.uncertainty)
+        changed = timed and answer.then is not None
         return SimpleNamespace(
             question=question,
             removed_branches=question.branches,
             sensitivity=answer.sum,
-            latency=times,
-            layers=answer.same or question,
+            latency=SimpleNamespace(measured=answer.share, uncertainty=answer.uncertainty) if timed else None,
+            layers=(answer.same or question, changed),
             groups={},
+            loss=answer.then if changed else answer.loss,
         )
 
     def run(self, start: Question) -> Question:
         """The question whose plan is found."""
         context: Any = SimpleNamespace(progress=lambda *_: None)
-        program: Any = SimpleNamespace(solve=lambda _, branches, pruning: self.plan(Question(branches, pruning)))
-        found: Any = least_in_trials(context, program, self.plan(start), TARGET, self.plan)
+        found: Any = least_in_trials(
+            context, self.plan(start, timed=True), TARGET, self.plan, lambda question: self.plan(question, timed=True)
+        )
         return found.question
 
 
@@ -93,18 +99,37 @@ def test_the_search_goes_on_from_what_is_better(monkeypatch: pytest.MonkeyPatch)
     assert search.run(Question(2)) == Question(1, FEW)
 
 
-@pytest.mark.parametrize(
-    "better",
-    [
-        Answer(trials.PLAUSIBLE * 1.01, 0.1),  # its sum is too large
-        Answer(1.0, 0.1, share=0.51),  # it is too slow
-        Answer(1.0, 0.1, uncertainty=0.9),  # its time is not known
-    ],
-)
-def test_what_does_not_qualify_is_not_tried(monkeypatch: pytest.MonkeyPatch, better: Answer) -> None:
+def test_a_plan_of_too_large_a_sum_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    better = Answer(trials.PLAUSIBLE * 1.01, 0.1)
     search = Search(monkeypatch, {Question(0): Answer(1.0, 1.0), Question(1): better})
     assert search.run(Question(0)) == Question(0)
     assert not search.tried
+
+
+@pytest.mark.parametrize(
+    "better",
+    [
+        Answer(1.0, 0.1, share=0.51),  # it is too slow
+        Answer(1.0, 0.1, uncertainty=0.9),  # its time is not known
+        Answer(1.0, 0.1, then=1.0),  # within the time it loses as much as the first
+    ],
+)
+def test_what_loses_less_is_not_taken_where_it_is_not_within_the_time(
+    monkeypatch: pytest.MonkeyPatch, better: Answer
+) -> None:
+    search = Search(monkeypatch, {Question(0): Answer(1.0, 1.0), Question(1): better})
+    assert search.run(Question(0)) == Question(0)
+
+
+def test_the_time_of_a_plan_that_loses_more_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    worse = Answer(1.0, 2.0, then=0.1)
+    assert Search(monkeypatch, {Question(0): Answer(1.0, 1.0), Question(1): worse}).run(Question(0)) == Question(0)
+
+
+def test_a_plan_that_its_time_makes_another_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Search(monkeypatch, {Question(0): Answer(1.0, 1.0), Question(1): Answer(1.0, 0.5, then=0.6)})
+    assert search.run(Question(0)) == Question(1)
+    assert search.tried == [Question(0), Question(1), Question(1)]
 
 
 def test_where_the_first_plan_is_too_slow_another_may_be_as_slow(monkeypatch: pytest.MonkeyPatch) -> None:
