@@ -6,8 +6,9 @@
 With `--finetune`: seconds and peak memory of `hmc-onnx finetune` of the whole network, for two steps of so many images,
 with the looks at the images held back and the write-back.
 
-The network has torchvision's topology and random weights, the images are noise: neither changes what the work costs,
-and the time that the file takes does not depend on its values. Accuracy is measured elsewhere, on trained networks.
+The network has torchvision's topology and random weights, the images are noise. That hardly changes what the work costs
+(sensitivities of a trained network may take more images), and the time that the file takes does not depend on its
+values. Accuracy is measured elsewhere, on trained networks.
 """
 
 from __future__ import annotations
