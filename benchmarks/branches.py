@@ -28,7 +28,7 @@ from calib.data.calibration import CalibrationData
 from calib.measure.divergence import divergences, temperature
 from hmc_onnx.planning.program import Program
 from hmc_onnx.planning.trial import Trial
-from hmc_onnx.planning.trials import PRUNING
+from hmc_onnx.planning.trials import PRUNING, same_changes
 
 
 def main() -> None:
@@ -93,10 +93,10 @@ def together(run: hmc_onnx.Run, lost: partial[float], args: argparse.Namespace) 
         except hmc_onnx.HmcError:
             lines.append([*where, "–", "–", "–", "–", "–", "–"])
             continue
-        if (plan.layers, plan.groups) in plans:
+        if any(same_changes(plan, other) for other in plans):
             lines.append([*where, "as above", "", "", "", "", ""])
             continue
-        plans.append((plan.layers, plan.groups))
+        plans.append(plan)
         model = run.apply(plan)
         found.append([plan.sensitivity, trial.losses(plan).mean(), lost(model, True), lost(model, False)])
         channels = sum(g.sensitivity for g in plan.groups.values() if not g.removes_branch)

@@ -6,7 +6,7 @@ Every layer's kernel is cut to a half and an eighth of its rank, one at a time. 
 temperature 1 and at the one that sensitivities are measured at: Spearman's correlation with the KL divergence (at 1) on
 other images (of the test split, or with `--split train` further training images), the spread of the logarithm of the
 ratio to that, and the median of the standard errors. A last line for each number is of changes that run on half of the
-images where that is enough (`KNOWN` in `calib/measure/sensitivity.py`), with the number that they run on on average.
+images where that is enough (`known` in `calib/measure/sensitivity.py`), with the number that they run on on average.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from testing import arguments, preprocessing
 
 import hmc_onnx
 from calib.measure.divergence import divergences, temperature
-from calib.measure.sensitivity import KNOWN, KNOWN_IMAGES
+from calib.measure.sensitivity import known
 from calib.measure.walk import Walk
 from calib.runtime.batching import calibration_chunks, input_shapes
 from hmc_onnx.analysis.find_compressible import find_compressible
@@ -49,29 +49,25 @@ def main() -> None:
     truth = measured(reference, changed, slice(most, None), 1.0).mean(1)
     print(f"{len(truth)} changes, {args.others} other images")
     print("| images | temperature | correlation | spread of the ratio's log | standard error |\n|---|---|---|---|---|")
+    warm = temperature([reference[:most]])
     for images in args.images:
-        for at in (1.0, temperature([reference[:most]])):
+        for at in (1.0, warm):
             nats = measured(reference, changed, slice(images), at)
-            half = max(images // 2, KNOWN_IMAGES)
-            known = errors(nats[:, :half]) <= KNOWN
-            stopped = np.where(known, nats[:, :half].mean(1), nats.mean(1))
-            line(str(images), at, nats.mean(1), truth, np.median(errors(nats)))
-        on_average = half * known.mean() + images * (1 - known.mean())
-        line(f"{images}, on average {on_average:.0f}", at, stopped, truth, float("nan"))
+            found = np.maximum(nats.mean(1), 1e-12)
+            error = np.median(nats.std(1) / np.sqrt(images) / found)
+            print(f"| {images} | {at:.2f} | {compared(found, truth)} | {error:.2f} |", flush=True)
+        nats = measured(reference, changed, slice(images), warm)
+        stopped = [own[: images // 2] if known(own[: images // 2], images) else own for own in nats]
+        found = np.array([max(own.mean(), 1e-12) for own in stopped])
+        on_average = np.mean([len(own) for own in stopped])
+        print(f"| {images}, on average {on_average:.0f} | {warm:.2f} | {compared(found, truth)} | |", flush=True)
 
 
-def errors(nats: np.ndarray) -> np.ndarray:
-    """Standard errors, as shares of the means, of nats (changes, images)."""
-    return np.asarray(nats.std(1) / np.sqrt(nats.shape[1]) / np.maximum(nats.mean(1), 1e-12))
-
-
-def line(images: str, at: float, found: np.ndarray, truth: np.ndarray, error: float) -> None:
-    """Print a line of the table; `found` and `truth` are nats by change."""
-    found, usable = np.maximum(found, 1e-12), truth > 0
+def compared(found: np.ndarray, truth: np.ndarray) -> str:
+    """Two cells of the table: correlation, and the spread of the ratio's logarithm, of nats by change."""
+    usable = truth > 0
     spread = np.std(np.log(found[usable] / truth[usable]))
-    correlation = spearmanr(found, truth).statistic
-    last = "" if np.isnan(error) else f"{error:.2f}"
-    print(f"| {images} | {at:.2f} | {correlation:.3f} | {spread:.2f} | {last} |", flush=True)
+    return f"{spearmanr(found, truth).statistic:.3f} | {spread:.2f}"
 
 
 def outputs(

@@ -35,7 +35,7 @@ from passes.graph.model import Model
 from passes.graph.outputs import Kind
 from passes.graph.protos import byte_size
 
-__all__ = ["BROKEN", "Bench", "Change", "Gauge", "cut", "forget", "measure", "sensitivities", "windows"]
+__all__ = ["BROKEN", "Bench", "Change", "Gauge", "cut", "forget", "known", "measure", "sensitivities", "windows"]
 
 # Nats that an image counts whose output is NaN or infinite behind a change: about as much as the largest finite ones.
 BROKEN = 100.0
@@ -143,8 +143,8 @@ class Gauge:
 
     def _open(self, costs: Mapping[Hashable, float], nats: Mapping[Hashable, np.ndarray]) -> list[Hashable]:
         """The options to run on more images: those that have run on all so far, and are neither out nor known."""
-        most, enough = max(map(len, nats.values())), max(sum(self.walk.images) / 2, KNOWN_IMAGES)
-        going = [key for key, own in nats.items() if len(own) == most and not (most >= enough and _known(own))]
+        most, images = max(map(len, nats.values())), sum(self.walk.images)
+        going = [key for key, own in nats.items() if len(own) == most and not known(own, images)]
         return [key for key in going if not _out(key, costs, nats, self._confidence or 0.0)]
 
     def _divergences(self, tail: Tail, values: Values, chunks: slice) -> np.ndarray:
@@ -161,8 +161,10 @@ class Gauge:
         return np.where(np.isfinite(found), found, BROKEN)
 
 
-def _known(nats: np.ndarray) -> bool:
-    return bool(nats.std() <= KNOWN * nats.mean() * math.sqrt(len(nats)))
+def known(nats: np.ndarray, images: int) -> bool:
+    """Whether a sensitivity is known from the nats of some images, (n,), of the `images` that there are."""
+    enough = len(nats) >= max(images / 2, KNOWN_IMAGES)
+    return enough and bool(nats.std() <= KNOWN * nats.mean() * math.sqrt(len(nats)))
 
 
 def _out(

@@ -106,7 +106,7 @@ def _run() -> tuple[str, int]:
     if code == INTERRUPTED:  # typer turns an interrupt into this code
         kept = any(argument.partition("=")[0] == "--work-dir" for argument in sys.argv)
         goes_on = "; the work folder keeps what was measured, and the same command goes on from it" if kept else ""
-        return f"interrupted: no file was written{goes_on}", INTERRUPTED
+        return f"interrupted: no output was written{goes_on}", INTERRUPTED
     return "", code or 0
 
 

@@ -23,7 +23,7 @@ from hmc_onnx.records.goal import Target
 from hmc_onnx.records.plan import Plan
 from passes.core.errors import HmcError
 
-__all__ = ["PRUNING", "Question", "least_in_trials"]
+__all__ = ["PRUNING", "Question", "least_in_trials", "same_changes"]
 
 # Factors on the sensitivities of removed channels: as they are measured, or so high that few are removed.
 PRUNING = (1.0, 16.0)
@@ -66,6 +66,11 @@ def least_in_trials(context: Context, plan: Plan, target: Target, hoped: Answer,
     return trials.best
 
 
+def same_changes(plan: Plan, other: Plan) -> bool:
+    """Whether two plans do the same to every layer and group, at the same cost."""
+    return plan.layers == other.layers and plan.groups == other.groups
+
+
 class _Trials:
     """Tries plans one after the other; the arguments are those of `least_in_trials`.
 
@@ -82,7 +87,7 @@ class _Trials:
         self._trial: Trial | None = None
         self._least = np.zeros(0)
         self._asked = {self.question}
-        self._plans = [(plan.layers, plan.groups)]
+        self._plans = [plan]
         self.most, self.count = most_trials(context), 0
 
     def better(self, question: Question) -> bool:
@@ -92,7 +97,7 @@ class _Trials:
         plan by that, which is tried, too. A plan is not tried again, nor where it is sure to lose more. It is not taken
         where its time is not known or misses the target by more. What goes wrong leaves the best as it is.
         """
-        if question in self._asked or self.count >= self.most:
+        if question in self._asked or self.count == self.most:
             return False
         self._asked.add(question)
         with suppress(HmcError):
@@ -103,7 +108,7 @@ class _Trials:
             timed = self._made(question)
             if not known(timed) or excess(timed, self._target) > excess(self.best, self._target):
                 return False
-            if (timed.layers, timed.groups) != (plan.layers, plan.groups):
+            if not same_changes(timed, plan):
                 losses = self._losses_if_less(timed)
             if losses is not None:
                 self.best, self._least, self.question = timed, losses, question
@@ -111,11 +116,14 @@ class _Trials:
         return False
 
     def _losses_if_less(self, plan: Plan) -> np.ndarray | None:
-        """What a plan loses on each image, if that is less than the best loses; None for one that was tried before."""
-        if (plan.layers, plan.groups) in self._plans:
+        """What a plan loses on each image, if that is less than the best loses.
+
+        None, too, for a plan that was tried before, and where there have been as many trials as there may be.
+        """
+        if self.count == self.most or any(same_changes(plan, tried) for tried in self._plans):
             return None
-        self._plans.append((plan.layers, plan.groups))
-        self._context.progress("trials", min(self.count, self.most), self.most)
+        self._plans.append(plan)
+        self._context.progress("trials", self.count, self.most)
         self._trial = self._trial or Trial(self._context)
         if not self._least.size:
             self._least = self._trial.losses(self.best)

@@ -20,13 +20,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from calib.measure.walk import Walk
 from calib.runtime.observing import observe
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.plan import LayerPlan, Plan
 from hmc_onnx.records.profile import KEEP, REMOVED
 from hmc_onnx.rewriting.fitting import Fit, fitted_bias
-from hmc_onnx.rewriting.gathering import PARTS, Use, Walks, fits
+from hmc_onnx.rewriting.gathering import Use, Walks, fits
 from hmc_onnx.rewriting.order import repair_order
 from hmc_onnx.rewriting.pruning import Pruned, prune
 from hmc_onnx.rewriting.rounding import rounded
@@ -58,15 +57,14 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
     """
     if plan.model != context.digest:
         raise PlanError("the plan was made for another model: plan again, or give the model it was made for")
-    model, inputs, runtime = context.normal, context.inputs, context.runtime
+    model, inputs = context.normal, context.inputs
     compressed, folder = model.copy(), folder_of(model.constants())
     kept = prune(compressed, plan, inputs)
     if folder is not None:
         move_out(compressed.constants(), folder)
-    observe(compressed, inputs, runtime)
+    observe(compressed, inputs, context.runtime)
     shapes = compressed.shapes_at(inputs)
-    original, changing = (Walk(m, context.chunks, runtime, context.memory // PARTS) for m in (model, compressed))
-    walks = Walks(original, changing, kept, plan, context)
+    walks = Walks(compressed, kept, plan, context)
     every = {n.name: n for n in compressed.graph.nodes if n.op in OPERATORS}
     nodes = {name: node for name, node in every.items() if name in plan.layers}
     ordered = _in_order(model, nodes, plan, kept)

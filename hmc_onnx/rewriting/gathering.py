@@ -22,10 +22,11 @@ from hmc_onnx.rewriting.fitting import Fit
 from hmc_onnx.rewriting.pruning import Pruned
 from passes.graph.cost import images_of, maps_an_image
 from passes.graph.layers import OPERATORS, Layer
+from passes.graph.model import Model
 from passes.graph.shapes import Shapes
 from passes.residual import residual_sum
 
-__all__ = ["PARTS", "Use", "Walks", "fits"]
+__all__ = ["Use", "Walks", "fits"]
 
 # Parts that the memory for activations is divided into: two walks hold one each, and a third walk, and what onnxruntime
 # takes while it runs, the others.
@@ -34,31 +35,34 @@ PARTS = 4
 Chunk = Mapping[str, np.ndarray]
 
 
-@dataclass
 class Walks:
-    """The walks over the two networks of a run.
+    """The walks over the two networks of a run, at their starts.
 
-    Attributes:
-        original: over the original.
-        compressed: over the network whose layers are fitted one after the other.
+    Args:
+        compressed: the network whose layers are fitted one after the other.
         kept: what is left of it after pruning.
         plan: the plan that is applied.
         context: the run.
+
+    Attributes:
+        original: the walk over the original.
+        compressed: the walk over the other network.
+        nodes: the original's nodes, by name.
+        rng: draws the positions.
     """
 
-    original: Walk
-    compressed: Walk
-    kept: Pruned
-    plan: Plan
-    context: Context
-
-    def __post_init__(self) -> None:
-        self.rng = np.random.default_rng(self.plan.settings.seed)
-        self.nodes = {n.name: n for n in self.original.model.graph.nodes}
+    def __init__(self, compressed: Model, kept: Pruned, plan: Plan, context: Context) -> None:
+        self.kept, self.plan, self.context = kept, plan, context
+        self.original, self.compressed = self.anew(), self._over(compressed)
+        self.nodes = {n.name: n for n in context.normal.graph.nodes}
+        self.rng = np.random.default_rng(plan.settings.seed)
 
     def anew(self) -> Walk:
         """Another walk over the original, at its start."""
-        return Walk(self.original.model, self.context.chunks, self.original.runtime, self.context.memory // PARTS)
+        return self._over(self.context.normal)
+
+    def _over(self, model: Model) -> Walk:
+        return Walk(model, self.context.chunks, self.context.runtime, self.context.memory // PARTS)
 
 
 @dataclass(frozen=True)

@@ -148,3 +148,10 @@ def test_there_are_no_more_trials_than_the_network_allows(monkeypatch: pytest.Mo
     assert Search(monkeypatch, answers, most=3).run(Question(0)) == Question(3)
     none = Search(monkeypatch, answers, most=0)
     assert none.run(Question(0)) == Question(0) and not none.tried
+
+
+def test_a_plan_that_its_time_makes_another_is_not_taken_untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {Question(0): Answer(1.0, 1.0), Question(1): Answer(1.0, 0.5, then=0.6)}
+    search = Search(monkeypatch, answers, most=1)
+    assert search.run(Question(0)) == Question(0)
+    assert search.tried == [Question(0), Question(1)]
