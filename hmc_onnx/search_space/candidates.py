@@ -111,9 +111,7 @@ def timed(offered: Sequence[Offer], whole: Geometry, times: Times) -> list[Offer
     return [o for o in found if o.cost < times[whole,]]
 
 
-def front(
-    geometry: Geometry, weight: np.ndarray, moment: np.ndarray, offered: Sequence[Offer], shelf: Shelf = MEMORY
-) -> list[Candidate]:
+def front(problem: Problem, offered: Sequence[Offer], shelf: Shelf = MEMORY) -> list[Candidate]:
     """The Pareto front of local error against cost, as candidates, the cheapest last.
 
     No other offer is worth measuring: at equal or higher cost, a larger local error does not make a better network.
@@ -122,13 +120,10 @@ def front(
     tr((W - Ŵ) M (W - Ŵ)ᵀ) is tr(W M Wᵀ) - tr(Ŵ M Wᵀ).
 
     Args:
-        geometry: geometry of the layer.
-        weight: its weight, (O, I, *kernel), float64.
-        moment: centred second moment of the layer's patches, (n, n), float64.
+        problem: the layer.
         offered: the offers; those of one method are next to each other.
         shelf: where the factors are stored.
     """
-    problem = Problem.of(geometry, weight, moment)
     response = problem.response
     found: list[tuple[Offer, float, list[np.ndarray]]] = []
     for name, own in groupby(offered, key=lambda o: o.method):
@@ -173,4 +168,4 @@ def decompositions(
     offered = timed(offered, geometry, times)
     if not offered:
         return []
-    return front(geometry, subject.layer.weight, subject.moments.second.array, offered, shelf)
+    return front(Problem.of(geometry, subject.layer.weight, subject.moments.second.array), offered, shelf)

@@ -15,6 +15,7 @@ from hmc_onnx.records.profile import KEEP, REMOVED, LayerChoice
 from hmc_onnx.search_space.candidates import Candidate, Offer, Times, front, timed
 from hmc_onnx.search_space.variants import Variant
 from passes.core.shelf import Kept
+from passes.decompose import Problem
 
 __all__ = ["Curve", "decomposed", "layer_choices", "left_whole"]
 
@@ -62,7 +63,7 @@ def layer_choices(
         times: times of all chains of the layer.
     """
     curve = Curve([(c.error, s) for c, s in zip(plain, measured, strict=True)])
-    moment = subject.moments.second.array
+    problems: dict[int, Problem] = {}  # of all outputs, for one choice of the input group after the other
     choices = []
     for v in own:
         whole = v.inputs == v.outputs == 0
@@ -71,9 +72,9 @@ def layer_choices(
         found, known = (list(plain), list(measured)) if whole else ([], [])
         offered = timed(v.offers, v.geometry, times)
         if offered:
-            whole_weight = repaired[v.inputs].array if v.inputs in repaired else subject.layer.values
-            weight = whole_weight[np.ix_(v.kept_out, v.kept_in)].astype(np.float64)
-            found = front(v.geometry, weight, _of_kept(moment, v), offered)
+            if v.inputs not in problems:
+                problems = {v.inputs: _of_inputs(subject, repaired.get(v.inputs), v.kept_in)}
+            found = front(problems[v.inputs].of_outputs(v.kept_out), offered)
             known = [curve(c.error) for c in found]
         for candidate, sensitivity in zip(found, known, strict=True):
             update = {"error": candidate.error, "sensitivity": sensitivity, "measured": whole}
@@ -81,12 +82,14 @@ def layer_choices(
     return choices
 
 
-def _of_kept(moment: np.ndarray, variant: Variant) -> np.ndarray:
-    """The part of a layer's second moment (n, n) that is of the input channels which a variant keeps."""
-    if variant.kept_in.all():  # a copy of it takes a third as long as the decompositions of a large layer
-        return moment
-    features = np.flatnonzero(np.repeat(variant.kept_in, math.prod(variant.geometry.kernel)))
-    return moment[np.ix_(features, features)]
+def _of_inputs(subject: CompressibleLayer, repaired: Kept | None, kept: np.ndarray) -> Problem:
+    """The problem of a layer that keeps some input channels, a mask (I,), with the weight that is repaired for them."""
+    geometry, moment = subject.layer.geometry, subject.moments.second.array
+    weight = subject.layer.values if repaired is None else repaired.array
+    if not kept.all():  # a copy of the moment takes a third as long as the decompositions of a large layer
+        features = np.flatnonzero(np.repeat(kept, math.prod(geometry.kernel)))
+        geometry, moment = geometry.resized(int(kept.sum()), geometry.outputs), moment[np.ix_(features, features)]
+    return Problem.of(geometry, weight[:, kept].astype(np.float64), moment)
 
 
 def left_whole(subject: CompressibleLayer, variant: Variant, times: Times = None) -> LayerChoice:

@@ -64,6 +64,13 @@ class Problem:
         """The problem of a layer, with its answers."""
         return cls(geometry, weight, moment, weight.reshape(len(weight), -1) @ moment)
 
+    def of_outputs(self, kept: np.ndarray) -> Problem:
+        """The problem of some outputs of the layer, given by a mask (O,), which shares the moment and the answers."""
+        if kept.all():
+            return self
+        geometry = self.geometry.resized(self.geometry.inputs, int(kept.sum()))
+        return Problem(geometry, self.weight[kept], self.moment, self.answers[kept])
+
     @property
     def matrix(self) -> np.ndarray:
         """W as a matrix (O, n)."""

@@ -55,7 +55,7 @@ def moment(patches: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def found(weight: np.ndarray, moment: np.ndarray) -> list[Candidate]:
-    return front(CONV, weight, moment, offers(CONV, SIZE, 2, list(DECOMPOSITIONS), RATIOS))
+    return front(Problem.of(CONV, weight, moment), offers(CONV, SIZE, 2, list(DECOMPOSITIONS), RATIOS))
 
 
 def lost(patches: np.ndarray, weight: np.ndarray, kernel: np.ndarray) -> float:
@@ -104,7 +104,7 @@ def test_ranks_are_aligned_and_within_the_ratio() -> None:
 
 
 def test_a_layer_of_no_response_loses_nothing(moment) -> None:
-    found = front(CONV, np.zeros(CONV.weight_shape), moment, offers(CONV, SIZE, 4, ["svd"], RATIOS))
+    found = front(Problem.of(CONV, np.zeros(CONV.weight_shape), moment), offers(CONV, SIZE, 4, ["svd"], RATIOS))
     assert found
     assert all(c.error == 0 for c in found)
 
@@ -117,7 +117,7 @@ def test_where_time_is_measured_it_is_what_candidates_are_compared_by(weight, mo
     left = timed(offered, CONV, times)
     assert {o.method for o in offered} - {o.method for o in left} == {slow}
     assert all(o.cost == o.seconds == times[o.links] for o in left)
-    found = front(CONV, weight, moment, left)
+    found = front(Problem.of(CONV, weight, moment), left)
     assert [c.offer.seconds for c in found] == sorted((c.offer.seconds for c in found), reverse=True)
     assert timed(offered, CONV, None) == offered
     assert all(o.cost == o.macs for o in offered)
