@@ -21,6 +21,7 @@ from calib.runtime.batching import declared_batch
 from calib.runtime.sessions import Session
 from hmc_onnx.analysis.compressible import CompressibleLayer, readers
 from hmc_onnx.execution.context import Context
+from hmc_onnx.planning.repaired_branches import are_repaired
 from hmc_onnx.planning.trial import most_trials
 from hmc_onnx.profiling.candidate_times import default_align
 from hmc_onnx.profiling.profiler import sensitivity_images
@@ -28,6 +29,7 @@ from hmc_onnx.search_space.candidates import front, whole_offers
 from hmc_onnx.search_space.possible import any_removals, every_variant
 from passes.core.blas import one_blas_thread
 from passes.core.declined import Declined, sentences
+from passes.decompose import Problem
 
 __all__ = ["Estimate", "estimate"]
 
@@ -40,8 +42,8 @@ WALKS, WORKERS_START = 6, 10.0
 # Batch sizes at which the two networks are timed in the end, and plans that are timed until one keeps its target.
 BATCHES, PLANS = 3, 3
 # Plans that are tried beside the first where residual branches may be removed, images that each is repaired on, and
-# forward passes that a repair takes.
-TRIALS, TRIAL_IMAGES, REPAIR = 3, 192, 4
+# forward passes that a repair takes, and that of a few layers behind one branch.
+TRIALS, TRIAL_IMAGES, REPAIR, FEW_REPAIRED = 3, 192, 4, 1
 # Copies of the model that are held at once, in float32.
 COPIES = 4
 # Bytes of a process with its libraries, before it holds anything of the model.
@@ -124,7 +126,8 @@ def estimate(context: Context) -> Estimate:
     work = {n: len(whole[n]) + len(pruned[n]) for n in layers}
     lots = max(len(chains) / LOT_PROBES, sum(macs for *_, macs in chains) * (settings.batch or 1) / LOT_MACS)
     trials = min(most_trials(context), TRIALS) if compressible.removable else 0
-    repairs = trials + 1 if trials else 0
+    branches = sum(s.ends_branch for s in layers.values()) if are_repaired(context) else 0
+    repairs = (trials + 1 if trials else 0) * REPAIR + branches * FEW_REPAIRED
     seconds = (
         WALKS * samples * a_pass
         + a_start * (len(layers) + len(removals))
@@ -133,7 +136,7 @@ def estimate(context: Context) -> Estimate:
         + sum(an_offer * work[n] * _weights(s) for n, s in layers.items()) / workers
         + (math.ceil(lots) * (SECONDS + 1) if settings.latency else 0)
         + latency.SECONDS * (BATCHES + (PLANS if settings.latency else 0))
-        + repairs * REPAIR * min(samples, TRIAL_IMAGES) * a_pass
+        + repairs * min(samples, TRIAL_IMAGES) * a_pass
     )
     largest = max((math.prod(s.size) * s.layer.geometry.inputs * s.maps for s in layers.values()), default=0)
     held = SOLVING * workers * max(context.moment_bytes, default=0) if context.shelved else sum(context.moment_bytes)
@@ -175,10 +178,10 @@ def _decomposition(layers: dict[str, CompressibleLayer], align: int, fine: bool)
     able = sorted((s for s in layers.values() if whole_offers(s, align, fine)), key=_weights)
     seconds = 0.0
     for subject in (able[0], able[len(able) // 2]) if able else ():
-        offered = list({o.method: o for o in whole_offers(subject, align, fine)}.values())
+        offered, layer = list({o.method: o for o in whole_offers(subject, align, fine)}.values()), subject.layer
         began = time.perf_counter()
         with one_blas_thread():  # as where the profile is made
-            front(subject.layer.geometry, subject.layer.weight, np.eye(subject.layer.geometry.features), offered)
+            front(Problem.of(layer.geometry, layer.weight, np.eye(layer.geometry.features)), offered)
         seconds = (time.perf_counter() - began) / len(offered) / _weights(subject)
     return seconds
 

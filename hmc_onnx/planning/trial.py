@@ -48,36 +48,43 @@ class Trial:
 
     Args:
         context: a run with enough images (`most_trials`).
+        rounded: whether the weights are rounded as they are repaired, where the network is served in INT8.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, rounded: bool = True) -> None:
         images = replace(context.data.draw(min(context.settings.samples, MOST)), labels=None)
         self._data, fitted = images.split(len(images) // JUDGED, context.settings.seed)
-        self._fitted = _on(context, fitted)
+        self._fitted = _on(context, fitted, rounded)
         feeds, fixed = self._data.feeds, declared_batch(context.served, self._data.feeds)
         size = fixed or batch_size(context.normal, feeds, at_once(feeds, len(self._data)), context.runtime)
         self._chunks = whole_batches(self._data, size, fixed)
         self._original = Judged(context.served, context.runtime, context.settings.judge)
 
-    def losses(self, plan: Plan) -> np.ndarray:
+    def losses(self, plan: Plan, heat: float = HOT, most: int | None = None) -> np.ndarray:
         """What a plan's network, in float, loses on each image once it is repaired, in nats, (images,).
+
+        Args:
+            plan: the plan.
+            heat: factor on the temperature at which sensitivities are measured.
+            most: as for `apply`.
 
         Raises:
             PlanError: see `apply`.
         """
         context = self._fitted
-        judged = Judged(apply(context, plan), context.runtime, context.settings.judge, self._original)
+        judged = Judged(apply(context, plan, most), context.runtime, context.settings.judge, self._original)
         found = Answers.of(self._original, judged, self._chunks, self._data)
         first = found.outputs[0]
-        hot = HOT * temperature(found.reference[0], first, found.images) if first.classes else 1.0
+        hot = heat * temperature(found.reference[0], first, found.images) if first.classes else 1.0
         with np.errstate(over="ignore", invalid="ignore"):
             nats = divergences(found.reference, found.answers, None, hot, found.outputs, found.images)
         return np.where(np.isfinite(nats), nats, BROKEN)
 
 
-def _on(context: Context, images: CalibrationData) -> Context:
+def _on(context: Context, images: CalibrationData, rounded: bool) -> Context:
     """A run of the same model on other images, which keeps nothing and reports nothing."""
-    other = Context(context.served, images, context.settings, Work(memory=context.work.memory))
+    settings = context.settings if rounded else context.settings.model_copy(update={"precision": "fp32"})
+    other = Context(context.served, images, settings, Work(memory=context.work.memory))
     vars(other).update(normal=context.normal, digest=context.digest, large=context.large)  # which both have
     return other
 
