@@ -6,17 +6,16 @@
 The first table has every `--every`-th branch that may be removed: what is lost when that branch alone is replaced by
 its mean; when the next layers behind it are repaired, which is its sensitivity in the profile
 (`hmc_onnx/planning/repaired_branches.py`); and when all layers behind it are. The second has the plans with each number
-of branches and each factor on the sensitivities of other removed channels, by the same profile and without correction
-of their time: the sum of their sensitivities, what of it is of channels and of decompositions, their trial
-(`hmc_onnx/planning/trial.py`; at a higher temperature, so on another scale), and what they lose after the repair.
-Divergences are means over `--others` training images that nothing was fitted to; those of the first table and "warm"
-are at the temperature of sensitivities, and the last is that of the plain scores.
+of branches, by the same profile and without correction of their time: the sum of their sensitivities, what of it is of
+channels and of decompositions, their trial (`hmc_onnx/planning/trial.py`; at a higher temperature, so on another
+scale), and what they lose after the repair. Divergences are means over `--others` training images that nothing was
+fitted to; those of the first table and "warm" are at the temperature of sensitivities, and the last is that of the
+plain scores.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 from functools import partial
 
 import numpy as np
@@ -30,7 +29,6 @@ from calib.measure.divergence import divergences, temperature
 from hmc_onnx.planning.program import Program
 from hmc_onnx.planning.repaired_branches import without_branch
 from hmc_onnx.planning.trial import Trial
-from hmc_onnx.planning.trials import PRUNING, same_changes
 from hmc_onnx.profiling.profiler import profile
 
 
@@ -88,25 +86,20 @@ def alone(run: hmc_onnx.Run, unrepaired: hmc_onnx.Profile, lost: partial[float],
 def together(run: hmc_onnx.Run, lost: partial[float], args: argparse.Namespace) -> None:
     """The second table, and how well the sum and the trial tell the order of what is lost."""
     program, trial = Program(run.profile()), Trial(run)
-    found, lines, plans = [], [], []
-    for count, pruning in itertools.product(range(args.most + 1), PRUNING):
-        where = [str(count), f"{pruning:g}"]
+    found, lines = [], []
+    for count in range(args.most + 1):
         try:
-            plan = program.solve(hmc_onnx.parse_target(args.target), branches=count, pruning=pruning)
+            plan = program.solve(hmc_onnx.parse_target(args.target), branches=count)
         except hmc_onnx.HmcError:
-            lines.append([*where, "–", "–", "–", "–", "–", "–"])
+            lines.append([str(count), "–", "–", "–", "–", "–", "–"])
             continue
-        if any(same_changes(plan, other) for other in plans):
-            lines.append([*where, "as above", "", "", "", "", ""])
-            continue
-        plans.append(plan)
         model = run.apply(plan)
         found.append([plan.sensitivity, trial.losses(plan).mean(), lost(model, True), lost(model, False)])
         channels = sum(g.sensitivity for g in plan.groups.values() if not g.removes_branch)
         parts = [found[-1][0], channels, sum(own.sensitivity for own in plan.layers.values()), *found[-1][1:]]
-        lines.append([*where, *(f"{value:.4f}" for value in parts)])
+        lines.append([str(count), *(f"{value:.4f}" for value in parts)])
         print(" ".join(lines[-1]), flush=True)
-    heads = ["branches", "factor", "sum", "channels", "decompositions", "trial", "repaired, warm", "repaired"]
+    heads = ["branches", "sum", "channels", "decompositions", "trial", "repaired, warm", "repaired"]
     print("\n" + table(heads, lines))
     if len(found) < 3:
         return  # too few for an order
