@@ -9,22 +9,31 @@ takes the place of what the profile has. Otherwise too few branches would be rem
 
 from __future__ import annotations
 
+import numpy as np
+
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.solution import unchanged
 from hmc_onnx.planning.taken import LEAST
-from hmc_onnx.planning.trial import MOST_TRIALS, Trial, most_trials
+from hmc_onnx.planning.trial import TRIAL_MACS, Trial, enough_images
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import REMOVED, GroupProfile, Profile
 
-__all__ = ["are_repaired", "with_repaired_branches", "without_branch"]
+__all__ = ["are_repaired", "layers_to_repair", "with_repaired_branches", "without_branch"]
 
 # Layers that are repaired behind a removed branch. With six, a ResNet-56 loses a tenth more than with all repaired.
 REPAIRED = 6
+# Their work at most, as the sum of the cubes of their numbers of inputs, that of some seconds; but two layers at least.
+WORK, FEWEST = 1e11, 2
 
 
 def are_repaired(context: Context) -> bool:
-    """Whether a run's branches are measured with repairs: it has some, is small, and has enough images for trials."""
-    return bool(context.compressible.removable) and most_trials(context) == MOST_TRIALS
+    """Whether a run's branches are measured with repairs.
+
+    It has to have some, and enough images for them. Repairs of a ResNet-50's take about two minutes, so in a search
+    that is to be quick those of so large a network are not measured.
+    """
+    small_enough = context.settings.fine or context.cost.macs <= TRIAL_MACS
+    return bool(context.compressible.removable) and enough_images(context) and small_enough
 
 
 def with_repaired_branches(context: Context, profile: Profile) -> Profile:
@@ -46,7 +55,8 @@ def with_repaired_branches(context: Context, profile: Profile) -> Profile:
         if (key := f"removed branches/{group.name}") in checkpoint:
             nats = checkpoint.load(key)
         else:
-            losses = trial.losses(without_branch(context, profile, group), heat=1.0, most=REPAIRED)
+            plan = without_branch(context, profile, group)
+            losses = trial.losses(plan, heat=1.0, most=layers_to_repair(context, plan))
             nats = max(float(losses.mean()), LEAST)
             checkpoint.save(key, nats)
         removal = group.choices[-1].model_copy(update={"sensitivity": nats})
@@ -90,3 +100,11 @@ def without_branch(context: Context, profile: Profile, end: GroupProfile) -> Pla
             },
         }
     )
+
+
+def layers_to_repair(context: Context, plan: Plan) -> int:
+    """How many of the layers behind a branch that a plan removes are repaired: fewer where they are wide."""
+    gone = [layer.method == REMOVED for layer in plan.layers.values()]
+    behind = [name for name, removed in list(zip(plan.layers, gone, strict=True))[gone.index(True) :] if not removed]
+    widths = [context.compressible.layers[name].layer.geometry.features for name in behind[:REPAIRED]]
+    return max(FEWEST, int(np.count_nonzero(np.cumsum(np.power(widths, 3.0)) <= WORK)))

@@ -25,7 +25,7 @@ from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.work import Work
 from hmc_onnx.rewriting.applying import apply
 
-__all__ = ["Trial", "loses_less", "most_trials"]
+__all__ = ["TRIAL_MACS", "Trial", "enough_images", "loses_less", "most_trials"]
 
 # Images of a trial, at least and at most; one in JUDGED is judged on, and the layers are repaired on the others.
 LEAST, MOST, JUDGED = 128, 256, 4
@@ -36,18 +36,22 @@ HOT = 8.0
 MOST_TRIALS, TRIAL_MACS = 8, 2e9
 
 
+def enough_images(context: Context) -> bool:
+    """Whether a run has enough images to repair on some of them and judge on others."""
+    images = min(len(context.data), context.settings.samples, MOST)
+    return images >= LEAST and images // JUDGED >= (declared_batch(context.served, context.data.feeds) or 1)
+
+
 def most_trials(context: Context) -> int:
     """How many plans of a run may be tried: fewer of a large network, and none where there are too few images."""
-    images = min(len(context.data), context.settings.samples, MOST)
-    enough = images >= LEAST and images // JUDGED >= (declared_batch(context.served, context.data.feeds) or 1)
-    return min(MOST_TRIALS, int(TRIAL_MACS / max(context.cost.macs, 1))) if enough else 0
+    return min(MOST_TRIALS, int(TRIAL_MACS / max(context.cost.macs, 1))) if enough_images(context) else 0
 
 
 class Trial:
     """Carries plans out for a trial.
 
     Args:
-        context: a run with enough images (`most_trials`).
+        context: a run with enough images (`enough_images`).
         rounded: whether the weights are rounded as they are repaired, where the network is served in INT8.
     """
 

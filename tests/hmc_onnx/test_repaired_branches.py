@@ -14,7 +14,7 @@ import hmc_onnx
 from calib.data.calibration import CalibrationData
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning import repaired_branches
-from hmc_onnx.planning.repaired_branches import with_repaired_branches, without_branch
+from hmc_onnx.planning.repaired_branches import are_repaired, layers_to_repair, with_repaired_branches, without_branch
 from hmc_onnx.planning.trial import Trial
 from hmc_onnx.profiling.profiler import profile
 from hmc_onnx.records.profile import GroupProfile
@@ -86,7 +86,7 @@ def test_the_sensitivities_are_those_of_repaired_networks(
     for group in ends(profiled):
         plan = without_branch(context, profiled, group)
         after = next(g for g in repaired.groups if g.name == group.name)
-        lost = trial.losses(plan, heat=1.0, most=repaired_branches.REPAIRED).mean()
+        lost = trial.losses(plan, heat=1.0, most=layers_to_repair(context, plan)).mean()
         assert after.choices[-1].sensitivity == pytest.approx(lost)
         assert after.choices[:-1] == group.choices[:-1]
         assert lost < trial.losses(plan, heat=1.0, most=0).mean()
@@ -113,11 +113,27 @@ def test_they_are_not_measured_again_where_a_run_goes_on(
         assert with_repaired_branches(kept, profiled) == repaired
 
 
-@pytest.mark.parametrize("but", [{"samples": 100}, {"macs": 1}])
-def test_a_profile_stays_as_it_is_where_images_are_few_or_the_network_is_large(
-    context: Context, profiled: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch, but: dict[str, int]
+def test_fewer_layers_are_repaired_where_they_are_wide(
+    context: Context, profiled: hmc_onnx.Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "macs" in but:
-        monkeypatch.setattr("hmc_onnx.planning.trial.TRIAL_MACS", but["macs"])
-    few = Context(context.served, DATA, SETTINGS.model_copy(update={"samples": but.get("samples", 160)}))
+    first, *_, last = [without_branch(context, profiled, group) for group in ends(profiled)]
+    assert layers_to_repair(context, first) == repaired_branches.REPAIRED
+    assert layers_to_repair(context, last) == repaired_branches.FEWEST  # there is one
+    widths = [s.layer.geometry.features for n, s in context.compressible.layers.items() if "layer1.1" in n]
+    monkeypatch.setattr(repaired_branches, "WORK", sum(n**3 for n in (*widths, widths[0])))
+    assert layers_to_repair(context, first) == len(widths) + 1
+    monkeypatch.setattr(repaired_branches, "WORK", 1.0)
+    assert layers_to_repair(context, first) == repaired_branches.FEWEST
+
+
+def test_a_profile_stays_as_it_is_where_images_are_few(context: Context, profiled: hmc_onnx.Profile) -> None:
+    few = Context(context.served, DATA, SETTINGS.model_copy(update={"samples": 100}))
     assert with_repaired_branches(few, profiled) is profiled
+
+
+@pytest.mark.parametrize("fine", [False, True])
+def test_branches_of_a_large_network_are_not_repaired_where_the_search_is_to_be_quick(
+    context: Context, monkeypatch: pytest.MonkeyPatch, fine: bool
+) -> None:
+    monkeypatch.setattr(repaired_branches, "TRIAL_MACS", context.cost.macs - 1)
+    assert are_repaired(Context(context.served, DATA, SETTINGS.model_copy(update={"fine": fine}))) == fine
