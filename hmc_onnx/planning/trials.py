@@ -3,7 +3,7 @@
 The sum of sensitivities is of changes that are measured one by one. The layers behind removed branches make up for less
 of several together than of each alone, and in a large network they are measured with nothing repaired, which says
 little. So their number is left open, and trials decide it. The search goes from the plan by the sum to one branch more
-or less, and on from what is better.
+or less, and to none, and on from what is better.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def least_in_trials(context: Context, plan: Plan, target: Target, hoped: Answer,
         made: makes one, and measures its time where there is a bound on it.
     """
     trials = _Trials(context, plan, target, hoped, made)
-    while any(trials.better(trials.branches + step) for step in (1, -1)):
+    while any(trials.better(count) for count in (trials.branches + 1, trials.branches - 1, 0)):
         pass
     if trials.count:
         context.progress("trials", trials.most, trials.most)

@@ -81,10 +81,15 @@ def test_as_many_branches_are_removed_as_lose_least(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_search_goes_on_from_what_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = {0: 0, 1: 5, 2: 4, 3: 3, 4: 2, 5: 6}
+    losses = {0: 9, 1: 5, 2: 4, 3: 3, 4: 2, 5: 6, 6: 0}
     search = Search(monkeypatch, {n: Planned(1.0, loss) for n, loss in losses.items()})
-    assert search.run(2) == 4  # not 0, which is behind what is worse
-    assert search.tried == [2, 3, 4, 5]
+    assert search.run(2) == 4  # not 6, which is behind what is worse
+    assert search.tried == [2, 3, 4, 5, 0]
+
+
+def test_none_is_tried_whatever_is_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Search(monkeypatch, {n: Planned(1.0, loss) for n, loss in enumerate((1, 5, 4, 3, 4))})
+    assert search.run(3) == 0
 
 
 def test_a_plan_of_too_large_a_sum_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
