@@ -3,19 +3,19 @@
     python benchmarks/branches.py resnet56-cifar10.onnx --data cifar10.npz --target latency=0.37 --precision int8 \
         --quick
 
-The first table has every `--every`-th branch that may be removed: what is lost when that branch alone is replaced by
-its mean; when the next layers behind it are repaired, which is its sensitivity in the profile
-(`hmc_onnx/planning/repaired_branches.py`); and when all layers behind it are. The second has the plans with each number
-of branches, by the same profile and without correction of their time: the sum of their sensitivities, what of it is of
-channels and of decompositions, their trial (`hmc_onnx/planning/trial.py`; at a higher temperature, so on another
-scale), and what they lose after the repair. Divergences are means over `--others` training images that nothing was
-fitted to; those of the first table and "warm" are at the temperature of sensitivities, and the last is that of the
-plain scores.
+The first table has every `--every`-th branch that may be removed: its sensitivity as the profile has it, measured with
+nothing repaired, and what is left of it when that branch alone is removed and the layers behind it are repaired. The
+second has the plans with each number of branches and each factor on the sensitivities of other removed channels, by the
+same profile and without correction of their time: the sum of their sensitivities, what of it is of channels and of
+decompositions, their trial (`hmc_onnx/planning/trial.py`; at a higher temperature, so on another scale), and what they
+lose after the repair. Divergences are means over `--others` training images that nothing was fitted to; those of
+the first table and "warm" are at the temperature of sensitivities, and the last is that of the plain scores.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from functools import partial
 
 import numpy as np
@@ -27,9 +27,8 @@ import hmc_onnx
 from calib.data.calibration import CalibrationData
 from calib.measure.divergence import divergences, temperature
 from hmc_onnx.planning.program import Program
-from hmc_onnx.planning.repaired_branches import without_branch
 from hmc_onnx.planning.trial import Trial
-from hmc_onnx.profiling.profiler import profile
+from hmc_onnx.planning.trials import PRUNING, same_changes
 
 
 def main() -> None:
@@ -53,7 +52,7 @@ def main() -> None:
     calibration, others = data.part(settings.samples)
     run = hmc_onnx.Run(proto, calibration, settings)
     loss = partial(lost, outputs(proto, others), others)
-    alone(run, profile(run, run.clock), loss, args.every)
+    alone(run, loss, args)
     together(run, loss, args)
 
 
@@ -66,40 +65,45 @@ def lost(reference: list[np.ndarray], images: CalibrationData, model: onnx.Model
     return float(divergences([reference], [outputs(model, images)], temperature=heat).mean())
 
 
-def alone(run: hmc_onnx.Run, unrepaired: hmc_onnx.Profile, lost: partial[float], every: int) -> None:
-    """The first table, and how far the first columns are from the last, as factors."""
-    lines, found = [], []
-    pairs = zip(unrepaired.groups, run.profile().groups, strict=True)
-    for before, after in [pair for pair in pairs if pair[0].choices[-1].removes_branch][::every]:
-        left = lost(run.apply(without_branch(run, unrepaired, before)), True)
-        found.append([before.choices[-1].sensitivity, after.choices[-1].sensitivity, left])
-        lines.append([before.name, *(f"{value:.4f}" for value in found[-1])])
+def alone(run: hmc_onnx.Run, lost: partial[float], args: argparse.Namespace) -> None:
+    """The first table."""
+    lines = []
+    program = Program(run.profile())
+    measured = program.loss
+    for at in np.flatnonzero(program.removes)[:: args.every]:
+        program.loss = measured + 1e3 * program.removes  # so that no other is removed in its place
+        program.loss[at] = measured[at]
+        plan = program.solve(hmc_onnx.parse_target("macs=1"), branches=1)
+        left = lost(run.apply(plan), True)
+        lines.append(
+            [program.groups[at][0].name, f"{plan.sensitivity:.4f}", f"{left:.4f}", f"{left / plan.sensitivity:.2f}"]
+        )
         print(" ".join(lines[-1]), flush=True)
-    print("\n" + table(["branch of", "none repaired", "next repaired", "all repaired"], lines))
-    logs = np.log(found)
-    for name, values in zip(("none", "next"), logs.T[:2], strict=True):
-        off = values - logs[:, 2]
-        times, spread = np.exp([off.mean(), off.std()])
-        print(f"{name} repaired: {times:.1f} times what is left, and a spread of these by a factor of {spread:.1f}")
+    print("\n" + table(["branch of", "measured", "repaired", "share"], lines), flush=True)
 
 
 def together(run: hmc_onnx.Run, lost: partial[float], args: argparse.Namespace) -> None:
     """The second table, and how well the sum and the trial tell the order of what is lost."""
     program, trial = Program(run.profile()), Trial(run)
-    found, lines = [], []
-    for count in range(args.most + 1):
+    found, lines, plans = [], [], []
+    for count, pruning in itertools.product(range(args.most + 1), PRUNING):
+        where = [str(count), f"{pruning:g}"]
         try:
-            plan = program.solve(hmc_onnx.parse_target(args.target), branches=count)
+            plan = program.solve(hmc_onnx.parse_target(args.target), branches=count, pruning=pruning)
         except hmc_onnx.HmcError:
-            lines.append([str(count), "–", "–", "–", "–", "–", "–"])
+            lines.append([*where, "–", "–", "–", "–", "–", "–"])
             continue
+        if any(same_changes(plan, other) for other in plans):
+            lines.append([*where, "as above", "", "", "", "", ""])
+            continue
+        plans.append(plan)
         model = run.apply(plan)
         found.append([plan.sensitivity, trial.losses(plan).mean(), lost(model, True), lost(model, False)])
         channels = sum(g.sensitivity for g in plan.groups.values() if not g.removes_branch)
         parts = [found[-1][0], channels, sum(own.sensitivity for own in plan.layers.values()), *found[-1][1:]]
-        lines.append([str(count), *(f"{value:.4f}" for value in parts)])
+        lines.append([*where, *(f"{value:.4f}" for value in parts)])
         print(" ".join(lines[-1]), flush=True)
-    heads = ["branches", "sum", "channels", "decompositions", "trial", "repaired, warm", "repaired"]
+    heads = ["branches", "factor", "sum", "channels", "decompositions", "trial", "repaired, warm", "repaired"]
     print("\n" + table(heads, lines))
     if len(found) < 3:
         return  # too few for an order

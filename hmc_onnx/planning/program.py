@@ -9,9 +9,6 @@ and the MACs of every layer are exact for every combination. Sensitivities are a
 uncorrelated errors add up, and the KL divergence is quadratic in the errors. A strategy restricts the choices of the
 same program.
 
-What is lost by a removed residual branch is made up for by the layers behind it, and its sensitivity is measured with
-these repaired. So one of any two branches that follow each other is kept, unless the target cannot be met so.
-
 In a network that is served in INT8, a layer's choice may also leave it in float32. It costs the seconds of that, with
 the casts around the layer, and saves the nats that rounding loses. Such choices are for a bound on the latency alone.
 
@@ -25,7 +22,6 @@ stops the search, the gap is larger, and the plan records it.
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -126,9 +122,9 @@ class Program:
         )
         self.cost = {k: np.array(zeros + [t.cost(k) for t in self.layers]) for k in self.original}
         self.in_float = np.array(zeros + [t.in_float for t in self.layers], bool)
-        removes = [g.choices[a].removes_branch for g, a in self.groups]
-        self.removes = np.array(removes + [False] * len(self.layers), float)
-        self.successive = self._successive_branches()
+        none = [False] * len(self.layers)
+        self.removes = np.array([g.choices[a].removes_branch for g, a in self.groups] + none, float)
+        self.prunes = np.array([0 < g.choices[a].keep < g.size for g, a in self.groups] + none)
         at_rest = dict(self.original)  # costs of the unchanged network, in the precision of deployment
         if profile.latency is not None and profile.latency.unchanged is not None:
             at_rest["seconds"] = profile.latency.unchanged
@@ -138,15 +134,6 @@ class Program:
             self.cost["seconds"] *= at_rest["seconds"] / (at_rest["seconds"] - self.fixed["seconds"])
             self.fixed["seconds"] = 0.0
         self.choice = self._choice_constraints(profile)
-
-    def _successive_branches(self) -> np.ndarray:
-        """For any two residual branches that follow each other, 1 at the choices that remove them, (pairs, choices)."""
-        place = {layer.name: i for i, layer in enumerate(self.profile.layers)}
-        ends = [(place[self.groups[j][0].consumers[0]], j) for j in np.flatnonzero(self.removes)]
-        rows = np.zeros((max(len(ends) - 1, 0), self.count))
-        for row, pair in zip(rows, itertools.pairwise(j for _, j in sorted(ends)), strict=True):
-            row[list(pair)] = 1.0
-        return rows
 
     def _choice_constraints(self, profile: Profile) -> LinearConstraint:
         rows: dict[tuple, int] = {}
@@ -178,7 +165,7 @@ class Program:
         matrix = coo_array((value, (at, of)), shape=(len(rows), self.count)).tocsr()
         return LinearConstraint(matrix, right, right)
 
-    def solve(self, target: Target, correction: float = 1.0, branches: int | None = None) -> Plan:
+    def solve(self, target: Target, correction: float = 1.0, branches: int | None = None, pruning: float = 1.0) -> Plan:
         """The plan of least total sensitivity.
 
         Args:
@@ -186,6 +173,7 @@ class Program:
             correction: factor on the bound on the latency; below 1 if networks of the planned shapes were measured to
                 be slower than the sum of their layers' times.
             branches: number of residual branches to remove; None: as many as lose least by the sum.
+            pruning: factor on the sensitivities of channels that are removed, other than those of a removed branch.
 
         Raises:
             SettingsError: no combination of candidates meets the target; the message says what is possible.
@@ -209,9 +197,8 @@ class Program:
         ):
             return plan_of(self, self.unchanged, target, 0.0)
         limits = {k: v * self.original[k] for k, v in bounds.items()}
-        solution, gap = self._minimise(self.loss, limits, "seconds" in bounds, branches, apart=True)
-        if solution is None:
-            solution, gap = self._minimise(self.loss, limits, "seconds" in bounds, branches)
+        loss = self.loss * np.where(self.prunes, pruning, 1.0)
+        solution, gap = self._minimise(loss, limits, "seconds" in bounds, branches)
         if solution is None:
             raise self._unreachable(target, {k: correction if k == "seconds" else 1.0 for k in bounds})
         return plan_of(self, self._spared(solution, limits), target, gap)
@@ -261,12 +248,7 @@ class Program:
         )
 
     def _minimise(
-        self,
-        objective: np.ndarray,
-        limits: dict[str, float],
-        in_float: bool = False,
-        branches: int | None = None,
-        apart: bool = False,
+        self, objective: np.ndarray, limits: dict[str, float], in_float: bool = False, branches: int | None = None
     ) -> tuple[np.ndarray | None, float]:
         """The best solution (None if the limits allow none), and the proven relative gap to the optimum.
 
@@ -275,11 +257,8 @@ class Program:
             limits: upper bounds on costs.
             in_float: whether layers may stay in float32 in a network that is served in INT8.
             branches: number of residual branches to remove; None: any.
-            apart: whether to keep one of any two branches that follow each other.
         """
         constraints = [self.choice]
-        if apart and len(self.successive):
-            constraints.append(LinearConstraint(self.successive, -np.inf, 1))
         if branches is not None:
             constraints.append(LinearConstraint(self.removes[None], branches, branches))
         for k, limit in limits.items():
