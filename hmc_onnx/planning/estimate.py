@@ -176,7 +176,8 @@ def _decomposition(layers: dict[str, CompressibleLayer], align: int, fine: bool)
     able = sorted((s for s in layers.values() if whole_offers(s, align, fine)), key=_weights)
     seconds = 0.0
     for subject in (able[0], able[len(able) // 2]) if able else ():
-        offered, layer = list({o.method: o for o in whole_offers(subject, align, fine)}.values()), subject.layer
+        layer = subject.layer
+        offered = list({o.method: o for o in whole_offers(subject, align, fine)}.values())
         began = time.perf_counter()
         with one_blas_thread():  # as where the profile is made
             front(Problem.of(layer.geometry, layer.weight, np.eye(layer.geometry.features)), offered)

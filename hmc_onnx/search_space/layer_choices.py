@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -63,7 +64,11 @@ def layer_choices(
         times: times of all chains of the layer.
     """
     curve = Curve([(c.error, s) for c, s in zip(plain, measured, strict=True)])
-    problems: dict[int, Problem] = {}  # of all outputs, for one choice of the input group after the other
+
+    @cache
+    def whole_layer() -> Problem:  # shared by the variants that lose outputs alone
+        return Problem.of(subject.layer.geometry, subject.layer.weight, subject.moments.second.array)
+
     choices = []
     for v in own:
         whole = v.inputs == v.outputs == 0
@@ -72,9 +77,8 @@ def layer_choices(
         found, known = (list(plain), list(measured)) if whole else ([], [])
         offered = timed(v.offers, v.geometry, times)
         if offered:
-            if v.inputs not in problems:
-                problems = {v.inputs: _of_inputs(subject, repaired.get(v.inputs), v.kept_in)}
-            found = front(problems[v.inputs].of_outputs(v.kept_out), offered)
+            problem = _of_inputs(subject, v.kept_in, repaired.get(v.inputs)) if v.inputs else whole_layer()
+            found = front(problem.of_outputs(v.kept_out), offered)
             known = [curve(c.error) for c in found]
         for candidate, sensitivity in zip(found, known, strict=True):
             update = {"error": candidate.error, "sensitivity": sensitivity, "measured": whole}
@@ -82,14 +86,14 @@ def layer_choices(
     return choices
 
 
-def _of_inputs(subject: CompressibleLayer, repaired: Kept | None, kept: np.ndarray) -> Problem:
+def _of_inputs(subject: CompressibleLayer, kept: np.ndarray, repaired: Kept | None) -> Problem:
     """The problem of a layer that keeps some input channels, a mask (I,), with the weight that is repaired for them."""
-    geometry, moment = subject.layer.geometry, subject.moments.second.array
+    geometry = subject.layer.geometry
     weight = subject.layer.values if repaired is None else repaired.array
-    if not kept.all():  # a copy of the moment takes a third as long as the decompositions of a large layer
-        features = np.flatnonzero(np.repeat(kept, math.prod(geometry.kernel)))
-        geometry, moment = geometry.resized(int(kept.sum()), geometry.outputs), moment[np.ix_(features, features)]
-    return Problem.of(geometry, weight[:, kept].astype(np.float64), moment)
+    features = np.flatnonzero(np.repeat(kept, math.prod(geometry.kernel)))
+    moment = subject.moments.second.array[np.ix_(features, features)]
+    part = geometry.resized(int(kept.sum()), geometry.outputs)
+    return Problem.of(part, weight[:, kept].astype(np.float64), moment)
 
 
 def left_whole(subject: CompressibleLayer, variant: Variant, times: Times = None) -> LayerChoice:

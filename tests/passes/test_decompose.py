@@ -15,7 +15,7 @@ from zoo import Builder, assert_same, run
 
 from passes.core.declined import Declined, Why
 from passes.decompose import DECOMPOSITIONS, chain_macs, chain_parameters, compose, error
-from passes.decompose.base import Problem, mode_moment
+from passes.decompose.base import mode_moment
 from passes.decompose.tensorly_apart import svd_by_gram
 from passes.decompose.tucker import ITERATIONS
 from passes.graph.cost import costs
@@ -402,19 +402,3 @@ def test_singular_vectors_by_the_gram_matrix_are_those_of_the_svd(shape: tuple[i
     np.testing.assert_allclose(values, s[:n], rtol=1e-8)
     np.testing.assert_allclose((left * values) @ right, (u[:, :n] * s[:n]) @ v[:n], atol=1e-8)
     np.testing.assert_allclose(left.T @ left, np.eye(n), atol=1e-8)
-
-
-@pytest.mark.parametrize("shape", ["3x3", "Gemm", "transposed 4x4"])
-def test_the_problem_of_some_outputs_is_that_of_a_layer_with_those_alone(shape: str) -> None:
-    geometry, rng = GEOMETRIES[shape], np.random.default_rng(0)
-    whole = Problem.of(
-        geometry, rng.normal(size=geometry.weight_shape), np.cov(rng.normal(size=(geometry.features, 99)))
-    )
-    kept = np.arange(geometry.outputs) != 1
-    some = whole.of_outputs(kept)
-    alone = Problem.of(geometry.resized(geometry.inputs, geometry.outputs - 1), whole.weight[kept], whole.moment)
-    assert some.geometry == alone.geometry
-    np.testing.assert_allclose(some.matrix, alone.matrix)
-    np.testing.assert_allclose(some.answers, alone.answers)
-    assert some.response == pytest.approx(alone.response) and some.response < whole.response
-    assert whole.of_outputs(np.ones(geometry.outputs, bool)) is whole
