@@ -161,7 +161,8 @@ class LatencyTable(BaseModel):
                 table = _read_own(path, self.machine)
                 table.entries.update({key: self.entries[key] for key in sorted(self._changed)})
                 write_json(table, path)
-        except (OSError, NotImplementedError) as e:  # filelock's Timeout is an OSError, too
+        # filelock raises the latter where the file system has no locks; its Timeout is an OSError, too
+        except (OSError, NotImplementedError) as e:
             raise OutputError(f"cannot lock '{path}' ({getattr(e, 'strerror', None) or e}): give another place") from e
 
 
