@@ -39,7 +39,7 @@ __all__ = [
 SECONDS = 3.0
 REPEATS, WARM_UP = 30, 3
 # After LONG seconds, stop at the minimum number of turns (FEW), the first of which is then the warm-up.
-LONG, FEW = 12.0, 4
+LONG, FEW = 6.0, 4
 # A server runs one model again and again, so that much of it is in the processor's caches. In a turn another model has
 # just run. Where that matters, in runs of less than COLD seconds, each model runs once before the run that is timed.
 COLD = 0.05

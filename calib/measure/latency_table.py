@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
 import tempfile
 import time as clock
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import cpuinfo
 from filelock import FileLock
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
@@ -26,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from calib.measure.latency import Measurement
 from calib.measure.probing import time_probes
 from calib.runtime import ort
+from calib.runtime.processor import processor_name
 from calib.runtime.providers import short_name
 from calib.runtime.sessions import Runtime
 from passes.core.errors import OutputError, SettingsError
@@ -44,8 +42,6 @@ LOCK_TIMEOUT = 30.0
 ON_PROCESSOR = ("cpu", "openvino", "dnnl", "xnnpack", "acl", "armnn")
 # onnxruntime's profiler gives whole microseconds, so that the time of a tiny kernel is uncertain by about one.
 MICROSECOND = 1.001e-6
-# Vector instructions for float32, and those that multiply bytes, each from the best.
-INSTRUCTIONS = (("avx512f", "avx2", "avx"), ("amx_int8", "avx512_vnni", "avx512vnni", "avx_vnni"))
 
 
 class Machine(Frozen):
@@ -194,7 +190,7 @@ def read_table(path: str | os.PathLike[str]) -> LatencyTable:
 def this_machine(runtime: Runtime) -> Machine:
     """This machine, with the provider and threads of a runtime; raises SettingsError as `providers` does."""
     provider = short_name(runtime.name)
-    processor = _processor() if provider in ON_PROCESSOR else f"{_accelerator()}, {_processor()}"
+    processor = processor_name() if provider in ON_PROCESSOR else f"{_accelerator()}, {processor_name()}"
     return Machine(
         processor=processor,
         onnxruntime=ort.__version__,
@@ -227,23 +223,6 @@ def _cache() -> Path:
         own = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
         root = Path(tempfile.gettempdir()) / f"hmc_onnx{own}"
     return root / "latency"
-
-
-@cache
-def _processor() -> str:
-    """The processor's name, with family, model, stepping, and its best instructions for float32 and for INT8.
-
-    The name alone is not enough, because virtual machines often report only a family of processors, and may hide some
-    of its instructions.
-    """
-    try:
-        info = cpuinfo.get_cpu_info()
-    except (OSError, ValueError):  # it starts a process, which may fail or print nothing
-        info = {}
-    name = info.get("brand_raw") or platform.processor() or platform.machine()
-    best = [next((name for name in names if name in info.get("flags", [])), "") for names in INSTRUCTIONS]
-    family = "/".join(str(info[k]) for k in ("family", "model", "stepping") if k in info)
-    return " ".join(part for part in (name, family, *best) if part)
 
 
 def _accelerator() -> str:

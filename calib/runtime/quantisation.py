@@ -10,17 +10,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from functools import cache
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import cpuinfo
 import numpy as np
 import onnx
 
 from calib.data.calibration import length
+from calib.runtime.processor import instructions
 from calib.runtime.quantiser import (
     CalibrationMethod,
     QDQQuantizer,
@@ -243,13 +242,12 @@ def weight_levels(provider: str) -> int:
     return 64 if provider == "CPUExecutionProvider" and saturates() else 127
 
 
-@cache
 def saturates() -> bool:
     """Whether this processor adds pairs of 8-bit products in 16 bits, which saturate for weights of the full range.
 
     x86 processors without VNNI or AMX do so; 7-bit weights avoid it (onnxruntime's `reduce_range`).
     """
-    flags = set(cpuinfo.get_cpu_info().get("flags", []))
+    flags = instructions()
     return "avx2" in flags and not flags & {"avx512_vnni", "avx512vnni", "avx_vnni", "amx_int8"}
 
 

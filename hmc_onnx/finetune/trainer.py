@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import cpuinfo
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from calib.runtime.processor import instructions
 from hmc_onnx.execution.checkpoint import Checkpoint
 from hmc_onnx.finetune.images import Batch, TrainingImages
 from hmc_onnx.finetune.loss import Loss
@@ -274,7 +274,7 @@ def _bfloat16(options: FineTuning, device: torch.device) -> bool:
         return options.train_in == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return "avx512_bf16" in cpuinfo.get_cpu_info().get("flags", [])  # measured: 1.4 times as fast as float32
+    return "avx512_bf16" in instructions()  # measured: 1.4 times as fast as float32
 
 
 class _Mean:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import pwd
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import cpuinfo
 import onnxruntime as ort
 import pytest
 from filelock import FileLock
@@ -287,21 +285,6 @@ def test_a_user_without_a_home_has_a_temporary_cache(tmp_path: Path, monkeypatch
     table.put("a", ProbeTime(seconds=1.0))
     table.add_to(path)
     assert cached_tables() == [path]
-
-
-def test_a_processor_that_cannot_be_asked_for_has_its_architecture_as_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert latency_table._processor()
-    monkeypatch.setattr(cpuinfo, "get_cpu_info", dict)
-    monkeypatch.setattr(platform, "processor", lambda: "")
-    assert latency_table._processor.__wrapped__() == platform.machine()
-
-
-def test_processors_of_one_name_are_kept_apart_by_what_they_do_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = set()
-    for flags in (["avx512f"], ["avx512f", "avx512_vnni"], ["avx512f", "avx512_vnni", "amx_int8"]):
-        monkeypatch.setattr(cpuinfo, "get_cpu_info", lambda flags=flags: {"brand_raw": "Fast", "flags": flags})
-        found.add(latency_table._processor.__wrapped__())
-    assert found == {"Fast avx512f", "Fast avx512f avx512_vnni", "Fast avx512f amx_int8"}
 
 
 def test_this_machine_is_the_processor_onnxruntime_and_the_threads_used(monkeypatch: pytest.MonkeyPatch) -> None:
