@@ -3,19 +3,23 @@
     python benchmarks/branches.py resnet56-cifar10.onnx --data cifar10.npz --target latency=0.37 --precision int8 \
         --quick
 
-The first table has every `--every`-th branch that may be removed: its sensitivity as the profile has it, measured with
-nothing repaired, and what is left of it when that branch alone is removed and the layers behind it are repaired. The
-second has the plans with each number of branches and each factor on the sensitivities of other removed channels, by the
-same profile and without correction of their time: the sum of their sensitivities, what of it is of channels and of
-decompositions, their trial (`hmc_onnx/planning/trial.py`; at a higher temperature, so on another scale), and what they
-lose after the repair. Divergences are means over `--others` training images that nothing was fitted to; those of
-the first table and "warm" are at the temperature of sensitivities, and the last is that of the plain scores.
+The first table has every `--every`-th branch that may be removed: what is lost when that branch alone is replaced by
+its mean; when the next layers behind it are repaired, which is its sensitivity in the profile
+(`hmc_onnx/planning/repaired_branches.py`); and when all layers behind it are. Below it is the correlation of each stage
+(`hmc_onnx/planning/joint_loss.py`). The other tables have the plans with each number of branches and each factor on the
+sensitivities of other removed channels, without correction of their time, by three profiles: with no branch repaired;
+with each repaired, and their sensitivities added; and with what those of a stage lose together. Their columns are what
+the profile has the plan lose ("sum"), what of it is of channels and of decompositions, their trial
+(`hmc_onnx/planning/trial.py`; at a higher temperature, so on another scale), and what they lose after the repair.
+Divergences are means over `--others` training images that nothing was fitted to; those of the first table and "warm"
+are at the temperature of sensitivities, and the last is that of the plain scores.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -27,8 +31,10 @@ import hmc_onnx
 from calib.data.calibration import CalibrationData
 from calib.measure.divergence import divergences, temperature
 from hmc_onnx.planning.program import Program
+from hmc_onnx.planning.repaired_branches import without_branches
 from hmc_onnx.planning.trial import Trial
 from hmc_onnx.planning.trials import PRUNING, same_changes
+from hmc_onnx.profiling.profiler import profile
 
 
 def main() -> None:
@@ -52,8 +58,9 @@ def main() -> None:
     calibration, others = data.part(settings.samples)
     run = hmc_onnx.Run(proto, calibration, settings)
     loss = partial(lost, outputs(proto, others), others)
-    alone(run, loss, args)
-    together(run, loss, args)
+    unrepaired = profile(run, run.clock)
+    alone(run, unrepaired, loss, args.every)
+    together(run, unrepaired, loss, args)
 
 
 def lost(reference: list[np.ndarray], images: CalibrationData, model: onnx.ModelProto, warm: bool) -> float:
@@ -65,40 +72,57 @@ def lost(reference: list[np.ndarray], images: CalibrationData, model: onnx.Model
     return float(divergences([reference], [outputs(model, images)], temperature=heat).mean())
 
 
-def alone(run: hmc_onnx.Run, lost: partial[float], args: argparse.Namespace) -> None:
-    """The first table."""
-    lines = []
-    program = Program(run.profile())
-    measured = program.loss
-    for at in np.flatnonzero(program.removes)[:: args.every]:
-        program.loss = measured + 1e3 * program.removes  # so that no other is removed in its place
-        program.loss[at] = measured[at]
-        plan = program.solve(hmc_onnx.parse_target("macs=1"), branches=1)
-        left = lost(run.apply(plan), True)
-        lines.append(
-            [program.groups[at][0].name, f"{plan.sensitivity:.4f}", f"{left:.4f}", f"{left / plan.sensitivity:.2f}"]
-        )
+def alone(run: hmc_onnx.Run, unrepaired: hmc_onnx.Profile, lost: partial[float], every: int) -> None:
+    """The first table, and how far the first columns are from the last, as factors."""
+    lines, found = [], []
+    pairs = zip(unrepaired.groups, run.profile().groups, strict=True)
+    for before, after in [pair for pair in pairs if pair[0].choices[-1].removes_branch][::every]:
+        left = lost(run.apply(without_branches(run, unrepaired, [before])), True)
+        found.append([before.choices[-1].sensitivity, after.choices[-1].sensitivity, left])
+        lines.append([before.name, *(f"{value:.4f}" for value in found[-1])])
         print(" ".join(lines[-1]), flush=True)
-    print("\n" + table(["branch of", "measured", "repaired", "share"], lines), flush=True)
+    print("\n" + table(["branch of", "none repaired", "next repaired", "all repaired"], lines))
+    logs = np.log(found)
+    for name, values in zip(("none", "next"), logs.T[:2], strict=True):
+        off = values - logs[:, 2]
+        times, spread = np.exp([off.mean(), off.std()])
+        print(f"{name} repaired: {times:.1f} times what is left, and a spread of these by a factor of {spread:.1f}")
 
 
-def together(run: hmc_onnx.Run, lost: partial[float], args: argparse.Namespace) -> None:
-    """The second table, and how well the sum and the trial tell the order of what is lost."""
-    program, trial = Program(run.profile()), Trial(run)
-    found, lines, plans = [], [], []
+def together(run: hmc_onnx.Run, unrepaired: hmc_onnx.Profile, lost: partial[float], args: argparse.Namespace) -> None:
+    """The other tables, and how well the sum and the trial tell the order of what is lost."""
+    repaired, trial = run.profile(), Trial(run)
+    names = {group.name: group.size for group in repaired.groups}
+    for stage in repaired.stages:
+        size = names[stage.branches[0]]
+        print(f"{len(stage.branches)} branches of {size} channels: correlation {stage.correlation:.2f}")
+    known: list[tuple[hmc_onnx.Plan, list[float]]] = []
+
+    def losses(plan: hmc_onnx.Plan) -> list[float]:
+        for other, values in known:
+            if same_changes(plan, other):
+                return values
+        model = run.apply(plan)
+        known.append((plan, [float(trial.losses(plan).mean()), lost(model, True), lost(model, False)]))
+        return known[-1][1]
+
+    alone = repaired.model_copy(update={"stages": []})
+    for title, own in (("no branch repaired", unrepaired), ("repaired, added", alone), ("together", repaired)):
+        print(f"\n{title}:")
+        of_one(Program(own), losses, args)
+
+
+def of_one(program: Program, losses: Callable[[hmc_onnx.Plan], list[float]], args: argparse.Namespace) -> None:
+    """The table of one profile."""
+    found, lines = [], []
     for count, pruning in itertools.product(range(args.most + 1), PRUNING):
         where = [str(count), f"{pruning:g}"]
         try:
             plan = program.solve(hmc_onnx.parse_target(args.target), branches=count, pruning=pruning)
         except hmc_onnx.HmcError:
-            lines.append([*where, "–", "–", "–", "–", "–", "–"])
+            lines.append([*where, *["–"] * 6])
             continue
-        if any(same_changes(plan, other) for other in plans):
-            lines.append([*where, "as above", "", "", "", "", ""])
-            continue
-        plans.append(plan)
-        model = run.apply(plan)
-        found.append([plan.sensitivity, trial.losses(plan).mean(), lost(model, True), lost(model, False)])
+        found.append([plan.sensitivity, *losses(plan)])
         channels = sum(g.sensitivity for g in plan.groups.values() if not g.removes_branch)
         parts = [found[-1][0], channels, sum(own.sensitivity for own in plan.layers.values()), *found[-1][1:]]
         lines.append([*where, *(f"{value:.4f}" for value in parts)])

@@ -41,7 +41,15 @@ from hmc_onnx.records.goal import Goal, Strategy, Target, parse_target
 from hmc_onnx.records.handoff import Handoff, ServingTarget
 from hmc_onnx.records.images import Images
 from hmc_onnx.records.plan import GroupPlan, LayerPlan, Plan, PlannedLatency
-from hmc_onnx.records.profile import GroupChoice, GroupProfile, LatencyProfile, LayerChoice, LayerProfile, Profile
+from hmc_onnx.records.profile import (
+    GroupChoice,
+    GroupProfile,
+    LatencyProfile,
+    LayerChoice,
+    LayerProfile,
+    Profile,
+    Stage,
+)
 from hmc_onnx.records.provenance import Provenance, with_provenance
 from hmc_onnx.records.settings import QUICK, Precision, Settings
 from hmc_onnx.records.work import HERE, Work
@@ -118,6 +126,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "Side",
+    "Stage",
     "Strategy",
     "Target",
     "Timing",

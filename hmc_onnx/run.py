@@ -30,6 +30,7 @@ from hmc_onnx.planning.accuracy_search import Found, Search
 from hmc_onnx.planning.nearest import nearest
 from hmc_onnx.planning.planner import Planner, timed_here
 from hmc_onnx.planning.program import Program, unreachable
+from hmc_onnx.planning.repaired_branches import with_repaired_branches
 from hmc_onnx.planning.solution import unchanged
 from hmc_onnx.profiling.candidate_times import Clock, default_align
 from hmc_onnx.profiling.least_time import least_latency
@@ -155,7 +156,7 @@ class Run(Context):
             ModelError: the model has no layer that could be compressed.
         """
         if self._profile is None:
-            self._profile = profile(self, self.clock)
+            self._profile = with_repaired_branches(self, profile(self, self.clock))
         return self._profile
 
     @cached_property

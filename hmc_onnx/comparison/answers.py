@@ -53,13 +53,21 @@ class Answers:
     at: int | None
 
     @classmethod
-    def of(cls, first: Judged, second: Judged, chunks: Sequence[Feeds], data: CalibrationData) -> Answers:
+    def of(
+        cls,
+        first: Judged,
+        second: Judged,
+        chunks: Sequence[Feeds],
+        data: CalibrationData,
+        known: Sequence[list[np.ndarray]] | None = None,
+    ) -> Answers:
         """Run two models.
 
         Args:
             first, second: the original, and the model that was made from it.
             chunks: feeds, batch by batch.
             data: the images that these are of, with or without labels.
+            known: what the original's `batches` gives for them, where that is known.
 
         Raises:
             ModelError: a model does not run, or there is no output that can be compared.
@@ -67,7 +75,8 @@ class Answers:
         """
         images = [length(chunk) for chunk in chunks]
         both = {o.name for o in second.outputs}
-        pairs = [(o, x) for o, x in zip(first.outputs, first.batches(chunks), strict=True) if o.name in both]
+        values = first.batches(chunks) if known is None else known
+        pairs = [(o, x) for o, x in zip(first.outputs, values, strict=True) if o.name in both]
         reference = [x for _, x in pairs]
         outputs = settled([o for o, _ in pairs], reference, images)
         changed = [as_the_original(second, chunk, n) for chunk, n in zip(chunks, images, strict=True)]

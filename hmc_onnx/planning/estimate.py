@@ -21,6 +21,7 @@ from calib.runtime.batching import declared_batch
 from calib.runtime.sessions import Session
 from hmc_onnx.analysis.compressible import CompressibleLayer, readers
 from hmc_onnx.execution.context import Context
+from hmc_onnx.planning.repaired_branches import are_repaired
 from hmc_onnx.planning.trial import most_trials
 from hmc_onnx.profiling.candidate_times import default_align
 from hmc_onnx.profiling.profiler import sensitivity_images
@@ -41,8 +42,8 @@ WALKS, WORKERS_START = 6, 10.0
 # Batch sizes at which the two networks are timed in the end, and plans that are timed until one keeps its target.
 BATCHES, PLANS = 3, 3
 # Plans that are tried beside the first where residual branches may be removed, images that each is repaired on, and
-# forward passes that a repair takes.
-TRIALS, TRIAL_IMAGES, REPAIR = 3, 192, 4
+# forward passes that a repair takes, and that of a few layers behind one branch.
+TRIALS, TRIAL_IMAGES, REPAIR, FEW_REPAIRED = 3, 192, 4, 1
 # A run that takes so many seconds is timed once.
 ONCE = 0.3
 # Copies of the model that are held at once, in float32.
@@ -127,7 +128,8 @@ def estimate(context: Context) -> Estimate:
     work = {n: len(whole[n]) + len(pruned[n]) for n in layers}
     lots = max(len(chains) / LOT_PROBES, sum(macs for *_, macs in chains) * (settings.batch or 1) / LOT_MACS)
     trials = min(most_trials(context), TRIALS) if compressible.removable else 0
-    repairs = trials + 1 if trials else 0
+    branches = sum(s.ends_branch for s in layers.values()) if are_repaired(context) else 0
+    repairs = (trials + 1 if trials else 0) * REPAIR + branches * FEW_REPAIRED
     seconds = (
         WALKS * samples * a_pass
         + a_start * (len(layers) + len(removals))
@@ -136,7 +138,7 @@ def estimate(context: Context) -> Estimate:
         + sum(an_offer * work[n] * _weights(s) for n, s in layers.items()) / workers
         + (math.ceil(lots) * (SECONDS + 1) if settings.latency else 0)
         + latency.SECONDS * (BATCHES + (PLANS if settings.latency else 0))
-        + repairs * REPAIR * min(samples, TRIAL_IMAGES) * a_pass
+        + repairs * min(samples, TRIAL_IMAGES) * a_pass
     )
     largest = max((math.prod(s.size) * s.layer.geometry.inputs * s.maps for s in layers.values()), default=0)
     held = SOLVING * workers * max(context.moment_bytes, default=0) if context.shelved else sum(context.moment_bytes)

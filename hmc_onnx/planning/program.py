@@ -6,8 +6,9 @@ c also names the choices of its input and output group, so
     Σ_c z[l, c] = 1,   Σ_{c: inputs(c) = a} z[l, c] = x[input group of l, a],   likewise for outputs,
 
 and the MACs of every layer are exact for every combination. Sensitivities are added, because the squares of small,
-uncorrelated errors add up, and the KL divergence is quadratic in the errors. A strategy restricts the choices of the
-same program.
+uncorrelated errors add up, and the KL divergence is quadratic in the errors. The errors of removed residual branches of
+one stage are correlated: what they lose beside their sum is a further variable for each stage
+(`hmc_onnx/planning/joint_loss.py`). A strategy restricts the choices of the same program.
 
 In a network that is served in INT8, a layer's choice may also leave it in float32. It costs the seconds of that, with
 the casts around the layer, and saves the nats that rounding loses. Such choices are for a bound on the latency alone.
@@ -28,6 +29,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
+from hmc_onnx.planning.joint_loss import JointLoss
 from hmc_onnx.planning.solution import plan_of
 from hmc_onnx.planning.spared_stdout import spared_stdout
 from hmc_onnx.planning.strategies import allowed
@@ -89,6 +91,7 @@ class Program:
     """The choices that a strategy allows on a profile, their costs, and the constraints that tie them together.
 
     A solution is a 0/1 vector with an entry for each choice, first those of the groups and then those of the layers.
+    The program's variables are these, and then the joint loss of each stage.
 
     Args:
         profile: the profile.
@@ -133,7 +136,14 @@ class Program:
         if self.fixed.get("seconds", 0.0) < 0:  # the layers take longer alone than together
             self.cost["seconds"] *= at_rest["seconds"] / (at_rest["seconds"] - self.fixed["seconds"])
             self.fixed["seconds"] = 0.0
-        self.choice = self._choice_constraints(profile)
+        self.stages = [JointLoss.of(stage, self.groups, self.count) for stage in profile.stages]
+        self.variables = self.count + len(self.stages)
+        self.constraints = [self._choice_constraints(profile)]
+        self.constraints += [stage.bound(self.count + i, self.variables) for i, stage in enumerate(self.stages)]
+
+    def lost(self, solution: np.ndarray) -> float:
+        """What a solution loses, in nats: the sum of its sensitivities, and what branches of a stage lose beside it."""
+        return float(self.sensitivity @ solution) + sum(stage.beside_sum(solution) for stage in self.stages)
 
     def _choice_constraints(self, profile: Profile) -> LinearConstraint:
         rows: dict[tuple, int] = {}
@@ -162,7 +172,7 @@ class Program:
             if layer.output_group is not None:
                 entries.append((row((layer.name, "outputs", c.outputs), 0.0), j, 1.0))
         at, of, value = zip(*entries, strict=True)
-        matrix = coo_array((value, (at, of)), shape=(len(rows), self.count)).tocsr()
+        matrix = coo_array((value, (at, of)), shape=(len(rows), self.variables)).tocsr()
         return LinearConstraint(matrix, right, right)
 
     def solve(self, target: Target, correction: float = 1.0, branches: int | None = None, pruning: float = 1.0) -> Plan:
@@ -197,7 +207,7 @@ class Program:
         ):
             return plan_of(self, self.unchanged, target, 0.0)
         limits = {k: v * self.original[k] for k, v in bounds.items()}
-        loss = self.loss * np.where(self.prunes, pruning, 1.0)
+        loss = np.append(self.loss * np.where(self.prunes, pruning, 1.0), [1.0] * len(self.stages))
         solution, gap = self._minimise(loss, limits, "seconds" in bounds, branches)
         if solution is None:
             raise self._unreachable(target, {k: correction if k == "seconds" else 1.0 for k in bounds})
@@ -253,23 +263,26 @@ class Program:
         """The best solution (None if the limits allow none), and the proven relative gap to the optimum.
 
         Args:
-            objective: of each choice, (choices,).
+            objective: of each choice, (choices,), or of each variable, (variables,).
             limits: upper bounds on costs.
             in_float: whether layers may stay in float32 in a network that is served in INT8.
             branches: number of residual branches to remove; None: any.
         """
-        constraints = [self.choice]
+        constraints = list(self.constraints)
         if branches is not None:
-            constraints.append(LinearConstraint(self.removes[None], branches, branches))
+            constraints.append(LinearConstraint(self._row(self.removes), branches, branches))
         for k, limit in limits.items():
             scale = max(abs(limit), 1e-12) / 1e4  # HiGHS's tolerance is 1e-6, absolute: limits hold to ten digits
-            constraints.append(LinearConstraint(self.cost[k][None] / scale, -np.inf, (limit - self.fixed[k]) / scale))
-        scaled = objective / max(float(np.abs(objective).max(initial=0.0)), 1e-300)
+            constraints.append(
+                LinearConstraint(self._row(self.cost[k]) / scale, -np.inf, (limit - self.fixed[k]) / scale)
+            )
+        scaled = self._row(objective)[0] / max(float(np.abs(objective).max(initial=0.0)), 1e-300)
+        most = np.where(self.in_float, float(in_float), 1.0)
         with spared_stdout():  # HiGHS 1.12 prints a line of its own now and then
             result = milp(
                 scaled,
-                integrality=np.ones(self.count, int),
-                bounds=Bounds(0, np.where(self.in_float, float(in_float), 1.0)),
+                integrality=np.arange(self.variables) < self.count,
+                bounds=Bounds(0, np.append(most, [np.inf] * len(self.stages))),
                 constraints=constraints,
                 options={"mip_rel_gap": OPTIMAL_GAP, "node_limit": MOST_NODES},
             )
@@ -281,7 +294,11 @@ class Program:
                 "target, or `quick` for fewer candidates"
             )
         # no loss is negative, so 0 is a lower bound where the search was stopped before it had another
-        return np.round(result.x), min(float(result.mip_gap), 1.0)
+        return np.round(result.x[: self.count]), min(float(result.mip_gap), 1.0)
+
+    def _row(self, values: np.ndarray) -> np.ndarray:
+        """Values of the choices, or of all variables, as a row (1, variables)."""
+        return np.pad(values, (0, self.variables - len(values)))[None]
 
     def spent(self, what: str, solution: np.ndarray) -> float:
         """Seconds, MACs or parameters of the whole network for a solution.

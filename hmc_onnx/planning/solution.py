@@ -91,7 +91,7 @@ def plan_of(program: Program, solution: np.ndarray, target: Target, gap: float) 
         macs=round(program.spent("macs", solution)),
         parameters=round(program.spent("parameters", solution)),
         latency=None if profile.latency is None else _planned_latency(profile.latency, program, solution),
-        sensitivity=float(program.sensitivity @ solution),
+        sensitivity=program.lost(solution),
         gap=gap,
     )
 

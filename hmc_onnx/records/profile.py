@@ -19,7 +19,17 @@ from hmc_onnx.records.settings import Settings
 from passes.core.errors import PlanError
 from passes.core.records import Explained, Frozen, read_record
 
-__all__ = ["KEEP", "REMOVED", "GroupChoice", "GroupProfile", "LatencyProfile", "LayerChoice", "LayerProfile", "Profile"]
+__all__ = [
+    "KEEP",
+    "REMOVED",
+    "GroupChoice",
+    "GroupProfile",
+    "LatencyProfile",
+    "LayerChoice",
+    "LayerProfile",
+    "Profile",
+    "Stage",
+]
 
 KEEP = "keep"
 # Of a layer in a residual branch that is taken out of its sum.
@@ -50,6 +60,19 @@ class GroupProfile(Frozen):
     producers: list[str]
     consumers: list[str]
     choices: list[GroupChoice]
+
+
+class Stage(Frozen):
+    """Residual branches that add to one another's sums. Where several are removed, they lose more than each alone.
+
+    Attributes:
+        branches: names of the groups that their removals are charged to.
+        correlation: ρ of the errors that any two of the removals leave, 0 to 1. Removals that lose s nats alone lose
+            (1 - ρ) Σ s + ρ (Σ √s)² together, the squared norm of a sum of such errors.
+    """
+
+    branches: list[str]
+    correlation: float = Field(ge=0, le=1)
 
 
 class LayerChoice(Frozen):
@@ -130,6 +153,7 @@ class Profile(Explained):
     parameters: int
     latency: LatencyProfile | None = None
     groups: list[GroupProfile]
+    stages: list[Stage] = Field(default_factory=list, exclude_if=lambda value: not value)
     layers: list[LayerProfile]
     declined: dict[str, Reason]
 

@@ -14,7 +14,7 @@ reads in the original network, to which the compressed network comes close once 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -41,12 +41,14 @@ from passes.graph.signature import same_signature
 __all__ = ["apply"]
 
 
-def apply(context: Context, plan: Plan) -> onnx.ModelProto:
+def apply(context: Context, plan: Plan, most: int | None = None) -> onnx.ModelProto:
     """Apply a plan to the model of a run, and repair its layers.
 
     Args:
         context: the run; its model is not changed.
         plan: a plan for this model.
+        most: upper bound on the layers that are repaired, the first of those behind the first change; default: all.
+            Layers that the plan decomposes must be among them.
 
     Returns:
         The compressed model, in float, with the signature of the original.
@@ -72,25 +74,18 @@ def apply(context: Context, plan: Plan) -> onnx.ModelProto:
         if name in nodes:
             _check_step(nodes[name], plan.layers[name], shapes, kept, bool(context.weight_levels))
     let_go(compressed.constants())
-    # rounding to INT8 changes every layer; where nothing else does, that is left to the quantiser
-    changed = bool(context.weight_levels) and plan.changes
     order = repair_order(compressed.graph, {n: [use.name for use in kept.uses[n]] for n in ordered})
-    for done, (name, known) in enumerate(order.items()):
-        context.progress("repair", done, len(plan.layers))
-        if plan.layers[name].method == REMOVED:
-            changed = True
-            continue
-        node = nodes[name]
-        step = plan.layers[node.name]
-        uses = [Use(every[use.name], use.bias, use.name in known) for use in kept.uses[name]]
-        pruned = any(use.node.name in kept.touched for use in uses)
-        changed = changed or pruned or step.method != KEEP
-        if changed:
-            layer = layer_of(node, shapes)
-            with one_blas_thread(layer.geometry.features <= NARROW):
-                _repair(compressed, layer, uses, fits(layer, uses, shapes, walks), walks)
-            if folder is not None:
-                move_out(compressed.constants(), folder)
+    # rounding to INT8 changes every layer; where nothing else does, that is left to the quantiser
+    behind = _from_first_change(order, plan, kept, bool(context.weight_levels) and plan.changes)
+    repaired = list(behind)[:most]
+    for done, name in enumerate(repaired):
+        context.progress("repair", done, len(repaired))
+        uses = [Use(every[use.name], use.bias, use.name in order[name]) for use in kept.uses[name]]
+        layer = layer_of(nodes[name], shapes)
+        with one_blas_thread(layer.geometry.features <= NARROW):
+            _repair(compressed, layer, uses, fits(layer, uses, shapes, walks), walks)
+        if folder is not None:
+            move_out(compressed.constants(), folder)
     let_go(model.constants())
     compressed.forget_shapes()
     compressed.tidy()
@@ -117,6 +112,19 @@ def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan, kept: Prun
                 "and only then: remove both or neither"
             )
     return ordered
+
+
+def _from_first_change(order: Iterable[str], plan: Plan, kept: Pruned, changed: bool) -> Iterator[str]:
+    """Of layers in their order, those from the first that a plan changes on; removed ones have nothing to repair.
+
+    `changed` says that the first layer is changed already.
+    """
+    for name in order:
+        step = plan.layers[name]
+        pruned = any(use.name in kept.touched for use in kept.uses[name])
+        changed = changed or pruned or step.method != KEEP
+        if changed and step.method != REMOVED:
+            yield name
 
 
 def _check_step(node: gs.Node, step: LayerPlan, shapes: Shapes, kept: Pruned, quantised: bool) -> None:

@@ -43,6 +43,15 @@ def test_a_trial_is_judged_on_other_images_than_it_is_repaired_on(context: Conte
     assert not judged & fitted
 
 
+@pytest.mark.parametrize(("count", "judged", "fitted"), [(200, 50, 150), (300, 108, 192), (600, 256, 192)])
+def test_images_beyond_those_that_a_repair_takes_are_judged_on(
+    context: Context, count: int, judged: int, fitted: int
+) -> None:
+    data = CalibrationData({"input": images(count, 8)}, None, "noise")
+    trial = Trial(Context(context.served, data, SETTINGS.model_copy(update={"samples": count})))
+    assert (len(trial._data), len(trial._fitted.data)) == (judged, fitted)
+
+
 @pytest.mark.parametrize(("given", "asked", "enough"), [(128, 128, True), (127, 128, False), (500, 127, False)])
 def test_few_images_are_not_divided(given: int, asked: int, enough: bool) -> None:
     data = CalibrationData({"input": images(given, 8)}, None, "noise")
