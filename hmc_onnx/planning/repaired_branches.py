@@ -7,7 +7,8 @@ branch (docs/experiments.md). So each branch is removed alone, the next few laye
 takes the place of what the profile has.
 
 The branches of a stage refine one sum in turns, and the others make up for less when several are gone. So some of each
-stage are removed together, which gives the correlation of their errors (`hmc_onnx/planning/joint_loss.py`).
+stage are removed together, which gives the correlation of their errors (`hmc_onnx/planning/joint_loss.py`). That of one
+stage is uncertain by about as much as it is, on so few images, so all have the mean.
 """
 
 from __future__ import annotations
@@ -55,19 +56,19 @@ def with_repaired_branches(context: Context, profile: Profile) -> Profile:
     """
     if not are_repaired(context):
         return profile
-    alone = [[group] for stage in stages(context, profile) for group in stage]
-    several = [size for stage in stages(context, profile) if (size := _together(len(stage))) > 1]
-    lost = _measure(context, profile, len(alone) + len(several))
-    nats = {group.name: lost([group]) for (group,) in alone}
-    groups = [_removed_at(group, nats[group.name]) if group.name in nats else group for group in profile.groups]
-    repaired = profile.model_copy(update={"groups": groups})
-    found = []
-    for stage in stages(context, repaired):
-        cheapest = sorted(stage, key=lambda group: nats[group.name])[: _together(len(stage))]
-        if len(cheapest) > 1:
-            rho = correlation(np.array([nats[group.name] for group in cheapest]), lost(cheapest))
-            found.append(Stage(branches=[group.name for group in stage], correlation=rho))
-    return repaired.model_copy(update={"stages": found})
+    ends = stages(context, profile)
+    several = [stage for stage in ends if len(stage) > 1]
+    lost = _measure(context, profile, sum(map(len, ends)) + len(several))
+    nats = {group.name: lost([group]) for stage in ends for group in stage}
+    own = []
+    for stage in several:
+        some = sorted(stage, key=lambda group: nats[group.name])[: min(TOGETHER, max(len(stage) // 2, 2))]
+        own.append(correlation(np.array([nats[group.name] for group in some]), lost(some)))
+    update = {
+        "groups": [_removed_at(group, nats[group.name]) if group.name in nats else group for group in profile.groups],
+        "stages": [Stage(branches=[group.name for group in s], correlation=float(np.mean(own))) for s in several],
+    }
+    return profile.model_copy(update=update)
 
 
 def stages(context: Context, profile: Profile) -> list[list[GroupProfile]]:
@@ -78,11 +79,6 @@ def stages(context: Context, profile: Profile) -> list[list[GroupProfile]]:
             last = context.compressible.layers[group.consumers[0]]
             found.setdefault((last.layer.geometry.outputs, last.maps), []).append(group)
     return list(found.values())
-
-
-def _together(branches: int) -> int:
-    """How many branches of a stage that has so many are removed together."""
-    return min(branches, TOGETHER, max(branches // 2, 2))
 
 
 def _measure(context: Context, profile: Profile, steps: int) -> Callable[[Sequence[GroupProfile]], float]:

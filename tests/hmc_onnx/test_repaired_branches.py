@@ -14,6 +14,7 @@ import hmc_onnx
 from calib.data.calibration import CalibrationData
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning import repaired_branches
+from hmc_onnx.planning.joint_loss import correlation
 from hmc_onnx.planning.repaired_branches import are_repaired, layers_to_repair, with_repaired_branches, without_branches
 from hmc_onnx.planning.trial import Trial
 from hmc_onnx.profiling.profiler import profile
@@ -94,6 +95,31 @@ def test_the_sensitivities_are_those_of_repaired_networks(
         g for g in profiled.groups if g not in ends(profiled)
     ]
     assert repaired.layers == profiled.layers
+
+
+def test_the_branches_of_a_stage_have_the_correlation_of_some_that_are_removed_together(
+    context: Context, profiled: hmc_onnx.Profile, repaired: hmc_onnx.Profile
+) -> None:
+    trial, nats = Trial(context), {group.name: group.choices[-1].sensitivity for group in ends(repaired)}
+    found = []
+    for stage in (ends(profiled)[:3], ends(profiled)[3:]):
+        two = sorted(stage, key=lambda group: nats[group.name])[:2]
+        plan = without_branches(context, profiled, two)
+        lost = trial.losses(plan, heat=1.0, most=layers_to_repair(context, plan)).mean()
+        found.append(correlation(np.array([nats[group.name] for group in two]), lost))
+    names = [group.name for group in ends(profiled)]
+    assert [stage.branches for stage in repaired.stages] == [names[:3], names[3:]]
+    assert [stage.correlation for stage in repaired.stages] == pytest.approx([np.mean(found)] * 2)
+
+
+def test_layers_between_removed_branches_are_repaired_beside_those_behind_them(
+    context: Context, profiled: hmc_onnx.Profile
+) -> None:
+    first, second, third = ends(profiled)[:3]
+    plan = without_branches(context, profiled, [first, third])
+    block = second.consumers[0].split(".conv")[0]
+    between = [name for name in plan.layers if name.startswith(block) or "layer1.0.downsample" in name]
+    assert layers_to_repair(context, plan) == len(between) + repaired_branches.REPAIRED
 
 
 def test_they_are_without_the_rounding_to_int8_which_has_a_sensitivity_of_its_own(
