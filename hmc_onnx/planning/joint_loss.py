@@ -53,15 +53,16 @@ class JointLoss(NamedTuple):
         own = self.roots * solution
         return self.correlation * float(own.sum() ** 2 - own @ own)
 
-    def bound(self, at: int, variables: int) -> LinearConstraint:
+    def bound(self, at: int, variables: int, unit: float) -> LinearConstraint:
         """The constraint that a variable is on or above the tangents to `beside_sum`.
 
         Args:
             at: index of that variable.
             variables: of the program; the first are its choices.
+            unit: nats that the variable counts in; the solver's tolerances are those of numbers near 1.
         """
         points = np.linspace(0.0, self.roots.sum(), TANGENTS + 1)[1:, None]
         rows = np.zeros((TANGENTS, variables))
-        rows[:, : len(self.roots)] = self.correlation * (2 * points * self.roots - self.roots**2)
+        rows[:, : len(self.roots)] = self.correlation * (2 * points * self.roots - self.roots**2) / unit
         rows[:, at] = -1.0
-        return LinearConstraint(rows, -np.inf, self.correlation * points[:, 0] ** 2)
+        return LinearConstraint(rows, -np.inf, self.correlation * points[:, 0] ** 2 / unit)

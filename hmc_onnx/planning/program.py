@@ -136,14 +136,17 @@ class Program:
         if self.fixed.get("seconds", 0.0) < 0:  # the layers take longer alone than together
             self.cost["seconds"] *= at_rest["seconds"] / (at_rest["seconds"] - self.fixed["seconds"])
             self.fixed["seconds"] = 0.0
-        self.stages = [JointLoss.of(stage, self.groups, self.count) for stage in profile.stages]
-        self.variables = self.count + len(self.stages)
+        self.joint = [JointLoss.of(stage, self.groups, self.count) for stage in profile.stages]
+        self.variables = self.count + len(self.joint)
         self.constraints = [self._choice_constraints(profile)]
-        self.constraints += [stage.bound(self.count + i, self.variables) for i, stage in enumerate(self.stages)]
+        self.unit = max(float(self.loss.max(initial=0.0)), LEAST)  # in nats, of the further variables
+        self.constraints += [
+            joint.bound(self.count + i, self.variables, self.unit) for i, joint in enumerate(self.joint)
+        ]
 
     def lost(self, solution: np.ndarray) -> float:
         """What a solution loses, in nats: the sum of its sensitivities, and what branches of a stage lose beside it."""
-        return float(self.sensitivity @ solution) + sum(stage.beside_sum(solution) for stage in self.stages)
+        return float(self.sensitivity @ solution) + sum(joint.beside_sum(solution) for joint in self.joint)
 
     def _choice_constraints(self, profile: Profile) -> LinearConstraint:
         rows: dict[tuple, int] = {}
@@ -207,7 +210,7 @@ class Program:
         ):
             return plan_of(self, self.unchanged, target, 0.0)
         limits = {k: v * self.original[k] for k, v in bounds.items()}
-        loss = np.append(self.loss * np.where(self.prunes, pruning, 1.0), [1.0] * len(self.stages))
+        loss = np.append(self.loss * np.where(self.prunes, pruning, 1.0), [self.unit] * len(self.joint))
         solution, gap = self._minimise(loss, limits, "seconds" in bounds, branches)
         if solution is None:
             raise self._unreachable(target, {k: correction if k == "seconds" else 1.0 for k in bounds})
@@ -282,7 +285,7 @@ class Program:
             result = milp(
                 scaled,
                 integrality=np.arange(self.variables) < self.count,
-                bounds=Bounds(0, np.append(most, [np.inf] * len(self.stages))),
+                bounds=Bounds(0, np.append(most, [np.inf] * len(self.joint))),
                 constraints=constraints,
                 options={"mip_rel_gap": OPTIMAL_GAP, "node_limit": MOST_NODES},
             )

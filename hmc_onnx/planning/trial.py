@@ -40,8 +40,9 @@ MOST_TRIALS, TRIAL_MACS = 8, 2e9
 
 def enough_images(context: Context) -> bool:
     """Whether a run has enough images to repair on some of them and judge on others."""
-    images = min(len(context.data), context.settings.samples)
-    return images >= LEAST and _judged(images) >= (declared_batch(context.served, context.data.feeds) or 1)
+    images = min(len(context.data), context.settings.samples, MOST)
+    judged, batch = _judged(images), declared_batch(context.served, context.data.feeds) or 1
+    return images >= LEAST and min(judged, images - judged) >= batch
 
 
 def most_trials(context: Context) -> int:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from calib.measure.latency_table import Machine
 from hmc_onnx.records.declined import Reason
@@ -67,8 +67,9 @@ class Stage(Frozen):
 
     Attributes:
         branches: names of the groups that their removals are charged to.
-        correlation: ρ of the errors that any two of the removals leave, 0 to 1. Removals that lose s nats alone lose
-            (1 - ρ) Σ s + ρ (Σ √s)² together, the squared norm of a sum of such errors.
+        correlation: ρ of the errors that any two of the removals leave, 0 to 1; a run gives all stages the same one.
+            Removals that lose s nats alone lose (1 - ρ) Σ s + ρ (Σ √s)² together, the squared norm of a sum of such
+            errors.
     """
 
     branches: list[str]
@@ -157,6 +158,15 @@ class Profile(Explained):
     layers: list[LayerProfile]
     declined: dict[str, Reason]
 
+    @model_validator(mode="after")
+    def _stages_are_of_its_groups(self) -> Profile:
+        known = {group.name for group in self.groups}
+        for stage in self.stages:
+            for name in stage.branches:
+                if name not in known:
+                    raise ValueError(f"a stage has the group '{name}', which is none of the profile's")
+        return self
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
         """Read a profile that was saved.
@@ -173,6 +183,8 @@ class Profile(Explained):
             lines.append(
                 f"channels of {group.name} ({group.size}): {_range([c.sensitivity for c in group.choices[1:]])}"
             )
+        for stage in self.stages:
+            lines.append(f"{len(stage.branches)} residual branches of a stage: correlation {stage.correlation:.2f}")
         for layer in self.layers:
             whole = [c.sensitivity for c in layer.choices if c.measured and c.rank]
             lines.append(f"{layer.name}: {len(layer.choices)} choices; decomposed {_range(whole)}")

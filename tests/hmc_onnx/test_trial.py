@@ -82,10 +82,15 @@ def test_a_model_that_declares_its_batch_is_tried(batch: int) -> None:
     assert Trial(context).losses(unchanged(context)).shape == (40 // batch * batch,)
 
 
-def test_a_batch_larger_than_the_judged_images_is_not_tried() -> None:
+@pytest.mark.parametrize(
+    ("batch", "count", "tried"), [(64, 160, False), (192, 600, True), (200, 600, False), (300, 600, False)]
+)
+def test_a_batch_larger_than_the_judged_or_the_fitted_images_is_not_tried(batch: int, count: int, tried: bool) -> None:
     served = resnet((1,), (8,), size=8, classes=5)
-    served.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 64
-    assert not most_trials(Context(served, CalibrationData({"input": images(160, 8)}, None, "noise"), SETTINGS))
+    served.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+    data, settings = CalibrationData({"input": images(count, 8)}, None, "noise"), SETTINGS
+    context = Context(served, data, settings.model_copy(update={"samples": count}))
+    assert bool(most_trials(context)) == tried
 
 
 def test_a_difference_within_its_error_does_not_count() -> None:
