@@ -47,6 +47,8 @@ __all__ = ["Program", "solve", "unreachable"]
 NAMES = {"seconds": "latency", "macs": "macs", "parameters": "params"}
 # Upper bound on the nodes of the search tree, after which the best plan so far is used; a ResNet-56 takes some tens.
 MOST_NODES = 20_000
+# HiGHS stops at this gap, too, as a share of the largest loss of a choice (its `mip_abs_gap`). It is negligible.
+ABSOLUTE_GAP = 1e-6
 # Relative rounding error of the original's costs when they are summed in another order.
 ROUNDING = 1e-9
 
@@ -297,7 +299,8 @@ class Program:
                 "target, or `quick` for fewer candidates"
             )
         # no loss is negative, so 0 is a lower bound where the search was stopped before it had another
-        return np.round(result.x[: self.count]), min(float(result.mip_gap), 1.0)
+        gap = min(float(result.mip_gap), 1.0)
+        return np.round(result.x[: self.count]), gap if gap * result.fun > ABSOLUTE_GAP else 0.0
 
     def _row(self, values: np.ndarray) -> np.ndarray:
         """Values of the choices, or of all variables, as a row (1, variables)."""
