@@ -125,23 +125,6 @@ def test_the_plan_loses_least_together(count: int, asked: int | None, factor: fl
     assert plan.proven
 
 
-def test_a_gap_that_is_nothing_beside_the_largest_loss_is_none() -> None:
-    own = profile([Stage(branches=["g0", "g1"], correlation=0.5)])
-    least, largest = 4.5e-8, 1.0
-    nats = dict(zip((group.name for group in own.groups), (largest, largest, least, largest, largest), strict=True))
-    groups = [
-        group.model_copy(
-            update={
-                "choices": [group.choices[0], group.choices[1].model_copy(update={"sensitivity": nats[group.name]})]
-            }
-        )
-        for group in own.groups
-    ]
-    plan = Program(own.model_copy(update={"groups": groups})).solve(Target(macs=0.8))
-    assert [name for name, group in plan.groups.items() if group.removed] == ["g2"]
-    assert plan.proven and plan.sensitivity == least
-
-
 def test_without_stages_each_branch_counts_alone() -> None:
     plan = Program(profile([])).solve(Target(macs=0.4))
     assert [i for i in range(5) if plan.groups[f"g{i}"].removed] == [0, 1, 3]

@@ -67,3 +67,40 @@ def test_the_gap_of_a_stopped_search_is_in_the_plan_and_in_its_file(
     assert (plan.gap, plan.proven) == (kept, False)
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize(("loss", "gap"), [(1e-7, 0.0), (1e-3, 0.5)])
+def test_a_gap_that_is_nothing_beside_the_largest_loss_of_a_choice_is_none(
+    loss: float, gap: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = {"inputs": 0, "outputs": 0, "error": 0.0, "measured": True, "parameters": 1}
+    kept = LayerChoice(method=KEEP, rank=0, macs=100, sensitivity=0.0, **rest)
+    choices = [
+        kept,
+        *(
+            LayerChoice(method="svd", rank=k, macs=m, sensitivity=nats, **rest)
+            for k, m, nats in ((2, 50, loss), (1, 20, 1.0))
+        ),
+    ]
+    layer = LayerProfile(name="l", input_group=None, output_group=None, macs=100, parameters=1, choices=choices)
+    profile = Profile(
+        model="m",
+        data="d",
+        align=1,
+        settings=Settings(),
+        macs=100,
+        parameters=1,
+        groups=[],
+        layers=[layer],
+        declined={},
+    )
+    solver = program.milp
+
+    def stopped(*args: object, **options: object) -> object:
+        result = solver(*args, **options)
+        result.mip_gap = 0.5
+        return result
+
+    monkeypatch.setattr(program, "milp", stopped)
+    plan = solve(profile, TARGET)
+    assert (plan.sensitivity, plan.gap) == (loss, gap)
