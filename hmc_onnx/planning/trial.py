@@ -26,7 +26,7 @@ from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.work import Work
 from hmc_onnx.rewriting.applying import apply
 
-__all__ = ["TRIAL_MACS", "Trial", "enough_images", "loses_less", "most_trials"]
+__all__ = ["MOST_TRIALS", "Trial", "enough_images", "loses_less", "most_trials"]
 
 # Images of a trial, at least and at most. One in JUDGED is judged on, and the layers are repaired on the others, but on
 # no more than FITTED: repairs take time, and judging on more takes little.

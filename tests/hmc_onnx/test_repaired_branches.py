@@ -16,7 +16,7 @@ from hmc_onnx.execution.context import Context
 from hmc_onnx.planning import repaired_branches
 from hmc_onnx.planning.joint_loss import correlation
 from hmc_onnx.planning.repaired_branches import are_repaired, layers_to_repair, with_repaired_branches, without_branches
-from hmc_onnx.planning.trial import Trial
+from hmc_onnx.planning.trial import MOST_TRIALS, Trial
 from hmc_onnx.profiling.profiler import profile
 from hmc_onnx.records.profile import GroupProfile
 from hmc_onnx.records.work import Work
@@ -161,5 +161,5 @@ def test_a_profile_stays_as_it_is_where_images_are_few(context: Context, profile
 def test_branches_of_a_large_network_are_not_repaired_where_the_search_is_to_be_quick(
     context: Context, monkeypatch: pytest.MonkeyPatch, fine: bool
 ) -> None:
-    monkeypatch.setattr(repaired_branches, "TRIAL_MACS", context.cost.macs - 1)
+    monkeypatch.setattr("hmc_onnx.planning.trial.TRIAL_MACS", (MOST_TRIALS - 0.5) * context.cost.macs)
     assert are_repaired(Context(context.served, DATA, SETTINGS.model_copy(update={"fine": fine}))) == fine
