@@ -6,19 +6,17 @@
 The first table has every `--every`-th branch that may be removed: what is lost when that branch alone is replaced by
 its mean; when the next layers behind it are repaired, which is its sensitivity in the profile
 (`hmc_onnx/planning/repaired_branches.py`); and when all layers behind it are. Below it is the correlation of each stage
-(`hmc_onnx/planning/joint_loss.py`). The other tables have the plans with each number of branches and each factor on the
-sensitivities of other removed channels, without correction of their time, by three profiles: with no branch repaired;
-with each repaired, and their sensitivities added; and with what those of a stage lose together. Their columns are what
-the profile has the plan lose ("sum"), what of it is of channels and of decompositions, their trial
-(`hmc_onnx/planning/trial.py`; at a higher temperature, so on another scale), and what they lose after the repair.
-Divergences are means over `--others` training images that nothing was fitted to; those of the first table and "warm"
-are at the temperature of sensitivities, and the last is that of the plain scores.
+(`hmc_onnx/planning/joint_loss.py`). The other tables have the plans with each number of branches, without correction of
+their time, by three profiles: with no branch repaired; with each repaired, and their sensitivities added; and with what
+those of a stage lose together. Their columns are what the profile has the plan lose ("sum"), what of it is of channels
+and of decompositions, their trial (`hmc_onnx/planning/trial.py`; at a higher temperature, so on another scale), and
+what they lose after the repair. Divergences are means over `--others` training images that nothing was fitted to; those
+of the first table and "warm" are at the temperature of sensitivities, and the last is that of the plain scores.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -33,7 +31,7 @@ from calib.measure.divergence import divergences, temperature
 from hmc_onnx.planning.program import Program
 from hmc_onnx.planning.repaired_branches import without_branches
 from hmc_onnx.planning.trial import Trial
-from hmc_onnx.planning.trials import PRUNING, same_changes
+from hmc_onnx.planning.trials import same_changes
 from hmc_onnx.profiling.profiler import profile
 
 
@@ -115,19 +113,18 @@ def together(run: hmc_onnx.Run, unrepaired: hmc_onnx.Profile, lost: partial[floa
 def of_one(program: Program, losses: Callable[[hmc_onnx.Plan], list[float]], args: argparse.Namespace) -> None:
     """The table of one profile."""
     found, lines = [], []
-    for count, pruning in itertools.product(range(args.most + 1), PRUNING):
-        where = [str(count), f"{pruning:g}"]
+    for count in range(args.most + 1):
         try:
-            plan = program.solve(hmc_onnx.parse_target(args.target), branches=count, pruning=pruning)
+            plan = program.solve(hmc_onnx.parse_target(args.target), branches=count)
         except hmc_onnx.HmcError:
-            lines.append([*where, *["–"] * 6])
+            lines.append([str(count), *["–"] * 6])
             continue
         found.append([plan.sensitivity, *losses(plan)])
         channels = sum(g.sensitivity for g in plan.groups.values() if not g.removes_branch)
         parts = [found[-1][0], channels, sum(own.sensitivity for own in plan.layers.values()), *found[-1][1:]]
-        lines.append([*where, *(f"{value:.4f}" for value in parts)])
+        lines.append([str(count), *(f"{value:.4f}" for value in parts)])
         print(" ".join(lines[-1]), flush=True)
-    heads = ["branches", "factor", "sum", "channels", "decompositions", "trial", "repaired, warm", "repaired"]
+    heads = ["branches", "sum", "channels", "decompositions", "trial", "repaired, warm", "repaired"]
     print("\n" + table(heads, lines))
     if len(found) < 3:
         return  # too few for an order

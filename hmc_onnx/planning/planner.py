@@ -24,7 +24,7 @@ from calib.runtime.sessions import Session
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.accepted_time import ABOVE, BELOW, decided, distance, excess, known
 from hmc_onnx.planning.program import Program
-from hmc_onnx.planning.trials import Question, least_in_trials
+from hmc_onnx.planning.trials import least_in_trials
 from hmc_onnx.records.goal import Strategy, Target
 from hmc_onnx.records.plan import Plan
 from hmc_onnx.records.profile import LatencyProfile, Profile
@@ -88,15 +88,14 @@ class Planner:
         if target.latency is not None and whole is not None:
             watch = _Stopwatch(self._context, whole.seconds, PATIENCE * most / MOST_PLANS)
 
-        def made(program: Program, question: Question | None = None) -> Plan:
-            asked = {} if question is None else question._asdict()
+        def made(program: Program, branches: int | None = None) -> Plan:
             if watch is None:
-                return program.solve(target, **asked)
-            many = most if question is None else min(most, MOST_TRIED)
-            return self._refined(lambda correction: program.solve(target, correction, **asked), target, watch, many)
+                return program.solve(target, branches=branches)
+            many = most if branches is None else min(most, MOST_TRIED)
+            return self._refined(lambda correction: program.solve(target, correction, branches), target, watch, many)
 
-        def hoped(question: Question) -> Plan:
-            return self._program.solve(target, 1.0 if watch is None else watch.correction, **question._asdict())
+        def hoped(branches: int) -> Plan:
+            return self._program.solve(target, 1.0 if watch is None else watch.correction, branches)
 
         plan = made(self._program)
         if most > 1 and known(plan):

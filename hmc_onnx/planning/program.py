@@ -127,9 +127,8 @@ class Program:
         )
         self.cost = {k: np.array(zeros + [t.cost(k) for t in self.layers]) for k in self.original}
         self.in_float = np.array(zeros + [t.in_float for t in self.layers], bool)
-        none = [False] * len(self.layers)
-        self.removes = np.array([g.choices[a].removes_branch for g, a in self.groups] + none, float)
-        self.prunes = np.array([0 < g.choices[a].keep < g.size for g, a in self.groups] + none)
+        removes = [g.choices[a].removes_branch for g, a in self.groups]
+        self.removes = np.array(removes + [False] * len(self.layers), float)
         at_rest = dict(self.original)  # costs of the unchanged network, in the precision of deployment
         if profile.latency is not None and profile.latency.unchanged is not None:
             at_rest["seconds"] = profile.latency.unchanged
@@ -180,7 +179,7 @@ class Program:
         matrix = coo_array((value, (at, of)), shape=(len(rows), self.variables)).tocsr()
         return LinearConstraint(matrix, right, right)
 
-    def solve(self, target: Target, correction: float = 1.0, branches: int | None = None, pruning: float = 1.0) -> Plan:
+    def solve(self, target: Target, correction: float = 1.0, branches: int | None = None) -> Plan:
         """The plan of least total sensitivity.
 
         Args:
@@ -188,7 +187,6 @@ class Program:
             correction: factor on the bound on the latency; below 1 if networks of the planned shapes were measured to
                 be slower than the sum of their layers' times.
             branches: number of residual branches to remove; None: as many as lose least by the sum.
-            pruning: factor on the sensitivities of channels that are removed, other than those of a removed branch.
 
         Raises:
             SettingsError: no combination of candidates meets the target; the message says what is possible.
@@ -212,7 +210,7 @@ class Program:
         ):
             return plan_of(self, self.unchanged, target, 0.0)
         limits = {k: v * self.original[k] for k, v in bounds.items()}
-        loss = np.append(self.loss * np.where(self.prunes, pruning, 1.0), [self.unit] * len(self.joint))
+        loss = np.append(self.loss, [self.unit] * len(self.joint))
         solution, gap = self._minimise(loss, limits, "seconds" in bounds, branches)
         if solution is None:
             raise self._unreachable(target, {k: correction if k == "seconds" else 1.0 for k in bounds})

@@ -138,7 +138,6 @@ def test_fewer_plans_are_made_for_a_trial_than_for_a_target(
         return Measurement(0.3 - 0.01 * plan.removed_branches, 0.001)  # the less, the worse
 
     monkeypatch.setattr(planner, "NARROWER", ())
-    monkeypatch.setattr(trials, "PRUNING", (1.0,))
     made = clocked(monkeypatch, never_near)
     with_trials(monkeypatch, lambda plan: -float(plan.removed_branches))  # the more, the better
     planner.Planner(Context(original, calibration(), SETTINGS), profile).plan(Target(latency=0.8))
