@@ -90,9 +90,9 @@ def alone(run: hmc_onnx.Run, unrepaired: hmc_onnx.Profile, lost: partial[float],
 def together(run: hmc_onnx.Run, unrepaired: hmc_onnx.Profile, lost: partial[float], args: argparse.Namespace) -> None:
     """The other tables, and how well the sum and the trial tell the order of what is lost."""
     repaired, trial = run.profile(), Trial(run)
-    names = {group.name: group.size for group in repaired.groups}
+    sizes = {group.name: group.size for group in repaired.groups}
     for stage in repaired.stages:
-        size = names[stage.branches[0]]
+        size = sizes[stage.branches[0]]
         print(f"{len(stage.branches)} branches of {size} channels: correlation {stage.correlation:.2f}")
     known: list[tuple[hmc_onnx.Plan, list[float]]] = []
 

@@ -20,10 +20,15 @@ import pytest
 from exported import exported, names
 from forms import FORMS
 from rewritten import check_rewritten, check_sound, images_of
-from zoo import run
+from zoo import assert_same, run
 
 import hmc_onnx
+from calib.data.calibration import CalibrationData
 from hmc_onnx.analysis.model_inputs import signature
+from hmc_onnx.execution.context import Context
+from hmc_onnx.planning.repaired_branches import without_branches
+from hmc_onnx.profiling.possible_profile import possible_profile
+from hmc_onnx.rewriting.applying import apply
 
 SETTINGS = hmc_onnx.Settings(samples=16, kl_samples=4, positions=8, align=2, chunk=16, provider="cpu", threads=1)
 
@@ -127,6 +132,26 @@ def test_a_graph_is_rewritten_without_a_change_to_what_it_computes(name: str) ->
     assert max(len(group.members("produces")) for group in compressible.groups.values()) == row.writers
     assert len(compressible.declined) == 1  # the classes, which are the model's output
     assert share < 0.75
+
+
+@pytest.mark.parametrize("name", covering())
+def test_each_branch_alone_can_be_removed(name: str) -> None:
+    """By the plan that its sensitivity is measured with; then the network is the original without its last layer."""
+    original = built(name)
+    feeds = images_of(original, 2)
+    settings = SETTINGS.model_copy(update={"branches": True})
+    context = Context(original, CalibrationData(feeds, None, "noise"), settings)
+    possible, compressible = possible_profile(context, settings.align or 1), context.compressible
+    ends = {s.input_group: n for n, s in compressible.layers.items() if s.ends_branch}
+    assert bool(ends) != name.startswith("seresnet")  # a gate lies between the last layer and the sum
+    for group in possible.groups:
+        if group.name in ends:
+            found = apply(context, without_branches(context, possible, [group]), most=0)
+            silent = context.normal.copy()
+            (node,) = (n for n in silent.graph.nodes if n.name == ends[group.name])
+            for tensor in node.inputs[1:]:
+                tensor.values = np.zeros_like(tensor.values)
+            assert_same(run(found, feeds), run(silent.finished(), feeds))
 
 
 # The whole pipeline
