@@ -154,14 +154,19 @@ class _State:
         channels = [np.flatnonzero(consumer.classes == c) for c in range(size)]
         self.features = [(ch[:, None] * k + np.arange(k)).ravel() for ch in channels]
         self._blocks = _blocks(p, self.features)
-        self._b, self._p = shelf.keep(np.ascontiguousarray(b.T)), shelf.keep(p)
+        self._hold(np.ascontiguousarray(b.T), p)
         self._place, self._stays = np.arange(b.shape[1]), np.ones(b.shape[1], bool)
         self._columns: list[np.ndarray] = []
         self._rows: list[np.ndarray] = []
 
+    def _hold(self, b: np.ndarray, p: np.ndarray) -> None:
+        """Put B and P on the shelf; a file is mapped once, as each page of a new map is a fault that takes long."""
+        self._kept = [self._shelf.keep(b), self._shelf.keep(p)]
+        self._b, self._p = (kept.writable() for kept in self._kept)
+
     def scores(self, allowed: np.ndarray) -> np.ndarray:
         """Relative error (size,) that removing each allowed class adds; 0 for classes that this layer does not read."""
-        scores, b = np.zeros(len(allowed)), self._b.array
+        scores, b = np.zeros(len(allowed)), self._b
         for classes, features, blocks in self._blocks:
             some = allowed[classes]
             own = b[self._place[features[some]]]  # (m, width, O)
@@ -175,21 +180,20 @@ class _State:
         if len(f) == 0:
             return
         at = self._place[f]
-        rows = _rows_of(self._p.array, at)
+        rows = _rows_of(self._p, at)
         for columns, late in zip(self._columns, self._rows, strict=True):
             rows -= columns[at] @ late
         rows[:, self._place[~self._stays & (self._place >= 0)]] = 0  # which rounding would make other than zero
         columns, rows = rows.T, np.linalg.solve(rows[:, at], rows)
         self._columns.append(columns)
         self._rows.append(rows)
-        b = self._b.writable()
-        b -= rows.T @ b[at]
-        b[at] = 0
+        self._b -= rows.T @ self._b[at]
+        self._b[at] = 0
         self._stays[f] = False
         self._blocks = [self._updated(*own, columns, rows.T) for own in self._blocks]
         if sum(map(len, self._rows)) >= LATE:
             self._subtract()
-        if np.count_nonzero(self._stays) < SMALLER * len(self._p.array):
+        if np.count_nonzero(self._stays) < SMALLER * len(self._p):
             self._shrink()
 
     def _updated(
@@ -202,7 +206,7 @@ class _State:
 
     def _subtract(self) -> None:
         """Subtract from P what is to be subtracted later."""
-        p, columns, rows = self._p.writable(), np.concatenate(self._columns, 1), np.concatenate(self._rows)
+        p, columns, rows = self._p, np.concatenate(self._columns, 1), np.concatenate(self._rows)
         for start in range(0, len(p), ROWS):
             end = start + ROWS
             p[start:end, :end] -= columns[start:end] @ rows[:, :end]
@@ -214,22 +218,23 @@ class _State:
             self._subtract()
         stay = np.flatnonzero(self._stays)
         at = self._place[stay]
-        p, b = self._shelf.keep(self._p.array[np.ix_(at, at)]), self._shelf.keep(self._b.array[at])
+        b, p = self._b[at], self._p[np.ix_(at, at)]
         self.drop()
-        self._p, self._b, self._place = p, b, np.full(len(self._place), -1)
+        self._hold(b, p)
+        self._place = np.full(len(self._place), -1)
         self._place[stay] = np.arange(len(stay))
 
     def weight(self) -> Kept:
         """The repaired weight so far, float32, on the shelf, as those of all groups and counts outgrow the model."""
         weight = np.zeros((len(self._place), self.shape[0]), np.float32)
         held = self._place >= 0
-        weight[held] = self._b.array[self._place[held]]
+        weight[held] = self._b[self._place[held]]
         return self._shelf.keep(weight.T.reshape(self.shape))
 
     def drop(self) -> None:
         """Remove P and B from the shelf."""
-        self._b.drop()
-        self._p.drop()
+        for kept in self._kept:
+            kept.drop()
 
 
 def _blocks(p: np.ndarray, features: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -93,7 +93,8 @@ class Shelf:
             return Kept(array)
         path = self.folder / f"{uuid.uuid4().hex}.npy"
         try:
-            np.save(path, array, allow_pickle=False)
+            # of an array that is not contiguous, numpy writes each number by itself
+            np.save(path, np.ascontiguousarray(array), allow_pickle=False)
         except OSError as e:
             raise OutputError(
                 f"cannot write to '{self.folder}' ({e.strerror or e}): make room, or give another `work_dir` or TMPDIR"
