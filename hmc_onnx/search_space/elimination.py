@@ -233,6 +233,7 @@ class _State:
 
     def drop(self) -> None:
         """Remove P and B from the shelf."""
+        del self._b, self._p  # Windows deletes no file that is mapped
         for kept in self._kept:
             kept.drop()
 
