@@ -13,7 +13,8 @@ import numpy as np
 
 __all__ = ["Activations", "Store"]
 
-# Files are mapped, which takes a fraction of the time of reading them into fresh memory. Windows deletes no mapped file.
+# Files are mapped, which takes a fraction of the time of reading them into fresh memory. Windows deletes no file that
+# is mapped.
 MAPPED: Literal["r"] | None = None if sys.platform == "win32" else "r"
 
 

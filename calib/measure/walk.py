@@ -7,6 +7,7 @@ graph; `tail` gives a session on everything behind the cut.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
@@ -42,10 +43,20 @@ class Walk:
     ) -> None:
         self.model = model
         self.runtime = runtime
-        store = Store(memory)
-        self.chunks: list[Activations] = [Activations(store, chunk) for chunk in chunks]
+        self._memory = memory
+        self.chunks = self._held(chunks)
         self.images = [length(chunk) for chunk in self.chunks]  # number of images of each chunk
         self._done: set[str] = set()
+
+    def _held(self, chunks: Iterable[Mapping[str, np.ndarray]]) -> list[Activations]:
+        store = Store(self._memory)
+        return [Activations(store, chunk) for chunk in chunks]
+
+    def fork(self, model: Model) -> Walk:
+        """Another walk that goes on from here, over a graph whose nodes that have run are those of this one."""
+        other = copy.copy(self)
+        other.model, other.chunks, other._done = model, self._held(self.chunks), set(self._done)
+        return other
 
     def advance(self, wanted: Collection[str]) -> None:
         """Compute the wanted tensors; then drop all others that no node still to run reads."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from hmc_onnx.execution.context import Context
 from hmc_onnx.planning.joint_loss import correlation
@@ -58,7 +59,7 @@ def with_repaired_branches(context: Context, profile: Profile) -> Profile:
         return profile
     ends = stages(context, profile)
     several = [stage for stage in ends if len(stage) > 1]
-    lost = _measure(context, profile, sum(map(len, ends)) + len(several))
+    lost = _measure(context, profile, ends, sum(map(len, ends)) + len(several))
     nats = {group.name: lost([group]) for stage in ends for group in stage}
     own = []
     for stage in several:
@@ -81,9 +82,23 @@ def stages(context: Context, profile: Profile) -> list[list[GroupProfile]]:
     return list(found.values())
 
 
-def _measure(context: Context, profile: Profile, steps: int) -> Callable[[Sequence[GroupProfile]], float]:
-    """Tells what branches, given by the groups they are charged to, lose together; each answer is one of `steps`."""
-    trial, checkpoint, done = Trial(context, rounded=False), context.checkpoint, 0
+def _measure(
+    context: Context, profile: Profile, ends: Sequence[Sequence[GroupProfile]], steps: int
+) -> Callable[[Sequence[GroupProfile]], float]:
+    """Tells what branches, given by the groups they are charged to, lose together; each answer is one of `steps`.
+
+    `ends` are the branches of each stage.
+    """
+    nodes = context.normal.graph.nodes
+    places = {n.name: at for at, n in enumerate(nodes)}
+
+    def begins(plan: Plan) -> gs.Node:
+        """The first layer that a plan removes."""
+        return nodes[min(places[name] for name, layer in plan.layers.items() if layer.method == REMOVED)]
+
+    firsts = {begins(without_branches(context, profile, [e])).name for stage in ends for e in stage}
+    stops = list(dict.fromkeys(nodes[at].inputs[0].name for at in sorted(map(places.__getitem__, firsts))))
+    trial, checkpoint, done = Trial(context, rounded=False, stops=stops), context.checkpoint, 0
 
     def lost(ends: Sequence[GroupProfile]) -> float:
         nonlocal done
@@ -92,7 +107,8 @@ def _measure(context: Context, profile: Profile, steps: int) -> Callable[[Sequen
             nats: float = checkpoint.load(key)
         else:
             plan = without_branches(context, profile, ends)
-            losses = trial.losses(plan, heat=1.0, most=layers_to_repair(context, plan))
+            behind = begins(plan).inputs[0].name
+            losses = trial.losses(plan, heat=1.0, most=layers_to_repair(context, plan), behind=behind)
             nats = max(float(losses.mean()), LEAST)
             checkpoint.save(key, nats)
         done += 1

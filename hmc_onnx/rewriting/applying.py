@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from calib.measure.walk import Walk
 from calib.runtime.observing import observe
 from hmc_onnx.execution.context import Context
 from hmc_onnx.records.plan import LayerPlan, Plan
@@ -38,24 +39,41 @@ from passes.graph.model import Model
 from passes.graph.shapes import Shapes
 from passes.graph.signature import same_signature
 
-__all__ = ["apply"]
+__all__ = ["apply", "repaired"]
 
 
 def apply(context: Context, plan: Plan, most: int | None = None) -> onnx.ModelProto:
     """Apply a plan to the model of a run, and repair its layers.
 
     Args:
-        context: the run; its model is not changed.
-        plan: a plan for this model.
-        most: upper bound on the layers that are repaired, the first of those behind the first change; default: all.
-            Layers that the plan decomposes must be among them.
+        context, plan, most: as of `repaired`.
 
     Returns:
         The compressed model, in float, with the signature of the original.
 
     Raises:
-        PlanError: the plan is for another model, or names layers, channels or ranks that the model does not have.
+        PlanError: as for `repaired`.
         ModelError: the ONNX checker rejects the result.
+    """
+    compressed = repaired(context, plan, most)
+    compressed.tidy()
+    result = compressed.finished()
+    same_signature(context.served, result)
+    return result
+
+
+def repaired(context: Context, plan: Plan, most: int | None = None, begun: Walk | None = None) -> Model:
+    """The graph of a compressed model, in normal form, with its layers repaired.
+
+    Args:
+        context: the run; its model is not changed.
+        plan: a plan for this model.
+        most: upper bound on the layers that are repaired, the first of those behind the first change; default: all.
+            Layers that the plan decomposes must be among them.
+        begun: a walk over the run's images and its model that has come to no change of the plan; default: a new one.
+
+    Raises:
+        PlanError: the plan is for another model, or names layers, channels or ranks that the model does not have.
     """
     if plan.model != context.digest:
         raise PlanError("the plan was made for another model: plan again, or give the model it was made for")
@@ -66,7 +84,7 @@ def apply(context: Context, plan: Plan, most: int | None = None) -> onnx.ModelPr
         move_out(compressed.constants(), folder)
     observe(compressed, inputs, context.runtime)
     shapes = compressed.shapes_at(inputs)
-    walks = Walks(compressed, kept, plan, context)
+    walks = Walks(compressed, kept, plan, context, begun)
     every = {n.name: n for n in compressed.graph.nodes if n.op in OPERATORS}
     nodes = {name: node for name, node in every.items() if name in plan.layers}
     ordered = _in_order(model, nodes, plan, kept)
@@ -77,9 +95,9 @@ def apply(context: Context, plan: Plan, most: int | None = None) -> onnx.ModelPr
     order = repair_order(compressed.graph, {n: [use.name for use in kept.uses[n]] for n in ordered})
     # rounding to INT8 changes every layer; where nothing else does, that is left to the quantiser
     behind = _from_first_change(order, plan, kept, bool(context.weight_levels) and plan.changes)
-    repaired = list(behind)[:most]
-    for done, name in enumerate(repaired):
-        context.progress("repair", done, len(repaired))
+    chosen = list(behind)[:most]
+    for done, name in enumerate(chosen):
+        context.progress("repair", done, len(chosen))
         uses = [Use(every[use.name], use.bias, use.name in order[name]) for use in kept.uses[name]]
         layer = layer_of(nodes[name], shapes)
         with one_blas_thread(layer.geometry.features <= NARROW):
@@ -88,10 +106,7 @@ def apply(context: Context, plan: Plan, most: int | None = None) -> onnx.ModelPr
             move_out(compressed.constants(), folder)
     let_go(model.constants())
     compressed.forget_shapes()
-    compressed.tidy()
-    result = compressed.finished()
-    same_signature(context.served, result)
-    return result
+    return compressed
 
 
 def _in_order(model: Model, nodes: Mapping[str, gs.Node], plan: Plan, kept: Pruned) -> list[str]:

@@ -6,7 +6,7 @@ compressed network's shortcut, where that is computed already in both networks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -26,7 +26,7 @@ from passes.graph.model import Model
 from passes.graph.shapes import Shapes
 from passes.residual import residual_sum
 
-__all__ = ["Use", "Walks", "fits"]
+__all__ = ["Use", "Walks", "fits", "walk_over"]
 
 # Parts that the memory for activations is divided into: two walks hold one each, and a third walk, and what onnxruntime
 # takes while it runs, the others.
@@ -43,6 +43,7 @@ class Walks:
         kept: what is left of it after pruning.
         plan: the plan that is applied.
         context: the run.
+        begun: a walk over the original that has come to no change of the plan, to go on from; default: a new one.
 
     Attributes:
         original: the walk over the original.
@@ -51,18 +52,28 @@ class Walks:
         rng: draws the positions.
     """
 
-    def __init__(self, compressed: Model, kept: Pruned, plan: Plan, context: Context) -> None:
+    def __init__(
+        self, compressed: Model, kept: Pruned, plan: Plan, context: Context, begun: Walk | None = None
+    ) -> None:
         self.kept, self.plan, self.context = kept, plan, context
-        self.original, self.compressed = self.anew(), self._over(compressed)
+        begun = begun or self.anew()
+        self.original, self.compressed = begun.fork(context.normal), begun.fork(compressed)
         self.nodes = {n.name: n for n in context.normal.graph.nodes}
         self.rng = np.random.default_rng(plan.settings.seed)
 
     def anew(self) -> Walk:
         """Another walk over the original, at its start."""
-        return self._over(self.context.normal)
+        return walk_over(self.context, self.context.chunks)
 
-    def _over(self, model: Model) -> Walk:
-        return Walk(model, self.context.chunks, self.context.runtime, self.context.memory // PARTS)
+
+def walk_over(context: Context, images: Iterable[Chunk]) -> Walk:
+    """One of the walks over the original of a run that are there at once, at its start.
+
+    Args:
+        context: the run.
+        images: as feeds, chunk by chunk.
+    """
+    return Walk(context.normal, images, context.runtime, context.memory // PARTS)
 
 
 @dataclass(frozen=True)
