@@ -4,20 +4,26 @@ On the CPU many probes share a session, and onnxruntime's profiler gives the tim
 sum over the kernels between the Conv before it and the Conv behind it, with the layout changes in between. Other
 providers do not wait for their kernels, so the profiler says nothing there. Instead each probe is timed as a session of
 its own, and the time of the same session without the links is subtracted.
+
+What disturbs a measurement comes in spells of a tenth of a second to minutes. So the sessions of many probes run in
+turns: a short spell falls on all of them alike. Each has the same reference probes, which tell of a long one.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 
-from calib.measure.latency import DISTURBED, Measurement, interleaved, undisturbed
+from calib.measure.latency import Measurement, interleaved, undisturbed
 from calib.runtime.quantisation import quantise_for_timing
 from calib.runtime.sessions import CPU, KernelTime, Runtime, Session
 from passes.core.errors import ModelError
@@ -28,37 +34,171 @@ from passes.probe import AROUND, WITHIN_INT8, Parts, Probe, fed_type, link_names
 __all__ = ["time_probes"]
 
 # A lot is a set of probes in one session. It runs at least LEAST_RUNS and at most MOST_RUNS times; in between it stops
-# after SECONDS.
+# after SECONDS for each lot that runs in turns with it.
 MOST_RUNS, LEAST_RUNS, SECONDS = 40, 20, 1.0
 WARM_UP = 3
 # Sessions of one probe are measured for this share of the time that whole models are (see `interleaved`).
 SHARE = 0.05
 # The profiler gives whole microseconds, and none for what takes less; about so many seconds are meant by that.
 SHORTEST = 5e-7
-# How often a lot is measured at most, while its reference probe is disturbed.
+# How often lots are run at most, as long as they are disturbed.
 TRIES = 5
+# Lots are run again for as long as the lots of one call took, and for so many seconds more.
+PATIENCE = 1.0
 # Finds the probe's number and the part in a kernel's name, which onnxruntime may prefix, for example for a cast.
 OWNER = re.compile(r"(?:^|/)(\d+)/([A-Za-z]+\d*)")
-# A probe that every lot contains, to tell whether it was disturbed, and the positions of all its maps. The profiler
-# gives whole microseconds, so the reference must take many of them.
-REFERENCE, POSITIONS = Geometry(32, 32, (3, 3), (1, 1), (1,) * 4, (1, 1)), 8192
-_references: dict[tuple[str, Runtime, int], float] = {}
+# The references, two probes that every lot contains, and the positions of all maps of each: a large layer, and a chain
+# of LINKS small ones. The former tells of other work on the cores; the latter, how long the threads take to meet
+# after each kernel, which on a virtual machine depends on where its cores are. The profiler gives whole microseconds,
+# so each must take many of them.
+LARGE, LARGE_POSITIONS = Geometry(32, 32, (3, 3), (1, 1), (1,) * 4, (1, 1)), 8192
+SMALL, SMALL_POSITIONS, LINKS = Geometry(16, 16, (1, 1), (1, 1), (0,) * 4, (1, 1)), 512, 16
+# Lots are disturbed if a reference takes more than this times what it took where it was fastest. In calm lots that is
+# up to 1.2 times as long; while the threads' cores do not share a cache, the chain takes 1.5 to 2 times as long.
+APART = 1.25
 # Upper bounds on the MACs of a lot, so that it does not run too long, and on its probes.
 LOT_MACS, LOT_PROBES = 2e9, 32
+# Upper bounds on the lots that run in turns, and on the bytes of their weights and activations together.
+LOTS, LOTS_BYTES = 16, 2.5e8
 
 
 def time_probes(
     probes: Sequence[Probe], runtime: Runtime = CPU, progress: Progress = silent
 ) -> Iterator[tuple[Probe, Measurement | None]]:
-    """Yield each probe with its time in seconds as it is measured; None for one that onnxruntime cannot run."""
-    by_kernel = runtime.on_cpu
-    done = 0
-    for lot in _lots(probes):
-        progress("latency", done, len(probes))
-        yield from zip(lot, _time_lot(lot, runtime, by_kernel), strict=True)
-        done += len(lot)
+    """Yield each probe with its time in seconds as it is measured; None for one that onnxruntime cannot run.
+
+    Where probes were disturbed, they are yielded once more when all are done, with the times that they have then. So
+    are probes of earlier calls, where these tell that they were.
+    """
+    yield from (_by_kernel if runtime.on_cpu else _by_session)(probes, runtime, progress)
     if probes:
         progress("latency", len(probes), len(probes))
+
+
+@dataclass
+class _Lot:
+    """Probes in one session, with the references last, and their lowest times so far."""
+
+    probes: tuple[Probe, ...]
+    times: list[Measurement] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, probes: Sequence[Probe]) -> _Lot:
+        """Probes of one batch size and element type, with references of the same."""
+        return cls((*probes, *_references(probes[0].batch, probes[0].dtype)))
+
+    @property
+    def own(self) -> tuple[Probe, ...]:
+        """The probes without the references."""
+        return self.probes[:-2]
+
+    def found(self) -> Iterator[tuple[Probe, Measurement]]:
+        """The probes with their times."""
+        return zip(self.own, self.times, strict=False)
+
+    def add(self, times: list[Measurement]) -> None:
+        """Keep the lower of each probe's times, as other load only ever adds to one."""
+        self.times = [min(pair, key=lambda t: t.value) for pair in zip(self.times or times, times, strict=True)]
+
+
+@dataclass
+class _Turns:
+    """Lots that run in turns, whose sessions are in memory at the same time."""
+
+    lots: list[_Lot]
+    runtime: Runtime
+    tries: int = 0
+
+    def run(self, tell: Callable[[float], None] = lambda share: None) -> list[_Lot]:
+        """Run the lots, and keep the times; take out and return those that onnxruntime cannot run.
+
+        Args:
+            tell: is told, before each turn, which share of the turns is done.
+        """
+        times = _run([lot.probes for lot in self.lots], self.runtime, tell)
+        ran, failed = [], []
+        for lot, own in zip(self.lots, times, strict=True):
+            if own is None:
+                failed.append(lot)
+            else:
+                lot.add(own)
+                ran.append(lot)
+        self.lots = ran
+        self.tries += 1
+        for key, seconds in self._references():
+            _fastest[key] = min(_fastest.get(key, math.inf), seconds)
+        return failed
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether a reference took longer than it did elsewhere."""
+        return any(seconds > APART * _fastest[key] for key, seconds in self._references())
+
+    def _references(self) -> Iterator[tuple[tuple[str, Runtime], float]]:
+        """The key of each reference in `_fastest`, and the median over the lots of its time in seconds."""
+        seconds: dict[str, list[float]] = defaultdict(list)
+        for lot in self.lots:
+            for probe, own in zip(lot.probes[-2:], lot.times[-2:], strict=True):
+                seconds[str(probe)].append(own.value)
+        return (((probe, self.runtime), statistics.median(every)) for probe, every in seconds.items())
+
+
+# All that was timed in this process, and the lowest times of references.
+_timed: list[_Turns] = []
+_fastest: dict[tuple[str, Runtime], float] = {}
+
+
+def _references(batch: int, dtype: str) -> tuple[Probe, Probe]:
+    sizes = [math.isqrt(max(positions // batch, 1)) for positions in (LARGE_POSITIONS, SMALL_POSITIONS)]
+    return Probe((LARGE,), (sizes[0],) * 2, batch, dtype), Probe((SMALL,) * LINKS, (sizes[1],) * 2, batch, dtype)
+
+
+def _by_kernel(
+    probes: Sequence[Probe], runtime: Runtime, progress: Progress
+) -> Iterator[tuple[Probe, Measurement | None]]:
+    done, start = 0, time.perf_counter()
+    for lots in _in_turns(map(_Lot.of, _lots(probes))):
+        own = sum(len(lot.own) for lot in lots)
+
+        def tell(share: float, done: int = done, own: int = own) -> None:
+            progress("latency", done + int(share * own), len(probes))
+
+        yield from _first(lots, runtime, tell)
+        done += own
+    # as long again, and a little longer, for what was disturbed
+    yield from _calmer(runtime, 2 * time.perf_counter() - start + PATIENCE)
+
+
+def _first(
+    lots: list[_Lot], runtime: Runtime, tell: Callable[[float], None] = lambda share: None
+) -> Iterator[tuple[Probe, Measurement | None]]:
+    """The times of lots that run for the first time; the probes of one that cannot be run are run alone."""
+    turns = _Turns(lots, runtime)
+    failed = turns.run(tell)
+    _timed.append(turns)
+    for lot in turns.lots:
+        yield from lot.found()
+    for lot in failed:
+        if len(lot.own) == 1:
+            yield lot.own[0], None
+        else:
+            for alone in _in_turns(_Lot.of([probe]) for probe in lot.own):
+                yield from _first(alone, runtime)
+
+
+def _calmer(runtime: Runtime, end: float) -> Iterator[tuple[Probe, Measurement]]:
+    """Run again what was disturbed, the latest first, until nothing is or the time `end` has come.
+
+    It is run in rounds and not at once, as what disturbs it may last longer than it takes.
+    """
+    for _ in range(1, TRIES):
+        for turns in reversed(_timed):
+            if turns.runtime == runtime and turns.tries < TRIES and turns.disturbed:
+                if time.perf_counter() > end:
+                    return
+                turns.run()
+                for lot in turns.lots:
+                    yield from lot.found()
 
 
 def _lots(probes: Sequence[Probe]) -> Iterator[list[Probe]]:
@@ -73,13 +213,26 @@ def _lots(probes: Sequence[Probe]) -> Iterator[list[Probe]]:
     yield from waiting.values()
 
 
-def _time_lot(lot: list[Probe], runtime: Runtime, by_kernel: bool) -> list[Measurement | None]:
-    try:
-        return list(_by_kernel(lot, runtime) if by_kernel else _by_session(lot, runtime))
-    except ModelError:
-        if len(lot) == 1:
-            return [None]
-        return [time for probe in lot for time in _time_lot([probe], runtime, by_kernel)]
+def _in_turns(lots: Iterable[_Lot]) -> Iterator[list[_Lot]]:
+    """Divide lots into those that run in turns."""
+    turns: list[_Lot] = []
+    held = 0
+    for lot in lots:
+        needed = _bytes(lot)
+        if turns and (len(turns) == LOTS or held + needed > LOTS_BYTES):
+            yield turns
+            turns, held = [], 0
+        turns.append(lot)
+        held += needed
+    if turns:
+        yield turns
+
+
+def _bytes(lot: _Lot) -> int:
+    """About what a lot's weights, and the activations of its largest layer, take in float32."""
+    links = [(link, math.prod(probe.size) * probe.batch) for probe in lot.probes for link in probe.links]
+    activations = max(positions * (link.inputs + link.outputs) for link, positions in links)
+    return 4 * (sum(link.parameters for link, _ in links) + activations)
 
 
 def _served(model: onnx.ModelProto, probe: Probe, runtime: Runtime) -> onnx.ModelProto:
@@ -94,37 +247,35 @@ def _feeds(session: Session, dtype: str) -> dict[str, np.ndarray]:
     return {name: rng.standard_normal(shape).astype(type_) for name, shape in session.input_shapes.items()}
 
 
-def _by_kernel(lot: Sequence[Probe], runtime: Runtime) -> list[Measurement]:
-    """Time a lot with the reference probe; while that takes longer than in an earlier lot, the lot is run again.
-
-    The earlier lot was of about as much work: large probes take the processor's caches, and slow the reference down.
-    Repeats end where one does not make the reference faster, as the load lasts then.
-    """
-    size = math.isqrt(max(POSITIONS // lot[0].batch, 1))
-    reference = Probe((REFERENCE,), (size, size), lot[0].batch, lot[0].dtype)
-    key = (str(reference), runtime, sum(probe.macs for probe in lot).bit_length())
-    model = _served(probe_model([*lot, reference]), reference, runtime)
-    best: list[Measurement] = []
-    for _ in range(TRIES):
-        found = _run_lot(model, reference.dtype, len(lot) + 1, runtime)
-        lasting = bool(best) and found[-1].value * DISTURBED > best[-1].value
-        best = [min(pair, key=lambda e: e.value) for pair in zip(best, found, strict=True)] if best else found
-        _references[key] = min(_references.get(key, math.inf), best[-1].value)
-        if lasting or best[-1].value <= _references[key] * DISTURBED:
-            break
-    return best[:-1]
-
-
-def _run_lot(model: onnx.ModelProto, dtype: str, probes: int, runtime: Runtime) -> list[Measurement]:
-    session = Session(model, runtime, profiled=True)
-    feeds = _feeds(session, dtype)
+def _run(
+    lots: Sequence[Sequence[Probe]], runtime: Runtime, tell: Callable[[float], None]
+) -> list[list[Measurement] | None]:
+    """The times of lots that run in turns; None for a lot that onnxruntime cannot run."""
+    sessions: dict[int, tuple[Session, dict[str, np.ndarray]]] = {}
+    for i, probes in enumerate(lots):
+        with suppress(ModelError):
+            session = Session(_served(probe_model(probes), probes[0], runtime), runtime, profiled=True)
+            sessions[i] = session, _feeds(session, probes[0].dtype)
     start = time.perf_counter()
-    for run in range(WARM_UP + MOST_RUNS):
-        if run == WARM_UP:
+    for turn in range(WARM_UP + MOST_RUNS):
+        if turn == WARM_UP:
             start = time.perf_counter()
-        if run >= WARM_UP + LEAST_RUNS and time.perf_counter() - start > SECONDS:
+        if turn >= WARM_UP + LEAST_RUNS and time.perf_counter() - start > SECONDS * len(lots):
             break
-        session.run(feeds)
+        tell(turn / (WARM_UP + MOST_RUNS))
+        for i, (session, feeds) in list(sessions.items()):
+            try:
+                session.run(feeds)
+            except ModelError:
+                del sessions[i]
+    found: list[list[Measurement] | None] = [None] * len(lots)
+    for i, (session, _) in sessions.items():
+        with suppress(ModelError):
+            found[i] = _times(session, len(lots[i]))
+    return found
+
+
+def _times(session: Session, probes: int) -> list[Measurement]:
     seconds = _probe_seconds(session.profile(), probes)
     if any(len(s) <= WARM_UP or np.isnan(s).any() for s in seconds):
         raise ModelError("onnxruntime's profile does not name the model's nodes")
@@ -166,10 +317,20 @@ def _probe_seconds(kernels: Sequence[KernelTime], probes: int) -> list[np.ndarra
     return [np.array([run.get(i, np.nan) for run in runs]) for i in range(probes)]
 
 
-def _by_session(lot: Sequence[Probe], runtime: Runtime) -> Iterator[Measurement]:
-    for probe in lot:
-        models = [_served(probe_model([probe], parts), probe, runtime) for parts in (Parts.SPARE, Parts.BARE)]
-        sessions = [Session(model, runtime) for model in models]
-        timings = interleaved(sessions, _feeds(sessions[0], probe.dtype), share=SHARE)
-        whole, rest = timings.latency(0), timings.latency(1)
-        yield Measurement(max(whole.value - rest.value, 0.0), float(np.hypot(whole.uncertainty, rest.uncertainty)))
+def _by_session(
+    probes: Sequence[Probe], runtime: Runtime, progress: Progress
+) -> Iterator[tuple[Probe, Measurement | None]]:
+    for done, probe in enumerate(probes):
+        progress("latency", done, len(probes))
+        try:
+            yield probe, _alone(probe, runtime)
+        except ModelError:
+            yield probe, None
+
+
+def _alone(probe: Probe, runtime: Runtime) -> Measurement:
+    models = [_served(probe_model([probe], parts), probe, runtime) for parts in (Parts.SPARE, Parts.BARE)]
+    sessions = [Session(model, runtime) for model in models]
+    timings = interleaved(sessions, _feeds(sessions[0], probe.dtype), share=SHARE)
+    whole, rest = timings.latency(0), timings.latency(1)
+    return Measurement(max(whole.value - rest.value, 0.0), float(np.hypot(whole.uncertainty, rest.uncertainty)))

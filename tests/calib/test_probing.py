@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -36,8 +38,7 @@ def test_more_work_takes_longer() -> None:
 
 
 def test_a_probe_timed_as_a_session_takes_longer_than_no_time() -> None:
-    (found,) = probing._by_session([probe(64, 64, 24)], ONE)
-    assert found.value > 0
+    assert probing._alone(probe(64, 64, 24), ONE).value > 0
 
 
 def test_a_probe_that_onnxruntime_cannot_run_has_no_time_and_the_others_of_its_lot_have(
@@ -51,8 +52,9 @@ def test_a_probe_that_onnxruntime_cannot_run_has_no_time_and_the_others_of_its_l
     monkeypatch.setattr(probing, "Session", session)
     probes = [probe(), probe(16, 16, 8, "Tanh"), probe(16, 24), probe(16, 32, 8, "Add", "Tanh")]
     found = list(time_probes(probes, ONE))
-    assert [p for p, _ in found] == probes
-    assert [time is not None and time.value > 0 for _, time in found] == [True, False, True, False]
+    assert len(found) == len(probes)
+    times = dict(found)
+    assert [times[p] is not None and times[p].value > 0 for p in probes] == [True, False, True, False]
 
 
 def test_a_geometry_that_does_not_fit_its_size_has_no_time() -> None:
@@ -62,16 +64,30 @@ def test_a_geometry_that_does_not_fit_its_size_has_no_time() -> None:
     assert found[probe()].value > 0
 
 
-def test_probes_share_a_session_with_their_like(monkeypatch: pytest.MonkeyPatch) -> None:
-    lots: list[list[Probe]] = []
+Lots = list[list[Probe]]
 
-    def timed(lot: list[Probe], *_: object) -> list[Measurement]:
-        lots.append(lot)
-        return [Measurement(p.batch, 0.0) for p in lot]
 
-    monkeypatch.setattr(probing, "_time_lot", timed)
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[Lots]:
+    """The lots that run in turns, for each time that some do; a probe takes as many seconds as its batch has images."""
+    runs: list[Lots] = []
+
+    def run(lots: Lots, _: Runtime, tell: Callable[[float], None]) -> list[list[Measurement]]:
+        runs.append(lots)
+        tell(0.0)
+        tell(0.5)
+        return [[Measurement(p.batch, 0.0) for p in lot] for lot in lots]
+
+    monkeypatch.setattr(probing, "_run", run)
+    monkeypatch.setattr(probing, "_timed", [])
+    monkeypatch.setattr(probing, "_fastest", {})
+    return runs
+
+
+def test_probes_share_a_session_with_their_like(monkeypatch: pytest.MonkeyPatch, runs: list[Lots]) -> None:
     monkeypatch.setattr(probing, "LOT_PROBES", 3)
     monkeypatch.setattr(probing, "LOT_MACS", 4e6)
+    monkeypatch.setattr(probing, "LOTS", 2)
     probes = [
         replace(probe(16, n, size), batch=batch, dtype=dtype)
         for n, size, batch, dtype in [
@@ -85,46 +101,97 @@ def test_probes_share_a_session_with_their_like(monkeypatch: pytest.MonkeyPatch)
     found = list(time_probes(probes, CPU, lambda *step: steps.append(step)))
     assert sorted(str(p) for p, _ in found) == sorted(map(str, probes))
     assert all(time.value == p.batch for p, time in found)
+    lots = [lot[:-2] for turns in runs for lot in turns]  # without the references
     for lot in lots:
         assert len({(p.batch, p.dtype) for p in lot}) == 1
         assert len(lot) == 1 or (len(lot) <= 3 and sum(p.macs for p in lot) <= 4e6)
     assert len(lots) < len(probes) / 2 + 3
-    assert [done for _, done, _ in steps] == [0, *np.cumsum([len(lot) for lot in lots])]
+    assert {len(turns) for turns in runs[:-1]} == {2}
+    done = np.cumsum([0, *(sum(len(lot) - 2 for lot in turns) for turns in runs)])
+    halves = [step for a, b in pairwise(done) for step in (a, a + (b - a) // 2)]
+    assert [step for _, step, _ in steps] == [*halves, len(probes)]
     assert {(what, of) for what, _, of in steps} == {("latency", len(probes))}
     assert list(time_probes([], CPU)) == []
 
 
-def test_a_lot_is_run_again_while_what_all_lots_have_takes_longer_than_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing, "TRIES", 5)
-    monkeypatch.setattr(probing, "_references", {})
-    tries: list[list[float]] = []  # of two probes and the reference
-    monkeypatch.setattr(probing, "_run_lot", lambda *_: [Measurement(value, 0.0) for value in tries.pop(0)])
+def test_what_is_in_memory_at_the_same_time_is_bounded(monkeypatch: pytest.MonkeyPatch, runs: list[Lots]) -> None:
+    monkeypatch.setattr(probing, "LOT_PROBES", 1)
+    large = [Probe((Geometry(1000, n),), (), 1) for n in (1000, 1001, 1002)]
+    monkeypatch.setattr(
+        probing, "LOTS_BYTES", 1.3e7
+    )  # of 6 MB each, 2 MB of which are the activations of the large reference
+    assert len(list(time_probes(large, CPU))) == 3
+    assert [len(turns) for turns in runs] == [2, 1]
+    monkeypatch.setattr(probing, "LOTS_BYTES", 1e6)
+    assert len(list(time_probes(large, CPU))) == 3
+    assert [len(turns) for turns in runs[2:]] == [1, 1, 1]
 
-    def values(size: int = 16) -> list[float]:
-        return [e.value for e in probing._by_kernel([probe(size), probe(16, 24)], CPU)]
 
-    tries += [[5.0, 6.0, 1.0]]
-    assert values() == [5.0, 6.0]
-    tries += [[9.0, 9.0, 1.5], [7.0, 3.0, 1.2], [8.0, 8.0, 1.01]]
-    assert values() == [7.0, 3.0]
-    tries += [[9.0, 9.0, 2.0], [8.0, 9.5, 1.95]]  # the load lasts
-    assert values() == [8.0, 9.0]
-    tries += [[9.0 - i, 9.0, 9.0 - i] for i in range(5)]
-    assert values() == [5.0, 9.0]
-    tries += [[9.0, 9.0, 2.0]]  # beside larger probes
-    assert values(size=64) == [9.0, 9.0]
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[list[list[float]]]:
+    """What `_run` is to find, in order: the times of each lot's probe and of its two references."""
+    tries: list[list[list[float]]] = []
+
+    def run(lots: Lots, *_: object) -> list[list[Measurement]]:
+        assert [len(lot) for lot in lots] == [len(own) for own in tries[0]]
+        return [[Measurement(value, 0.0) for value in own] for own in tries.pop(0)]
+
+    monkeypatch.setattr(probing, "_run", run)
+    monkeypatch.setattr(probing, "_timed", [])
+    monkeypatch.setattr(probing, "_fastest", {})
+    monkeypatch.setattr(probing, "TRIES", 4)
+    monkeypatch.setattr(probing, "LOT_PROBES", 1)
+    return tries
+
+
+def times(*probes: Probe) -> list[tuple[int, float]]:
+    """Numbers of outputs and times, as yielded."""
+    return [(p.links[0].outputs, time.value) for p, time in time_probes(probes, CPU) if time is not None]
+
+
+@pytest.mark.parametrize("reference", [1, 2])
+def test_lots_are_run_again_while_a_reference_takes_longer_than_elsewhere(
+    tries: list[list[list[float]]], reference: int
+) -> None:
+    def of(time: float, other: float) -> list[float]:
+        return [time, other, 1.0] if reference == 1 else [time, 1.0, other]
+
+    tries += [[of(5.0, 1.0), of(6.0, 1.2)]]  # within what calm lots differ
+    assert times(probe(16, 8), probe(16, 16)) == [(8, 5.0), (16, 6.0)]
+    tries += [[of(9.0, 1.5)], [of(7.0, 1.4)], [of(8.0, 1.1)]]
+    assert times(probe(16, 24)) == [(24, 9.0), (24, 7.0), (24, 7.0)]
+    tries += [[of(9.0, 2.0)], [of(9.0, 1.9)], [of(8.0, 1.9)], [of(9.0, 1.9)]]  # it lasts
+    assert times(probe(16, 32)) == [(32, 9.0), (32, 9.0), (32, 8.0), (32, 8.0)]
     assert tries == []
 
 
-@pytest.mark.parametrize("batch", [1, 8, 64])
-def test_what_all_lots_have_is_about_as_much_work_at_every_batch_size(
-    monkeypatch: pytest.MonkeyPatch, batch: int
+def test_what_was_disturbed_in_an_earlier_call_is_run_again_when_later_ones_tell(
+    tries: list[list[list[float]]],
 ) -> None:
-    lots: list[list[Probe]] = []
-    monkeypatch.setattr(probing, "probe_model", lambda lot: lots.append(lot))
-    monkeypatch.setattr(probing, "_run_lot", lambda *_: [Measurement(1.0, 0.0)] * 2)
-    probing._by_kernel([replace(probe(16), batch=batch)], CPU)
-    assert lots[0][1].macs == pytest.approx(9 * 32 * 32 * 8192, rel=0.15)
+    tries += [[[9.0, 2.0, 2.0]]]
+    assert times(probe(16, 8)) == [(8, 9.0)]
+    tries += [[[5.0, 1.0, 1.0]], [[4.0, 1.0, 1.0]]]
+    assert times(probe(16, 16)) == [(16, 5.0), (8, 4.0)]
+    tries += [[[6.0, 1.0, 1.0]]]
+    assert times(probe(16, 24)) == [(24, 6.0)]
+    assert tries == []
+
+
+def test_no_lot_is_run_again_when_the_time_for_that_is_over(
+    monkeypatch: pytest.MonkeyPatch, tries: list[list[list[float]]]
+) -> None:
+    monkeypatch.setattr(probing, "PATIENCE", -10.0)
+    tries += [[[5.0, 1.0, 1.0]], [[9.0, 2.0, 1.0]]]
+    assert times(probe(16, 8)) == [(8, 5.0)]
+    assert times(probe(16, 16)) == [(16, 9.0)]
+
+
+@pytest.mark.parametrize("batch", [1, 8, 64])
+def test_the_references_are_about_as_much_work_at_every_batch_size(batch: int) -> None:
+    large, chain = probing._references(batch, "float32")
+    assert large.batch == chain.batch == batch
+    assert large.macs == pytest.approx(9 * 32 * 32 * 8192, rel=0.15)
+    assert 0.5 <= chain.macs / (16 * 16 * 16 * 512) <= 1
 
 
 # Each kernel takes another power of two, so that a sum tells which kernels are in it.
@@ -175,8 +242,7 @@ def test_a_kernel_of_less_than_the_profilers_microsecond_is_found(monkeypatch: p
     assert probing._probe_seconds(kernels, 1)[0].tolist() == [0.0]
     monkeypatch.setattr(Session, "profile", lambda self: kernels * (probing.WARM_UP + probing.LEAST_RUNS))
     own = probe(16, 16, 8)
-    (found,) = probing._run_lot(probe_model([own]), own.dtype, 1, ONE)
-    assert found.value == probing.SHORTEST
+    assert probing._run([[own]], ONE, lambda share: None) == [[Measurement(probing.SHORTEST, 0.0)]]
 
 
 def test_probes_may_run_in_turns() -> None:
@@ -229,6 +295,8 @@ def test_every_kernel_of_a_real_profile_finds_its_probe(monkeypatch: pytest.Monk
     probes += [Probe((Geometry(32, 4), Geometry(4, 10)), (), 1, epilogue=f) for f in follows]
     probes += [Probe((Geometry(8, 12, (3,), (1,), (1, 1), (1,)),), (9,), 1, epilogue=f) for f in follows]
     monkeypatch.setattr(probing, "undisturbed", lambda seconds: seconds)
-    for seconds in probing._run_lot(probe_model(probes), probes[0].dtype, len(probes), ONE):
+    (found,) = probing._run([probes], ONE, lambda share: None)
+    assert len(found) == len(probes)
+    for seconds in found:
         assert seconds.shape == (probing.LEAST_RUNS,)
         assert seconds.sum() > 0  # a kernel of less than a microsecond takes none
