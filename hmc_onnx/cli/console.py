@@ -55,16 +55,23 @@ def _finite(value: Any) -> Any:
 def progress_lines(write: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> Progress:
     """Progress as lines for a log: one when a kind of work begins, then one every `LINE_EVERY` seconds.
 
+    Times are measured at several stages: the time that is left is that of the stage.
+
     Args:
         write: is given each line.
         clock: seconds.
     """
     began: dict[str, tuple[float, int]] = {}
     written: dict[str, float] = {}
+    last: dict[str, int] = {}
 
     def say(what: str, done: int, of: int) -> None:
         now = clock()
-        if what not in began:
+        again = done < last.get(what, 0)
+        last[what] = done
+        if again:
+            began[what], written[what] = (now, done), now
+        elif what not in began:
             began[what], written[what] = (now, done), now
             write(f"{what}: {of} steps")
         elif now - written[what] >= LINE_EVERY:
@@ -95,10 +102,14 @@ def progress_bar() -> Iterator[Progress]:
     columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bars(*columns, console=target) as bars:
         tasks: dict[str, Any] = {}
+        last: dict[str, int] = {}
 
         def advance(what: str, done: int, of: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=of)
+            elif done < last[what]:
+                bars.reset(tasks[what], total=of)  # so that the time left is that of this work alone
+            last[what] = done
             bars.update(tasks[what], completed=done, total=of)
 
         yield advance

@@ -44,6 +44,16 @@ def test_what_an_earlier_run_has_done_does_not_shorten_the_time_that_is_left() -
     assert lines[-1] == "plan: 60 of 100 (60%), about 40 s left"
 
 
+def test_the_time_that_is_left_is_that_of_the_stage() -> None:
+    lines: list[str] = []
+    now = 0.0
+    say = progress_lines(lines.append, lambda: now)
+    for second, done in ((0.0, 0), (5.0, 10), (100.0, 0), (110.0, 20)):
+        now = second
+        say("latency", done, 40)
+    assert lines == ["latency: 40 steps", "latency: 20 of 40 (50%), about 10 s left"]
+
+
 def test_inspect_describes_the_model_in_json(cli: Cli, given: Path) -> None:
     done = cli("inspect", given / "model.onnx", "--json")
     found = json.loads(done.out)
