@@ -119,14 +119,14 @@ class _Begun:
     """
 
     def __init__(self, context: Context, images: Sequence[Mapping[str, np.ndarray]], stops: Sequence[str]) -> None:
-        self._context, self._images, self._stops = context, images, stops
+        self._context, self.images, self._stops = context, images, stops
         self._walk, self._reached = walk_over(context, images), -1
 
     def at(self, stop: str | None) -> Walk:
         """The walk at a stop, to be forked and not to be advanced; None: at its start."""
         wanted = -1 if stop is None else self._stops.index(stop)
         if wanted < self._reached:
-            self._walk, self._reached = walk_over(self._context, self._images), -1
+            self._walk, self._reached = walk_over(self._context, self.images), -1
         for tensor in self._stops[self._reached + 1 : wanted + 1]:
             self._walk.advance([tensor])
         self._reached = wanted

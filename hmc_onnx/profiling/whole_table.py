@@ -9,7 +9,7 @@ from hmc_onnx.profiling.int8_choices import times_in_float
 from hmc_onnx.search_space.candidates import whole_offers
 from hmc_onnx.search_space.possible import any_removals, every_variant
 
-__all__ = ["measure_table"]
+__all__ = ["every_chain", "measure_table"]
 
 
 def measure_table(context: Context) -> LatencyTable:
@@ -19,14 +19,25 @@ def measure_table(context: Context) -> LatencyTable:
         ModelError: onnxruntime cannot run the model.
         SettingsError: the provider does not work, or the model declares another batch size.
     """
-    settings, clock = context.settings, Clock(context)
+    clock = Clock(context)
     clock.time_whole()
-    align = settings.align or clock.align()
-    chains: dict[str, list[Chain]] = {}
-    for name, found in every_variant(context, any_removals(context, align), align).items():
-        subject = context.compressible.layers[name]
-        chains[name] = [(subject.layer.geometry,), *(o.links for o in whole_offers(subject, align, settings.fine))]
-        chains[name] += [chain for variant in found for chain in variant.chains]
+    chains = every_chain(context, context.settings.align or clock.align())
     clock.measure((name, chain) for name, own in chains.items() for chain in own)
     times_in_float(context, clock, chains)
     return clock.table
+
+
+def every_chain(context: Context, align: int) -> dict[str, list[Chain]]:
+    """Each layer with its candidates: those for the whole layer, and those for what pruning leaves of it.
+
+    Args:
+        context: of the model.
+        align: the number of channels of which widths are a multiple.
+    """
+    chains: dict[str, list[Chain]] = {}
+    for name, found in every_variant(context, any_removals(context, align), align).items():
+        subject = context.compressible.layers[name]
+        offers = whole_offers(subject, align, context.settings.fine)
+        chains[name] = [(subject.layer.geometry,), *(offer.links for offer in offers)]
+        chains[name] += [chain for variant in found for chain in variant.chains]
+    return chains

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -34,6 +34,8 @@ __all__ = [
 KEEP = "keep"
 # Of a layer in a residual branch that is taken out of its sum.
 REMOVED = "removed"
+# What a choice loses: 0 or more, and finite.
+Nats = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class GroupChoice(Frozen):
@@ -44,7 +46,7 @@ class GroupChoice(Frozen):
 
     keep: int
     removed: list[int]
-    sensitivity: float
+    sensitivity: Nats
 
     @property
     def removes_branch(self) -> bool:
@@ -97,7 +99,7 @@ class LayerChoice(Frozen):
     parameters: int
     seconds: float | None = None
     error: float
-    sensitivity: float
+    sensitivity: Nats
     measured: bool
     rounding: float = Field(default=0.0, exclude_if=lambda value: value == 0.0)
     float_seconds: float | None = Field(default=None, exclude_if=lambda value: value is None)

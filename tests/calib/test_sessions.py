@@ -68,6 +68,22 @@ def test_a_session_gives_the_outputs_asked_for(proto) -> None:
         np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_profile_has_every_kernel_of_every_run_in_order(proto) -> None:
+    session = Session(proto, Runtime(threads=1), profiled=True)
+    for _ in range(3):
+        session.run({"input": images(2, 8)})
+    kernels = session.profile()
+    assert len(kernels) % 3 == 0
+    runs = np.split(np.arange(len(kernels)), 3)
+    names = [[kernels[i].name for i in run] for run in runs]
+    assert names[0] == names[1] == names[2]
+    ops = [kernels[i].op for i in runs[0]]
+    assert ops.count("Conv") + ops.count("FusedConv") == sum(n.op_type == "Conv" for n in proto.graph.node)
+    assert ops[-1] in ("Gemm", "FusedGemm")
+    assert all(kernel.seconds >= 0 for kernel in kernels)
+    assert sum(kernel.seconds for kernel in kernels) > 0
+
+
 def test_what_onnxruntime_refuses_is_said_in_one_line(proto) -> None:
     broken = type(proto)()
     broken.CopyFrom(proto)

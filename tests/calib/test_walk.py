@@ -74,6 +74,33 @@ def test_a_leap_over_many_layers_lands_where_steps_do() -> None:
     assert walk.holds(names[1])
 
 
+def with_weights_times(model: Model, factors: dict[str, float]) -> Model:
+    """A copy of a model in which the weights of some nodes are multiplied."""
+    other = model.copy()
+    for node in other.graph.nodes:
+        if node.name in factors:
+            node.inputs[1].values = (factors[node.name] * node.inputs[1].values).astype(np.float32)
+    return other
+
+
+@pytest.mark.parametrize("memory", [None, 0], ids=["in memory", "on disk"])
+def test_a_fork_runs_what_has_not_run_and_leaves_the_walk_where_it_is(memory: int | None) -> None:
+    model = normalise(MODELS["option A"]())
+    x = images(4, 8)
+    first, second, third = [n for n in model.graph.nodes if n.op == "Conv"][:3]
+    walk = Walk(model, chunked(x, 3), memory=memory)
+    walk.advance([second.inputs[0].name])
+    held = [set(chunk) for chunk in walk.chunks]
+    changed = everything(with_weights_times(model, {third.name: 2}).to_proto(), x)["logits"]
+    for _ in range(2):
+        fork = walk.fork(with_weights_times(model, {first.name: 0, third.name: 2}))  # the first has run already
+        fork.advance(["logits"])
+        close(np.concatenate(list(fork.values("logits"))), changed)
+        assert [set(chunk) for chunk in walk.chunks] == held
+    walk.advance(["logits"])
+    close(np.concatenate(list(walk.values("logits"))), everything(model.to_proto(), x)["logits"])
+
+
 def test_nodes_replaced_ahead_of_the_walk_are_the_ones_that_run() -> None:
     model = normalise(MODELS["option A"]())
     shapes = infer_shapes(model, batch_one(model))

@@ -23,6 +23,7 @@ from hmc_onnx.records.profile import (
     Stage,
 )
 from hmc_onnx.records.settings import Settings
+from passes.core.errors import PlanError
 
 NATS = (0.1, 0.11, 0.12, 0.02, 0.3)
 SIZE = 8
@@ -141,3 +142,11 @@ def test_a_profile_keeps_its_stages(tmp_path: Path) -> None:
 def test_a_stage_of_other_groups_is_refused() -> None:
     with pytest.raises(ValueError, match="'g9', which is none of the profile's"):
         profile([Stage(branches=["g0", "g9"], correlation=0.25)])
+
+
+@pytest.mark.parametrize("loss", ["-0.1", "1e999"])
+def test_a_profile_with_a_loss_that_cannot_be_is_refused(tmp_path: Path, loss: str) -> None:
+    good = profile([]).model_dump_json()
+    (tmp_path / "profile.json").write_text(good.replace(f'"sensitivity":{NATS[0]}', f'"sensitivity":{loss}'))
+    with pytest.raises(PlanError, match=r"profile\.json.*sensitivity"):
+        Profile.load(tmp_path / "profile.json")

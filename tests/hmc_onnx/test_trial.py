@@ -33,12 +33,16 @@ def test_more_change_loses_more_and_none_loses_nothing(context: Context) -> None
     assert loses_less(none, mild) and loses_less(mild, strong) and not loses_less(strong, mild)
 
 
-def test_a_trial_is_judged_on_other_images_than_it_is_repaired_on(context: Context) -> None:
-    trial = Trial(context)
+def of_a_trial(trial: Trial) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The images that it judges on, and those that it repairs on."""
     judged, fitted = (
-        {image.tobytes() for chunk in chunks for image in chunk["input"]}
-        for chunks in (trial._chunks, trial._fitted.chunks)
+        [image for chunk in own.images for image in chunk["input"]] for own in (trial._judged, trial._fitted)
     )
+    return judged, fitted
+
+
+def test_a_trial_is_judged_on_other_images_than_it_is_repaired_on(context: Context) -> None:
+    judged, fitted = ({image.tobytes() for image in own} for own in of_a_trial(Trial(context)))
     assert len(judged) == 40 and len(fitted) == 120
     assert not judged & fitted
 
@@ -49,7 +53,7 @@ def test_images_beyond_those_that_a_repair_takes_are_judged_on(
 ) -> None:
     data = CalibrationData({"input": images(count, 8)}, None, "noise")
     trial = Trial(Context(context.served, data, SETTINGS.model_copy(update={"samples": count})))
-    assert (len(trial._data), len(trial._fitted.data)) == (judged, fitted)
+    assert tuple(map(len, of_a_trial(trial))) == (judged, fitted)
 
 
 @pytest.mark.parametrize(("given", "asked", "enough"), [(128, 128, True), (127, 128, False), (500, 127, False)])
@@ -67,7 +71,7 @@ def test_large_networks_are_tried_less_often(context: Context, monkeypatch: pyte
 
 def test_the_judged_images_are_drawn(context: Context) -> None:
     sorted_by_class = CalibrationData({"input": np.sort(images(160, 8), axis=0)}, None, "noise")
-    judged = np.concatenate([c["input"] for c in Trial(Context(context.served, sorted_by_class, SETTINGS))._chunks])
+    judged, _ = of_a_trial(Trial(Context(context.served, sorted_by_class, SETTINGS)))
     at = [np.abs(sorted_by_class.feeds["input"] - image).reshape(160, -1).max(1).argmin() for image in judged]
     assert min(at) < 20 and max(at) > 140
 

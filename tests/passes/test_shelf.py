@@ -29,6 +29,11 @@ def test_a_large_array_is_in_a_file_and_comes_back(tmp_path: Path, dtype: str) -
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_view_is_kept_as_what_it_shows(tmp_path: Path) -> None:
+    array = np.arange(2 * shelf.SMALL, dtype=np.float32).reshape(4, -1).T[::2]
+    np.testing.assert_array_equal(Shelf(tmp_path).keep(array).array, array)
+
+
 def test_small_arrays_and_those_on_no_shelf_stay_in_memory(tmp_path: Path) -> None:
     small, large = np.ones(4), np.ones(shelf.SMALL)
     assert Shelf(tmp_path).keep(small).held is small
