@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import onnx
@@ -135,6 +136,7 @@ def test_a_work_folder_keeps_the_times_and_what_follows_and_is_refused_to_anothe
     small: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # in which there are no times yet
+    monkeypatch.setattr("hmc_onnx.planning.accepted_time.UNSURE", math.inf)  # a plan of unknown time is not kept
     work = Work(work_dir=tmp_path / "work")
     goal = hmc_onnx.Goal(target=Target(latency=0.7), or_nearest=True)
     first = hmc_onnx.compress(small, calibration(), goal, settings=SETTINGS, work=work)
