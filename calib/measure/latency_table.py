@@ -113,7 +113,7 @@ class LatencyTable(BaseModel):
         missing = list({str(p): p for p in probes if str(p) not in self.entries}.values())
         written = clock.monotonic()
         for probe, time in time_probes(missing, runtime, progress):
-            self.put(str(probe), ProbeTime.of(time))
+            self._put_lower(probe, time)
             if clock.monotonic() - written > KEPT_EVERY:
                 kept()
                 written = clock.monotonic()
@@ -121,11 +121,15 @@ class LatencyTable(BaseModel):
             kept()
 
     def measure_again(self, probes: Iterable[Probe], runtime: Runtime, progress: Progress = silent) -> None:
-        """Time probes once more, and keep the lower of the two times, as other load only ever adds to one."""
+        """Time probes once more, and keep the lower of the two times."""
         for probe, time in time_probes(list({str(p): p for p in probes}.values()), runtime, progress):
-            known = self.seconds(probe)
-            if time is not None and (known is None or time.value < known):
-                self.put(str(probe), ProbeTime.of(time))
+            self._put_lower(probe, time)
+
+    def _put_lower(self, probe: Probe, time: Measurement | None) -> None:
+        """Set a probe's entry, unless the table has a lower time, as other load only ever adds to one."""
+        known = self.seconds(probe)
+        if known is None or (time is not None and time.value < known):
+            self.put(str(probe), ProbeTime.of(time))
 
     def seconds(self, probe: Probe) -> float | None:
         """A probe's time in seconds; None where the table has no usable one."""

@@ -70,8 +70,8 @@ def time_probes(
     Where probes were disturbed, they are yielded once more when all are done, with the times that they have then. So
     are probes of earlier calls, where these tell that they were.
     """
-    yield from (_by_kernel if runtime.on_cpu else _by_session)(probes, runtime, progress)
     if probes:
+        yield from (_by_kernel if runtime.on_cpu else _by_session)(probes, runtime, progress)
         progress("latency", len(probes), len(probes))
 
 

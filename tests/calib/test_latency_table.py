@@ -76,6 +76,23 @@ def test_a_probe_is_measured_once(stopwatch: Stopwatch) -> None:
     assert [table.seconds(p) for p in (*probes, probe(16, 64))] == [16.0, 24.0, 16.0, None, None]
 
 
+def test_of_the_times_of_a_probe_the_lowest_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def times(*seconds: float) -> None:
+        found = [(probe(), Measurement(value, 0.0)) for value in seconds]
+        monkeypatch.setattr(latency_table, "time_probes", lambda *_: iter(found))
+
+    table = LatencyTable(machine=MACHINE)
+    times(3.0, 2.0, 4.0)
+    table.measure([probe()], CPU)
+    assert table.seconds(probe()) == 2.0
+    times(2.5, 1.0)  # of an earlier call, beside what is asked for now
+    table.measure([probe(16, 24)], CPU)
+    assert table.seconds(probe()) == 1.0
+    times(1.5)
+    table.measure_again([probe()], CPU)
+    assert table.seconds(probe()) == 1.0
+
+
 def test_what_is_measured_is_kept_on_the_way(stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch) -> None:
     table = LatencyTable(machine=MACHINE)
     found: list[int] = []

@@ -170,6 +170,7 @@ def test_what_was_disturbed_in_an_earlier_call_is_run_again_when_later_ones_tell
 ) -> None:
     tries += [[[9.0, 2.0, 2.0]]]
     assert times(probe(16, 8)) == [(8, 9.0)]
+    assert times() == []
     tries += [[[5.0, 1.0, 1.0]], [[4.0, 1.0, 1.0]]]
     assert times(probe(16, 16)) == [(16, 5.0), (8, 4.0)]
     tries += [[[6.0, 1.0, 1.0]]]
