@@ -57,6 +57,20 @@ def test_a_probe_that_onnxruntime_cannot_run_has_no_time_and_the_others_of_its_l
     assert [times[p] is not None and times[p].value > 0 for p in probes] == [True, False, True, False]
 
 
+def test_where_kernels_say_nothing_each_probe_is_timed_as_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    def alone(own: Probe, _: Runtime) -> Measurement:
+        if "Tanh" in own.epilogue:
+            raise ModelError("onnxruntime cannot load the model: it has a Tanh")
+        return Measurement(own.links[-1].outputs, 0.0)
+
+    monkeypatch.setattr(Runtime, "on_cpu", property(lambda self: False))
+    monkeypatch.setattr(probing, "_alone", alone)
+    probes, steps = [probe(), probe(16, 16, 8, "Tanh"), probe(16, 24)], []
+    found = list(time_probes(probes, ONE, lambda what, done, of: steps.append((what, done, of))))
+    assert found == list(zip(probes, [Measurement(16, 0.0), None, Measurement(24, 0.0)], strict=True))
+    assert steps == [("latency", done, 3) for done in range(4)]
+
+
 def test_a_geometry_that_does_not_fit_its_size_has_no_time() -> None:
     large = Probe((Geometry(8, 8, (5, 5), (1, 1), (0,) * 4, (1, 1)),), (3, 3), 1)
     found = dict(time_probes([large, probe()], ONE))
